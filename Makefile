@@ -1,0 +1,34 @@
+# make sweep   set up .venv and run the main job
+# make test    set up .venv and pass the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: sweep test fast lint types smoke clean
+
+sweep: .venv/ready
+	$(BIN)/python run.py -m model=alexnet,resnet18,mobilenetv3 precision=int8,fp16
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+fast: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+smoke: .venv/ready
+	$(BIN)/python run.py +sweep=smoke
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv multirun mlruns mlflow.db

@@ -1,0 +1,181 @@
+"""The things that flow from stage to stage. All are frozen; none computes anything.
+
+    RawData -> Splits -> Trained -> Compressed -> Artifact -> Measurement -> Outcome
+
+Shape letters: N images, K classes, C channels, H height, W width. Images are uint8 [N, H, W, C] with C = 1 or 3.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images uint8 [N, H, W, C] with their labels int64 [N]; memory-mapped when they come from the store."""
+
+    images: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawData:
+    """A data set as decoded: training and test images and the names of the classes."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """A data set ready for use: validation images come from the training images, never from the test images.
+
+    Attributes:
+        mean_C, std_C: of the training pixels, in units of [0, 1].
+        fingerprint: SHA-256 of images, labels and class names.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of a training history. Losses are means over images; accuracies are shares in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A baseline on disk: the checkpoint with the best validation accuracy.
+
+    Attributes:
+        checkpoint: state_dict file.
+        test_logits_NK: float32 logits of the test images, computed by PyTorch in fp32.
+    """
+
+    checkpoint: Path
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    val_top1: float
+    device: str
+    test_logits_NK: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNote:
+    """What was done to one layer, truthfully.
+
+    Attributes:
+        name: module path in the original network.
+        kind: ``conv2d`` or ``linear``.
+        weights, activations: the formats really applied, e.g. ``s7 per-channel symmetric``, ``float32``.
+        parameters: number of weights and biases.
+        stored_bits: bits that these need as stored, scales included.
+        sqnr_db: signal-to-quantization-noise ratio of the weights, None where they are unchanged.
+        reason: why the layer stayed float; empty when it was compressed as asked.
+    """
+
+    name: str
+    kind: str
+    weights: str
+    activations: str
+    parameters: int
+    stored_bits: int
+    sqnr_db: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What a method returns: layer notes, and a program from float32 images [N, 3, H, W] to float32 logits [N, K]."""
+
+    program: "torch.export.ExportedProgram"
+    layers: tuple[LayerNote, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """A compression on disk.
+
+    Attributes:
+        program: ``torch.export`` file of the Q/DQ (or float) program.
+        test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
+    """
+
+    program: Path
+    layers: tuple[LayerNote, ...]
+    test_logits_NK: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One operation as an engine executed it.
+
+    Attributes:
+        name: node name in the engine's graph.
+        op: the engine's name of the kernel, e.g. ``QLinearConv``.
+        macs: multiply-accumulates for one batch; 0 for operations without weights.
+        integer: whether they were done on integers.
+    """
+
+    name: str
+    op: str
+    macs: int
+    integer: bool
+
+
+Status = Literal["finished", "failed", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Everything measured on one artifact.
+
+    Attributes:
+        metrics: by the names of ``docs/measurement.md``; full precision, units in the names.
+        flags: what a reader must know before believing a figure, e.g. ``noisy``.
+        verdict: ``faster``, ``slower`` or ``not distinguishable`` than the same backend's fp32; empty where not timed.
+        notes: details as JSON types: kernels, noise probes, size by layer.
+        folder: raw latency samples and predictions.
+    """
+
+    metrics: dict[str, float]
+    flags: tuple[str, ...]
+    verdict: str
+    notes: dict[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log."""
+
+    status: Status
+    reason: str = ""
+    log_tail: str = ""
+    measurement: Measurement | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    run_id: str = ""

@@ -1,0 +1,325 @@
+"""The nouns one configures: every config group of ``conf/`` is one class here, and every YAML one instance.
+
+A plug-in is a final, frozen dataclass that extends one of the abstract classes below. Its fields are its knobs; they
+are type- and range-checked when it is constructed. Constructing is pure: files, packages and devices are touched in
+methods only.
+
+Shape letters: N images, K classes, C channels, H height, W width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import ConfigDict, Field
+
+from bitsweep.environment import Cpu
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from bitsweep.artifacts import Compression, Kernel, RawData, Splits
+
+T = TypeVar("T")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def axis(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose fields are checked on construction; unknown fields are refused."""
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+
+
+# --------------------------------------------------------------------------- what is compressed, on what
+
+
+@axis
+class Model(ABC):
+    """A network architecture.
+
+    Attributes:
+        name: short stable name, used in tables.
+        image_size: height and width of its input, in pixels.
+    """
+
+    name: Name
+    image_size: Count
+
+    @abstractmethod
+    def build(self, num_classes: int) -> "torch.nn.Module":
+        """A freshly initialised network that maps float images [N, 3, H, W] to logits [N, num_classes]."""
+
+
+@axis
+class Dataset(ABC):
+    """Labelled images.
+
+    Attributes:
+        name: short stable name, used in tables.
+        val_share: part of the training images held out for choosing the checkpoint.
+        split_seed: seed of that choice; apart from the cell's seed, so that all seeds see the same images.
+    """
+
+    name: Name
+    val_share: Share = 0.1
+    split_seed: int = 0
+
+    @abstractmethod
+    def source(self) -> str:
+        """A fingerprint of the raw files without decoding them, the same before and after a download.
+
+        Raises:
+            DataError: the files are neither here nor to be downloaded.
+        """
+
+    @abstractmethod
+    def decode(self) -> "RawData":
+        """Read (or first download) the raw files.
+
+        Raises:
+            DataError: a file is missing, unreadable or truncated.
+        """
+
+
+@axis
+class Recipe:
+    """How a baseline is trained (config group ``train``).
+
+    Attributes:
+        epochs: passes over the training images, at most.
+        max_steps: optimiser steps, at most; bounds the time on large data sets.
+        batch_size: images a step.
+        optimizer: ``adamw`` (decoupled weight decay) or ``sgd`` (Nesterov momentum 0.9).
+        lr: peak learning rate.
+        weight_decay: decoupled for AdamW; not applied to biases and normalisation.
+        schedule: ``cosine`` after a linear warm-up, or ``onecycle``.
+        warmup_share: part of the steps spent warming up.
+        label_smoothing: of the cross entropy.
+        augment: ``none``; ``shift`` (random translation by up to an eighth); ``shift_flip`` (and mirroring).
+        clip_norm: largest norm of the gradient; 0 turns clipping off.
+        patience: epochs without a better validation accuracy before stopping early.
+        device: where to train; ``auto`` takes a GPU when there is one.
+    """
+
+    name: Name
+    epochs: Count
+    max_steps: Count
+    batch_size: Count = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: Literal["none", "shift", "shift_flip"] = "shift"
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    patience: Count = 10
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+# --------------------------------------------------------------------------- to how many bits
+
+FloatFormat = Literal["float32", "float16", "bfloat16"]
+
+
+@axis
+class Grid:
+    """The integer grid of a tensor: which codes there are, and what shares a scale.
+
+    Attributes:
+        bits: width of a code.
+        signed: two's complement codes, or codes from zero.
+        symmetric: zero point 0 (signed); one code fewer, so that the range is symmetric too.
+        per_channel: one scale for each output channel, or one for the tensor.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=16)]
+    signed: bool
+    symmetric: bool
+    per_channel: bool = False
+
+    @property
+    def lo(self) -> int:
+        """Smallest code."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def hi(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    def __str__(self) -> str:
+        sign = "s" if self.signed else "u"
+        granularity = "per-channel" if self.per_channel else "per-tensor"
+        return f"{sign}{self.bits} {granularity} {'symmetric' if self.symmetric else 'affine'}"
+
+
+@axis
+class Precision:
+    """Number formats of weights and activations: not how ranges are chosen (method) or which kernels run (backend)."""
+
+    name: Name
+    weights: Grid | FloatFormat
+    activations: Grid | FloatFormat
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights are integer codes."""
+        return isinstance(self.weights, Grid)
+
+
+@axis
+class Scheme:
+    """A precision resolved against what a backend's kernels take and what the CPU computes; part of the compressed key.
+
+    Attributes:
+        weights, activations: the formats that are really used.
+        arithmetic: what multiplications are done in.
+        why: in what the scheme differs from the precision asked for, and for what reason; empty when it does not.
+    """
+
+    weights: Grid | FloatFormat
+    activations: Grid | FloatFormat
+    arithmetic: Literal["float32", "float16", "bfloat16", "integer", "simulated"]
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"weights {self.weights}, activations {self.activations}, {self.arithmetic} arithmetic"
+
+
+FLOAT32 = Scheme(weights="float32", activations="float32", arithmetic="float32")
+
+
+def storage_only(precision: Precision, *, computes: bool, where: str) -> Scheme:
+    """Scheme of a float precision: computed in that format where the hardware does, otherwise stored in it only."""
+    assert not isinstance(precision.weights, Grid) and not isinstance(precision.activations, Grid)
+    if precision.weights == "float32" or computes:
+        return Scheme(weights=precision.weights, activations=precision.activations, arithmetic=precision.weights)
+    stored = precision.weights
+    why = f"{where} has no {stored} arithmetic: weights are stored as {stored} and computed in float32"
+    return Scheme(weights=precision.weights, activations="float32", arithmetic="float32", why=why)
+
+
+def reduce_range(precision: Precision, cpu: Cpu) -> Scheme:
+    """Scheme of an 8-bit precision on integer kernels: 7-bit weights where sums of u8 x s8 products would saturate."""
+    weights, activations = precision.weights, precision.activations
+    assert isinstance(weights, Grid) and isinstance(activations, Grid)
+    if weights.bits < 8 or activations.signed or not cpu.saturates_u8s8:
+        return Scheme(weights=weights, activations=activations, arithmetic="integer")
+    why = f"{cpu.isa} without VNNI saturates sums of two u8 x s8 products: weights have 7 bits"
+    return Scheme(weights=replace(weights, bits=7), activations=activations, arithmetic="integer", why=why)
+
+
+# --------------------------------------------------------------------------- how, and on which engine
+
+
+@axis
+class Method(ABC):
+    """A way to make a trained network smaller: chooses ranges and codes, and yields a Q/DQ program."""
+
+    name: Name
+
+    @abstractmethod
+    def unsupported(self, precision: Precision) -> str | None:
+        """Why this method cannot express a precision, with the cure; None when it can."""
+
+    @abstractmethod
+    def compress(
+        self, model: "torch.nn.Module", splits: "Splits", *, image_size: int, scheme: Scheme, seed: int
+    ) -> "Compression":
+        """Compress a trained network in evaluation mode, which may be changed in place.
+
+        Returns:
+            The exported program with a dynamic batch, float32 images [N, 3, H, W] to float32 logits [N, K],
+            and a note on each layer.
+
+        Raises:
+            BitsweepError: the network cannot be compressed, for instance because a weight is not finite.
+        """
+
+
+#: Runs an artifact: float32 images [N, 3, H, W] to float32 logits [N, K].
+Runner = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+
+
+@axis
+class Backend(ABC):
+    """An engine. Lowers a program to a file, and runs that file.
+
+    Attributes:
+        package, extra: distribution that the engine comes in, and the extra of this project that installs it.
+        timed: whether its latency means anything; False for simulations.
+    """
+
+    name: Name
+    package: ClassVar[str] = "torch"
+    extra: ClassVar[str] = ""
+    timed: ClassVar[bool] = True
+
+    @abstractmethod
+    def unsupported(self, precision: Precision) -> str | None:
+        """Why this engine cannot run a precision, with the cure; None when it can."""
+
+    @abstractmethod
+    def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
+        """The precision resolved against this engine's kernels and the CPU."""
+
+    @abstractmethod
+    def lower(self, program: "torch.export.ExportedProgram", folder: Path) -> None:
+        """Write the artifact's files into an existing empty folder.
+
+        Raises:
+            BitsweepError: the engine does not take the program.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, *, threads: int) -> Runner:
+        """Load an artifact in a fresh process, to run on the given number of threads."""
+
+    @abstractmethod
+    def kernels(self, folder: Path, images: "np.ndarray[Any, Any]", *, threads: int) -> "Sequence[Kernel]":
+        """What the engine executed for one batch: its kernels with their multiply-accumulates and arithmetic."""
+
+
+# --------------------------------------------------------------------------- how it is measured
+
+
+@axis
+class Protocol:
+    """How an artifact is measured.
+
+    Attributes:
+        threads: intra-op threads of the engine and CPUs it may run on; 0 takes the physical cores.
+        batch_sizes: the first is the one that latency metrics without a suffix mean.
+        warmup_s: seconds of warm-up for each artifact and batch size.
+        blocks: timed blocks of each artifact, interleaved A B B A; a pair of blocks gives one paired ratio.
+        block_s: least seconds a block lasts.
+        confidence: of all intervals.
+        max_drift: largest relative change of a fixed reference kernel from before to after; above it the run is noisy.
+        max_spread: largest interquartile range of the latency relative to its median; above it the run is noisy.
+        repeats: how often a noisy run is repeated at most.
+        eval_batch: images a batch when measuring accuracy.
+        memory: whether to measure peak memory in a pass of its own.
+    """
+
+    name: Name
+    threads: Annotated[int, Field(ge=0)] = 0
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    warmup_s: Annotated[float, Field(ge=0)] = 0.3
+    blocks: Annotated[int, Field(ge=6)] = 20
+    block_s: Annotated[float, Field(gt=0)] = 0.05
+    confidence: Share = 0.95
+    max_drift: Annotated[float, Field(gt=0)] = 0.15
+    max_spread: Annotated[float, Field(gt=0)] = 0.25
+    repeats: Annotated[int, Field(ge=0)] = 2
+    eval_batch: Count = 64
+    memory: bool = True

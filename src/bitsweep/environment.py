@@ -1,0 +1,118 @@
+"""Where a measurement was made: CPU and its instruction set, memory, versions, commit. Imports no torch."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+#: Packages whose versions are stamped on every run.
+REPORTED_PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "mlflow", "hydra-core", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cpu:
+    """A processor, as far as quantized inference depends on it.
+
+    Attributes:
+        model: marketing name.
+        architecture: ``x86_64``, ``aarch64``, ...
+        flags: instruction-set flags as the kernel names them.
+    """
+
+    model: str
+    architecture: str
+    flags: frozenset[str]
+
+    @property
+    def isa(self) -> str:
+        """The widest instruction set that matters for integer kernels, e.g. ``avx2`` or ``avx512_vnni``."""
+        widest_first = (
+            "amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2", "i8mm", "asimddp", "asimd",
+        )  # fmt: skip
+        return next((flag for flag in widest_first if flag in self.flags), self.architecture)
+
+    @property
+    def saturates_u8s8(self) -> bool:
+        """Whether u8 x s8 kernels add pairs of products in saturating 16 bits (x86 without VNNI or AMX)."""
+        return self.architecture == "x86_64" and not self.flags & {"amx_int8", "avx512_vnni", "avx_vnni"}
+
+    @property
+    def computes_fp16(self) -> bool:
+        """Whether the CPU multiplies and adds half-precision vectors (AVX512-FP16, ARM FP16)."""
+        return bool(self.flags & {"avx512_fp16", "asimdhp"})
+
+    @property
+    def computes_bf16(self) -> bool:
+        """Whether the CPU multiplies bfloat16 vectors (AVX512-BF16, AMX-BF16, ARM BF16)."""
+        return bool(self.flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@functools.cache
+def current_cpu() -> Cpu:
+    """The processor of this machine; flags are empty where the system does not tell them."""
+    architecture = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    return Cpu(
+        model=fields.get("model name") or platform.processor() or architecture,
+        architecture=architecture,
+        flags=frozenset((fields.get("flags") or fields.get("Features") or "").split()),
+    )
+
+
+def physical_cores() -> int:
+    """Physical cores this process may run on, at least one."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+@functools.cache
+def version_of(package: str) -> str:
+    """Installed version of a distribution, or ``absent``; does not import it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+@functools.cache
+def commit() -> str:
+    """Abbreviated git commit of the source tree, with ``-dirty`` when it was changed, or ``unknown``."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return described.stdout.strip() if described.returncode == 0 and described.stdout.strip() else "unknown"
+
+
+def describe() -> dict[str, Any]:
+    """Everything about this machine and installation that a figure should travel with, as JSON types."""
+    import psutil
+
+    cpu = current_cpu()
+    return {
+        "cpu": {**asdict(cpu), "flags": sorted(cpu.flags), "isa": cpu.isa},
+        "logical_cores": psutil.cpu_count(logical=True),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version_of(name) for name in REPORTED_PACKAGES},
+        "commit": commit(),
+    }

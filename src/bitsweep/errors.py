@@ -1,0 +1,58 @@
+"""Errors that a user can act on: one line each, with the key, the value, what is allowed and the next step.
+
+BitsweepError                 exit code 1
+├── CompressionError          a network cannot be traced or compressed as it is
+├── CellFailed                a child process crashed, was killed, or ran out of time or memory
+├── StoreError                the artifact store or the disk under it cannot be used
+├── TrackingError             MLflow does not answer
+└── UsageError(ValueError)    exit code 2: what was asked cannot be done as asked
+    ├── ConfigError           a configuration value is unknown, of the wrong type or out of range
+    ├── DataError             a data set is missing or cannot be read
+    └── MissingPackage        an optional package is not installed
+"""
+
+
+class BitsweepError(Exception):
+    """Base of all errors that are shown as one line, without a traceback."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class CompressionError(BitsweepError):
+    """A network cannot be traced or compressed as it is."""
+
+
+class CellFailed(BitsweepError):
+    """The child process that did the work of a stage did not finish it."""
+
+
+class StoreError(BitsweepError):
+    """The artifact store cannot be written or read."""
+
+
+class TrackingError(BitsweepError):
+    """The MLflow tracking store cannot be used."""
+
+
+class UsageError(BitsweepError, ValueError):
+    """What was asked cannot be done as asked."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value is unknown, of the wrong type, or out of range."""
+
+
+class DataError(UsageError):
+    """A data set is missing or cannot be read."""
+
+
+class MissingPackage(UsageError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'bitsweep[{extra}]'")

@@ -1,0 +1,189 @@
+"""One cell of the grid: what it is made of, the keys of everything it needs, and why it cannot run (if so)."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pydantic
+
+from bitsweep import fingerprint
+from bitsweep.axes import Backend, Dataset, Method, Model, Precision, Protocol, Recipe, Scheme
+from bitsweep.environment import current_cpu, physical_cores, version_of
+from bitsweep.errors import ConfigError, MissingPackage, UsageError
+from bitsweep.methods.none import NoCompression
+
+FP32 = Precision(name="fp32", weights="float32", activations="float32")
+
+#: Config group -> what its choices are.
+AXES: dict[str, type] = {
+    "model": Model,
+    "method": Method,
+    "precision": Precision,
+    "backend": Backend,
+    "dataset": Dataset,
+    "train": Recipe,
+    "protocol": Protocol,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of the grid.
+
+    Attributes:
+        overrides: the command-line words that lead to this cell; not part of any key.
+    """
+
+    model: Model
+    method: Method
+    precision: Precision
+    backend: Backend
+    dataset: Dataset
+    train: Recipe
+    protocol: Protocol
+    seed: int
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Axis -> name of its choice, and every knob that was overridden, as MLflow parameters."""
+        knobs = dict(word.lstrip("+").split("=", 1) for word in self.overrides if "." in word.split("=", 1)[0])
+        return {axis: getattr(self, axis).name for axis in AXES} | {"seed": str(self.seed)} | knobs
+
+    @property
+    def name(self) -> str:
+        """A short readable name, not necessarily unique."""
+        axes = self.axes
+        return "-".join(axes[axis] for axis in ("model", "method", "precision", "backend", "dataset"))
+
+    @property
+    def command(self) -> str:
+        """The command that reproduces this cell alone."""
+        return shlex.join(["python", "run.py", *self.overrides])
+
+    @property
+    def twin(self) -> "Cell":
+        """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
+        return self if self.precision == FP32 else replace(self, method=NoCompression(name="none"), precision=FP32)
+
+    @functools.cached_property
+    def scheme(self) -> Scheme:
+        """The precision resolved against backend and CPU."""
+        return self.backend.scheme(self.precision, current_cpu())
+
+    @functools.cached_property
+    def dataset_key(self) -> str:
+        """Key of the decoded and split data."""
+        return _dataset_key(self.dataset)
+
+    @functools.cached_property
+    def baseline_key(self) -> str:
+        """Key of the trained fp32 model."""
+        return fingerprint.digest(
+            "baseline", self.dataset_key, fingerprint.settings(self.model), fingerprint.settings(self.train), self.seed,
+            fingerprint.code("bitsweep.train", type(self.model).__module__), _versions("torch", "torchvision"),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def compressed_key(self) -> str:
+        """Key of the Q/DQ or float program; backends with the same scheme share it."""
+        return fingerprint.digest(
+            "compressed", self.baseline_key, fingerprint.settings(self.method), fingerprint.settings(self.scheme),
+            fingerprint.code(type(self.method).__module__), _versions("torch", "torchao"),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def artifact_key(self) -> str:
+        """Key of the file that the engine loads."""
+        return fingerprint.digest(
+            "artifact", self.compressed_key, fingerprint.settings(self.backend),
+            fingerprint.code(type(self.backend).__module__), _versions("torch", "onnxscript", self.backend.package),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
+        cpu = current_cpu()
+        return fingerprint.digest(
+            "cell", self.artifact_key, self.twin.artifact_key, fingerprint.settings(self.protocol),
+            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores()],
+        )  # fmt: skip
+
+    def obstacle(self) -> str | None:
+        """Why this cell cannot run here, with the cure; None when it can."""
+        if version_of(self.backend.package) == "absent":
+            return str(MissingPackage(self.backend.package, self.backend.extra))
+        if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
+            return reason
+        try:
+            self.dataset.source()
+        except UsageError as error:
+            return str(error)
+        return None
+
+
+@functools.cache
+def _dataset_key(dataset: Dataset) -> str:
+    code = fingerprint.code("bitsweep.splits", type(dataset).__module__)
+    return fingerprint.digest("dataset", fingerprint.settings(dataset), dataset.source(), code)
+
+
+def _versions(*packages: str) -> list[tuple[str, str]]:
+    return [(package, version_of(package)) for package in packages]
+
+
+def bind(config: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Cell:
+    """Turn a composed configuration into a cell, checking every value.
+
+    Args:
+        config: axis -> mapping with ``_target_`` and the knobs of that class, and ``seed``.
+        overrides: the command-line words that the configuration was composed from.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
+    axes: dict[str, Any] = {group: _construct(group, config[group], kind) for group, kind in AXES.items()}
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: give a whole number from 0 to 4294967295")
+    cell = Cell(**axes, seed=seed, overrides=overrides)
+    # All uncompressed cells of one model and engine are the same cell, whatever method was asked for.
+    return replace(cell.twin, overrides=overrides) if cell.precision == FP32 else cell
+
+
+def _construct(group: str, node: Mapping[str, Any], kind: type) -> Any:
+    knobs = dict(node)
+    target = knobs.pop("_target_", "")
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(f"{group}._target_={target}: no such class; see the other YAMLs of conf/{group}/") from None
+    if not (inspect.isclass(cls) and issubclass(cls, kind)):
+        raise ConfigError(f"{group}._target_={target}: not a {kind.__name__}; see the other YAMLs of conf/{group}/")
+    try:
+        return cls(**knobs)
+    except pydantic.ValidationError as error:
+        raise invalid(cls, error, group) from None
+
+
+def invalid(cls: type, error: pydantic.ValidationError, *group: str) -> ConfigError:
+    """The first thing that is wrong with the knobs of a class, in one line: key, value, what is allowed."""
+    first = error.errors()[0]
+    fields = list(getattr(cls, "__dataclass_fields__", {}))
+    # Pydantic names the members of a union inside the location; they are not part of the key.
+    location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Grid"))]
+    key = ".".join([*group, *location])
+    if first["type"] == "unexpected_keyword_argument":
+        close = difflib.get_close_matches(location[-1], fields, n=1)
+        hint = f"did you mean {'.'.join([*group, close[0]])}?" if close else f"choose from {', '.join(fields)}"
+        return ConfigError(f"{key}: no such key; {hint}")
+    if first["type"].startswith("missing"):
+        return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    return ConfigError(f"{key}={first['input']}: {message}")

@@ -1,0 +1,328 @@
+"""Measures an artifact: each pass in a process of its own that has loaded no other engine.
+
+    evaluate   accuracy, parity, size, executed kernels; keeps the logits
+    race       latency against the same engine's fp32, in interleaved blocks; keeps the raw samples
+    weigh      peak memory of loading and running the artifact alone
+
+Every pass writes one JSON file of metrics, flags and notes; `load_measurement` puts them together. What the metrics
+mean is said in docs/measurement.md.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bitsweep import stats
+from bitsweep.artifacts import Array, Compressed, Measurement, Split, Trained
+from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
+from bitsweep.environment import physical_cores
+
+#: Sizes below this share of fp32 need no explanation for 8-bit weights.
+_EXPLAINED_SIZE_RATIO = 0.35
+_PASSES = ("evaluate", "race", "weigh")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured, and the same engine's fp32 artifact to measure it against (itself where it is that one)."""
+
+    artifact: Path
+    twin: Path
+    backend: Backend
+    protocol: Protocol
+    scheme: Scheme
+
+    @property
+    def threads(self) -> int:
+        """Threads of the engine."""
+        return self.protocol.threads or physical_cores()
+
+
+# --------------------------------------------------------------------------- accuracy, parity, size, kernels
+
+
+def evaluate(
+    subject: Subject,
+    *,
+    test: Split,
+    preprocess: Callable[[Array], Array],
+    trained: Trained,
+    compressed: Compressed,
+    folder: Path,
+) -> None:
+    """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference."""
+    runner = subject.backend.load(subject.artifact, threads=subject.threads)
+    batch = subject.protocol.eval_batch
+    logits_NK = np.concatenate(
+        [runner(preprocess(test.images[start : start + batch])) for start in range(0, len(test), batch)]
+    ).astype(np.float32)
+    np.save(folder / "logits.npy", logits_NK)
+    examples = preprocess(test.images[: max(subject.protocol.batch_sizes)])
+    np.save(folder / "examples.npy", examples)
+
+    metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
+    notes: dict[str, Any] = {}
+    for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, examples)):
+        notes |= measured
+        metrics |= more_metrics
+        flags += more_flags
+    _write(folder, "evaluate", metrics, flags, notes)
+
+
+def compare(
+    logits_NK: Array, labels_N: Array, baseline_NK: Array, reference_NK: Array, subject: Subject
+) -> tuple[dict[str, float], list[str]]:
+    """Accuracy metrics of logits against labels, fp32 baseline and reference, and the flags that follow."""
+    n = len(labels_N)
+    correct = logits_NK.argmax(1) == labels_N
+    baseline_correct = baseline_NK.argmax(1) == labels_N
+    lost, gained = stats.paired_counts(baseline_correct, correct)
+    low, high = stats.wilson_interval(int(correct.sum()), n, subject.protocol.confidence)
+    metrics = {
+        "top1": float(correct.mean()),
+        "top1_low": low,
+        "top1_high": high,
+        "top1_drop_pp": 100 * float(baseline_correct.mean() - correct.mean()),
+        "flips": float(lost + gained),
+        "mcnemar_p": stats.mcnemar_exact_p(lost, gained),
+        "agreement": stats.agreement(baseline_NK, logits_NK),
+        "sqnr_db": stats.sqnr_db(baseline_NK, logits_NK),
+        "mean_kl": stats.mean_kl(baseline_NK, logits_NK),
+        "parity_agreement": stats.agreement(reference_NK, logits_NK),
+        "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
+    }
+    flags = []
+    if not np.isfinite(logits_NK).all():
+        flags.append("non-finite logits")
+    if metrics["parity_agreement"] < 0.99 or metrics["parity_sqnr_db"] < 25:
+        flags.append("diverges")
+    return metrics, flags
+
+
+def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+    """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
+    stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    metrics = {
+        "size_mb": stored / 1e6,
+        "size_ratio": stored / twin,
+        "size_bound_mb": sum(layer.stored_bits for layer in compressed.layers) / 8e6,
+    }
+    left = {layer.name: layer.reason for layer in compressed.layers if layer.reason}
+    large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (
+        max(8, subject.scheme.weights.bits) / 8
+    )
+    return {"layers_left_float": left}, metrics, ["large"] if large else []
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of an artifact's files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+
+
+def _kernels(subject: Subject, examples: Array) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+    """Share of multiply-accumulates that the engine executed on integers, and what it left in float."""
+    kernels = subject.backend.kernels(subject.artifact, examples[:1], threads=subject.threads)
+    macs = sum(kernel.macs for kernel in kernels)
+    share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
+    islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
+    notes = {"macs": macs, "float_islands": islands if subject.scheme.arithmetic == "integer" else []}
+    flags = ["mostly float"] if subject.scheme.arithmetic == "integer" and share < 0.5 else []
+    return notes, {"int8_mac_share": share}, flags
+
+
+# --------------------------------------------------------------------------- latency
+
+
+def race(subject: Subject, *, examples: Array, folder: Path) -> None:
+    """Time the artifact against the same engine's fp32 artifact: blocks A B B A, raw samples kept.
+
+    Args:
+        examples: float32 images [N, 3, H, W]; repeated where a batch needs more.
+    """
+    protocol = subject.protocol
+    _pin(subject.threads)
+    runner, load_ms = _timed_ms(lambda: subject.backend.load(subject.artifact, threads=subject.threads))
+    first = _batch(examples, protocol.batch_sizes[0])
+    _, first_run_ms = _timed_ms(lambda: runner(first))
+    racers = [runner]
+    if subject.twin != subject.artifact:
+        racers.append(subject.backend.load(subject.twin, threads=subject.threads))
+
+    metrics: dict[str, float] = {"load_ms": load_ms, "first_run_ms": first_run_ms}
+    flags: list[str] = []
+    notes: dict[str, Any] = {"threads": subject.threads, "batches": {}}
+    samples: dict[str, Array] = {}
+    for size in protocol.batch_sizes:
+        suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
+        blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        own = np.concatenate(blocks[0])
+        for percentile in (50, 90, 99):
+            value = stats.percentile_if_supported(own, percentile / 100)
+            if value is not None:
+                metrics[f"latency_p{percentile}_ms{suffix}"] = value
+        metrics[f"throughput_ips{suffix}"] = 1000 * size / float(np.median(own))
+        if len(blocks) == 2:
+            gain = stats.paired_speedup(blocks[1], blocks[0], confidence=protocol.confidence, seed=0)
+            metrics |= {
+                f"speedup{suffix}": gain.ratio,
+                f"speedup_low{suffix}": gain.low,
+                f"speedup_high{suffix}": gain.high,
+            }
+            noise["verdict"] = gain.verdict
+        if noise["noisy"] and "noisy" not in flags:
+            flags.append("noisy")
+        notes["batches"][str(size)] = noise
+        for racer, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
+            samples[f"{racer}_b{size}_ms"] = np.concatenate(its_blocks)
+            samples[f"{racer}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
+    np.savez_compressed(folder / "latency_samples.npz", **samples)
+    notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
+    _write(folder, "race", metrics, flags, notes)
+
+
+def _pin(threads: int) -> None:
+    """Let this process run on as many CPUs as the engine has threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _batch(examples: Array, size: int) -> Array:
+    return np.ascontiguousarray(np.resize(examples, (size, *examples.shape[1:])))
+
+
+def _timed_ms(action: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter_ns()
+    result = action()
+    return result, (time.perf_counter_ns() - start) / 1e6
+
+
+def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tuple[list[list[Array]], dict[str, Any]]:
+    """Race until the machine was quiet, or the repeats are used up; the quietest attempt counts.
+
+    Returns:
+        Blocks of latencies in ms for each racer, and what is known of the noise.
+    """
+    best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
+    for attempt in range(1 + protocol.repeats):
+        before = reference_ms()
+        blocks = interleaved_blocks(racers, images, protocol)
+        drift = stats.drift(before, reference_ms())
+        spread = stats.relative_iqr(np.concatenate(blocks[0]))
+        badness = max(abs(drift) / protocol.max_drift, spread / protocol.max_spread)
+        noise = {"noisy": badness > 1, "drift": drift, "spread": spread, "attempts": attempt + 1}
+        if best is None or badness < best[0]:
+            best = badness, blocks, noise
+        best[2]["attempts"] = attempt + 1
+        if badness <= 1:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def interleaved_blocks(racers: list[Runner], images: Array, protocol: Protocol) -> list[list[Array]]:
+    """Latencies in ms of each racer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
+    runs = [_runs_a_block(racer, images, protocol) for racer in racers]
+    blocks: list[list[Array]] = [[] for _ in racers]
+    gc.disable()
+    try:
+        for turn in range(protocol.blocks):
+            order = range(len(racers)) if turn % 2 == 0 else reversed(range(len(racers)))
+            for index in order:
+                blocks[index].append(_block(racers[index], images, runs[index]))
+    finally:
+        gc.enable()
+    return blocks
+
+
+def _runs_a_block(racer: Runner, images: Array, protocol: Protocol) -> int:
+    """Warm up, and tell how many runs fill a block."""
+    end = time.perf_counter() + protocol.warmup_s
+    durations = [_timed_ms(lambda: racer(images))[1] for _ in range(3)]
+    while time.perf_counter() < end:
+        durations.append(_timed_ms(lambda: racer(images))[1])
+    return max(3, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
+
+
+def _block(racer: Runner, images: Array, runs: int) -> Array:
+    # The first runs of a block meet the other racer's caches and still spinning threads: they are not counted.
+    racer(images)
+    racer(images)
+    samples = np.empty(runs)
+    for index in range(runs):
+        start = time.perf_counter_ns()
+        racer(images)
+        samples[index] = (time.perf_counter_ns() - start) / 1e6
+    return samples
+
+
+def reference_ms() -> float:
+    """Median time of a fixed single-threaded kernel, which tells how fast the machine is just now."""
+    values = np.linspace(0, 1, 1 << 16)
+    return float(np.median([_timed_ms(lambda: np.sort(np.sin(values)))[1] for _ in range(15)]))
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def weigh(subject: Subject, *, examples: Path, folder: Path) -> None:
+    """Measure the peak memory of a new interpreter that imports the engine, loads the artifact and runs it once.
+
+    Args:
+        examples: ``.npy`` file of float32 images [N, 3, H, W].
+    """
+    script = (
+        "import pickle, sys; from bitsweep.measure import print_peak_mb;print_peak_mb(**pickle.load(sys.stdin.buffer))"
+    )
+    import pickle
+
+    request = {"subject": subject, "examples": examples}
+    finished = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(request), capture_output=True)
+    if finished.returncode:
+        sys.stderr.buffer.write(finished.stderr)
+        raise RuntimeError(f"the process that measures memory ended with {finished.returncode}")
+    _write(folder, "weigh", {"peak_rss_mb": float(finished.stdout.split()[-1])}, [], {})
+
+
+def print_peak_mb(subject: Subject, examples: Path) -> None:
+    """Load and run an artifact in this process, and print by how many MB its resident set grew at most."""
+    images = np.load(examples)[: subject.protocol.batch_sizes[0]]
+    before = _status_kb("VmRSS")
+    runner = subject.backend.load(subject.artifact, threads=subject.threads)
+    runner(images)
+    print((_status_kb("VmHWM") - before) * 1024 / 1e6)
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+# --------------------------------------------------------------------------- putting together
+
+
+def _write(folder: Path, name: str, metrics: dict[str, float], flags: list[str], notes: dict[str, Any]) -> None:
+    finite = {metric: value for metric, value in metrics.items() if np.isfinite(value)}
+    (folder / f"{name}.json").write_text(json.dumps({"metrics": finite, "flags": flags, "notes": notes}))
+
+
+def load_measurement(folder: Path) -> Measurement:
+    """Put the passes of a finished measurement together."""
+    passes = [json.loads(file.read_text()) for name in _PASSES if (file := folder / f"{name}.json").exists()]
+    notes = {key: value for one in passes for key, value in one["notes"].items()}
+    return Measurement(
+        metrics={name: value for one in passes for name, value in one["metrics"].items()},
+        flags=tuple(flag for one in passes for flag in one["flags"]),
+        verdict=notes.get("verdict", ""),
+        notes=notes,
+        folder=folder,
+    )

@@ -1,0 +1,287 @@
+"""The sentence: load the data, train or reuse the baseline, compress it, lower it to an engine, measure what runs.
+
+Each stage is a function of a cell that writes one folder of the store, in a process of its own. A stage that is in the
+store already is not run again; its key says whether it is (see `bitsweep.experiment`).
+"""
+
+import contextlib
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from bitsweep import child
+from bitsweep.artifacts import Array, Compressed, LayerNote, Measurement, Outcome, Splits, Trained
+from bitsweep.errors import BitsweepError, UsageError
+from bitsweep.experiment import Cell
+from bitsweep.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A step whose result is kept.
+
+    Attributes:
+        key: which attribute of a cell is its key.
+        passes: functions ``(cell, store, *, folder, progress)`` that fill the folder, each in a process of its own.
+        quiet: whether nothing else of any sweep may compute on this machine meanwhile.
+        limited: whether the time and memory limits apply.
+    """
+
+    name: str
+    key: str
+    passes: tuple[Callable[..., None], ...]
+    quiet: bool = False
+    limited: bool = True
+
+    def key_of(self, cell: Cell) -> str:
+        """The key of this stage's result for a cell."""
+        return str(getattr(cell, self.key))
+
+    def about(self, cell: Cell) -> dict[str, str]:
+        """What makes the stage take longer or shorter, for estimates."""
+        return {"model": cell.model.name, "dataset": cell.dataset.name}
+
+
+# --------------------------------------------------------------------------- the stages' work
+
+
+def load_data(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Decode the data set and split it."""
+    from bitsweep.splits import make_splits, save_splits
+
+    raw = cell.dataset.decode()
+    save_splits(make_splits(raw, val_share=cell.dataset.val_share, seed=cell.dataset.split_seed), folder)
+
+
+def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Train the fp32 baseline."""
+    from bitsweep.train import fit
+
+    fit(cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, progress=progress)
+
+
+def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Compress the baseline to a program, and run that program on the test images: the reference."""
+    import numpy as np
+    import torch
+
+    from bitsweep.programs import logits_of
+
+    splits = splits_of(cell, store)
+    model = cell.model.build(len(splits.classes))
+    model.load_state_dict(torch.load(trained_of(cell, store).checkpoint, map_location="cpu", weights_only=True))
+    compression = cell.method.compress(
+        model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
+    )
+    torch.export.save(compression.program, folder / "program.pt2")
+    (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in compression.layers]))
+    batches = images_in_batches(cell, splits, splits.test.images)
+    np.save(folder / "test_logits.npy", logits_of(compression.program, batches))
+
+
+def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Lower the program to the engine's file."""
+    from bitsweep.programs import load_program
+
+    cell.backend.lower(load_program(compressed_of(cell, store).program), folder)
+
+
+def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Measure accuracy, parity, size and executed kernels of the artifact."""
+    from bitsweep import measure
+
+    splits = splits_of(cell, store)
+    measure.evaluate(
+        _subject(cell, store),
+        test=splits.test,
+        preprocess=functools.partial(_preprocess, cell, splits),
+        trained=trained_of(cell, store),
+        compressed=compressed_of(cell, store),
+        folder=folder,
+    )
+
+
+def race(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Measure latency against the fp32 artifact of the same engine."""
+    import numpy as np
+
+    from bitsweep import measure
+
+    if cell.backend.timed:
+        measure.race(_subject(cell, store), examples=np.load(folder / "examples.npy"), folder=folder)
+
+
+def weigh(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Measure peak memory."""
+    from bitsweep import measure
+
+    if cell.protocol.memory and cell.backend.timed:
+        measure.weigh(_subject(cell, store), examples=folder / "examples.npy", folder=folder)
+
+
+DATA = Stage(name="dataset", key="dataset_key", passes=(load_data,), limited=False)
+BASELINE = Stage(name="baseline", key="baseline_key", passes=(train_baseline,), limited=False)
+COMPRESSED = Stage(name="compressed", key="compressed_key", passes=(compress,))
+ARTIFACT = Stage(name="artifact", key="artifact_key", passes=(lower,))
+MEASUREMENT = Stage(name="measurement", key="key", passes=(evaluate, race, weigh), quiet=True)
+
+
+def needs(cell: Cell) -> list[tuple[Stage, Cell]]:
+    """Every stage that the measurement of a cell rests on, in order; also those of its fp32 twin."""
+    return [
+        (DATA, cell),
+        (BASELINE, cell),
+        *((stage, each) for each in dict.fromkeys((cell.twin, cell)) for stage in (COMPRESSED, ARTIFACT)),
+        (MEASUREMENT, cell),
+    ]
+
+
+# --------------------------------------------------------------------------- running them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Where stages are run.
+
+    Attributes:
+        timeout_s, memory_gb: limits of each pass after training; 0 for none.
+        log: file that the children's output is appended to.
+    """
+
+    store: Store
+    log: Path
+    timeout_s: float = 0
+    memory_gb: float = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def make(self, stage: Stage, cell: Cell) -> Path:
+        """The finished folder of a stage, run now if it is not in the store.
+
+        Raises:
+            BitsweepError: the stage failed.
+        """
+        key = stage.key_of(cell)
+        if folder := self.store.find(stage.name, key):
+            return folder
+        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, _machine(quiet=stage.quiet):
+            if folder is None:
+                return self.store.folder(stage.name, key)
+            limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
+            for work in stage.passes:
+                child.call(work, cell, self.store, folder=folder, log=self.log, **limits)
+        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + self.store.seconds(stage.name, key)
+        return self.store.folder(stage.name, key)
+
+
+def run(cell: Cell, workshop: Workshop) -> Outcome:
+    """Run a cell to its measurement, or to the reason why there is none."""
+
+    def measured() -> Measurement:
+        from bitsweep.measure import load_measurement
+
+        for stage, each in needs(cell):
+            folder = workshop.make(stage, each)
+        return load_measurement(folder)
+
+    return _outcome(measured, workshop)
+
+
+def train(cell: Cell, workshop: Workshop) -> Outcome:
+    """Run a cell as far as its baseline."""
+
+    def trained() -> None:
+        for stage in (DATA, BASELINE):
+            workshop.make(stage, cell)
+
+    return _outcome(trained, workshop)
+
+
+def _outcome(work: Callable[[], Measurement | None], workshop: Workshop) -> Outcome:
+    try:
+        return Outcome(status="finished", measurement=work(), seconds=workshop.seconds)
+    except UsageError as error:
+        return Outcome(status="failed", reason=str(error), seconds=workshop.seconds)
+    except BitsweepError as error:
+        return Outcome(status="failed", reason=str(error), log_tail=_tail(workshop.log), seconds=workshop.seconds)
+
+
+def _tail(log: Path, lines: int = 30) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+@contextlib.contextmanager
+def _machine(*, quiet: bool) -> Iterator[None]:
+    """Keep measuring apart from all other work on this machine: many may work, or one may measure."""
+    import getpass
+
+    from filelock import ReadWriteLock
+
+    lock = ReadWriteLock(Path(tempfile.gettempdir()) / f"bitsweep-{getpass.getuser()}.machine.db")
+    with lock.write_lock() if quiet else lock.read_lock():
+        yield
+
+
+# --------------------------------------------------------------------------- reading results back
+
+
+def splits_of(cell: Cell, store: Store) -> Splits:
+    """The data of a cell."""
+    from bitsweep.splits import load_splits
+
+    return load_splits(store.folder(DATA.name, cell.dataset_key))
+
+
+def trained_of(cell: Cell, store: Store) -> Trained:
+    """The baseline of a cell."""
+    from bitsweep.train import load_trained
+
+    return load_trained(store.folder(BASELINE.name, cell.baseline_key))
+
+
+def compressed_of(cell: Cell, store: Store) -> Compressed:
+    """The program of a cell."""
+    import numpy as np
+
+    folder = store.folder(COMPRESSED.name, cell.compressed_key)
+    layers = json.loads((folder / "layers.json").read_text())
+    return Compressed(
+        program=folder / "program.pt2",
+        layers=tuple(LayerNote(**layer) for layer in layers),
+        test_logits_NK=np.load(folder / "test_logits.npy"),
+    )
+
+
+def artifact_of(cell: Cell, store: Store) -> Path:
+    """The folder of files that the engine loads."""
+    return store.folder(ARTIFACT.name, cell.artifact_key)
+
+
+def _subject(cell: Cell, store: Store) -> Any:
+    from bitsweep.measure import Subject
+
+    return Subject(
+        artifact=artifact_of(cell, store),
+        twin=artifact_of(cell.twin, store),
+        backend=cell.backend,
+        protocol=cell.protocol,
+        scheme=cell.scheme,
+    )
+
+
+def images_in_batches(cell: Cell, splits: Splits, images: Array) -> Iterator[Array]:
+    """Preprocessed float32 images [N, 3, H, W], a batch at a time."""
+    size = cell.protocol.eval_batch
+    for start in range(0, len(images), size):
+        yield _preprocess(cell, splits, images[start : start + size])
+
+
+def _preprocess(cell: Cell, splits: Splits, images: Array) -> Array:
+    from bitsweep.splits import preprocess
+
+    size = cell.model.image_size
+    result: Array = preprocess(images, image_size=size, mean_C=splits.mean_C, std_C=splits.std_C).numpy()
+    return result

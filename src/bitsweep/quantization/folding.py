@@ -1,0 +1,121 @@
+"""Batch normalisation folded into the convolution or linear layer before it.
+
+In evaluation mode the normalisation is an affine map of each channel. With the weights W and the bias b before it,
+
+    W' = W gamma / sqrt(v + eps),    b' = beta + (b - mu) gamma / sqrt(v + eps)
+
+compute the same.
+
+Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(arXiv 1712.05877), section 3.2.
+"""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from bitsweep.errors import CompressionError
+from bitsweep.quantization.graphs import aten, attribute, bias_of, drop_unread, is_layer, set_attribute
+
+
+def affine_of_norm(
+    *,
+    gamma: torch.Tensor | None,
+    beta: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and offset, float64 [C], with which a normalisation of C channels computes ``x * factor + offset``."""
+    factor = (variance.double() + eps).rsqrt()
+    if gamma is not None:
+        factor = factor * gamma.double()
+    offset = -mean.double() * factor
+    if beta is not None:
+        offset = offset + beta.double()
+    return factor, offset
+
+
+def fold_weights(
+    weight: torch.Tensor, bias: torch.Tensor | None, *, factor: torch.Tensor, offset: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [C, ...] and bias [C] of a layer that include an affine map of its C output channels."""
+    folded_bias = offset if bias is None else bias.double() * factor + offset
+    return (weight.double() * _along(factor, 0, weight.ndim)).to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+def fold_batch_norm(graph: GraphModule) -> None:
+    """Remove, in place, every batch normalisation.
+
+    One that alone reads the output of a layer is folded into it; any other becomes a multiplication and an addition.
+
+    Raises:
+        CompressionError: a normalisation uses the statistics of the batch, so that it cannot be an affine map.
+    """
+    for norm in list(graph.graph.nodes):
+        if norm.target != aten.batch_norm.default:
+            continue
+        layer, gamma, beta, mean, variance, training, _, eps, *_ = norm.args
+        if training or mean is None:
+            raise CompressionError(f"{norm.name} normalises by the statistics of a batch; set track_running_stats=True")
+        factor, offset = affine_of_norm(
+            gamma=None if gamma is None else attribute(graph, gamma),
+            beta=None if beta is None else attribute(graph, beta),
+            mean=attribute(graph, mean),
+            variance=attribute(graph, variance),
+            eps=eps,
+        )
+        if _owns_its_parameters(layer):
+            _fold_into(graph, layer, factor, offset)
+            replacement = layer
+        else:
+            replacement = _insert_affine(graph, norm, factor, offset)
+        norm.replace_all_uses_with(replacement)
+        graph.graph.erase_node(norm)
+    graph.graph.eliminate_dead_code()
+    drop_unread(graph)
+    graph.recompile()
+
+
+def _owns_its_parameters(node: Node) -> bool:
+    """Whether a node is a layer of which nobody else reads the output or the parameters."""
+    if not is_layer(node) or len(node.users) > 1:
+        return False
+    return all(len(parameter.users) == 1 for parameter in node.args[1:3] if isinstance(parameter, Node))
+
+
+def _fold_into(graph: GraphModule, layer: Node, factor: torch.Tensor, offset: torch.Tensor) -> None:
+    layer_input, weight, *rest = layer.args
+    assert isinstance(weight, Node)
+    bias = bias_of(layer)
+    weight_path = str(weight.target)
+    bias_path = weight_path.removesuffix("weight") + "bias" if bias is None else str(bias.target)
+    folded_weight, folded_bias = fold_weights(
+        attribute(graph, weight), None if bias is None else attribute(graph, bias), factor=factor, offset=offset
+    )
+    set_attribute(graph, weight_path, folded_weight)
+    set_attribute(graph, bias_path, folded_bias)
+    if bias is None:
+        with graph.graph.inserting_before(layer):
+            bias = graph.graph.get_attr(bias_path)
+        layer.args = (layer_input, weight, bias, *rest[1:])
+
+
+def _insert_affine(graph: GraphModule, norm: Node, factor: torch.Tensor, offset: torch.Tensor) -> Node:
+    x = norm.args[0]
+    assert isinstance(x, Node)
+    ndim = x.meta["val"].ndim
+    with graph.graph.inserting_before(norm):
+        operands = []
+        for name, value in (("factor", factor), ("offset", offset)):
+            path = f"{norm.name}_{name}"
+            set_attribute(graph, path, _along(value, 1, ndim).float())
+            operands.append(graph.graph.get_attr(path))
+        scaled = graph.graph.call_function(aten.mul.Tensor, (x, operands[0]))
+        shifted = graph.graph.call_function(aten.add.Tensor, (scaled, operands[1]))
+    scaled.meta["val"] = shifted.meta["val"] = norm.meta["val"]
+    return shifted
+
+
+def _along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    """View [C] so that it broadcasts along one dimension of a tensor of ``ndim`` dimensions."""
+    return values.view([-1 if axis == dim else 1 for axis in range(ndim)])

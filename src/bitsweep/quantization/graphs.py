@@ -1,0 +1,177 @@
+"""Networks as graphs of aten operations: traced from a module, rewritten in place, exported as a program."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from bitsweep.errors import CompressionError
+
+aten = torch.ops.aten
+
+#: Operations with weights that can be put on a grid; their arguments start with input, weight, bias.
+LAYER_KINDS: dict[Any, str] = {
+    aten.conv1d.default: "conv1d",
+    aten.conv1d.padding: "conv1d",
+    aten.conv2d.default: "conv2d",
+    aten.conv2d.padding: "conv2d",
+    aten.linear.default: "linear",
+}
+#: Operations with weights that nothing here puts on a grid.
+FLOAT_KINDS: dict[Any, str] = {
+    aten.conv3d.default: "conv3d",
+    aten.conv3d.padding: "conv3d",
+    aten.conv_transpose1d.default: "conv_transpose1d",
+    aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.conv_transpose3d.input: "conv_transpose3d",
+    aten.matmul.default: "matmul",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """An operation with weights in a traced float network.
+
+    Attributes:
+        name: module path in the original network.
+        kind: one of ``LAYER_KINDS`` or ``FLOAT_KINDS``.
+        node: name of its node, which lasts while the graph is rewritten.
+        weight, bias: its float32 parameters.
+    """
+
+    name: str
+    kind: str
+    node: str
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def layers(graph: GraphModule) -> tuple[Layer, ...]:
+    """The layers of a traced float network, in the order in which they run."""
+    return tuple(_layers(graph))
+
+
+def arguments(node: Node) -> tuple[Any, ...]:
+    """Positional arguments of a node, of which the operation alone knows the types."""
+    return node.args
+
+
+def is_layer(node: Node) -> bool:
+    """Whether a node is a convolution or linear layer, with a parameter for its weights, that can be put on a grid."""
+    return node.target in LAYER_KINDS and reads_attribute(node.args[1])
+
+
+def reads_attribute(argument: Any) -> bool:
+    """Whether an argument of a node is a parameter or buffer."""
+    return isinstance(argument, Node) and argument.op == "get_attr"
+
+
+def bias_of(layer: Node) -> Node | None:
+    """The node of a layer's bias, None where it has none."""
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    return bias if isinstance(bias, Node) else None
+
+
+def attribute(graph: GraphModule, node: Node) -> torch.Tensor:
+    """The parameter or buffer that a ``get_attr`` node reads."""
+    parent, _, name = str(node.target).rpartition(".")
+    value = getattr(graph.get_submodule(parent), name)
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
+
+
+def set_attribute(graph: GraphModule, path: str, value: torch.Tensor) -> None:
+    """Create or replace the tensor at a path, as a buffer."""
+    parent, _, name = path.rpartition(".")
+    module = graph.get_submodule(parent)
+    if hasattr(module, name):
+        delattr(module, name)
+    module.register_buffer(name, value.detach())
+
+
+def drop_unread(graph: GraphModule) -> None:
+    """Remove parameters and buffers that no node reads, so that they take no space in the program."""
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for path in [*dict(graph.named_parameters()), *dict(graph.named_buffers())]:
+        if path not in read:
+            parent, _, name = path.rpartition(".")
+            delattr(graph.get_submodule(parent), name)
+
+
+def trace(model: torch.nn.Module, *, image_size: int) -> GraphModule:
+    """Graph of a network in evaluation mode, without dropout and without in-place operations.
+
+    It takes any number of float32 images of H = W = ``image_size``: [N, 3, H, W].
+
+    Raises:
+        CompressionError: ``torch.export`` cannot trace the network, or a parameter is not finite.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CompressionError(f"{name} holds values that are not finite; train again with a lower learning rate")
+    graph = export(model.cpu().eval(), image_size=image_size).module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    for node in list(graph.graph.nodes):
+        if node.target in (aten.dropout.default, aten.dropout_.default):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif _writes_its_input(node):
+            _replace_in_place(graph, node)
+    graph.recompile()
+    return graph
+
+
+def export(model: torch.nn.Module, *, image_size: int) -> torch.export.ExportedProgram:
+    """Program of a network or graph, with a dynamic batch and images of a fixed size.
+
+    Raises:
+        CompressionError: ``torch.export`` cannot trace the network.
+    """
+    images = torch.zeros(2, 3, image_size, image_size)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CompressionError(f"torch.export cannot trace the network at {image_size} pixels: {reason}") from error
+
+
+def _layers(graph: GraphModule) -> Iterator[Layer]:
+    for node in graph.graph.nodes:
+        kind = LAYER_KINDS.get(node.target) or FLOAT_KINDS.get(node.target)
+        if kind is None or not reads_attribute(node.args[1]):
+            continue
+        bias = bias_of(node)
+        yield Layer(
+            name=str(node.args[1].target).removesuffix(".weight"),
+            kind=kind,
+            node=node.name,
+            weight=attribute(graph, node.args[1]),
+            bias=None if bias is None else attribute(graph, bias),
+        )
+
+
+def _writes_its_input(node: Node) -> bool:
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.name.endswith("_")
+        and node.target._schema.is_mutable
+    )
+
+
+def _is_view(node: Node) -> bool:
+    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else []
+    return any(value.alias_info is not None for value in returns)
+
+
+def _replace_in_place(graph: GraphModule, node: Node) -> None:
+    """Replace an operation that overwrites its input; who reads the input after it then reads its result."""
+    written = node.args[0]
+    assert isinstance(written, Node)
+    if _is_view(written) or any(_is_view(user) and user is not node for user in written.users):
+        raise CompressionError(f"{node.target} overwrites a view of a tensor; use the operation without the trailing _")
+    packet = getattr(aten, node.target._schema.name.removeprefix("aten::")[:-1])  # type: ignore[union-attr]
+    node.target = getattr(packet, node.target._overloadname)  # type: ignore[union-attr]
+    written.replace_all_uses_with(node, delete_user_cb=lambda user: user > node)

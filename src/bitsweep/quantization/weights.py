@@ -1,0 +1,80 @@
+"""Weights of a graph as integer codes: a layer that read ``weight`` then reads the dequantization of ``weight_codes``.
+
+Importing this module registers the ``quantized_decomposed`` operations.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch.fx import GraphModule, Node
+
+from bitsweep.axes import Grid
+from bitsweep.quantization import grids
+from bitsweep.quantization.graphs import attribute, drop_unread, is_layer, set_attribute
+from bitsweep.quantization.ranges import Range
+
+quantized = torch.ops.quantized_decomposed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """A tensor [C, ...] on a grid, with scale and zero point of shape [C] or []."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    grid: Grid
+
+    @property
+    def values(self) -> torch.Tensor:
+        """What the codes stand for, float32."""
+        return grids.dequantize(self.codes, self.scale, self.zero_point)
+
+
+def nearest_codes(weight: torch.Tensor, grid: Grid, choose_range: Callable[[torch.Tensor, Grid], Range]) -> Codes:
+    """The code nearest to each weight, on the range that ``choose_range`` gives."""
+    scale, zero_point = grids.choose_qparams(*choose_range(weight, grid), grid)
+    codes = grids.quantize(weight, scale, zero_point, grid)
+    return Codes(codes=codes, scale=scale, zero_point=zero_point, grid=grid)
+
+
+def round_weights(graph: GraphModule, choose_codes: Callable[[torch.Tensor], Codes]) -> dict[str, Codes]:
+    """Move, in place, the weights of every convolution and linear layer onto a grid; biases stay as they are.
+
+    Returns:
+        The codes by the path of the weights, for ``store_codes``; until then the graph computes with their values.
+    """
+    weights = {str(node.args[1].target): node.args[1] for node in graph.graph.nodes if is_layer(node)}
+    codes = {path: choose_codes(attribute(graph, node)) for path, node in weights.items()}
+    for path, chosen in codes.items():
+        set_attribute(graph, path, chosen.values)
+    return codes
+
+
+def store_codes(graph: GraphModule, codes: Mapping[str, Codes]) -> None:
+    """Let, in place, the layers of a graph read their weights from codes, by the path of the weights."""
+    for layer in [node for node in graph.graph.nodes if is_layer(node)]:
+        path = str(layer.args[1].target)
+        with graph.graph.inserting_before(layer):
+            layer.replace_input_with(layer.args[1], _dequantize(graph, path, codes[path]))
+    graph.graph.eliminate_dead_code()
+    drop_unread(graph)
+    graph.recompile()
+
+
+def _dequantize(graph: GraphModule, path: str, weight: Codes) -> Node:
+    grid, dtype = weight.grid, weight.codes.dtype
+    set_attribute(graph, f"{path}_codes", weight.codes)
+    read_codes = graph.graph.get_attr(f"{path}_codes")
+    if not grid.per_channel:
+        qparams = (weight.scale.item(), int(weight.zero_point), grid.lo, grid.hi, dtype)
+        return graph.graph.call_function(quantized.dequantize_per_tensor.default, (read_codes, *qparams))
+    set_attribute(graph, f"{path}_scale", weight.scale)
+    # PyTorch dequantizes three times as fast with zero points of the type of the codes, but affine ones could wrap.
+    set_attribute(graph, f"{path}_zero_point", weight.zero_point.to(dtype) if grid.symmetric else weight.zero_point)
+    channel_qparams = (graph.graph.get_attr(f"{path}_scale"), graph.graph.get_attr(f"{path}_zero_point"), 0)
+    return graph.graph.call_function(
+        quantized.dequantize_per_channel.default, (read_codes, *channel_qparams, grid.lo, grid.hi, dtype)
+    )

@@ -1,0 +1,194 @@
+"""From decoded images to training, validation and test splits, and from their pixels to what a network sees.
+
+Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitsweep.artifacts import Array, RawData, Split, Splits
+from bitsweep.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+_PARTS = ("train", "val", "test")
+_CHUNK = 4096
+
+
+def preprocess(
+    images_NHWC: "Array | torch.Tensor", *, image_size: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]
+) -> "torch.Tensor":
+    """What a network sees of stored images: scaled to [0, 1], resized, normalised, with three channels.
+
+    Resizing is bilinear with antialiasing and takes place only when height or width differ from `image_size`. Grey
+    images fill three equal channels.
+
+    Args:
+        images_NHWC: uint8 [N, H, W, C] with C = 1 or 3; a tensor keeps its device.
+        image_size: S, in pixels.
+        mean_C, std_C: of the training pixels, in units of [0, 1].
+
+    Returns:
+        float32 [N, 3, S, S], contiguous.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    images = images_NHWC if isinstance(images_NHWC, torch.Tensor) else torch.from_numpy(np.array(images_NHWC))
+    assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == len(mean_C) == len(std_C)
+    scaled_NCHW = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    if scaled_NCHW.shape[2:] != (image_size, image_size):
+        scaled_NCHW = interpolate(scaled_NCHW, (image_size, image_size), mode="bilinear", antialias=True)
+    mean_C11, std_C11 = (torch.tensor(values, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C))
+    normalised_NCHW = (scaled_NCHW - mean_C11) / std_C11
+    return normalised_NCHW.expand(-1, 3, -1, -1).contiguous()
+
+
+def make_splits(raw: RawData, *, val_share: float, seed: int) -> Splits:
+    """Hold out validation images from the training images, class by class, and fingerprint the result.
+
+    Raises:
+        DataError: images and labels do not belong together, or there are too few of them.
+    """
+    for part, split in (("training", raw.train), ("test", raw.test)):
+        _check(split, part=part, classes=raw.classes)
+    val = stratified_indices(raw.train.labels, val_share, seed)
+    held_out = np.zeros(len(raw.train), dtype=bool)
+    held_out[val] = True
+    if held_out.all() or not held_out.any():
+        raise DataError(
+            f"{len(raw.train)} training images are too few to hold out a share of {val_share} for validation"
+        )
+    train = _take(raw.train, ~held_out)
+    mean_C, std_C = _moments(train.images)
+    if not all(std_C):
+        raise DataError("the training images are of one colour: a channel has the same value everywhere")
+    parts = {"train": train, "val": _take(raw.train, held_out), "test": raw.test}
+    fingerprint = _fingerprint(parts, raw.classes)
+    return Splits(**parts, classes=raw.classes, mean_C=mean_C, std_C=std_C, fingerprint=fingerprint)
+
+
+def stratified_indices(labels: Array, share: float, seed: int) -> Array:
+    """Indices of a share of the images, each class with its share of them, in random order.
+
+    Args:
+        labels: int64 [N].
+        share: of all images, in [0, 1].
+        seed: same seed, same indices.
+
+    Returns:
+        int64 [round(share * N)]. Classes are rounded by largest remainder: each is off by less than one image.
+    """
+    return _stratified(labels, round(share * len(labels)), seed)
+
+
+def calibration_indices(splits: Splits, count: int, seed: int) -> Array:
+    """Indices of training images to calibrate on: stratified, in random order, never from validation or test.
+
+    Raises:
+        ConfigError: there are fewer training images than asked for.
+    """
+    if not 0 < count <= len(splits.train):
+        raise ConfigError(f"{count} calibration images were asked for; give a number from 1 to {len(splits.train)}")
+    return _stratified(splits.train.labels, count, seed)
+
+
+def save_splits(splits: Splits, folder: Path) -> None:
+    """Write splits as one .npy file an array and ``splits.json``, which is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in _PARTS:
+        split: Split = getattr(splits, part)
+        np.save(folder / f"{part}_images.npy", split.images)
+        np.save(folder / f"{part}_labels.npy", split.labels)
+    names = ("classes", "mean_C", "std_C", "fingerprint")
+    (folder / "splits.json").write_text(json.dumps({name: getattr(splits, name) for name in names}, indent=2) + "\n")
+
+
+def load_splits(folder: Path) -> Splits:
+    """Read saved splits, memory-mapped; the fingerprint is computed again and compared.
+
+    Raises:
+        DataError: a file is missing, truncated or changed; rebuild the splits from the raw files.
+    """
+    try:
+        stored: dict[str, Any] = json.loads((folder / "splits.json").read_text())
+        parts = {
+            part: Split(images=_map(folder, part, "images"), labels=_map(folder, part, "labels")) for part in _PARTS
+        }
+        splits = Splits(
+            **parts,
+            classes=tuple(stored["classes"]),
+            mean_C=tuple(stored["mean_C"]),
+            std_C=tuple(stored["std_C"]),
+            fingerprint=stored["fingerprint"],
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"splits in {folder} cannot be read ({error}); delete the folder to rebuild them") from error
+    if _fingerprint(parts, splits.classes) != splits.fingerprint:
+        raise DataError(f"splits in {folder} are not what was written there; delete the folder to rebuild them")
+    return splits
+
+
+def _stratified(labels: Array, count: int, seed: int) -> Array:
+    classes, class_of_N, sizes_K = np.unique(labels, return_inverse=True, return_counts=True)
+    exact_K = sizes_K * (count / len(labels))
+    quota_K = np.floor(exact_K).astype(np.int64)
+    # Rounding to 9 digits keeps equal remainders equal, so that ties fall to the first classes on every machine.
+    most_wanting = np.argsort(-np.round(exact_K - quota_K, 9), kind="stable")
+    quota_K[most_wanting[: count - int(quota_K.sum())]] += 1
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(np.flatnonzero(class_of_N == k))[: quota_K[k]] for k in range(len(classes))]
+    return rng.permutation(np.concatenate(chosen))
+
+
+def _check(split: Split, *, part: str, classes: tuple[str, ...]) -> None:
+    images, labels = split.images, split.labels
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(f"{part} images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 1 or 3]")
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise DataError(f"{part} labels are {labels.dtype} {list(labels.shape)}; they must be int64 [{len(images)}]")
+    if not len(labels):
+        raise DataError(f"there are no {part} images")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(
+            f"{part} labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} classes"
+        )
+
+
+def _take(split: Split, chosen: Array) -> Split:
+    return Split(images=split.images[chosen], labels=split.labels[chosen])
+
+
+def _moments(images_NHWC: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in units of [0, 1], exact, without a float copy of the images."""
+    channels = range(images_NHWC.shape[3])
+    counts_C256 = np.zeros((len(channels), 256), dtype=np.int64)
+    for start in range(0, len(images_NHWC), _CHUNK):
+        chunk = images_NHWC[start : start + _CHUNK]
+        for channel in channels:
+            counts_C256[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    codes = np.arange(256)
+    mean_C = np.array([np.average(codes, weights=counts) for counts in counts_C256])
+    variance_C = [
+        np.average((codes - mean) ** 2, weights=counts) for mean, counts in zip(mean_C, counts_C256, strict=True)
+    ]
+    return tuple((mean_C / 255).tolist()), tuple((np.sqrt(variance_C) / 255).tolist())
+
+
+def _fingerprint(parts: dict[str, Split], classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for part in _PARTS:
+        for array in (parts[part].images, parts[part].labels):
+            digest.update(f"{part}{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _map(folder: Path, part: str, what: str) -> Array:
+    array: Array = np.load(folder / f"{part}_{what}.npy", mmap_mode="r", allow_pickle=False)
+    return array

@@ -1,0 +1,226 @@
+"""Trains a baseline, and reads it back.
+
+Shape letters: N images, K classes, C channels, H height, W width.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitsweep.artifacts import Epoch, Split, Splits, Trained
+from bitsweep.axes import Model, Recipe
+from bitsweep.errors import CellFailed, ConfigError
+from bitsweep.splits import preprocess
+
+
+def fit(
+    model: Model, splits: Splits, *, recipe: Recipe, seed: int, folder: Path, progress: TextIO | None = None
+) -> None:
+    """Train a network from scratch and write the baseline into a folder.
+
+    Args:
+        folder: gets ``checkpoint.pt`` (state_dict with the best validation accuracy), ``history.json`` and
+            ``test_logits.npy`` (float32 [N, K], computed in fp32).
+        progress: terminal for a progress bar; a line an epoch goes to standard output in any case.
+
+    Raises:
+        CellFailed: the loss became infinite or not a number.
+        ConfigError: ``recipe.device`` is ``cuda`` and there is none.
+    """
+    device = choose_device(recipe.device)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    shuffle = torch.Generator().manual_seed(seed)
+
+    network = model.build(len(splits.classes)).to(device, memory_format=torch.channels_last)
+    load = _loader(splits, model.image_size)
+    train = _on_device(splits.train, device)
+
+    steps_an_epoch = max(1, len(splits.train) // recipe.batch_size)
+    steps = min(recipe.epochs * steps_an_epoch, recipe.max_steps)
+    optimizer = build_optimizer(network, recipe, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, recipe))
+
+    best, best_state, history = -1, copy.deepcopy(network.state_dict()), list[Epoch]()
+    with _progress_bar(progress, f"{model.name} on {device.type}", steps) as advance:
+        for epoch in range(math.ceil(steps / steps_an_epoch)):
+            start = time.monotonic()
+            network.train()
+            losses = []
+            order = torch.randperm(len(splits.train), generator=shuffle).to(device)
+            for step in range(min(steps_an_epoch, steps - epoch * steps_an_epoch)):
+                chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+                images = load(augment(train[0][chosen], recipe.augment, shuffle))
+                loss = F.cross_entropy(network(images), train[1][chosen], label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                if recipe.clip_norm:
+                    nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+                optimizer.step()
+                scheduler.step()
+                losses.append(loss.detach())
+                advance()
+
+            train_loss = float(torch.stack(losses).mean())
+            if not math.isfinite(train_loss):
+                raise CellFailed(
+                    f"training diverged in epoch {epoch}: the loss is {train_loss}; lower train.lr={recipe.lr}"
+                )
+            val_loss, val_top1 = _validate(network, splits.val, load, device)
+            seconds = time.monotonic() - start
+            history.append(
+                Epoch(
+                    epoch=epoch,
+                    train_loss=train_loss,
+                    val_loss=val_loss,
+                    val_top1=val_top1,
+                    lr=scheduler.get_last_lr()[0],
+                    seconds=seconds,
+                )
+            )
+            print(
+                f"epoch {epoch}: loss {train_loss:.4f}, validation {val_loss:.4f} {val_top1:.4f}, {seconds:.1f} s",
+                flush=True,
+            )
+            if best < 0 or (val_top1, -val_loss) > (history[best].val_top1, -history[best].val_loss):
+                best, best_state = epoch, copy.deepcopy(network.state_dict())
+            elif epoch - best >= recipe.patience:
+                break
+
+    network.load_state_dict(best_state)
+    torch.save({name: value.cpu().contiguous() for name, value in best_state.items()}, folder / "checkpoint.pt")
+    about = {"device": device.type, "best_epoch": best, "epochs": [asdict(epoch) for epoch in history]}
+    (folder / "history.json").write_text(json.dumps(about))
+    np.save(folder / "test_logits.npy", _logits(network, splits.test, load, device).cpu().numpy())
+
+
+def load_trained(folder: Path) -> Trained:
+    """Read a baseline back."""
+    about = json.loads((folder / "history.json").read_text())
+    history = tuple(Epoch(**epoch) for epoch in about["epochs"])
+    return Trained(
+        checkpoint=folder / "checkpoint.pt",
+        history=history,
+        best_epoch=about["best_epoch"],
+        val_top1=history[about["best_epoch"]].val_top1,
+        device=about["device"],
+        test_logits_NK=np.load(folder / "test_logits.npy"),
+    )
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to train on; ``auto`` takes a GPU when there is one.
+
+    Raises:
+        ConfigError: a GPU is wanted and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda: PyTorch sees no CUDA device; use train.device=auto or cpu")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def build_optimizer(network: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer:
+    """The recipe's optimiser; biases and normalisation weights (all vectors) are not decayed."""
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=fused)
+
+
+def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
+    """Learning rate of a step relative to its peak.
+
+    ``cosine``: linear from 0 over the warm-up, then (1 + cos(pi t)) / 2 for t from 0 to 1 (arXiv 1608.03983).
+    ``onecycle``: cosine from 1/25 up over the warm-up, then cosine down to 1/250,000 (arXiv 1708.07120).
+    """
+    warmup = max(1, round(recipe.warmup_share * steps))
+    rise = min(1.0, (step + 1) / warmup)
+    fall = (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, steps - warmup)))) / 2
+    if recipe.schedule == "cosine":
+        return rise if step < warmup else fall
+    floor, start = 1 / 250_000, 1 / 25
+    if step < warmup:
+        return start + (1 - start) * (1 - math.cos(math.pi * rise)) / 2
+    return floor + (1 - floor) * fall
+
+
+def augment(images_NHWC: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    """Move every image by up to an eighth of its size in each direction, edges repeated; perhaps mirror it."""
+    if how == "none":
+        return images_NHWC
+    N, H, W, _ = images_NHWC.shape
+    device = images_NHWC.device
+    down = torch.randint(-(H // 8), H // 8 + 1, (N, 1), generator=generator).to(device)
+    right = torch.randint(-(W // 8), W // 8 + 1, (N, 1), generator=generator).to(device)
+    rows = (torch.arange(H, device=device) + down).clamp(0, H - 1)
+    columns = (torch.arange(W, device=device) + right).clamp(0, W - 1)
+    if how == "shift_flip":
+        mirrored = (torch.rand((N, 1), generator=generator) < 0.5).to(device)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    return images_NHWC[torch.arange(N, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, H, W, C] and labels, resident on the device."""
+    images = torch.from_numpy(np.array(split.images))
+    return images.to(device), torch.from_numpy(np.array(split.labels)).to(device)
+
+
+def _loader(splits: Splits, image_size: int) -> Callable[[Tensor], Tensor]:
+    """From uint8 [N, H, W, C] on a device to what the network takes."""
+
+    def load(images: Tensor) -> Tensor:
+        images = preprocess(images, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    return load
+
+
+@torch.inference_mode()
+def _logits(network: nn.Module, split: Split, load: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    network.eval()
+    images, _ = _on_device(split, device)
+    return torch.cat([network(load(batch)).float() for batch in images.split(256)])
+
+
+def _validate(
+    network: nn.Module, split: Split, load: Callable[[Tensor], Tensor], device: torch.device
+) -> tuple[float, float]:
+    logits_NK = _logits(network, split, load, device)
+    labels_N = torch.from_numpy(np.array(split.labels)).to(device)
+    top1 = (logits_NK.argmax(1) == labels_N).float().mean()
+    return float(F.cross_entropy(logits_NK, labels_N)), float(top1)
+
+
+@contextmanager
+def _progress_bar(terminal: TextIO | None, title: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A bar with the time left, on a terminal; nothing elsewhere."""
+    if terminal is None or not terminal.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(f"training {title}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=terminal), transient=True) as bar:
+        task = bar.add_task(title, total=steps)
+        yield lambda: bar.advance(task)
