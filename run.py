@@ -13,7 +13,9 @@ from bitsweep.errors import BitsweepError
 from bitsweep.sweep import explain, run_job
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(  # type: ignore[untyped-decorator]
+    version_base="1.3", config_path="conf", config_name="config"
+)
 def main(config: DictConfig) -> Outcome | None:
     """Run a cell, or a job of a sweep."""
     return run_job(config)

@@ -34,7 +34,8 @@ Count = Annotated[int, Field(ge=1)]
 def axis(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose fields are checked on construction; unknown fields are refused."""
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    checked: type[T] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[assignment]
+    return checked
 
 
 # --------------------------------------------------------------------------- what is compressed, on what
@@ -150,12 +151,12 @@ class Grid:
         """Smallest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + (1 if self.symmetric else 0)
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
 
     @property
     def hi(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     def __str__(self) -> str:
         sign = "s" if self.signed else "u"

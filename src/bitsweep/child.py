@@ -24,6 +24,7 @@ from bitsweep.errors import BitsweepError, CellFailed
 
 PRELOADED = ("torch", "torchvision", "torchao.quantization.pt2e", "onnxscript", "onnxruntime", "torch.onnx")
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 _SIGNAL_MEANING = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "aborted",
@@ -161,9 +162,7 @@ def _explain(error: Exception, what: str, folder: Path) -> BaseException:
         if shutil.disk_usage(folder).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     text = str(error).strip()
-    if isinstance(error, MemoryError) or any(
-        sign in text for sign in ("can't allocate memory", "out of memory", "bad_alloc")
-    ):
+    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
         return CellFailed(f"{what} ran out of memory")
     first_line = text.splitlines()[0] if text else ""
     return CellFailed(f"{what} failed: {type(error).__name__}: {first_line}"[:500])

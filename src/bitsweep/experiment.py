@@ -1,5 +1,6 @@
 """One cell of the grid: what it is made of, the keys of everything it needs, and why it cannot run (if so)."""
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -69,7 +70,11 @@ class Cell:
     @property
     def twin(self) -> "Cell":
         """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
-        return self if self.precision == FP32 else replace(self, method=NoCompression(name="none"), precision=FP32)
+        return self if self.precision == FP32 else self._uncompressed
+
+    @property
+    def _uncompressed(self) -> "Cell":
+        return replace(self, method=NoCompression(name="none"), precision=FP32)
 
     @functools.cached_property
     def scheme(self) -> Scheme:
@@ -153,7 +158,7 @@ def bind(config: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Cell:
         raise ConfigError(f"seed={seed}: give a whole number from 0 to 4294967295")
     cell = Cell(**axes, seed=seed, overrides=overrides)
     # All uncompressed cells of one model and engine are the same cell, whatever method was asked for.
-    return replace(cell.twin, overrides=overrides) if cell.precision == FP32 else cell
+    return cell._uncompressed if cell.precision == FP32 else cell
 
 
 def _construct(group: str, node: Mapping[str, Any], kind: type) -> Any:
@@ -172,10 +177,10 @@ def _construct(group: str, node: Mapping[str, Any], kind: type) -> Any:
         raise invalid(cls, error, group) from None
 
 
-def invalid(cls: type, error: pydantic.ValidationError, *group: str) -> ConfigError:
+def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigError:
     """The first thing that is wrong with the knobs of a class, in one line: key, value, what is allowed."""
     first = error.errors()[0]
-    fields = list(getattr(cls, "__dataclass_fields__", {}))
+    fields = [field.name for field in dataclasses.fields(cls)]
     # Pydantic names the members of a union inside the location; they are not part of the key.
     location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Grid"))]
     key = ".".join([*group, *location])

@@ -7,10 +7,11 @@ import ast
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
+
+import bitsweep
 
 #: Modules that name things and compute nothing that reaches a result other than through a configured value.
 _VOCABULARY = frozenset(f"bitsweep.{name}" for name in ("axes", "artifacts", "errors", "environment", "fingerprint"))
@@ -45,16 +46,25 @@ def code(*modules: str) -> str:
 
 @functools.cache
 def _parsed(module: str) -> ast.Module:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    if spec.origin is None:
-        return ast.Module(body=[], type_ignores=[])
-    tree = ast.parse(Path(spec.origin).read_bytes())
+    file = _file(module)
+    assert file is not None
+    tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             del body[0]
     return tree
+
+
+@functools.cache
+def _file(module: str) -> Path | None:
+    """File of a module of this package, found without importing it; None if there is no such module."""
+    parts = module.split(".")[1:]
+    for root in bitsweep.__path__:
+        for file in (Path(root, *parts).with_suffix(".py"), Path(root, *parts, "__init__.py")):
+            if parts and file.is_file():
+                return file
+    return None
 
 
 def _is_docstring(node: ast.stmt) -> bool:
@@ -68,12 +78,4 @@ def _imported(tree: ast.Module) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.startswith("bitsweep.") and _is_module(name)]
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+    return [name for name in names if name.startswith("bitsweep.") and _file(name)]

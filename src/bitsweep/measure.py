@@ -185,7 +185,7 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
         for racer, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
             samples[f"{racer}_b{size}_ms"] = np.concatenate(its_blocks)
             samples[f"{racer}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
-    np.savez_compressed(folder / "latency_samples.npz", **samples)
+    np.savez_compressed(folder / "latency_samples.npz", allow_pickle=False, **samples)
     notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
     _write(folder, "race", metrics, flags, notes)
 

@@ -1,6 +1,7 @@
 """From command-line words to a report: plans a grid, runs what is missing, and always says how it ended.
 
-This and ``run.py`` are all that knows Hydra. Every Hydra start imports this module, so heavy imports stand inside.
+This, ``run.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module,
+so heavy imports stand inside.
 """
 
 import difflib
@@ -13,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import pydantic
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +30,7 @@ from bitsweep.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.report import SweepReport
-    from bitsweep.tracking import Entry, Tracker
+    from bitsweep.tracking import Entry
 
 
 @axis
@@ -308,52 +307,11 @@ def run_job(config: DictConfig) -> Outcome | None:
     def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
         return [work(each, options, folder=folder, sweep_id=folder.name) for each in cells]
 
-    sys.exit(conduct([cell], options, command=_command(sys.argv), folder=folder, launch=launch))
+    sys.exit(conduct([cell], options, command=command_of(sys.argv), folder=folder, launch=launch))
 
 
-class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
-    """Plans the whole grid before anything runs, then hands the cells that are left to whatever launcher is chosen."""
-
-    def sweep(self, arguments: list[str]) -> None:
-        """Run the grid that the command-line words span; ends the program with the sweep's exit code."""
-        assert self.config is not None
-        assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        (grid,) = self.split_arguments(parsed, None)
-        bound = [read(loader.load_sweep_config(self.config, words), words) for words in grid]
-        words_of = {cell: words for (cell, _), words in zip(bound, grid, strict=True)}
-        options = bound[0][1]
-        folder = Path(self.config.hydra.sweep.dir)
-        self._launched = 0
-
-        def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
-            return self._launch([[*words_of[cell], f"stage={stage}"] for cell in cells])
-
-        cells = [cell for cell, _ in bound]
-        sys.exit(conduct(cells, options, command=_command(sys.argv), folder=folder, launch=launch))
-
-    def _launch(self, jobs: list[list[str]]) -> list[Outcome]:
-        assert self.launcher is not None
-        if not jobs:
-            return []
-        start = self._launched
-        self._launched += len(jobs)
-        try:
-            returns = self.launcher.launch(jobs, initial_job_idx=start)
-        except Exception as error:  # a launcher that loses its workers must not lose the report
-            reason = f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']}: {error}"
-            return [Outcome(status="failed", reason=" ".join(reason.split())[:500])] * len(jobs)
-        outcomes = []
-        for job in returns:
-            try:
-                outcomes.append(job.return_value)
-            except Exception as error:
-                outcomes.append(Outcome(status="failed", reason=f"{type(error).__name__}: {error}"))
-        return outcomes
-
-
-def _command(argv: Sequence[str]) -> str:
+def command_of(argv: Sequence[str]) -> str:
+    """The command that started this program, as a user would type it."""
     return shlex.join(["python", Path(argv[0]).name, *argv[1:]])
 
 

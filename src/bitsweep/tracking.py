@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from bitsweep.artifacts import Outcome
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
-from bitsweep.report import Baseline, Row, SweepReport
+from bitsweep.report import Baseline, Row, RowStatus, SweepReport
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ class Tracker:
             finished = {key: cells[key] for key in self.finished()}
             baselines = self._baseline_runs()
             wanted = dict.fromkeys(entry.baseline_key for entry in entries if entry.verdict != "skip")
-            started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=timezone.utc)
+            started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
             return SweepReport(
                 sweep_id=sweep_id,
                 command=sweep.data.tags["command"],
@@ -322,6 +322,7 @@ class Tracker:
 
 
 def _row(entry: Entry, run: "Run | None") -> Row:
+    status: RowStatus
     if entry.verdict == "skip":
         status = "skipped"
     elif run is not None:
@@ -361,7 +362,7 @@ def _alive(process: str) -> bool:
 
     pid, _, created = process.partition(" ")
     with contextlib.suppress(ValueError, psutil.Error):
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 2)
     return False
 
 

@@ -49,7 +49,11 @@ class Layer:
 
 
 def layers(graph: GraphModule) -> tuple[Layer, ...]:
-    """The layers of a traced float network, in the order in which they run."""
+    """The layers of a traced float network, in the order in which they run.
+
+    Raises:
+        CompressionError: the weights of a layer are computed while the network runs.
+    """
     return tuple(_layers(graph))
 
 
@@ -141,8 +145,12 @@ def export(model: torch.nn.Module, *, image_size: int) -> torch.export.ExportedP
 def _layers(graph: GraphModule) -> Iterator[Layer]:
     for node in graph.graph.nodes:
         kind = LAYER_KINDS.get(node.target) or FLOAT_KINDS.get(node.target)
-        if kind is None or not reads_attribute(node.args[1]):
+        if kind is None or (kind == "matmul" and not reads_attribute(node.args[1])):
             continue
+        if not reads_attribute(node.args[1]):
+            raise CompressionError(
+                f"the weights of {node.name} are computed while it runs; remove its parametrizations"
+            )
         bias = bias_of(node)
         yield Layer(
             name=str(node.args[1].target).removesuffix(".weight"),
@@ -162,15 +170,16 @@ def _writes_its_input(node: Node) -> bool:
 
 
 def _is_view(node: Node) -> bool:
-    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else []
-    return any(value.alias_info is not None for value in returns)
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return False
+    return any(value.alias_info is not None for value in node.target._schema.returns)
 
 
 def _replace_in_place(graph: GraphModule, node: Node) -> None:
     """Replace an operation that overwrites its input; who reads the input after it then reads its result."""
     written = node.args[0]
     assert isinstance(written, Node)
-    if _is_view(written) or any(_is_view(user) and user is not node for user in written.users):
+    if _is_view(written) or any(_is_view(user) for user in written.users):
         raise CompressionError(f"{node.target} overwrites a view of a tensor; use the operation without the trailing _")
     packet = getattr(aten, node.target._schema.name.removeprefix("aten::")[:-1])  # type: ignore[union-attr]
     node.target = getattr(packet, node.target._overloadname)  # type: ignore[union-attr]

@@ -57,6 +57,7 @@ MOVES = {
     aten.unsqueeze.default,
     aten.contiguous.default,
     aten.slice.Tensor,
+    aten.pad.default,
 }
 PAIRS = {aten.add.Tensor, aten.mul.Tensor}
 
@@ -80,7 +81,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate(node, reads=())
             elif node.target in FUNCTIONS and _is_activation(node.args[0]):
                 self._annotate(node, reads=node.args[:1])
-            elif node.target in MOVES and _is_activation(node.args[0]):
+            elif node.target in MOVES and _is_activation(node.args[0]) and node.args[3:] in ((), (None,), (0,)):
                 self._share(node, node.args[:1])
             elif node.target == aten.cat.default:
                 self._share(node, node.args[0])

@@ -55,7 +55,8 @@ def histogram(values: torch.Tensor) -> Histogram:
     exponent = _exponent(lo, hi)
     width = 2.0**exponent
     first, last = math.floor(lo / width), math.floor(hi / width)
-    counts = torch.histc(values.detach().float(), last - first + 1, first * width, (last + 1) * width).double()
+    bins = values.detach().float().mul(1 / width).floor_().to(torch.int32).flatten().sub_(first)  # exact: 1 / w = 2^n
+    counts = torch.bincount(bins, minlength=last - first + 1).double()
     zeros = values.numel() - int(torch.count_nonzero(values))
     if zeros:
         counts[-first] -= zeros

@@ -1,12 +1,59 @@
-"""Makes bitsweep's sweeper known to Hydra, which looks for plug-ins in this namespace only."""
+"""The sweeper, where Hydra looks for plug-ins: it knows only classes that are defined in this namespace."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bitsweep.sweep import BitsweepSweeper
+from bitsweep.artifacts import Outcome
+from bitsweep.experiment import Cell
+from bitsweep.sweep import command_of, conduct, read
 
-__all__ = ["BitsweepSweeper"]
+
+class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
+    """Plans the whole grid before anything runs, then hands the cells that are left to whatever launcher is chosen."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the grid that the command-line words span; ends the program with the sweep's exit code."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        (grid,) = self.split_arguments(parsed, None)
+        bound = [read(loader.load_sweep_config(self.config, words), words) for words in grid]
+        words_of = {cell: words for (cell, _), words in zip(bound, grid, strict=True)}
+        options = bound[0][1]
+        folder = Path(self.config.hydra.sweep.dir)
+        self._launched = 0
+
+        def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
+            return self._launch([[*words_of[cell], f"stage={stage}"] for cell in cells])
+
+        cells = [cell for cell, _ in bound]
+        sys.exit(conduct(cells, options, command=command_of(sys.argv), folder=folder, launch=launch))
+
+    def _launch(self, jobs: list[list[str]]) -> list[Outcome]:
+        assert self.launcher is not None
+        if not jobs:
+            return []
+        start = self._launched
+        self._launched += len(jobs)
+        try:
+            returns = self.launcher.launch(jobs, initial_job_idx=start)
+        except Exception as error:  # a launcher that loses its workers must not lose the report
+            reason = f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']}: {error}"
+            return [Outcome(status="failed", reason=" ".join(reason.split())[:500])] * len(jobs)
+        outcomes = []
+        for job in returns:
+            try:
+                outcomes.append(job.return_value)
+            except Exception as error:
+                outcomes.append(Outcome(status="failed", reason=f"{type(error).__name__}: {error}"))
+        return outcomes
 
 
 @dataclass

@@ -1,0 +1,133 @@
+"""ONNX Runtime on the CPU: float and 8-bit integer kernels for x86 and ARM."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from bitsweep.artifacts import Array, Kernel
+from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis, reduce_range, storage_only
+from bitsweep.environment import Cpu
+from bitsweep.errors import DataError, MissingPackage, StoreError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+MODEL = "model.onnx"
+BYTE_TYPES = {"uint8", "int8"}
+#: Kernels that convolve -> which of their inputs are the weights.
+CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+PRODUCTS = {
+    "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+}  # fmt: skip
+
+
+@final
+@axis
+class OnnxRuntime(Backend):
+    """ONNX Runtime's CPU kernels. The artifact is one ONNX file; loading and running it imports no PyTorch.
+
+    Attributes:
+        optimization: of the graph when it is loaded: ``all``; ``basic``, which fuses no kernels, so that integer
+            programs compute in float32; ``none``.
+    """
+
+    package: ClassVar[str] = "onnxruntime"
+
+    optimization: Literal["all", "basic", "none"] = "all"
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Integer kernels multiply codes that fit in a byte."""
+        weights, activations = precision.weights, precision.activations
+        if not isinstance(weights, Grid) and not isinstance(activations, Grid):
+            return None
+        if not isinstance(weights, Grid) or not isinstance(activations, Grid):
+            return (
+                f"backend=onnxruntime has no kernels for {weights} weights with {activations} activations: "
+                "use backend=reference"
+            )
+        if max(weights.bits, activations.bits) > 8:
+            return f"{precision.name} is simulated, no kernel takes codes of more than 8 bits: use backend=reference"
+        return None
+
+    def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
+        """Half precision is computed on ARM only; weights have 7 bits where sums of products would saturate."""
+        if precision.is_integer:
+            return reduce_range(precision, cpu)
+        computes = cpu.architecture == "aarch64" and cpu.computes_fp16 and precision.weights == "float16"
+        return storage_only(precision, computes=computes, where=f"ONNX Runtime on this CPU ({cpu.isa})")
+
+    def lower(self, program: "ExportedProgram", folder: Path) -> None:
+        """Write the program as ONNX."""
+        from bitsweep.onnx_export import export_onnx
+
+        export_onnx(program, folder / MODEL)
+
+    def load(self, folder: Path, *, threads: int) -> Runner:
+        """Open a session of that many threads, of which none spins between runs."""
+        session = self._session(folder, threads=threads)
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+        def run(images: Array) -> Array:
+            try:
+                logits: Array = session.run(["logits"], {"images": images})[0]
+            except InvalidArgument as error:
+                given, (taken,) = f"{images.dtype} {list(images.shape)}", session.get_inputs()
+                raise DataError(f"images: {given} given; the artifact takes {taken.type} {taken.shape}") from error
+            return logits
+
+        return run
+
+    def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
+        """What ran, as ONNX Runtime's profiler tells it; channels that it pads to fill vectors count."""
+        with tempfile.TemporaryDirectory() as scratch:
+            session = self._session(folder, threads=threads, profile=Path(scratch) / "profile")
+            session.run(None, {"images": images})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return tuple(_kernel(event) for event in events if event["name"].endswith("_kernel_time"))
+
+    def _session(self, folder: Path, *, threads: int, profile: Path | None = None) -> Any:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingPackage(self.package, self.extra) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = {
+            "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+            "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+            "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        }[self.optimization]
+        options.log_severity_level = 3
+        # Threads wait actively within a run, which is fast, and sleep after it: another session may be running then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+            # Weights that are packed for a kernel are missing from its profile.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        path, state = folder / MODEL, onnxruntime.capi.onnxruntime_pybind11_state
+        try:
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile) as error:
+            raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {error}") from error
+
+
+def _kernel(event: dict[str, Any]) -> Kernel:
+    """A kernel from an event of the profile."""
+    op = event["args"]["op_name"]
+    # Each tensor is described as {type: shape}.
+    types, inputs = zip(*(next(iter(tensor.items())) for tensor in event["args"]["input_type_shape"]), strict=True)
+    (output,) = event["args"]["output_type_shape"][0].values()
+    macs = 0
+    if op in CONVOLUTIONS:
+        macs = math.prod(output) * math.prod(inputs[CONVOLUTIONS[op]][1:])
+    elif op == "ConvTranspose":
+        macs = math.prod(inputs[0]) * math.prod(inputs[1][1:])
+    elif op in PRODUCTS:
+        macs = math.prod(output) * inputs[0][-1]
+    integer = op != "DequantizeLinear" and types[0] in BYTE_TYPES
+    return Kernel(name=event["name"].removesuffix("_kernel_time"), op=op, macs=macs, integer=integer)

@@ -1,0 +1,132 @@
+"""Programs as PyTorch runs them: op by op. For a Q/DQ program this is what the compressed network means.
+
+Importing this module registers the ``quantized_decomposed`` operations that such a program is written in.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils.flop_counter import FlopCounterMode
+
+from bitsweep.artifacts import Array, Kernel
+from bitsweep.axes import Runner
+from bitsweep.errors import DataError, StoreError
+from bitsweep.quantization.graphs import drop_unread, set_attribute
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Read a program from a ``torch.export`` file.
+
+    Raises:
+        StoreError: the file is missing, truncated or of another version of PyTorch.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise StoreError(f"{path} cannot be read as a program; delete its folder and run again: {reason}") from error
+
+
+def logits_of(program: ExportedProgram, batches: Iterable[Array]) -> Array:
+    """Run a program over many images.
+
+    Args:
+        batches: float32 images [N, 3, H, W], a batch at a time.
+
+    Returns:
+        float32 logits [N, K] of all images.
+    """
+    runner = runner_of(program)
+    return np.concatenate([runner(images) for images in batches])
+
+
+def runner_of(program: ExportedProgram, *, memory_format: torch.memory_format = torch.contiguous_format) -> Runner:
+    """A program as a function of images, on as many threads as PyTorch is set to.
+
+    What depends on parameters alone, such as the dequantization of weights, is computed here and not in every run.
+
+    Args:
+        memory_format: how images and the weights of 2-d convolutions are laid out in memory.
+    """
+    graph, shape = folded_graph(program), _image_shape(program)
+    for path, value in dict(graph.named_buffers()).items():
+        if value.ndim == 4:
+            set_attribute(graph, path, value.contiguous(memory_format=memory_format))
+
+    def run(images: Array) -> Array:
+        if images.shape[1:] != shape or images.dtype != np.float32:
+            expected = ", ".join(map(str, shape))
+            raise DataError(
+                f"images: {images.dtype} {list(images.shape)} given; the program takes float32 [N, {expected}]"
+            )
+        with torch.inference_mode():
+            logits = graph(torch.from_numpy(images).contiguous(memory_format=memory_format))
+        result: Array = logits.numpy()
+        return result
+
+    return run
+
+
+def kernels_of(program: ExportedProgram, images: Array) -> tuple[Kernel, ...]:
+    """The operations that PyTorch executes for one batch, all of them in float arithmetic."""
+    recorder = _Recorder(folded_graph(program))
+    with torch.no_grad():
+        recorder.run(torch.from_numpy(images))
+    return tuple(recorder.kernels)
+
+
+def folded_graph(program: ExportedProgram) -> GraphModule:
+    """Graph of a program in which what depends on parameters alone is a buffer."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    interpreter = Interpreter(graph, garbage_collect_values=False)
+    constants: set[Node] = set()
+    for node in list(graph.graph.nodes):
+        sources = node.all_input_nodes
+        if node.op == "get_attr":
+            constants.add(node)
+        elif node.op == "call_function" and sources and constants.issuperset(sources):
+            with torch.no_grad():
+                interpreter.env = {source: interpreter.run_node(source) for source in sources}
+                value = interpreter.run_node(node)
+            if isinstance(value, torch.Tensor):
+                set_attribute(graph, f"folded_{node.name}", value)
+                with graph.graph.inserting_before(node):
+                    folded = graph.graph.get_attr(f"folded_{node.name}")
+                node.replace_all_uses_with(folded)
+                constants.add(folded)
+            if not node.users:
+                graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    drop_unread(graph)
+    graph.recompile()
+    return graph
+
+
+def _image_shape(program: ExportedProgram) -> tuple[int, ...]:
+    """C, H and W of the images that a program takes."""
+    (name,) = program.graph_signature.user_inputs
+    (images,) = (node for node in program.graph.find_nodes(op="placeholder") if node.name == name)
+    return tuple(int(size) for size in images.meta["val"].shape[1:])
+
+
+class _Recorder(Interpreter):
+    """Runs a graph and notes every operation with its multiply-accumulates."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.kernels: list[Kernel] = []
+
+    def run_node(self, n: Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            result = super().run_node(n)
+        if n.op == "call_function":
+            macs = counter.get_total_flops() // 2
+            self.kernels.append(Kernel(name=n.name, op=str(n.target), macs=macs, integer=False))
+        return result

@@ -1,0 +1,228 @@
+"""The content of a report, whatever it is written to: rows, columns, Pareto fronts, and what to deploy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+RowStatus = Literal["finished", "reused", "failed", "skipped", "interrupted"]
+#: Axes that every table shows; the others only where they differ between cells.
+SHOWN_AXES = ("model", "method", "precision", "backend")
+#: Flags that forbid a recommendation.
+DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
+#: A cell this close to the best accuracy, in shares, is as good.
+TOLERATED_LOSS = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A cell and how it ended.
+
+    Attributes:
+        cell: axis -> choice, and the knobs that were overridden.
+        metrics: by the names of ``docs/measurement.md``; any may be missing.
+        verdict: on the speed-up; empty where nothing was timed against fp32.
+        command: reproduces this cell alone.
+    """
+
+    cell: dict[str, str]
+    status: RowStatus
+    reason: str = ""
+    log_tail: str = ""
+    metrics: dict[str, float]
+    flags: tuple[str, ...] = ()
+    verdict: str = ""
+    scheme: str = ""
+    command: str
+    run_id: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are figures."""
+        return self.status in ("finished", "reused")
+
+    @property
+    def name(self) -> str:
+        """Model, method, precision and engine."""
+        return " ".join(self.cell[axis] for axis in SHOWN_AXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A trained fp32 model that cells of the sweep rest on."""
+
+    name: str
+    run_id: str
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport:
+    """Everything that a report tells.
+
+    Attributes:
+        compare_url: path of the comparison view under the address of the MLflow UI.
+    """
+
+    sweep_id: str
+    command: str
+    started: datetime
+    seconds: float
+    rows: list[Row]
+    baselines: list[Baseline]
+    environment: dict[str, Any]
+    tracking_uri: str
+    compare_url: str
+
+    @property
+    def measured(self) -> list[Row]:
+        """The rows with figures."""
+        return [row for row in self.rows if row.measured]
+
+    @property
+    def varying_axes(self) -> list[str]:
+        """Axes and knobs to show: the usual ones, and those that differ between cells."""
+        names = dict.fromkeys(name for row in self.rows for name in row.cell)
+        varying = [name for name in names if len({row.cell.get(name) for row in self.rows}) > 1]
+        return [*SHOWN_AXES, *(name for name in varying if name not in SHOWN_AXES)]
+
+
+# --------------------------------------------------------------------------- columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of figures.
+
+    Attributes:
+        text: how a row's figure is shown; empty where there is none.
+        metric: what the column is sorted by.
+    """
+
+    title: str
+    text: Callable[[Row], str]
+    metric: str
+
+
+def _number(metric: str, form: str, scale: float = 1) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        return format(scale * row.metrics[metric], form) if metric in row.metrics else ""
+
+    return text
+
+
+def _interval(metric: str, form: str, scale: float = 1, suffix: str = "") -> Callable[[Row], str]:
+    parts = [_number(name, form, scale) for name in (metric, f"{metric}_low", f"{metric}_high")]
+
+    def text(row: Row) -> str:
+        value, low, high = (part(row) for part in parts)
+        return f"{value}{suffix} [{low}, {high}]" if value and low else value and f"{value}{suffix}"
+
+    return text
+
+
+COLUMNS = (
+    Column(title="top-1 % [95 %]", text=_interval("top1", ".2f", 100), metric="top1"),
+    Column(title="drop pp", text=_number("top1_drop_pp", "+.2f"), metric="top1_drop_pp"),
+    Column(title="flips", text=_number("flips", ".0f"), metric="flips"),
+    Column(title="p50 ms", text=_number("latency_p50_ms", "#.3g"), metric="latency_p50_ms"),
+    Column(title="speed-up [95 %]", text=_interval("speedup", ".2f", suffix="x"), metric="speedup"),
+    Column(title="verdict", text=lambda row: row.verdict, metric="speedup"),
+    Column(title="size MB", text=_number("size_mb", "#.3g"), metric="size_mb"),
+    Column(title="memory MB", text=_number("peak_rss_mb", ".0f"), metric="peak_rss_mb"),
+    Column(title="flags", text=lambda row: ", ".join(row.flags), metric=""),
+)
+
+
+# --------------------------------------------------------------------------- conclusions
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, gain) points that no other beats, from the cheapest on.
+
+    A point is beaten by one that costs no more and gains no less, and is better in one of the two.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def recommendations(report: SweepReport) -> list[str]:
+    """What to deploy on each data set and why that can be believed, one paragraph each."""
+    paragraphs = []
+    for dataset in dict.fromkeys(row.cell["dataset"] for row in report.rows):
+        rows = [row for row in report.measured if row.cell["dataset"] == dataset]
+        paragraphs.append(f"{dataset}: {_recommend(rows)}")
+    return paragraphs
+
+
+def _recommend(rows: list[Row]) -> str:
+    sound = [row for row in rows if "top1" in row.metrics and not DISQUALIFYING & set(row.flags)]
+    if not sound:
+        return "nothing can be recommended, because no cell has an accuracy that can be believed."
+    best = max(row.metrics["top1"] for row in sound)
+    timed = [row for row in sound if "latency_p50_ms" in row.metrics and row.metrics["top1"] >= best - TOLERATED_LOSS]
+    if not timed:
+        return "nothing can be recommended, because no cell that keeps the accuracy was timed."
+    choice = min(timed, key=lambda row: row.metrics["latency_p50_ms"])
+    smallest = min(timed, key=lambda row: row.metrics["size_mb"])
+    sentences = [
+        f"deploy {choice.name}, the fastest of the {len(timed)} cells within {100 * TOLERATED_LOSS:g} point of the "
+        f"best top-1 ({100 * best:.2f} %).",
+        f"It reaches {_percent(choice, 'top1')}, with {choice.metrics['latency_p50_ms']:#.3g} ms and "
+        f"{choice.metrics['size_mb']:#.3g} MB.",
+        *_evidence(choice),
+    ]
+    if smallest is not choice:
+        sentences.append(
+            f"Where size matters more, {smallest.name} has {smallest.metrics['size_mb']:#.3g} MB at "
+            f"{_percent(smallest, 'top1')}."
+        )
+    return " ".join(sentences)
+
+
+def _evidence(row: Row) -> list[str]:
+    """Sentences on why, or how far, the figures of a row can be believed."""
+    metrics, sentences = row.metrics, []
+    if row.verdict:
+        sentences.append(
+            f"Against fp32 on the same engine it is {row.verdict}: {metrics['speedup']:.2f} times as fast "
+            f"[{metrics['speedup_low']:.2f}, {metrics['speedup_high']:.2f}], in interleaved blocks."
+        )
+    if "mcnemar_p" in metrics and metrics.get("flips"):
+        known = "is significant" if metrics["mcnemar_p"] < 0.05 else "is not significant"
+        sentences.append(
+            f"The change of {-metrics['top1_drop_pp']:+.2f} points against its baseline {known} "
+            f"(exact McNemar p = {metrics['mcnemar_p']:.2g}, {metrics['flips']:.0f} images)."
+        )
+    if "parity_agreement" in metrics:
+        sentences.append(
+            f"The engine agrees with the reference on {100 * metrics['parity_agreement']:.2f} % of the test images."
+        )
+    if metrics.get("int8_mac_share"):
+        sentences.append(f"{100 * metrics['int8_mac_share']:.0f} % of its multiply-accumulates ran on integers.")
+    if "noisy" in row.flags:
+        sentences.append("The machine was noisy: repeat the measurement before relying on the latency.")
+    return sentences
+
+
+def _percent(row: Row, metric: str) -> str:
+    return f"{_interval(metric, '.2f', 100)(row)} %"
+
+
+def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
+    """Machine and versions, as name and value."""
+    about = report.environment
+    cpu = about.get("cpu", {})
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    return [
+        ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores"),
+        ("memory", f"{about.get('memory_gb', '?')} GB"),
+        ("platform", f"{about.get('platform', '?')}, Python {about.get('python', '?')}"),
+        ("versions", versions),
+        ("commit", str(about.get("commit", "?"))),
+        ("tracking", report.tracking_uri),
+    ]

@@ -1,0 +1,27 @@
+"""What tests share: real sample data where there is some, and a folder of their own to work in."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """Folder of real sample data sets, named by BITSWEEP_TEST_DATA."""
+    folder = os.environ.get("BITSWEEP_TEST_DATA")
+    if not folder:
+        pytest.skip("BITSWEEP_TEST_DATA names no folder of real sample data")
+    return Path(folder)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the command and its configuration in an empty folder, which is the working directory."""
+    (tmp_path / "run.py").symlink_to(REPOSITORY / "run.py")
+    (tmp_path / "conf").symlink_to(REPOSITORY / "conf")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path

@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitsweep import stats
+
+
+def test_wilson_interval_of_newcombes_example() -> None:
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    low, high = stats.wilson_interval(81, 263, 0.95)
+    assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+    low, high = stats.wilson_interval(15, 148, 0.95)
+    assert (low, high) == (pytest.approx(0.0624, abs=5e-5), pytest.approx(0.1605, abs=5e-5))
+    low, high = stats.wilson_interval(0, 20, 0.95)
+    assert (low, high) == (pytest.approx(0, abs=1e-12), pytest.approx(0.1611, abs=5e-5))
+
+
+@given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.5, 0.999))
+def test_wilson_interval_holds_the_share(n: int, share: float, confidence: float) -> None:
+    successes = round(share * n)
+    low, high = stats.wilson_interval(successes, n, confidence)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+
+
+def test_wilson_interval_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one trial"):
+        stats.wilson_interval(0, 0, 0.95)
+
+
+def test_mcnemar_against_sums_of_binomials() -> None:
+    for b, c in [(0, 0), (0, 5), (5, 0), (4, 16), (10, 10), (86, 150)]:
+        n, k = b + c, min(b, c)
+        naive = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+        assert stats.mcnemar_exact_p(b, c) == pytest.approx(naive, rel=1e-9)
+
+
+def test_mcnemar_of_agrestis_approval_ratings() -> None:
+    # A. Agresti, Categorical Data Analysis (1990), table 10.1: 86 and 150 changed their minds, p below 0.0001.
+    assert stats.mcnemar_exact_p(86, 150) == pytest.approx(3.7e-5, rel=0.05)
+
+
+def test_mcnemar_of_large_counts_is_finite() -> None:
+    assert stats.mcnemar_exact_p(50_000, 50_000) == 1
+    assert 0 < stats.mcnemar_exact_p(49_000, 51_000) < 1e-9
+
+
+def test_paired_counts() -> None:
+    a = np.array([True, True, False, False, True])
+    b = np.array([True, False, True, False, False])
+    assert stats.paired_counts(a, b) == (2, 1)
+
+
+def test_sqnr_of_known_noise() -> None:
+    reference = np.full(1000, 10.0)
+    assert stats.sqnr_db(reference, reference + 1) == pytest.approx(20)
+    assert stats.sqnr_db(reference, reference) == math.inf
+
+
+def test_mean_kl_against_the_formula() -> None:
+    p_logits, q_logits = np.array([[0.0, 1.0, 2.0], [1000.0, 0.0, 0.0]]), np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+    p = np.exp(p_logits[0]) / np.exp(p_logits[0]).sum()
+    assert stats.mean_kl(p_logits, q_logits) == pytest.approx((p * np.log(p * 3)).sum() / 2)
+
+
+def test_percentiles_need_samples() -> None:
+    assert stats.smallest_n_for_percentile(0.99) == 459
+    assert stats.smallest_n_for_percentile(0.9) == 44
+    assert stats.percentile_if_supported(np.arange(458.0), 0.99) is None
+    assert stats.percentile_if_supported(np.arange(459.0), 0.99) == pytest.approx(453.42)
+
+
+def _blocks(generator: np.random.Generator, mean: float, drift: np.ndarray) -> list[np.ndarray]:
+    return [mean * level * generator.lognormal(0, 0.05, 8) for level in drift]
+
+
+def test_interval_of_the_speedup_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        drift = np.linspace(1, generator.uniform(0.7, 1.5), 20)
+        gain = stats.paired_speedup(
+            _blocks(generator, 2.0, drift), _blocks(generator, 1.6, drift), confidence=0.95, seed=trial
+        )
+        covered += gain.low <= 1.25 <= gain.high
+    assert 0.90 <= covered / 200 <= 1.0
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.8, "faster"), (1.25, "slower")])
+def test_verdict(factor: float, verdict: str) -> None:
+    generator = np.random.default_rng(1)
+    drift = np.linspace(1, 1.3, 20)
+    gain = stats.paired_speedup(
+        _blocks(generator, 1, drift), _blocks(generator, factor, drift), confidence=0.95, seed=0
+    )
+    assert gain.verdict == verdict
+    assert gain.ratio == pytest.approx(1 / factor, rel=0.05)
+
+
+def test_equal_speeds_are_not_distinguished() -> None:
+    blocks = [np.full(5, 1 + 0.01 * (-1) ** turn) for turn in range(20)]
+    gain = stats.paired_speedup(blocks, blocks, confidence=0.95, seed=0)
+    assert (gain.verdict, gain.ratio) == ("not distinguishable", 1)
+
+
+def test_blocks_must_be_pairs() -> None:
+    with pytest.raises(ValueError, match="as many of each"):
+        stats.paired_speedup([np.ones(3)], [], confidence=0.95, seed=0)
+
+
+def test_spread_and_drift() -> None:
+    assert stats.relative_iqr(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.5)
+    assert stats.drift(2.0, 2.5) == pytest.approx(0.25)
