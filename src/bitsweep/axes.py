@@ -105,6 +105,8 @@ class Recipe:
         label_smoothing: of the cross entropy.
         augment: ``none``; ``shift`` (random translation by up to an eighth); ``shift_flip`` (and mirroring).
         clip_norm: largest norm of the gradient; 0 turns clipping off.
+        bn_momentum: share of a batch in BatchNorm's running statistics; networks that were made for long trainings
+            bring one so small that the statistics are still near their start after a short one.
         patience: epochs without a better validation accuracy before stopping early.
         device: where to train; ``auto`` takes a GPU when there is one.
     """
@@ -121,6 +123,7 @@ class Recipe:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Literal["none", "shift", "shift_flip"] = "shift"
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    bn_momentum: Share = 0.1
     patience: Count = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -22,8 +22,7 @@ from typing import Any, TextIO
 
 from bitsweep.errors import BitsweepError, CellFailed
 
-PRELOADED = ("torch", "torchvision", "torchao.quantization.pt2e", "onnxscript", "onnxruntime", "torch.onnx")
-
+_TEARDOWN_S = 10
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 _SIGNAL_MEANING = {
     signal.SIGSEGV: "segmentation fault",
@@ -38,13 +37,13 @@ _SIGNAL_MEANING = {
 
 def warm_up() -> None:
     """Start the server now, so that its imports overlap with other work."""
-    _context().Process  # noqa: B018
+    _context()
     multiprocessing.forkserver.ensure_running()
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(["bitsweep.preload"])
     return context
 
 
@@ -75,7 +74,8 @@ def call(
         if not wait([receiver, process.sentinel], timeout=timeout_s or None):
             raise CellFailed(f"{what} took longer than timeout_s={timeout_s:g} and was stopped")
         answer = _receive(receiver)
-        process.join()
+        # Engines may crash or hang while they are torn down, after all results are on disk: that is no failure.
+        process.join(_TEARDOWN_S)
     finally:
         _end(process)
         receiver.close()
@@ -133,8 +133,6 @@ def _main(
     sys.stderr.flush()
     sender.send(answer)
     sender.close()
-    # Engines may crash or hang while they are torn down, after all results are on disk.
-    os._exit(0)
 
 
 def _die_with_parent() -> None:

@@ -190,5 +190,7 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
         return ConfigError(f"{key}: no such key; {hint}")
     if first["type"].startswith("missing"):
         return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
-    return ConfigError(f"{key}={first['input']}: {message}")
+    # A value that fits no member of a union has an error for each of them.
+    alike = [each["msg"] for each in error.errors() if each["input"] == first["input"]]
+    messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]
+    return ConfigError(f"{key}={first['input']}: {', or '.join(dict.fromkeys(messages))}")

@@ -284,7 +284,10 @@ def publish(report: "SweepReport", folder: Path) -> list[Path]:
     from bitsweep.report import table, write
 
     paths = write(report, folder)
-    Console().print(table(report))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table(report))
     print(f"report: {folder / 'report.html'}    compare: bitsweep ui")
     return paths
 

@@ -65,6 +65,7 @@ class Tracker:
         # A server that is not there must be noticed within seconds, not after MLflow's minutes of patience.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow
 
         for chatty in ("mlflow", "alembic"):

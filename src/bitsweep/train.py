@@ -44,7 +44,11 @@ def fit(
     torch.backends.cudnn.allow_tf32 = False
     shuffle = torch.Generator().manual_seed(seed)
 
-    network = model.build(len(splits.classes)).to(device, memory_format=torch.channels_last)
+    network = model.build(len(splits.classes)).to(device)
+    network = network.to(memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = recipe.bn_momentum
     load = _loader(splits, model.image_size)
     train = _on_device(splits.train, device)
 

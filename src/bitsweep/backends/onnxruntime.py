@@ -112,7 +112,13 @@ class OnnxRuntime(Backend):
         path, state = folder / MODEL, onnxruntime.capi.onnxruntime_pybind11_state
         try:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile) as error:
+        except (
+            state.Fail,
+            state.InvalidArgument,
+            state.InvalidGraph,
+            state.InvalidProtobuf,
+            state.NoSuchFile,
+        ) as error:
             raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {error}") from error
 
 

@@ -57,7 +57,6 @@ MOVES = {
     aten.unsqueeze.default,
     aten.contiguous.default,
     aten.slice.Tensor,
-    aten.pad.default,
 }
 PAIRS = {aten.add.Tensor, aten.mul.Tensor}
 
@@ -79,10 +78,10 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate(node, reads=node.args[:2])
             elif node.target in RECTIFIERS and _fuses(node):
                 self._annotate(node, reads=())
+            elif _moves(node) and _is_activation(node.args[0]):
+                self._share(node, node.args[:1])
             elif node.target in FUNCTIONS and _is_activation(node.args[0]):
                 self._annotate(node, reads=node.args[:1])
-            elif node.target in MOVES and _is_activation(node.args[0]) and node.args[3:] in ((), (None,), (0,)):
-                self._share(node, node.args[:1])
             elif node.target == aten.cat.default:
                 self._share(node, node.args[0])
         return model
@@ -120,6 +119,16 @@ def _fuses(node: Node) -> bool:
     source = node.args[0]
     assert isinstance(source, Node)
     return len(source.users) == 1 and (source.target in LAYER_KINDS or source.target == aten.add.Tensor)
+
+
+def _moves(node: Node) -> bool:
+    """Whether a node yields nothing but values that it reads, and zeros."""
+    if node.target == aten.adaptive_avg_pool2d.default:
+        read, yielded = (value.meta["val"].shape[2:] for value in (node.all_input_nodes[0], node))
+        return not any(count % size for size, count in zip(read, yielded, strict=True))
+    if node.target == aten.pad.default:
+        return node.args[3:] in ((), (None,), (0,))
+    return node.target in MOVES
 
 
 def _yields_logits(node: Node) -> bool:

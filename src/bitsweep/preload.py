@@ -1,0 +1,17 @@
+"""What the fork server imports, so that its children need not: every package that a stage may use."""
+
+import logging
+
+import torch
+
+# torchao's import warns of its own use of PyTorch, once for every start.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+import onnx  # noqa: E402, F401
+import onnxruntime  # noqa: E402, F401
+import onnxscript  # noqa: E402, F401
+import torch.onnx  # noqa: E402
+import torchao.quantization.pt2e  # noqa: E402, F401
+import torchvision  # noqa: E402, F401
+
+__all__ = ["torch"]

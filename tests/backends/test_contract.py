@@ -1,0 +1,159 @@
+"""What every engine of conf/backend promises."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.export import ExportedProgram
+
+from bitsweep import stats
+from bitsweep.axes import Backend, Precision, Scheme
+from bitsweep.environment import current_cpu
+from bitsweep.errors import BitsweepError, DataError, StoreError
+from bitsweep.programs import logits_of
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def _choices(group: str) -> dict[str, Any]:
+    """Every YAML of a config group, as its object."""
+    files = sorted((CONF / group).glob("*.yaml"))
+    return {file.stem: instantiate(OmegaConf.load(file), _convert_="all") for file in files}
+
+
+BACKENDS, PRECISIONS = _choices("backend"), _choices("precision")
+RUNNABLE = [
+    (name, precision.name)
+    for name, backend in BACKENDS.items()
+    for precision in PRECISIONS.values()
+    if backend.unsupported(precision) is None
+]
+#: Signal-to-noise ratio that an engine keeps to the reference: its own rounding, in float and on integers.
+PARITY_DB = {"float32": 100, "float16": 40, "bfloat16": 25, "integer": 30, "simulated": 60}
+
+ProgramOf = Callable[[Scheme], ExportedProgram]
+each = pytest.mark.parametrize(("backend_name", "precision_name"), RUNNABLE, ids=map("-".join, RUNNABLE))
+each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+
+
+def _lower(backend: Backend, precision: Precision, program_of: ProgramOf, folder: Path) -> ExportedProgram:
+    program = program_of(backend.scheme(precision, current_cpu()))
+    backend.lower(program, folder)
+    return program
+
+
+@each
+def test_it_agrees_with_the_reference_at_any_batch(
+    backend_name: str, precision_name: str, program_of: ProgramOf, images: np.ndarray, macs: int, tmp_path: Path
+) -> None:
+    backend, precision = BACKENDS[backend_name], PRECISIONS[precision_name]
+    scheme = backend.scheme(precision, current_cpu())
+    program = _lower(backend, precision, program_of, tmp_path)
+    runner = backend.load(tmp_path, threads=1)
+    logits_NK = runner(images)
+    assert logits_NK.shape == (5, 10)
+    assert logits_NK.dtype == np.float32
+    assert stats.sqnr_db(logits_of(program, [images]), logits_NK) > PARITY_DB[scheme.arithmetic]
+    np.testing.assert_allclose(runner(images[:1]), logits_NK[:1], rtol=1e-3, atol=1e-4)
+
+    kernels = backend.kernels(tmp_path, images[:1], threads=1)
+    assert sum(kernel.macs for kernel in kernels) == macs
+    assert sum(kernel.macs for kernel in kernels if kernel.integer) == macs * (scheme.arithmetic == "integer")
+    assert all(kernel.name and kernel.op for kernel in kernels)
+
+
+@each_backend
+def test_images_of_another_size_are_refused(
+    backend: Backend, fp32: Precision, program_of: ProgramOf, images: np.ndarray, tmp_path: Path
+) -> None:
+    _lower(backend, fp32, program_of, tmp_path)
+    runner = backend.load(tmp_path, threads=1)
+    for wrong in (images[..., :16], images[:, :1], images[0], images.astype(np.float64)):
+        with pytest.raises(DataError, match=str(list(wrong.shape)).replace("[", r"\[")):
+            runner(wrong)
+
+
+@each_backend
+def test_a_broken_artifact_is_named(backend: Backend, fp32: Precision, program_of: ProgramOf, tmp_path: Path) -> None:
+    _lower(backend, fp32, program_of, tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for broken in (whole[: len(whole) // 2], b""):
+        file.write_bytes(broken)
+        with pytest.raises(StoreError, match=file.name) as caught:
+            backend.load(tmp_path, threads=1)
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(BitsweepError, match=file.name):
+        backend.load(tmp_path, threads=1)
+
+
+FRESH = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+def used():
+    return {task.name: sum(map(int, (task / "stat").read_text().rpartition(")")[2].split()[11:13]))
+            for task in Path("/proc/self/task").iterdir()}
+
+conf, folder, threads = sys.argv[1:]
+runner = instantiate(OmegaConf.load(conf)).load(Path(folder), threads=int(threads))
+images = np.load(Path(folder).parent / "images.npy")
+logits = runner(images)
+many = np.repeat(images, 20, axis=0)
+before, end = used(), time.perf_counter() + 1
+while time.perf_counter() < end:
+    runner(many)
+spent = [ticks - before.get(task, 0) for task, ticks in used().items()]
+print(json.dumps({"logits": logits.tolist(), "busy": sum(each > max(spent) / 5 for each in spent),
+                  "torch": "torch" in sys.modules}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_a_fresh_process_computes_the_same_on_the_threads_asked_for(
+    backend_name: str, threads: int, program_of: ProgramOf, fp32: Precision, images: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "artifact").mkdir()
+    np.save(tmp_path / "images.npy", images)
+    program = _lower(BACKENDS[backend_name], fp32, program_of, tmp_path / "artifact")
+    finished = subprocess.run(
+        [sys.executable, "-c", FRESH, CONF / "backend" / f"{backend_name}.yaml", tmp_path / "artifact", str(threads)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(finished.stdout)
+    np.testing.assert_allclose(seen["logits"], logits_of(program, [images]), rtol=1e-3, atol=1e-4)
+    assert seen["busy"] == threads
+    assert seen["torch"] == (BACKENDS[backend_name].package == "torch")
+
+
+@each_backend
+def test_what_cannot_run_has_a_cure(backend: Backend) -> None:
+    for precision in PRECISIONS.values():
+        reason = backend.unsupported(precision)
+        assert reason is None or "use backend=" in reason
+    assert backend.unsupported(PRECISIONS["fp32"]) is None
+
+
+@each_backend
+def test_half_precision_without_such_arithmetic_is_storage_only(backend: Backend) -> None:
+    plain = current_cpu().__class__(model="plain", architecture="x86_64", flags=frozenset({"avx2"}))
+    for name in ("fp16", "bf16"):
+        scheme = backend.scheme(PRECISIONS[name], plain)
+        assert (scheme.weights, scheme.activations) == (PRECISIONS[name].weights, "float32")
+        assert scheme.arithmetic == "float32"
+        assert "avx2" in scheme.why

@@ -1,0 +1,103 @@
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.export import ExportedProgram
+
+from bitsweep import stats
+from bitsweep.axes import Grid, Precision, Scheme
+from bitsweep.backends.onnxruntime import OnnxRuntime
+from bitsweep.environment import Cpu, current_cpu
+from bitsweep.errors import MissingPackage
+from bitsweep.programs import logits_of
+
+ProgramOf = Callable[[Scheme], ExportedProgram]
+BACKEND = OnnxRuntime(name="onnxruntime")
+WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
+ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
+INT8 = Precision(name="int8", weights=WEIGHTS, activations=ACTIVATIONS)
+
+
+def _cpu(*flags: str, architecture: str = "x86_64") -> Cpu:
+    return Cpu(model="any", architecture=architecture, flags=frozenset(flags))
+
+
+@pytest.fixture
+def int8_artifact(program_of: ProgramOf, tmp_path: Path) -> Path:
+    BACKEND.lower(program_of(BACKEND.scheme(INT8, current_cpu())), tmp_path)
+    return tmp_path
+
+
+def test_weights_lose_a_bit_only_where_products_saturate() -> None:
+    reduced = BACKEND.scheme(INT8, _cpu("avx2"))
+    assert isinstance(reduced.weights, Grid)
+    assert (reduced.weights.bits, reduced.activations, reduced.arithmetic) == (7, ACTIVATIONS, "integer")
+    assert "VNNI" in reduced.why
+    full = BACKEND.scheme(INT8, _cpu("avx2", "avx512_vnni"))
+    assert (full.weights, full.why) == (WEIGHTS, "")
+
+
+def test_half_precision_is_computed_on_arm_only() -> None:
+    half = Precision(name="fp16", weights="float16", activations="float16")
+    assert BACKEND.scheme(half, _cpu("asimdhp", architecture="aarch64")).arithmetic == "float16"
+    assert BACKEND.scheme(half, _cpu("avx512_fp16")).arithmetic == "float32"
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True)),
+        (WEIGHTS, Grid(bits=16, signed=True, symmetric=True)),
+        (WEIGHTS, "float32"),
+    ],
+)
+def test_what_no_kernel_takes_is_simulated(weights: Grid, activations: Grid) -> None:
+    reason = BACKEND.unsupported(Precision(name="wide", weights=weights, activations=activations))
+    assert reason is not None
+    assert "use backend=reference" in reason
+
+
+def test_an_int8_network_runs_on_integers_from_end_to_end(int8_artifact: Path, images: np.ndarray) -> None:
+    kernels = BACKEND.kernels(int8_artifact, images, threads=1)
+    assert {kernel.op for kernel in kernels if kernel.macs} == {"QLinearConv", "QGemm"}
+    assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]
+
+
+def test_without_fused_kernels_it_computes_the_reference(
+    int8_artifact: Path, program_of: ProgramOf, images: np.ndarray
+) -> None:
+    plain = OnnxRuntime(name="onnxruntime", optimization="none")
+    reference_NK = logits_of(program_of(BACKEND.scheme(INT8, current_cpu())), [images])
+    assert stats.sqnr_db(reference_NK, plain.load(int8_artifact, threads=1)(images)) > 60
+    kernels = plain.kernels(int8_artifact, images, threads=1)
+    assert {kernel.op for kernel in kernels if kernel.macs} == {"Conv", "Gemm"}
+    assert not any(kernel.integer for kernel in kernels if kernel.macs)
+
+
+def test_an_int8_artifact_is_small(int8_artifact: Path, program_of: ProgramOf) -> None:
+    fp32_bytes = sum(value.numel() * 4 for value in program_of(Scheme(
+        weights="float32", activations="float32", arithmetic="float32"
+    )).state_dict.values())  # fmt: skip
+    (file,) = int8_artifact.iterdir()
+    graph_bytes = 12_000
+    assert file.stat().st_size < 0.3 * fp32_bytes + graph_bytes
+
+
+def test_no_thread_spins_between_runs(int8_artifact: Path, images: np.ndarray) -> None:
+    runner = BACKEND.load(int8_artifact, threads=2)
+    spent = []
+    for _ in range(10):
+        runner(images)
+        before = time.process_time()
+        time.sleep(0.03)
+        spent.append(time.process_time() - before)
+    assert np.median(spent) < 0.005
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingPackage, match="onnxruntime is not installed; run: pip install"):
+        BACKEND.load(tmp_path, threads=1)

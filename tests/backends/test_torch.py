@@ -1,0 +1,57 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from bitsweep.axes import Grid, Precision, Scheme
+from bitsweep.backends.torch import TorchEager
+from bitsweep.environment import Cpu
+
+ProgramOf = Callable[[Scheme], ExportedProgram]
+BACKEND = TorchEager(name="torch")
+HALF = Precision(name="fp16", weights="float16", activations="float16")
+
+
+def _cpu(*flags: str) -> Cpu:
+    return Cpu(model="any", architecture="x86_64", flags=frozenset(flags))
+
+
+def test_integers_are_sent_elsewhere() -> None:
+    codes = Grid(bits=8, signed=True, symmetric=True)
+    reason = BACKEND.unsupported(Precision(name="int8", weights=codes, activations=codes))
+    assert reason is not None
+    assert "backend=onnxruntime" in reason
+    assert "backend=reference" in reason
+
+
+def test_half_precision_is_computed_where_the_cpu_does() -> None:
+    assert BACKEND.scheme(HALF, _cpu("avx512_fp16")).arithmetic == "float16"
+    assert BACKEND.scheme(HALF, _cpu("avx512_bf16")).arithmetic == "float32"
+    bf16 = Precision(name="bf16", weights="bfloat16", activations="bfloat16")
+    assert BACKEND.scheme(bf16, _cpu("avx512_bf16")).arithmetic == "bfloat16"
+
+
+def test_stored_halves_take_half_the_file_and_are_cast_once(
+    program_of: ProgramOf, images: np.ndarray, tmp_path: Path
+) -> None:
+    program = program_of(BACKEND.scheme(HALF, _cpu("avx2")))
+    assert {value.dtype for value in program.state_dict.values()} == {torch.float16}
+    BACKEND.lower(program, tmp_path)
+    runner = BACKEND.load(tmp_path, threads=1)
+    with torch.profiler.profile() as profile:
+        runner(images)
+    assert "aten::_to_copy" not in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_set(threads: int, program_of: ProgramOf, fp32: Precision, tmp_path: Path) -> None:
+    BACKEND.lower(program_of(BACKEND.scheme(fp32, _cpu())), tmp_path)
+    before = torch.get_num_threads()
+    try:
+        BACKEND.load(tmp_path, threads=threads)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,113 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from bitsweep import experiment
+from bitsweep.environment import Cpu
+from bitsweep.errors import ConfigError
+from bitsweep.experiment import Cell, bind
+
+CONF = Path(__file__).parents[1] / "conf"
+DEFAULTS = {
+    "model": "resnet18", "method": "ptq", "precision": "int8", "backend": "onnxruntime", "dataset": "digits",
+    "train": "default", "protocol": "default",
+}  # fmt: skip
+
+
+def composed(**choices: Any) -> dict[str, Any]:
+    """Configuration as Hydra composes it; ``group__knob=value`` overrides a knob."""
+    names = DEFAULTS | {name: value for name, value in choices.items() if name in DEFAULTS}
+    config: dict[str, Any] = {"seed": choices.pop("seed", 0)}
+    for group, choice in names.items():
+        config[group] = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+    for name, value in choices.items():
+        if "__" in name:
+            group, knob = name.split("__")
+            config[group][knob] = value
+    return config
+
+
+def cell(**choices: Any) -> Cell:
+    return bind(composed(**choices))
+
+
+def test_fp32_cells_of_a_model_and_backend_are_one() -> None:
+    assert cell(precision="fp32", method="ptq").key == cell(precision="fp32", method="none").key
+    assert cell(precision="fp32").twin == cell(precision="fp32")
+    assert cell(precision="int8").twin == cell(precision="fp32")
+
+
+def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None:
+    base = cell()
+    recipe = cell(train__lr=0.5)
+    assert recipe.dataset_key == base.dataset_key
+    assert recipe.baseline_key != base.baseline_key
+    method = cell(method__calibration_images=7)
+    assert method.baseline_key == base.baseline_key
+    assert method.compressed_key != base.compressed_key
+    protocol = cell(protocol__blocks=6)
+    assert protocol.artifact_key == base.artifact_key
+    assert protocol.key != base.key
+    assert cell(seed=1).baseline_key != base.baseline_key
+    assert replace(base, overrides=("a=b",)).key == base.key
+
+
+def test_backends_with_the_same_scheme_share_a_program() -> None:
+    assert cell(precision="fp32", backend="torch").compressed_key == cell(precision="fp32").compressed_key
+    assert cell(precision="fp32", backend="torch").artifact_key != cell(precision="fp32").artifact_key
+
+
+def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(*flags: str) -> Cell:
+        cpu = Cpu(model="some", architecture="x86_64", flags=frozenset(flags))
+        monkeypatch.setattr(experiment, "current_cpu", lambda: cpu)
+        bound = cell()
+        assert bound.scheme
+        assert bound.key
+        return bound
+
+    saturating, exact = on("avx2"), on("avx2", "avx512_vnni")
+    assert saturating.scheme.weights.bits == 7  # type: ignore[union-attr]
+    assert "7 bits" in saturating.scheme.why
+    assert exact.scheme.weights.bits == 8  # type: ignore[union-attr]
+    assert exact.scheme.why == ""
+    assert saturating.key != exact.key
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"train__epochs": "many"}, "train.epochs=many: should be a valid integer"),
+        ({"train__epochs": 0}, "train.epochs=0: should be greater than or equal to 1"),
+        ({"train__optimizer": "adam"}, "train.optimizer=adam: should be 'adamw' or 'sgd'"),
+        ({"train__epoch": 3}, r"train.epoch: no such key; did you mean train.epochs\?"),
+        ({"protocol__batch_sizes": [1, 0]}, "protocol.batch_sizes.1=0: should be greater"),
+        ({"precision__weights": "float8"}, "precision.weights=float8: .*, or should be 'float32', 'float16' or 'bfloat16'"),
+        ({"method___target_": "bitsweep.methods.ptq.Nothing"}, "method._target_=.*: no such class"),
+        ({"method___target_": "bitsweep.axes.Recipe"}, "method._target_=bitsweep.axes.Recipe: not a Method"),
+        ({"seed": -1}, "seed=-1: give a whole number"),
+        ({"seed": "x"}, "seed=x: give a whole number"),
+    ],
+)
+def test_a_bad_value_is_one_clear_line(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        cell(**choices)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "backend=reference" in str(cell(precision="int16").obstacle())
+    assert "onnxruntime" in str(cell(backend="torch").obstacle())
+    assert "dataset.root" in str(cell(dataset="mnist", dataset__root="/nowhere").obstacle())
+    assert cell().obstacle() is None
+    monkeypatch.setattr(experiment, "version_of", lambda package: "absent")
+    assert "not installed" in str(cell().obstacle())
+
+
+def test_overridden_knobs_are_named() -> None:
+    overridden = bind(composed(), ("model=resnet18", "method.calibration_images=32", "seed=3"))
+    assert overridden.axes["method.calibration_images"] == "32"
+    assert overridden.command == "python run.py model=resnet18 method.calibration_images=32 seed=3"

@@ -1,0 +1,204 @@
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from bitsweep import measure
+from bitsweep.artifacts import Compressed, Kernel, LayerNote, Split, Trained
+from bitsweep.axes import FLOAT32, Backend, Grid, Precision, Protocol, Runner, Scheme, axis
+from bitsweep.environment import Cpu
+from bitsweep.measure import Subject
+
+INT8 = Scheme(
+    weights=Grid(bits=8, signed=True, symmetric=True, per_channel=True),
+    activations=Grid(bits=8, signed=False, symmetric=False),
+    arithmetic="integer",
+)
+EXAMPLES = np.zeros((2, 3, 4, 4), np.float32)
+
+
+@axis
+class Sleeper(Backend):
+    """An engine whose artifact says how long to sleep: {"ms": ..., "bytes": ...}."""
+
+    name: str = "sleeper"
+    package: ClassVar[str] = "numpy"
+
+    def unsupported(self, precision: Precision) -> str | None:
+        return None
+
+    def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
+        return FLOAT32
+
+    def lower(self, program: Any, folder: Path) -> None:
+        raise AssertionError("there is nothing to lower")
+
+    def load(self, folder: Path, *, threads: int) -> Runner:
+        about = json.loads((folder / "artifact.json").read_text())
+        held = np.ones(about.get("bytes", 0), np.uint8)
+
+        def run(images: np.ndarray) -> np.ndarray:
+            time.sleep((about["ms"] + 0 * held[:1].sum()) / 1000)
+            affinity.append(os.sched_getaffinity(0))
+            return np.stack([images[:, 0, 0, 0], about.get("bias", 0) - images[:, 0, 0, 0]], axis=1)
+
+        return run
+
+    def kernels(self, folder: Path, images: np.ndarray, *, threads: int) -> list[Kernel]:
+        return [
+            Kernel(name="a", op="QLinearConv", macs=30, integer=True),
+            Kernel(name="b", op="Conv", macs=10, integer=False),
+            Kernel(name="c", op="Softmax", macs=0, integer=False),
+        ]
+
+
+affinity: list[set[int]] = []
+
+
+def artifact(folder: Path, name: str, **about: Any) -> Path:
+    (folder / name).mkdir()
+    (folder / name / "artifact.json").write_text(json.dumps(about))
+    return folder / name
+
+
+def protocol(**knobs: Any) -> Protocol:
+    quick = {"name": "test", "threads": 1, "warmup_s": 0.01, "blocks": 10, "block_s": 0.02, "repeats": 0}
+    return Protocol(**quick | knobs)
+
+
+def raced(subject: Subject, folder: Path) -> measure.Measurement:
+    allowed = os.sched_getaffinity(0)
+    try:
+        measure.race(subject, examples=EXAMPLES, folder=folder)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    return measure.load_measurement(folder)
+
+
+def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
+    slow, quick = artifact(tmp_path, "slow", ms=4.0), artifact(tmp_path, "quick", ms=2.0)
+    subject = Subject(artifact=quick, twin=slow, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+    measurement = raced(subject, tmp_path)
+    metrics = measurement.metrics
+    assert metrics["latency_p50_ms"] == pytest.approx(2.1, abs=0.3)
+    assert metrics["speedup_low"] <= metrics["speedup"] <= metrics["speedup_high"]
+    assert metrics["speedup"] == pytest.approx(4.1 / 2.1, rel=0.1)
+    assert measurement.verdict == "faster"
+    assert metrics["throughput_ips"] == pytest.approx(1000 / metrics["latency_p50_ms"])
+    assert "latency_p99_ms" not in metrics
+    samples = np.load(tmp_path / "latency_samples.npz")
+    assert np.median(samples["candidate_b1_ms"]) == pytest.approx(metrics["latency_p50_ms"])
+    assert samples["fp32_b1_block_lengths"].sum() == len(samples["fp32_b1_ms"])
+
+
+def test_equal_artifacts_are_not_distinguished_and_own_twin_has_no_speedup(tmp_path: Path) -> None:
+    one, other = artifact(tmp_path, "one", ms=1.0), artifact(tmp_path, "other", ms=1.0)
+    subject = Subject(artifact=one, twin=other, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+    metrics = raced(subject, tmp_path).metrics
+    assert metrics["speedup"] == pytest.approx(1, abs=0.05)
+    alone = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+    assert "speedup" not in raced(alone, tmp_path).metrics
+
+
+def test_further_batch_sizes_are_suffixed(tmp_path: Path) -> None:
+    one = artifact(tmp_path, "one", ms=0.5)
+    subject = Subject(
+        artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(1, 3)), scheme=FLOAT32
+    )
+    metrics = raced(subject, tmp_path).metrics
+    assert {"latency_p50_ms", "latency_p50_ms_b3", "throughput_ips_b3"} <= set(metrics)
+    assert metrics["throughput_ips_b3"] == pytest.approx(3000 / metrics["latency_p50_ms_b3"])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_as_many_cpus_as_threads(threads: int, tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < threads:
+        pytest.skip(f"this machine has fewer than {threads} CPUs")
+    one = artifact(tmp_path, "one", ms=0.1)
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(threads=threads), scheme=FLOAT32)
+    raced(subject, tmp_path)
+    assert len(affinity[-1]) == threads
+
+
+def test_a_noisy_machine_is_flagged_and_raced_again(tmp_path: Path) -> None:
+    one = artifact(tmp_path, "one", ms=0.1)
+    strict = protocol(max_spread=1e-9, repeats=2)
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=strict, scheme=FLOAT32)
+    measurement = raced(subject, tmp_path)
+    assert measurement.flags == ("noisy",)
+    assert measurement.notes["batches"]["1"]["attempts"] == 3
+
+
+def test_blocks_alternate() -> None:
+    turns: list[str] = []
+    racers = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
+    blocks = measure.interleaved_blocks(racers, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
+    assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
+    assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2
+
+
+def test_peak_memory_is_what_the_artifact_takes(tmp_path: Path) -> None:
+    np.save(tmp_path / "examples.npy", EXAMPLES)
+    for megabytes in (100, 300):
+        folder = tmp_path / str(megabytes)
+        folder.mkdir()
+        one = artifact(folder, "one", ms=0, bytes=megabytes * 10**6)
+        subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+        measure.weigh(subject, examples=tmp_path / "examples.npy", folder=folder)
+        assert measure.load_measurement(folder).metrics["peak_rss_mb"] == pytest.approx(megabytes, abs=10)
+
+
+def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measurement:
+    """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
+    values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
+    test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
+    exact = np.stack([values, 9.0 - values], axis=1).astype(np.float32)
+    layer = LayerNote(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
+    measure.evaluate(
+        Subject(
+            artifact=artifact(tmp_path, "artifact", ms=0, **about),
+            twin=artifact(tmp_path, "twin", ms=0, padding="x" * 1000),
+            backend=Sleeper(),
+            protocol=protocol(eval_batch=3),
+            scheme=scheme,
+        ),
+        test=test,
+        preprocess=lambda images: images.astype(np.float32).transpose(0, 3, 1, 2),
+        trained=Trained(
+            checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact
+        ),
+        compressed=Compressed(program=tmp_path, layers=(layer,), test_logits_NK=exact),
+        folder=tmp_path,
+    )
+    return measure.load_measurement(tmp_path)
+
+
+def test_an_exact_artifact(tmp_path: Path) -> None:
+    measurement = evaluated(tmp_path, FLOAT32, bias=9)
+    metrics = measurement.metrics
+    assert (metrics["top1"], metrics["flips"], metrics["mcnemar_p"], metrics["parity_agreement"]) == (1, 0, 1, 1)
+    assert metrics["size_mb"] == (tmp_path / "artifact" / "artifact.json").stat().st_size / 1e6
+    assert metrics["size_bound_mb"] == 1
+    assert metrics["int8_mac_share"] == 0.75
+    assert measurement.flags == ()
+    assert np.load(tmp_path / "logits.npy").shape == (10, 2)
+
+
+def test_an_artifact_that_errs(tmp_path: Path) -> None:
+    measurement = evaluated(tmp_path, INT8, bias=13)
+    metrics = measurement.metrics
+    # Pixels 5 and 6 are now called 1, though they are 0.
+    assert metrics["top1"] == 0.8
+    assert metrics["top1_drop_pp"] == pytest.approx(20)
+    assert (metrics["flips"], metrics["mcnemar_p"]) == (2, 0.5)
+    assert metrics["agreement"] == metrics["parity_agreement"] == 0.8
+    assert "diverges" in measurement.flags
+    assert measurement.notes["float_islands"] == ["Conv b"]
+
+
+def test_logits_that_are_not_finite_are_flagged(tmp_path: Path) -> None:
+    assert "non-finite logits" in evaluated(tmp_path, FLOAT32, bias=float("nan")).flags

@@ -1,0 +1,147 @@
+"""The command itself, on real digits."""
+
+import csv
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "run.py", *words]
+
+
+def run(*words: str, code: int = 0, **environment: str) -> str:
+    """What the command prints; it must end with the given exit code and without a traceback."""
+    finished = subprocess.run(command(*words), capture_output=True, text=True, env=os.environ | environment)
+    output = finished.stdout + finished.stderr
+    assert finished.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+def statuses() -> list[tuple[str, str]]:
+    """Kind and status of every MLflow run."""
+    with sqlite3.connect("mlflow.db") as database:
+        query = "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'kind'"
+        return sorted(database.execute(query))
+
+
+def cells() -> list[dict[str, str]]:
+    """Rows of the newest report."""
+    newest = max(Path("multirun").glob("*/cells.csv"), key=lambda path: path.stat().st_mtime)
+    with newest.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
+    words = ["-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none"]
+    output = run(*words)
+    assert output.count("finished  baseline") == 1
+    rows = cells()
+    assert [(row["method"], row["precision"], row["status"]) for row in rows] == [
+        ("ptq", "int8", "finished"),
+        ("none", "int8", "skipped"),
+        ("none", "fp32", "finished"),
+    ]
+    int8 = rows[0]
+    assert float(int8["size_ratio"]) < 0.5
+    assert float(int8["parity_agreement"]) > 0.95
+    assert float(int8["speedup_low"]) <= float(int8["speedup"]) <= float(int8["speedup_high"])
+    assert rows[2]["speedup"] == ""
+    assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
+
+    again = run(*words)
+    assert "finished  " not in again
+    assert [row["status"] for row in cells()] == ["reused", "skipped", "reused"]
+    assert [row["top1"] for row in cells()] == [row["top1"] for row in rows]
+
+    import mlflow
+
+    run_id = rows[0]["run_id"]
+    model = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    example = model.input_example
+    assert next(iter(model.predict(example).values())).shape == (1, 10)
+
+    sweep_id = max(path.parent.name for path in Path("multirun").glob("*/cells.csv"))
+    rebuilt = subprocess.run(
+        [sys.executable, "-m", "bitsweep.cli", "report", sweep_id, "--folder", "rebuilt"], capture_output=True, text=True
+    )
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_failing_cell_fails_alone(workplace: Path) -> None:
+    output = run("-m", *QUICK, "precision=fp32", "backend=onnxruntime,reference", "timeout_s=600", "memory_gb=0", code=0)
+    assert "failed" not in output
+    # Compressing to int8 takes longer than a tenth of a second; fp16 is a cell of its own that goes on after it.
+    output = run("-m", *QUICK, "precision=int8", "timeout_s=0.1", code=1)
+    assert "compress took longer than timeout_s=0.1 and was stopped" in output
+    (row,) = cells()
+    assert row["status"] == "failed"
+    assert ("cell", "FAILED") in statuses()
+    run("-m", *QUICK, "precision=int8")
+    assert cells()[0]["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> None:
+    words = ["-m", *QUICK, "precision=fp32,fp16"]
+    for seconds in (6, 14, 20):
+        victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    run(*words)
+    assert {row["status"] for row in cells()} <= {"finished", "reused"}
+    assert not [status for _, status in statuses() if status == "RUNNING"]
+    assert [kind for kind, status in statuses() if status == "FINISHED"].count("cell") == 2
+    assert not list(Path("multirun/store").glob("*/*.partial"))
+
+
+def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
+    assert "python run.py" in run("--help") or "precision" in run("--help")
+    assert "_target_: bitsweep" in run("--cfg", "job")
+    output = run("-m", "model=alexnet,resnet18", "precision=int8,int16,fp32", "method=ptq,none", "plan=true")
+    assert "baselines to train: alexnet on digits, resnet18 on digits" in output
+    assert output.count("skip ") == 6
+    assert not Path("mlflow.db").exists()
+    assert not Path("multirun/store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=resnet"], r"error: model=resnet: no such choice; did you mean resnet18\? choose from "),
+        (["-m", "model=resnet18,rsnet"], "error: model=rsnet: no such choice"),
+        (["modle=resnet18"], r"error: modle: no such key; did you mean model\?"),
+        (["train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),
+        (["+train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),
+        (["train.lr=-1"], "error: train.lr=-1: should be greater than 0"),
+        (["-m", "train.lr=0.1,fast"], "error: train.lr=fast: should be a valid number"),
+        (["stage=nothing"], "error: stage=nothing: should be 'cell' or 'baseline'"),
+        (["precision=int16"], "backend=reference"),
+        (["dataset=mnist", "dataset.root=/nowhere"], "dataset.root"),
+        (["store=/proc/store"], r"error: store=/proc/store: cannot be written .* choose a folder"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words: list[str], message: str, workplace: Path) -> None:
+    code = 1 if words[0].startswith("store") else 2
+    output = run(*words, code=code)
+    errors = [line for line in output.splitlines() if line.startswith("error:") or "skip" in line]
+    assert re.search(message, "\n".join(errors)), output
+
+
+def test_a_tracking_server_that_does_not_answer(workplace: Path) -> None:
+    output = run("precision=int8", code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert "error: MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking store cannot be used" in output
