@@ -85,7 +85,10 @@ def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"train__optimizer": "adam"}, "train.optimizer=adam: should be 'adamw' or 'sgd'"),
         ({"train__epoch": 3}, r"train.epoch: no such key; did you mean train.epochs\?"),
         ({"protocol__batch_sizes": [1, 0]}, "protocol.batch_sizes.1=0: should be greater"),
-        ({"precision__weights": "float8"}, "precision.weights=float8: .*, or should be 'float32', 'float16' or 'bfloat16'"),
+        (
+            {"precision__weights": "float8"},
+            "precision.weights=float8: .*, or should be 'float32', 'float16' or 'bfloat16'",
+        ),
         ({"method___target_": "bitsweep.methods.ptq.Nothing"}, "method._target_=.*: no such class"),
         ({"method___target_": "bitsweep.axes.Recipe"}, "method._target_=bitsweep.axes.Recipe: not a Method"),
         ({"seed": -1}, "seed=-1: give a whole number"),

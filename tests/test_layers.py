@@ -22,9 +22,9 @@ def _imports(file: Path, *, top_level_only: bool) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        elif isinstance(node, ast.FunctionDef) and top_level_only:
+        elif (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)) or (
+            isinstance(node, ast.FunctionDef) and top_level_only
+        ):
             continue
         stack += ast.iter_child_nodes(node)
     return names

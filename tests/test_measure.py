@@ -106,9 +106,7 @@ def test_equal_artifacts_are_not_distinguished_and_own_twin_has_no_speedup(tmp_p
 
 def test_further_batch_sizes_are_suffixed(tmp_path: Path) -> None:
     one = artifact(tmp_path, "one", ms=0.5)
-    subject = Subject(
-        artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(1, 3)), scheme=FLOAT32
-    )
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(1, 3)), scheme=FLOAT32)
     metrics = raced(subject, tmp_path).metrics
     assert {"latency_p50_ms", "latency_p50_ms_b3", "throughput_ips_b3"} <= set(metrics)
     assert metrics["throughput_ips_b3"] == pytest.approx(3000 / metrics["latency_p50_ms_b3"])
@@ -168,9 +166,7 @@ def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measureme
         ),
         test=test,
         preprocess=lambda images: images.astype(np.float32).transpose(0, 3, 1, 2),
-        trained=Trained(
-            checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact
-        ),
+        trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
         compressed=Compressed(program=tmp_path, layers=(layer,), test_logits_NK=exact),
         folder=tmp_path,
     )

@@ -61,7 +61,10 @@ def test_sqnr_of_known_noise() -> None:
 
 
 def test_mean_kl_against_the_formula() -> None:
-    p_logits, q_logits = np.array([[0.0, 1.0, 2.0], [1000.0, 0.0, 0.0]]), np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])
+    p_logits, q_logits = (
+        np.array([[0.0, 1.0, 2.0], [1000.0, 0.0, 0.0]]),
+        np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, 0.0]]),
+    )
     p = np.exp(p_logits[0]) / np.exp(p_logits[0]).sum()
     assert stats.mean_kl(p_logits, q_logits) == pytest.approx((p * np.log(p * 3)).sum() / 2)
 

@@ -111,9 +111,10 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is full; free some space"), Store(tmp_path).building(
-        "kind", "k", about=ABOUT
-    ) as folder:
+    with (
+        pytest.raises(StoreError, match="is full; free some space"),
+        Store(tmp_path).building("kind", "k", about=ABOUT) as folder,
+    ):
         assert folder
         with Path("/dev/full").open("wb") as full:
             full.write(b"x")

@@ -74,7 +74,9 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
 
     sweep_id = max(path.parent.name for path in Path("multirun").glob("*/cells.csv"))
     rebuilt = subprocess.run(
-        [sys.executable, "-m", "bitsweep.cli", "report", sweep_id, "--folder", "rebuilt"], capture_output=True, text=True
+        [sys.executable, "-m", "bitsweep.cli", "report", sweep_id, "--folder", "rebuilt"],
+        capture_output=True,
+        text=True,
     )
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
@@ -82,7 +84,9 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failing_cell_fails_alone(workplace: Path) -> None:
-    output = run("-m", *QUICK, "precision=fp32", "backend=onnxruntime,reference", "timeout_s=600", "memory_gb=0", code=0)
+    output = run(
+        "-m", *QUICK, "precision=fp32", "backend=onnxruntime,reference", "timeout_s=600", "memory_gb=0", code=0
+    )
     assert "failed" not in output
     # Compressing to int8 takes longer than a tenth of a second; fp16 is a cell of its own that goes on after it.
     output = run("-m", *QUICK, "precision=int8", "timeout_s=0.1", code=1)

@@ -107,14 +107,14 @@ class Recipe:
         clip_norm: largest norm of the gradient; 0 turns clipping off.
         bn_momentum: share of a batch in BatchNorm's running statistics; networks that were made for long trainings
             bring one so small that the statistics are still near their start after a short one.
-        patience: epochs without a better validation accuracy before stopping early.
+        patience: epochs without a lower validation loss before stopping early.
         device: where to train; ``auto`` takes a GPU when there is one.
     """
 
     name: Name
     epochs: Count
     max_steps: Count
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -126,7 +126,7 @@ class Cell:
         if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
             return reason
         try:
-            self.dataset.source()
+            _source(self.dataset)
         except UsageError as error:
             return str(error)
         return None
@@ -135,7 +135,12 @@ class Cell:
 @functools.cache
 def _dataset_key(dataset: Dataset) -> str:
     code = fingerprint.code("bitsweep.splits", type(dataset).__module__)
-    return fingerprint.digest("dataset", fingerprint.settings(dataset), dataset.source(), code)
+    return fingerprint.digest("dataset", fingerprint.settings(dataset), _source(dataset), code)
+
+
+@functools.cache
+def _source(dataset: Dataset) -> str:
+    return dataset.source()
 
 
 def _versions(*packages: str) -> list[tuple[str, str]]:

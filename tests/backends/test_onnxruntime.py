@@ -71,7 +71,7 @@ def test_without_fused_kernels_it_computes_the_reference(
 ) -> None:
     plain = OnnxRuntime(name="onnxruntime", optimization="none")
     reference_NK = logits_of(program_of(BACKEND.scheme(INT8, current_cpu())), [images])
-    assert stats.sqnr_db(reference_NK, plain.load(int8_artifact, threads=1)(images)) > 60
+    assert stats.sqnr_db(reference_NK, plain.load(int8_artifact, threads=1)(images)) > 40
     kernels = plain.kernels(int8_artifact, images, threads=1)
     assert {kernel.op for kernel in kernels if kernel.macs} == {"Conv", "Gemm"}
     assert not any(kernel.integer for kernel in kernels if kernel.macs)

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Mnist(Dataset):
         download: whether torchvision may download what is not found, into ``data/``.
     """
 
-    variant: str
+    variant: Literal["MNIST", "FashionMNIST", "KMNIST"]
     classes: tuple[str, ...]
     md5: tuple[str, str, str, str]
     root: str = ""
@@ -75,7 +76,7 @@ class Mnist(Dataset):
             key = f"dataset.root={self.root}" if self.root else "dataset.download=false"
             looked = ", ".join(str(folder) for folder in folders)
             raise DataError(
-                f"{key}: {_FILES[0]}(.gz) and its three companions are not in {looked}; set dataset.root to their folder"
+                f"{key}: {_FILES[0]}(.gz) and its companions are not in {looked}; set dataset.root to their folder"
             )
         return []
 
