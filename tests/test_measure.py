@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -150,6 +151,11 @@ def test_peak_memory_is_what_the_artifact_takes(tmp_path: Path) -> None:
         assert measure.load_measurement(folder).metrics["peak_rss_mb"] == pytest.approx(megabytes, abs=10)
 
 
+def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), batch):
+        yield images[start : start + batch].astype(np.float32).transpose(0, 3, 1, 2)
+
+
 def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
@@ -165,7 +171,7 @@ def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measureme
             scheme=scheme,
         ),
         test=test,
-        preprocess=lambda images: images.astype(np.float32).transpose(0, 3, 1, 2),
+        batches=_batches,
         trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
         compressed=Compressed(program=tmp_path, layers=(layer,), test_logits_NK=exact),
         folder=tmp_path,

@@ -120,7 +120,7 @@ def test_halves_stay_halves(dtype: torch.dtype, kind: int, tmp_path: Path) -> No
 
 
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CompressionError, match="special_bessel_j0"):
+    with pytest.raises(CompressionError, match="bessel_j0"):
         _export(Apply(torch.special.bessel_j0), np.ones((2, 3, 4, 4), np.float32), tmp_path / "model.onnx")
 
 
@@ -129,7 +129,7 @@ def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
 
 @given(
     bias=st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3),
-    x_scale=st.floats(1e-4, 1, width=32),
+    x_scale=st.floats(2**-13, 1, width=32),
     per_channel=st.booleans(),
     middle=st.sampled_from([0, 3]),
     magnitude=st.sampled_from([1e-2, 1e-6, 1e-12]),

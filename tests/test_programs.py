@@ -19,14 +19,14 @@ class Net(torch.nn.Module):
         self.register_buffer("codes", torch.randint(-127, 128, (4, 3, 3, 3), dtype=torch.int8, generator=generator))
         self.register_buffer("scale", torch.rand(4, generator=generator))
         self.register_buffer("zero_point", torch.zeros(4, dtype=torch.int8))
-        self.register_buffer("half", torch.randn(5, 4 * 6 * 6, generator=generator).half())
+        self.register_buffer("stored", torch.randn(5, 4 * 6 * 6, generator=generator).half())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(
             self.codes, self.scale, self.zero_point, 0, -127, 127, torch.int8
         )
         x = torch.relu(torch.conv2d(images, weight))
-        return torch.nn.functional.linear(x.flatten(1), self.half.float())
+        return torch.nn.functional.linear(x.flatten(1), self.stored.float())
 
 
 @pytest.fixture(scope="module")

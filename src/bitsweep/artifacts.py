@@ -69,7 +69,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A baseline on disk: the checkpoint with the best validation accuracy.
+    """A baseline on disk: the checkpoint with the lowest validation loss.
 
     Attributes:
         checkpoint: state_dict file.

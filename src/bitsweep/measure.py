@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,19 +55,24 @@ def evaluate(
     subject: Subject,
     *,
     test: Split,
-    preprocess: Callable[[Array], Array],
+    batches: Callable[..., Iterable[Any]],
     trained: Trained,
     compressed: Compressed,
     folder: Path,
 ) -> None:
-    """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference."""
+    """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
+
+    Args:
+        batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
+        folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
+    """
     runner = subject.backend.load(subject.artifact, threads=subject.threads)
-    batch = subject.protocol.eval_batch
-    logits_NK = np.concatenate(
-        [runner(preprocess(test.images[start : start + batch])) for start in range(0, len(test), batch)]
-    ).astype(np.float32)
+    logits = [runner(np.asarray(images)) for images in batches(test.images, batch=subject.protocol.eval_batch)]
+    logits_NK = np.concatenate(logits).astype(np.float32)
     np.save(folder / "logits.npy", logits_NK)
-    examples = preprocess(test.images[: max(subject.protocol.batch_sizes)])
+    largest = max(subject.protocol.batch_sizes)
+    repeated = test.images[np.arange(largest) % len(test)]
+    (examples,) = (np.asarray(images) for images in batches(repeated, batch=largest))
     np.save(folder / "examples.npy", examples)
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)

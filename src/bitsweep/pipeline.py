@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bitsweep import child
-from bitsweep.artifacts import Array, Compressed, LayerNote, Measurement, Outcome, Splits, Trained
+from bitsweep.artifacts import Compressed, LayerNote, Measurement, Outcome, Splits, Trained
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.store import Store
@@ -70,6 +70,7 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     import torch
 
     from bitsweep.programs import logits_of
+    from bitsweep.splits import preprocessed
 
     splits = splits_of(cell, store)
     model = cell.model.build(len(splits.classes))
@@ -79,8 +80,8 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     )
     torch.export.save(compression.program, folder / "program.pt2")
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in compression.layers]))
-    batches = images_in_batches(cell, splits, splits.test.images)
-    np.save(folder / "test_logits.npy", logits_of(compression.program, batches))
+    batches = preprocessed(splits.test.images, splits, image_size=cell.model.image_size, batch=cell.protocol.eval_batch)
+    np.save(folder / "test_logits.npy", logits_of(compression.program, map(np.asarray, batches)))
 
 
 def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -93,12 +94,13 @@ def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
 def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
     from bitsweep import measure
+    from bitsweep.splits import preprocessed
 
     splits = splits_of(cell, store)
     measure.evaluate(
         _subject(cell, store),
         test=splits.test,
-        preprocess=functools.partial(_preprocess, cell, splits),
+        batches=functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size),
         trained=trained_of(cell, store),
         compressed=compressed_of(cell, store),
         folder=folder,
@@ -270,18 +272,3 @@ def _subject(cell: Cell, store: Store) -> Any:
         protocol=cell.protocol,
         scheme=cell.scheme,
     )
-
-
-def images_in_batches(cell: Cell, splits: Splits, images: Array) -> Iterator[Array]:
-    """Preprocessed float32 images [N, 3, H, W], a batch at a time."""
-    size = cell.protocol.eval_batch
-    for start in range(0, len(images), size):
-        yield _preprocess(cell, splits, images[start : start + size])
-
-
-def _preprocess(cell: Cell, splits: Splits, images: Array) -> Array:
-    from bitsweep.splits import preprocess
-
-    size = cell.model.image_size
-    result: Array = preprocess(images, image_size=size, mean_C=splits.mean_C, std_C=splits.std_C).numpy()
-    return result

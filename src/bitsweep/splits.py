@@ -5,13 +5,14 @@ Shape letters: N images, H height, W width, C channels (1 or 3), S input size of
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitsweep.artifacts import Array, RawData, Split, Splits
-from bitsweep.errors import ConfigError, DataError
+from bitsweep.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,13 @@ def preprocess(
     mean_C11, std_C11 = (torch.tensor(values, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C))
     normalised_NCHW = (scaled_NCHW - mean_C11) / std_C11
     return normalised_NCHW.expand(-1, 3, -1, -1).contiguous()
+
+
+def preprocessed(images: Array, splits: Splits, *, image_size: int, batch: int) -> "Iterator[torch.Tensor]":
+    """Stored images as a network sees them, float32 [N, 3, S, S] with N up to ``batch``, made when asked for."""
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        yield preprocess(part, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
 
 
 def make_splits(raw: RawData, *, val_share: float, seed: int) -> Splits:
@@ -87,15 +95,14 @@ def stratified_indices(labels: Array, share: float, seed: int) -> Array:
     return _stratified(labels, round(share * len(labels)), seed)
 
 
-def calibration_indices(splits: Splits, count: int, seed: int) -> Array:
-    """Indices of training images to calibrate on: stratified, in random order, never from validation or test.
+def calibration_images(splits: Splits, count: int, seed: int) -> Array:
+    """Training images to calibrate on, each class with its share, in random order: none of validation or test.
 
-    Raises:
-        ConfigError: there are fewer training images than asked for.
+    Returns:
+        uint8 [N, H, W, C] with N = ``count``, or all training images if there are fewer.
     """
-    if not 0 < count <= len(splits.train):
-        raise ConfigError(f"{count} calibration images were asked for; give a number from 1 to {len(splits.train)}")
-    return _stratified(splits.train.labels, count, seed)
+    chosen = _stratified(splits.train.labels, min(count, len(splits.train)), seed)
+    return np.asarray(splits.train.images[chosen])
 
 
 def save_splits(splits: Splits, folder: Path) -> None:

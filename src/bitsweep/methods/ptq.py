@@ -54,12 +54,12 @@ class PostTrainingQuantization(Method):
         import torch
 
         from bitsweep.quantization import casting, graphs
-        from bitsweep.quantization.calibration import choose_images, preprocessed
         from bitsweep.quantization.folding import fold_batch_norm
         from bitsweep.quantization.notes import layer_notes
         from bitsweep.quantization.quantizer import quantize_activations
         from bitsweep.quantization.ranges import minmax_weight_range, mse_weight_range
         from bitsweep.quantization.weights import nearest_codes, round_weights, store_codes
+        from bitsweep.splits import calibration_images, preprocessed
 
         graph = graphs.trace(model, image_size=image_size)
         fold_batch_norm(graph)
@@ -68,7 +68,7 @@ class PostTrainingQuantization(Method):
             choose_range = minmax_weight_range if self.weight_range == "minmax" else mse_weight_range
             codes = round_weights(graph, partial(nearest_codes, grid=scheme.weights, choose_range=choose_range))
             if isinstance(scheme.activations, Grid):
-                images = choose_images(splits, self.calibration_images, seed=seed)
+                images = calibration_images(splits, self.calibration_images, seed)
                 batches = preprocessed(images, splits, image_size=image_size, batch=self.calibration_batch)
                 graph = quantize_activations(graph, scheme.activations, self._choose_range(), batches)
             store_codes(graph, codes)

@@ -1,0 +1,126 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitsweep import train
+from bitsweep.artifacts import Splits
+from bitsweep.axes import Model, Recipe, axis
+from bitsweep.datasets.digits import Digits
+from bitsweep.errors import CellFailed, ConfigError
+from bitsweep.splits import make_splits, preprocess
+
+
+@axis
+class Small(Model):
+    """Two convolutions and a linear layer."""
+
+    name: str = "small"
+    image_size: int = 8
+
+    def build(self, num_classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, padding=1),
+            torch.nn.BatchNorm2d(16, momentum=0.001),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 16, 3, padding=1, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(256, num_classes),
+        )
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0)
+
+
+def recipe(**knobs: object) -> Recipe:
+    return Recipe(**{"name": "test", "epochs": 4, "max_steps": 1000, "lr": 0.01, "device": "cpu", **knobs})  # type: ignore[arg-type]
+
+
+def test_it_learns_and_keeps_the_best_epoch(digits: Splits, tmp_path: Path) -> None:
+    train.fit(Small(), digits, recipe=recipe(), seed=0, folder=tmp_path)
+    trained = train.load_trained(tmp_path)
+    assert len(trained.history) == 4
+    assert trained.best_epoch == np.argmin([epoch.val_loss for epoch in trained.history])
+    network = Small().build(10)
+    network.load_state_dict(torch.load(trained.checkpoint, weights_only=True))
+    images = preprocess(digits.test.images, image_size=8, mean_C=digits.mean_C, std_C=digits.std_C)
+    with torch.no_grad():
+        logits = network.eval()(images).numpy()
+    np.testing.assert_allclose(trained.test_logits_NK, logits, atol=1e-3)
+    assert (logits.argmax(1) == digits.test.labels).mean() > 0.9
+
+
+def test_a_seed_is_a_result(digits: Splits, tmp_path: Path) -> None:
+    logits = []
+    for number, seed in enumerate((5, 5, 6)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        train.fit(Small(), digits, recipe=recipe(epochs=1, augment="shift_flip"), seed=seed, folder=folder)
+        logits.append(train.load_trained(folder).test_logits_NK)
+    assert np.array_equal(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])
+
+
+def test_steps_are_bounded(digits: Splits, tmp_path: Path) -> None:
+    train.fit(Small(), digits, recipe=recipe(epochs=50, max_steps=30, batch_size=64), seed=0, folder=tmp_path)
+    epochs = json.loads((tmp_path / "history.json").read_text())["epochs"]
+    assert len(epochs) == math.ceil(30 / (len(digits.train) // 64))
+    assert epochs[-1]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_it_stops_early(digits: Splits, tmp_path: Path) -> None:
+    # With the last rates next to nothing, no epoch is better than one of the first.
+    train.fit(Small(), digits, recipe=recipe(epochs=40, lr=1e-12, patience=2), seed=0, folder=tmp_path)
+    assert len(train.load_trained(tmp_path).history) < 40
+
+
+def test_divergence_is_named(digits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(CellFailed, match=r"training diverged in epoch \d: loss .* lower train.lr=1e\+20"):
+        train.fit(Small(), digits, recipe=recipe(lr=1e20, optimizer="sgd", clip_norm=0), seed=0, folder=tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"train\.device=cuda: PyTorch sees no CUDA device"):
+        train.choose_device("cuda")
+
+
+def test_learning_rates_against_the_formulas() -> None:
+    cosine = [train.lr_factor(step, 100, recipe(schedule="cosine", warmup_share=0.1)) for step in range(101)]
+    assert cosine[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert cosine[10:] == pytest.approx((1 + np.cos(np.pi * np.arange(91) / 90)) / 2)
+
+    onecycle = [train.lr_factor(step, 100, recipe(schedule="onecycle", warmup_share=0.25)) for step in range(101)]
+    rise, fall = np.arange(1, 26) / 25, np.arange(76) / 75
+    assert onecycle[:25] == pytest.approx(0.04 + 0.96 * (1 - np.cos(np.pi * rise)) / 2)
+    assert onecycle[25:] == pytest.approx(4e-6 + (1 - 4e-6) * (1 + np.cos(np.pi * fall)) / 2)
+
+
+def test_vectors_are_not_decayed() -> None:
+    network = Small().build(10)
+    optimizer = train.build_optimizer(network, recipe(weight_decay=0.5), fused=False)
+    decayed = {
+        id(parameter) for group in optimizer.param_groups if group["weight_decay"] for parameter in group["params"]
+    }
+    assert decayed == {id(parameter) for parameter in network.parameters() if parameter.ndim > 1}
+
+
+def test_augmentation_moves_whole_images() -> None:
+    images = torch.arange(16 * 16, dtype=torch.int16).reshape(1, 16, 16, 1).repeat(200, 1, 1, 1)
+    moved = train.augment(images, "shift", torch.Generator().manual_seed(0))
+    inner = moved[:, 2:-2, 2:-2, 0]
+    offsets = inner[:, 0, 0] - images[0, 2, 2, 0]
+    down = torch.div(offsets + 8, 16, rounding_mode="floor")
+    right = offsets - 16 * down
+    assert set(down.tolist()) == set(right.tolist()) == {-2, -1, 0, 1, 2}
+    assert (inner - offsets[:, None, None] == images[0, 2:-2, 2:-2, 0]).all()
+    mirrored = train.augment(images, "shift_flip", torch.Generator().manual_seed(0))
+    decreasing = (mirrored[:, 8, 8, 0] < mirrored[:, 8, 7, 0]).double().mean()
+    assert 0.35 < decreasing < 0.65
+    assert train.augment(images, "none", torch.Generator()) is images
