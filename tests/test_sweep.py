@@ -73,10 +73,9 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert next(iter(model.predict(example).values())).shape == (1, 10)
 
     sweep_id = max(path.parent.name for path in Path("multirun").glob("*/cells.csv"))
+    bitsweep = Path(sys.executable).with_name("bitsweep")
     rebuilt = subprocess.run(
-        [sys.executable, "-m", "bitsweep.cli", "report", sweep_id, "--folder", "rebuilt"],
-        capture_output=True,
-        text=True,
+        [bitsweep, "report", sweep_id, "--folder", "rebuilt"], capture_output=True, text=True, check=False
     )
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()

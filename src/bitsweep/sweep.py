@@ -287,7 +287,7 @@ def publish(report: "SweepReport", folder: Path) -> list[Path]:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(table(report))
+    console.print(table(report, width=console.width))
     print(f"report: {folder / 'report.html'}    compare: bitsweep ui")
     return paths
 

@@ -98,11 +98,13 @@ class Column:
     Attributes:
         text: how a row's figure is shown; empty where there is none.
         metric: what the column is sorted by.
+        narrow: title where there is no room for intervals; empty for a column that is left out there.
     """
 
     title: str
     text: Callable[[Row], str]
     metric: str
+    narrow: str = ""
 
 
 def _number(metric: str, form: str, scale: float = 1) -> Callable[[Row], str]:
@@ -123,15 +125,15 @@ def _interval(metric: str, form: str, scale: float = 1, suffix: str = "") -> Cal
 
 
 COLUMNS = (
-    Column(title="top-1 % [95 %]", text=_interval("top1", ".2f", 100), metric="top1"),
-    Column(title="drop pp", text=_number("top1_drop_pp", "+.2f"), metric="top1_drop_pp"),
+    Column(title="top-1 % [95 %]", text=_interval("top1", ".2f", 100), metric="top1", narrow="top-1"),
+    Column(title="drop pp", text=_number("top1_drop_pp", "+.2f"), metric="top1_drop_pp", narrow="drop"),
     Column(title="flips", text=_number("flips", ".0f"), metric="flips"),
-    Column(title="p50 ms", text=_number("latency_p50_ms", "#.3g"), metric="latency_p50_ms"),
-    Column(title="speed-up [95 %]", text=_interval("speedup", ".2f", suffix="x"), metric="speedup"),
-    Column(title="verdict", text=lambda row: row.verdict, metric="speedup"),
-    Column(title="size MB", text=_number("size_mb", "#.3g"), metric="size_mb"),
+    Column(title="p50 ms", text=_number("latency_p50_ms", "#.3g"), metric="latency_p50_ms", narrow="p50 ms"),
+    Column(title="speed-up [95 %]", text=_interval("speedup", ".2f", suffix="x"), metric="speedup", narrow="speed"),
+    Column(title="verdict", text=lambda row: row.verdict, metric="speedup", narrow="verdict"),
+    Column(title="size MB", text=_number("size_mb", "#.3g"), metric="size_mb", narrow="MB"),
     Column(title="memory MB", text=_number("peak_rss_mb", ".0f"), metric="peak_rss_mb"),
-    Column(title="flags", text=lambda row: ", ".join(row.flags), metric=""),
+    Column(title="flags", text=lambda row: ", ".join(row.flags), metric="", narrow="flags"),
 )
 
 

@@ -7,33 +7,46 @@ from rich.text import Text
 
 from bitsweep.report.content import COLUMNS, SweepReport, recommendations
 
-_VERDICT_STYLE = {"faster": "green", "slower": "red"}
+#: Columns of text that a table with all intervals takes.
+_WIDE = 130
+_STYLE = {"faster": "green", "slower": "red"}
+_SHORT = {"not distinguishable": "unclear"}
 
 
-def table(report: SweepReport) -> RenderableType:
-    """One line a cell; below it the cells without figures and why, and what to deploy."""
-    parts: list[RenderableType] = []
-    axes = [
-        axis for axis in report.varying_axes if axis != "method" or len({r.cell["method"] for r in report.rows}) > 1
-    ]
-    if report.measured:
-        figures = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
-        shown = [column for column in COLUMNS if any(column.text(row) for row in report.measured)]
-        for axis in axes:
-            figures.add_column(axis, overflow="fold")
-        for column in shown:
-            text_column = column.title in ("flags", "verdict")
-            figures.add_column(column.title, justify="left" if text_column else "right", overflow="fold")
-        for row in report.measured:
-            cells = [Text(row.cell.get(axis, "")) for axis in axes]
-            for column in shown:
-                text = column.text(row)
-                cells.append(Text(text, style=_VERDICT_STYLE.get(text, "yellow" if column.title == "flags" else "")))
-            figures.add_row(*cells)
-        parts.append(figures)
+def table(report: SweepReport, *, width: int) -> RenderableType:
+    """One line a cell; below it the cells without figures and why, and what to deploy.
+
+    Args:
+        width: of the terminal; a narrow one shows no intervals.
+    """
+    parts: list[RenderableType] = [_figures(report, narrow=width < _WIDE)] if report.measured else []
     for row in report.rows:
         if not row.measured:
             style = "red" if row.status == "failed" else "yellow"
             parts.append(Text.assemble((f"{row.status}  ", style), f"{row.name}: {row.reason or 'it was not run'}"))
     parts += [Text(paragraph) for paragraph in recommendations(report)]
     return Group(*parts)
+
+
+def _figures(report: SweepReport, *, narrow: bool) -> Table:
+    figures = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    alike = {axis for axis in report.varying_axes if len({row.cell.get(axis) for row in report.rows}) == 1}
+    axes = [
+        axis for axis in report.varying_axes if axis not in alike & ({"method", "backend"} if narrow else {"method"})
+    ]
+    for axis in axes:
+        figures.add_column(axis, overflow="fold")
+    shown = [column for column in COLUMNS if any(map(column.text, report.measured)) and (column.narrow or not narrow)]
+    for column in shown:
+        is_text = column.title in ("flags", "verdict")
+        figures.add_column(
+            column.narrow if narrow else column.title, justify="left" if is_text else "right", overflow="fold"
+        )
+    for row in report.measured:
+        cells = [Text(row.cell.get(axis, "")) for axis in axes]
+        for column in shown:
+            text = column.text(row)
+            style = _STYLE.get(text, "yellow" if column.title == "flags" else "")
+            cells.append(Text(_SHORT.get(text, text).partition(" [")[0] if narrow else text, style=style))
+        figures.add_row(*cells)
+    return figures

@@ -1,0 +1,182 @@
+"""Post-training quantization of a whole network, against the rules and formulas that it follows."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.fx import Node
+
+from bitsweep.artifacts import Compression, Split, Splits
+from bitsweep.axes import Grid, Precision, Scheme
+from bitsweep.errors import CompressionError
+from bitsweep.methods.ptq import PostTrainingQuantization
+from bitsweep.programs import logits_of
+from bitsweep.splits import preprocess
+
+SIZE = 16
+
+
+class Block(torch.nn.Module):
+    """Everything that the annotation rules speak of: a hard-swish bottleneck with a gate, a shortcut, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.BatchNorm2d(8)
+        self.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.squeeze, self.expand = torch.nn.Conv2d(8, 4, 1), torch.nn.Conv2d(4, 8, 1)
+        self.project = torch.nn.Conv2d(8, 8, 1)
+        self.pool, self.drop = torch.nn.MaxPool2d(2), torch.nn.Dropout(0.5)
+        self.hidden, self.head = torch.nn.Linear(16, 12), torch.nn.Linear(12, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.hardswish(self.norm(self.stem(images)))
+        y = torch.relu(self.depthwise(x))
+        gate = torch.nn.functional.hardsigmoid(self.expand(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        x = torch.relu(x + self.project(y * gate))
+        x = torch.cat([x, self.pool(x).repeat_interleave(2, 2).repeat_interleave(2, 3)], 1)
+        x = torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.head(self.drop(torch.relu(self.hidden(x))))
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    block = Block()
+    block(torch.randn(32, 3, SIZE, SIZE))
+    return block.eval()
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    images = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), dtype=np.uint8)
+    split = Split(images=images, labels=np.arange(64) % 4)
+    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
+    return Splits(train=split, val=split, test=split, **about)
+
+
+def scheme(weight_bits: int = 8, activation_bits: int = 8, **knobs: Any) -> Scheme:
+    return Scheme(
+        weights=Grid(bits=weight_bits, signed=True, symmetric=True, per_channel=True),
+        activations=Grid(bits=activation_bits, signed=activation_bits > 8, symmetric=activation_bits > 8),
+        arithmetic="integer",
+        **knobs,
+    )
+
+
+def compressed(splits: Splits, wanted: Scheme, **knobs: Any) -> Compression:
+    method = PostTrainingQuantization(name="ptq", calibration_images=64, calibration_batch=16, **knobs)
+    return method.compress(network(), splits, image_size=SIZE, scheme=wanted, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "activation_bits", "least_db"), [(16, 16, 65), (8, 8, 25), (7, 8, 20), (4, 8, 4)]
+)
+@torch.no_grad()
+def test_more_bits_are_closer(splits: Splits, weight_bits: int, activation_bits: int, least_db: float) -> None:
+    images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    expected = network()(images).numpy()
+    result = compressed(splits, scheme(weight_bits, activation_bits))
+    noise = expected - logits_of(result.program, [images.numpy()])
+    db = 10 * math.log10((expected**2).sum() / (noise**2).sum())
+    assert least_db < db < least_db + 30
+    assert {layer.weights for layer in result.layers} == {f"s{weight_bits} per-channel symmetric"}
+
+
+def quantized(node: Node) -> bool:
+    """Whether a value is the dequantization of codes."""
+    return "dequantize_per_tensor" in str(node.target)
+
+
+def test_what_integer_kernels_read_are_codes(splits: Splits) -> None:
+    program = compressed(splits, scheme()).program
+    layers = 0
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if name in ("aten.conv2d.default", "aten.linear.default"):
+            layers += 1
+            assert quantized(node.args[0]), node
+            assert "dequantize_per_channel" in str(node.args[1].target), node
+        elif name in ("aten.add.Tensor", "aten.mul.Tensor", "aten.max_pool2d.default", "aten.hardswish.default"):
+            assert all(quantized(source) for source in node.all_input_nodes), node
+    assert layers == 7
+
+
+def test_a_rectifier_runs_with_the_layer_before_it(splits: Splits) -> None:
+    """Between a layer and the ReLU that alone reads it there is no pair, and the logits stay float."""
+    program = compressed(splits, scheme()).program
+    rectifiers = [node for node in program.graph.nodes if str(node.target) == "aten.relu.default"]
+    assert len(rectifiers) == 4
+    for node in rectifiers:
+        assert not quantized(node.args[0])
+        assert all("quantize_per_tensor" in str(user.target) for user in node.users)
+    (output,) = program.graph.find_nodes(op="output")
+    assert [str(node.target) for node in output.all_input_nodes] == ["aten.linear.default"]
+
+
+def test_what_moves_values_keeps_their_scale(splits: Splits) -> None:
+    program = compressed(splits, scheme()).program
+    for node in program.graph.nodes:
+        if str(node.target) in ("aten.max_pool2d.default", "aten.flatten.using_ints", "aten.cat.default"):
+            before = {source.args[1:3] for source in node.all_input_nodes}
+            after = {user.args[1:3] for user in node.users}
+            assert before == after, node
+            assert len(before) == 1, node
+
+
+def test_ranges_are_those_of_the_calibration_images(splits: Splits) -> None:
+    """The first activation is the images themselves: with min-max their codes span exactly their values."""
+    program = compressed(splits, scheme(), activation_range="minmax").program
+    images = preprocess(splits.train.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    first = next(node for node in program.graph.nodes if "quantize_per_tensor" in str(node.target))
+    assert first.args[1] == pytest.approx((images.max() - images.min()).item() / 255, rel=1e-6)
+    assert first.args[2] == round(-images.min().item() / first.args[1])
+
+
+@pytest.mark.parametrize("activation_range", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("weight_range", ["minmax", "mse"])
+def test_every_choice_of_ranges_works(splits: Splits, activation_range: str, weight_range: str) -> None:
+    result = compressed(splits, scheme(), activation_range=activation_range, weight_range=weight_range)
+    assert all(layer.sqnr_db is not None and layer.sqnr_db > 25 for layer in result.layers)
+
+
+def test_the_same_seed_is_the_same_program(splits: Splits) -> None:
+    images = np.zeros((1, 3, SIZE, SIZE), np.float32)
+    one, other = (logits_of(compressed(splits, scheme()).program, [images]) for _ in range(2))
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("weights", "bits"), [("float16", 16), ("bfloat16", 16)])
+@pytest.mark.parametrize("computed", [True, False])
+def test_half_precision(splits: Splits, weights: str, bits: int, computed: bool) -> None:
+    wanted = Scheme(weights=weights, activations=weights if computed else "float32", arithmetic="float32")
+    result = compressed(splits, wanted)
+    assert all(layer.stored_bits == bits * layer.parameters for layer in result.layers)
+    assert {layer.activations for layer in result.layers} == {weights if computed else "float32"}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_are_not_finite_are_refused(splits: Splits, value: float) -> None:
+    broken = network()
+    with torch.no_grad():
+        broken.head.weight[0, 0] = value
+    with pytest.raises(CompressionError, match="not finite"):
+        PostTrainingQuantization(name="ptq").compress(broken, splits, image_size=SIZE, scheme=scheme(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "allowed"),
+    [
+        ("float32", "float32", False),
+        ("float16", "float16", True),
+        ("float16", "bfloat16", False),
+        (Grid(bits=8, signed=True, symmetric=True), "float32", True),
+        (Grid(bits=8, signed=True, symmetric=True), "float16", False),
+        ("float32", Grid(bits=8, signed=False, symmetric=False), False),
+    ],
+)
+def test_what_cannot_be_expressed_says_so(weights: Any, activations: Any, allowed: bool) -> None:
+    precision = Precision(name="some", weights=weights, activations=activations)
+    reason = PostTrainingQuantization(name="ptq").unsupported(precision)
+    assert (reason is None) == allowed
+    assert allowed or "choose" in str(reason)

@@ -1,0 +1,71 @@
+"""`bitsweep ui` and `bitsweep report`, as a user meets them."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium")
+BITSWEEP = [str(Path(sys.executable).with_name("bitsweep"))]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    words = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
+    subprocess.run([sys.executable, "run.py", "-m", *words, "precision=fp32,fp16"], check=True, capture_output=True)
+    command = [*BITSWEEP, "ui", "--port", str(_free_port())]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert server.stdout is not None
+        link = next(line.split()[-1] for line in iter(server.stdout.readline, "") if "compare the cells" in line)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1600, "height": 1200})
+            page.goto(link)
+            for name in ("mobilenetv3-none-fp32-onnxruntime-digits", "mobilenetv3-ptq-fp16-onnxruntime-digits"):
+                page.get_by_text(name).first.wait_for(timeout=60_000)
+            # A chart for each metric, with the cells as its bars.
+            page.get_by_text("latency_p50_ms").first.wait_for(timeout=60_000)
+            browser.close()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report", "2000-01-01"], "error: SWEEP_ID=2000-01-01: no such sweep in sqlite"),
+        (["report"], "the following arguments are required: SWEEP_ID"),
+        (["show"], "invalid choice: 'show'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words: list[str], message: str, workplace: Path) -> None:
+    finished = subprocess.run([*BITSWEEP, *words], capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_port_that_is_taken_is_named(workplace: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finished = subprocess.run([*BITSWEEP, "ui", "--port", str(port)], capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert f"error: --port {port}: something listens there already" in finished.stderr

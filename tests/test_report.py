@@ -1,0 +1,162 @@
+"""The report, also as a browser shows it."""
+
+import csv
+import dataclasses
+import io
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bitsweep.report import table, write
+from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, recommendations
+
+CHROMIUM = shutil.which("chromium")
+
+
+def row(
+    model: str, precision: str, status: RowStatus = "finished", *, flags: tuple[str, ...] = (), **metrics: float
+) -> Row:
+    cell = {"model": model, "method": "ptq", "precision": precision, "backend": "onnxruntime", "dataset": "digits"}
+    return Row(
+        cell=cell,
+        status=status,
+        metrics=metrics,
+        flags=flags,
+        verdict="faster" if "speedup" in metrics else "",
+        command=f"python run.py model={model} precision={precision}",
+    )
+
+
+def measured(model: str, precision: str, top1: float, ms: float, mb: float, *flags: str) -> Row:
+    return row(
+        model, precision, flags=flags, top1=top1, top1_low=top1 - 0.01, top1_high=top1 + 0.005, top1_drop_pp=0.2,
+        flips=3, mcnemar_p=0.25, latency_p50_ms=ms, speedup=2.0, speedup_low=1.9, speedup_high=2.1, size_mb=mb,
+        peak_rss_mb=40, parity_agreement=0.999, int8_mac_share=0.98,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def report() -> SweepReport:
+    failed = dataclasses.replace(
+        row("alexnet", "int8", "failed"), reason="lower was killed by SIGSEGV", log_tail="<b>Fatal</b> ```error```"
+    )
+    skipped = dataclasses.replace(row("resnet18", "int16", "skipped"), reason="no kernels: use backend=reference | 2")
+    return SweepReport(
+        sweep_id="2026-01-01_00-00-00",
+        command="python run.py -m model=a,b",
+        started=datetime(2026, 1, 1, tzinfo=UTC),
+        seconds=61,
+        rows=[
+            measured("resnet18", "int8", 0.98, 0.5, 11.3),
+            measured("resnet18", "fp16", 0.985, 1.5, 22.0, "noisy"),
+            measured("mobilenetv3", "int8", 0.60, 0.1, 1.7, "diverges"),
+            failed,
+            skipped,
+            row("mobilenetv3", "fp16", "interrupted"),
+        ],
+        baselines=[Baseline(name="baseline resnet18 digits", run_id="", metrics={"top1": 0.99}, seconds=50)],
+        environment={"cpu": {"model": "Some CPU", "isa": "avx2"}, "versions": {"torch": "2"}},
+        tracking_uri="sqlite:///mlflow.db",
+        compare_url="#/experiments/1/runs",
+    )
+
+
+def test_the_front_against_its_definition() -> None:
+    points = [(1, 5), (2, 5), (2, 7), (3, 6), (3, 9), (4, 9), (0.5, 1), (2, 7)]
+    front = pareto_front(points)
+
+    def beaten(i: int) -> bool:
+        (x, y), others = points[i], (point for j, point in enumerate(points) if j != i)
+        return any(a <= x and b >= y and (a, b) != (x, y) for a, b in others)
+
+    assert sorted({points[i] for i in front}) == sorted({points[i] for i in range(len(points)) if not beaten(i)})
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_what_diverges_is_not_recommended(report: SweepReport) -> None:
+    (text,) = recommendations(report)
+    assert text.startswith("digits: deploy resnet18 ptq int8 onnxruntime, the fastest of the 2 cells within 1 point")
+    assert "98 % of its multiply-accumulates ran on integers" in text
+    assert "99.90 % of the test images" in text
+
+
+def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
+    only = dataclasses.replace(report, rows=[report.rows[2]])
+    assert "nothing can be recommended" in recommendations(only)[0]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_terminal_shows_one_line_a_cell(report: SweepReport, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table(report, width=width))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    figures = [line for line in lines if re.match(r" ?(resnet18|mobilenetv3) ", line)]
+    assert len(figures) == 3
+    assert all("98.0" in line or "98.5" in line or "60.0" in line for line in figures)
+    assert "noisy" in "".join(figures)
+    assert any(line.startswith("failed ") and "SIGSEGV" in line for line in lines)
+
+
+def test_the_csv_has_every_cell_at_full_precision(report: SweepReport, tmp_path: Path) -> None:
+    write(report, tmp_path)
+    with (tmp_path / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [line["status"] for line in rows] == [*["finished"] * 3, "failed", "skipped", "interrupted"]
+    assert float(rows[0]["top1_low"]) == report.rows[0].metrics["top1_low"]
+    assert rows[3]["top1"] == ""
+
+
+def test_markdown_is_escaped(report: SweepReport, tmp_path: Path) -> None:
+    write(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "use backend=reference \\| 2" in text
+    assert "````\n<b>Fatal</b> ```error```\n````" in text
+    header, rule, *rows = text[text.index("| model") :].splitlines()[:5]
+    assert {line.replace("\\|", "").count("|") for line in (header, rule, *rows)} == {header.count("|")}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_html_in_a_browser(report: SweepReport, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    write(report, tmp_path)
+    troubles: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.locator("#cells tbody tr").count() == 3
+        images = page.locator("img")
+        assert images.count() == 2
+        assert all(images.nth(i).evaluate("image => image.naturalWidth") > 500 for i in range(2))
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        head = page.locator("#cells th", has_text="p50 ms")
+        orders = []
+        for _ in range(2):
+            head.click()
+            column = head.evaluate("head => head.cellIndex")
+            orders.append(
+                [float(text) for text in page.locator(f"#cells td:nth-child({column + 1})").all_inner_texts()]
+            )
+        assert orders == [[0.1, 0.5, 1.5], [1.5, 0.5, 0.1]]
+        assert "<b>Fatal</b>" in page.inner_text("body")
+        page.set_viewport_size({"width": 400, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        browser.close()
+    assert troubles == []
+
+
+def test_pictures_have_a_size(report: SweepReport, tmp_path: Path) -> None:
+    written = write(report, tmp_path)
+    pictures = [path for path in written if path.suffix == ".png"]
+    assert [path.name for path in pictures] == ["digits_latency.png", "digits_size.png"]
+    assert all(path.stat().st_size > 10_000 for path in pictures)
+    assert len(written) == 5
