@@ -109,7 +109,7 @@ class Column:
 
 def _number(metric: str, form: str, scale: float = 1) -> Callable[[Row], str]:
     def text(row: Row) -> str:
-        return format(scale * row.metrics[metric], form) if metric in row.metrics else ""
+        return format(scale * row.metrics[metric], form).rstrip(".") if metric in row.metrics else ""
 
     return text
 
@@ -198,7 +198,7 @@ def _evidence(row: Row) -> list[str]:
         known = "is significant" if metrics["mcnemar_p"] < 0.05 else "is not significant"
         sentences.append(
             f"The change of {-metrics['top1_drop_pp']:+.2f} points against its baseline {known} "
-            f"(exact McNemar p = {metrics['mcnemar_p']:.2g}, {metrics['flips']:.0f} images)."
+            f"(exact McNemar p = {metrics['mcnemar_p']:.2g}; flipped images: {metrics['flips']:.0f})."
         )
     if "parity_agreement" in metrics:
         sentences.append(

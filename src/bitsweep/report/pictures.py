@@ -32,6 +32,7 @@ def pictures(report: SweepReport) -> list[Picture]:
 
 def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -> Picture:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     points = [(row.metrics[metric], 100 * row.metrics["top1"]) for row in rows]
     front = pareto_front(points)
@@ -49,11 +50,8 @@ def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -
         axes.plot(x, y, marker, color=color, markersize=9 if best else 6, markerfacecolor=color if best else "white")
     axes.set_xscale("log")
     span = max(x for x, _ in points) / min(x for x, _ in points)
-    if span < 10:
-        from matplotlib.ticker import NullFormatter, ScalarFormatter
-
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(ScalarFormatter() if span < 4 else NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}" if span < 4 else NullFormatter())
     axes.margins(x=0.12, y=0.1)
     axes.set_xlabel(
         f"{what} ({unit}, logarithmic)" + (" at batch 1, p50" if what == "latency" else " of the stored artifact")
