@@ -58,9 +58,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A short readable name, not necessarily unique."""
+        """A short readable name, not necessarily unique: it leaves out the knobs."""
         axes = self.axes
-        return "-".join(axes[axis] for axis in ("model", "method", "precision", "backend", "dataset"))
+        parts = [axes[axis] for axis in ("model", "method", "precision", "backend", "dataset")]
+        return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property
     def command(self) -> str:

@@ -7,6 +7,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -127,7 +128,7 @@ class Store:
         alike = [seconds for what, seconds in past if what == about] or [seconds for _, seconds in past]
         return statistics.median(alike) if alike else None
 
-    @property
+    @functools.cached_property
     def _history(self) -> dict[str, list[tuple[Any, float]]]:
         try:
             lines = (self.root / "durations.jsonl").read_text().splitlines()
@@ -143,6 +144,7 @@ class Store:
     def _remember(self, kind: str, about: dict[str, str], seconds: float) -> None:
         with (self.root / "durations.jsonl").open("a") as durations:
             durations.write(json.dumps([kind, about, round(seconds, 3)]) + "\n")
+        self.__dict__.pop("_history", None)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import difflib
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,18 +140,31 @@ def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted
 
 def describe(planned: Sequence[Planned]) -> str:
     """The plan as text: a line a cell, the baselines to be trained, and a time estimate where there is one."""
-    width = max((len(each.cell.name) for each in planned), default=0)
+    names = _names([each.cell for each in planned])
+    width = max(map(len, names), default=0)
     times = [each.seconds for each in planned if each.verdict == "run"]
     lines = []
-    for each in planned:
+    for name, each in zip(names, planned, strict=True):
         estimate = f"about {_duration(each.seconds)}" if each.seconds is not None else "no estimate yet"
-        lines.append(f"{each.verdict:<6} {each.cell.name:<{width}}  {each.reason or estimate}")
+        lines.append(f"{each.verdict:<6} {name:<{width}}  {each.reason or estimate}")
     counts = ", ".join(f"{sum(each.verdict == word for each in planned)} {word}" for word in ("run", "reuse", "skip"))
-    baselines = [f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains]
-    lines.append(f"{len(planned)} cells: {counts}; baselines to train: {', '.join(baselines) or 'none'}")
+    baselines = Counter(f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains)
+    training = [f"{name} ({count} times)" if count > 1 else name for name, count in baselines.items()]
+    lines.append(f"{len(planned)} cells: {counts}; baselines to train: {', '.join(training) or 'none'}")
     if times and None not in times:
         lines.append(f"estimated time: {_duration(sum(seconds or 0 for seconds in times))}")
     return "\n".join(lines)
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """Names of cells, with the knobs in which they differ."""
+    axes = [cell.axes for cell in cells]
+    knobs = [knob for knob in dict.fromkeys(name for each in axes for name in each) if "." in knob]
+    varying = [knob for knob in knobs if len({each.get(knob) for each in axes}) > 1]
+    return [
+        " ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)])
+        for cell, each in zip(cells, axes, strict=True)
+    ]
 
 
 def _duration(seconds: float) -> str:
@@ -327,6 +341,8 @@ def explain(error: Exception) -> str:
         close = difflib.get_close_matches(choice, error.options, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{group}={choice}: no such choice; {hint}choose from {', '.join(error.options)}"
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{match[1]}: several values are a grid; add -m, as in `python run.py -m {match[1]}`"
     if match := re.search(r"Could not override '([^']+)'", text):
         return f"{match[1]}: no such key; {_did_you_mean(match[1])}`python run.py --cfg job` prints all keys"
     return " ".join(text.split())
