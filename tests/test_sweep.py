@@ -65,12 +65,12 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert [row["status"] for row in cells()] == ["reused", "skipped", "reused"]
     assert [row["top1"] for row in cells()] == [row["top1"] for row in rows]
 
-    import mlflow
-
-    run_id = rows[0]["run_id"]
-    model = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
-    example = model.input_example
-    assert next(iter(model.predict(example).values())).shape == (1, 10)
+    program = (
+        f"import mlflow; model = mlflow.pyfunc.load_model('runs:/{rows[0]['run_id']}/model')\n"
+        "print(next(iter(model.predict(model.input_example).values())).shape)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "(1, 10)"
 
     sweep_id = max(path.parent.name for path in Path("multirun").glob("*/cells.csv"))
     bitsweep = Path(sys.executable).with_name("bitsweep")
