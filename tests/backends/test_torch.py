@@ -7,7 +7,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bitsweep.axes import Grid, Precision, Scheme
-from bitsweep.backends.torch import TorchEager
+from bitsweep.backends.torch import Reference, TorchEager
 from bitsweep.environment import Cpu
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
@@ -25,6 +25,17 @@ def test_integers_are_sent_elsewhere() -> None:
     assert reason is not None
     assert "backend=onnxruntime" in reason
     assert "backend=reference" in reason
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_the_reference_simulates_integers_to_the_letter(bits: int) -> None:
+    codes = Grid(bits=bits, signed=True, symmetric=True)
+    precision = Precision(name="any", weights=codes, activations=codes)
+    reference = Reference(name="reference")
+    assert reference.unsupported(precision) is None
+    scheme = reference.scheme(precision, _cpu("avx2"))
+    assert (scheme.weights, scheme.activations, scheme.arithmetic, scheme.why) == (codes, codes, "simulated", "")
+    assert not reference.timed
 
 
 def test_half_precision_is_computed_where_the_cpu_does() -> None:

@@ -1,10 +1,10 @@
-"""PyTorch in eager mode: what a network runs on when nothing is done about deployment."""
+"""PyTorch itself, operation by operation: as the meaning of every program, and as an engine for the float ones."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Backend, Precision, Runner, Scheme, axis, storage_only
+from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis, storage_only
 from bitsweep.environment import Cpu
 
 if TYPE_CHECKING:
@@ -13,22 +13,17 @@ if TYPE_CHECKING:
 PROGRAM = "program.pt2"
 
 
-@final
 @axis
-class TorchEager(Backend):
-    """Float kernels of PyTorch, operation by operation, channels last. The artifact is a ``torch.export`` file."""
+class Eager(Backend):
+    """Runs a program op by op. The artifact is a ``torch.export`` file."""
 
-    def unsupported(self, precision: Precision) -> str | None:
-        """Integer codes would be computed in float: that is the reference, whose latency means nothing."""
-        if not precision.is_integer:
-            return None
-        return (
-            f"backend=torch has no integer kernels for {precision.name}: "
-            "use backend=onnxruntime to run it, or backend=reference for its accuracy and size"
-        )
+    channels_last: ClassVar[bool]
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """Half precision is storage only where the CPU does not compute it; PyTorch would emulate it, at a crawl."""
+        """Integer grids to the letter, simulated. Half precision is storage only where the CPU does not compute it:
+        PyTorch would emulate it, at a crawl."""
+        if isinstance(precision.weights, Grid) or isinstance(precision.activations, Grid):
+            return Scheme(weights=precision.weights, activations=precision.activations, arithmetic="simulated")
         computes = cpu.computes_fp16 if precision.weights == "float16" else cpu.computes_bf16
         return storage_only(precision, computes=computes, where=f"this CPU ({cpu.isa})")
 
@@ -45,13 +40,44 @@ class TorchEager(Backend):
         from bitsweep.programs import load_program, runner_of
 
         torch.set_num_threads(threads)
-        return runner_of(load_program(folder / PROGRAM), memory_format=torch.channels_last)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return runner_of(load_program(folder / PROGRAM), memory_format=layout)
 
     def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
-        """The operations of the program."""
+        """The operations of the program, all of them in float."""
         import torch
 
         from bitsweep.programs import kernels_of, load_program
 
         torch.set_num_threads(threads)
         return kernels_of(load_program(folder / PROGRAM), images)
+
+
+@final
+@axis
+class Reference(Eager):
+    """What a compressed network means: accuracy and size of every precision, but a latency of no interest."""
+
+    timed: ClassVar[bool] = False
+    channels_last: ClassVar[bool] = False
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Nothing is."""
+        return None
+
+
+@final
+@axis
+class TorchEager(Eager):
+    """What a network runs on when nothing is done about deployment: float kernels, channels last."""
+
+    channels_last: ClassVar[bool] = True
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Integer codes would be computed in float: that is the reference, whose latency means nothing."""
+        if not precision.is_integer:
+            return None
+        return (
+            f"backend=torch has no integer kernels for {precision.name}: "
+            "use backend=onnxruntime to run it, or backend=reference for its accuracy and size"
+        )
