@@ -28,22 +28,21 @@ def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
     words = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
     subprocess.run([sys.executable, "run.py", "-m", *words, "precision=fp32,fp16"], check=True, capture_output=True)
     command = [*BITSWEEP, "ui", "--port", str(_free_port())]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
         assert server.stdout is not None
-        link = next(line.split()[-1] for line in iter(server.stdout.readline, "") if "compare the cells" in line)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1600, "height": 1200})
-            page.goto(link)
-            for name in ("mobilenetv3-none-fp32-onnxruntime-digits", "mobilenetv3-ptq-fp16-onnxruntime-digits"):
-                page.get_by_text(name).first.wait_for(timeout=60_000)
-            # A chart for each metric, with the cells as its bars.
-            page.get_by_text("latency_p50_ms").first.wait_for(timeout=60_000)
-            browser.close()
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        try:
+            link = next(line.split()[-1] for line in iter(server.stdout.readline, "") if "compare the cells" in line)
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+                page = browser.new_page(viewport={"width": 1600, "height": 1200})
+                page.goto(link)
+                for name in ("mobilenetv3-none-fp32-onnxruntime-digits", "mobilenetv3-ptq-fp16-onnxruntime-digits"):
+                    page.get_by_text(name).first.wait_for(timeout=60_000)
+                # A chart for each metric, with the cells as its bars.
+                page.get_by_text("latency_p50_ms").first.wait_for(timeout=60_000)
+                browser.close()
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

@@ -124,27 +124,14 @@ class Store:
 
     def estimate(self, kind: str, about: dict[str, str]) -> float | None:
         """Median seconds that building this kind took for the same model and data set, or for any; None if never."""
-        past = self._history.get(kind, [])
+        durations = self.root / "durations.jsonl"
+        past = _history(durations, durations.stat().st_mtime_ns).get(kind, []) if durations.exists() else []
         alike = [seconds for what, seconds in past if what == about] or [seconds for _, seconds in past]
         return statistics.median(alike) if alike else None
-
-    @functools.cached_property
-    def _history(self) -> dict[str, list[tuple[Any, float]]]:
-        try:
-            lines = (self.root / "durations.jsonl").read_text().splitlines()
-        except OSError:
-            return {}
-        history: dict[str, list[tuple[Any, float]]] = {}
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                kind, about, seconds = json.loads(line)
-                history.setdefault(kind, []).append((about, seconds))
-        return history
 
     def _remember(self, kind: str, about: dict[str, str], seconds: float) -> None:
         with (self.root / "durations.jsonl").open("a") as durations:
             durations.write(json.dumps([kind, about, round(seconds, 3)]) + "\n")
-        self.__dict__.pop("_history", None)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -156,6 +143,17 @@ class Store:
             else:
                 why = f"store={self.root}: cannot be written ({error.strerror or error}); choose a folder that can be"
             raise StoreError(why) from error
+
+
+@functools.cache
+def _history(durations: Path, changed_ns: int) -> dict[str, list[tuple[Any, float]]]:
+    """Kind -> what was built and how long it took, from a file as it was at a time."""
+    history: dict[str, list[tuple[Any, float]]] = {}
+    for line in durations.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            kind, about, seconds = json.loads(line)
+            history.setdefault(kind, []).append((about, seconds))
+    return history
 
 
 def _probe(path: Path) -> list[Any]:

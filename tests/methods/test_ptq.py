@@ -1,7 +1,7 @@
 """Post-training quantization of a whole network, against the rules and formulas that it follows."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
+from bitsweep.quantization.calibrated import ActivationRange, WeightRange
 from bitsweep.splits import preprocess
 
 SIZE = 16
@@ -133,11 +134,17 @@ def test_ranges_are_those_of_the_calibration_images(splits: Splits) -> None:
     assert first.args[2] == round(-images.min().item() / first.args[1])
 
 
-@pytest.mark.parametrize("activation_range", ["minmax", "percentile", "mse"])
-@pytest.mark.parametrize("weight_range", ["minmax", "mse"])
-def test_every_choice_of_ranges_works(splits: Splits, activation_range: str, weight_range: str) -> None:
-    result = compressed(splits, scheme(), activation_range=activation_range, weight_range=weight_range)
-    assert all(layer.sqnr_db is not None and layer.sqnr_db > 25 for layer in result.layers)
+@pytest.mark.parametrize("knob", ["activation_range", "weight_range"])
+@pytest.mark.parametrize("choice", get_args(ActivationRange))
+@torch.no_grad()
+def test_every_choice_of_ranges_works(splits: Splits, knob: str, choice: str) -> None:
+    if knob == "weight_range" and choice not in get_args(WeightRange):
+        pytest.skip("weights come in no batches")
+    images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    expected = network()(images).numpy()
+    noise = expected - logits_of(compressed(splits, scheme(), **{knob: choice}).program, [images.numpy()])
+    # Laplace's tails are long, Gauss's short: with the distribution that values do not have, ranges are off.
+    assert (expected**2).sum() / (noise**2).sum() > 10
 
 
 def test_the_same_seed_is_the_same_program(splits: Splits) -> None:

@@ -1,7 +1,10 @@
 """Range selection: from which value to which the codes of a grid are spread."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -27,15 +30,34 @@ class Histogram:
     Attributes:
         counts: float64 [B], B <= ``BINS``; values that are exactly 0 are not in it.
         zeros: number of values that are exactly 0.
-        lo, hi: smallest and largest value.
+        ends: smallest and largest value of each batch, in their order.
     """
 
     counts: torch.Tensor
     first: int
     exponent: int
     zeros: int
-    lo: float
-    hi: float
+    ends: tuple[tuple[float, float], ...]
+
+    @property
+    def lo(self) -> float:
+        """Smallest value."""
+        return min(lo for lo, _ in self.ends)
+
+    @property
+    def hi(self) -> float:
+        """Largest value."""
+        return max(hi for _, hi in self.ends)
+
+    @property
+    def total(self) -> float:
+        """Number of values."""
+        return self.counts.sum().item() + self.zeros
+
+    @property
+    def centres(self) -> torch.Tensor:
+        """Centres of the bins, float64 [B]."""
+        return (self.edges[:-1] + self.edges[1:]) / 2
 
     @property
     def edges(self) -> torch.Tensor:
@@ -60,11 +82,11 @@ def histogram(values: torch.Tensor) -> Histogram:
     zeros = values.numel() - int(torch.count_nonzero(values))
     if zeros:
         counts[-first] -= zeros
-    return Histogram(counts=counts, first=first, exponent=exponent, zeros=zeros, lo=lo, hi=hi)
+    return Histogram(counts=counts, first=first, exponent=exponent, zeros=zeros, ends=((lo, hi),))
 
 
 def merge(one: Histogram, other: Histogram) -> Histogram:
-    """Histogram of the values of both."""
+    """Histogram of the values of both; the batches of ``one`` came first."""
     lo, hi = min(one.lo, other.lo), max(one.hi, other.hi)
     exponent = max(one.exponent, other.exponent, _exponent(lo, hi))
     first, last = math.floor(lo / 2.0**exponent), math.floor(hi / 2.0**exponent)
@@ -72,12 +94,14 @@ def merge(one: Histogram, other: Histogram) -> Histogram:
     for part in (one, other):
         bins = torch.arange(part.first, part.first + len(part.counts)) >> (exponent - part.exponent)
         counts.index_add_(0, (bins - first).clamp(0, last - first), part.counts)
-    return Histogram(counts=counts, first=first, exponent=exponent, zeros=one.zeros + other.zeros, lo=lo, hi=hi)
+    return Histogram(
+        counts=counts, first=first, exponent=exponent, zeros=one.zeros + other.zeros, ends=one.ends + other.ends
+    )
 
 
 def minmax_range(seen: Histogram, grid: Grid) -> Range:
     """Smallest and largest value, shapes []."""
-    return torch.tensor(seen.lo, dtype=torch.float64), torch.tensor(seen.hi, dtype=torch.float64)
+    return _range(seen.lo, seen.hi)
 
 
 def percentile_range(seen: Histogram, grid: Grid, *, percentile: float) -> Range:
@@ -104,7 +128,7 @@ def mse_range(seen: Histogram, grid: Grid) -> Range:
 
     Ends are moved towards 0 by fixed factors, one end after the other, twice.
     """
-    lo, hi = (torch.tensor(end, dtype=torch.float64) for end in (min(seen.lo, 0.0), max(seen.hi, 0.0)))
+    lo, hi = _range(min(seen.lo, 0.0), max(seen.hi, 0.0))
     if grid.symmetric:
         bounds = torch.maximum(-lo, hi) * SHRINK
         best = bounds[expected_error(seen, -bounds, bounds, grid).argmin()]
@@ -130,7 +154,119 @@ def expected_error(seen: Histogram, lo: torch.Tensor, hi: torch.Tensor, grid: Gr
     nearest = torch.round(u).clamp(grid.lo, grid.hi)
     antiderivative = nearest / 12 + (u - nearest) ** 3 / 3
     errors = scale.double() ** 3 * (antiderivative.diff(dim=1) @ seen.counts) / 2.0**seen.exponent
-    return errors / (seen.counts.sum() + seen.zeros)
+    return errors / seen.total
+
+
+def moving_average_range(seen: Histogram, grid: Grid, *, momentum: float = 0.9) -> Range:
+    """Ends of the batches, averaged exponentially in their order, shapes [].
+
+    Args:
+        momentum: share of the past in [0, 1): m <- momentum m + (1 - momentum) end, from the first batch on.
+
+    Paper: Jacob et al. (arXiv 1712.05877), section 3.1.
+    """
+    lo, hi = seen.ends[0]
+    for batch_lo, batch_hi in seen.ends[1:]:
+        lo, hi = momentum * lo + (1 - momentum) * batch_lo, momentum * hi + (1 - momentum) * batch_hi
+    return _range(lo, hi)
+
+
+def sigma_range(seen: Histogram, grid: Grid, *, sigmas: float) -> Range:
+    """Mean plus and minus k standard deviations, within the values that there were, shapes [].
+
+    Args:
+        sigmas: k, positive.
+    """
+    mean, deviation = moments(seen)
+    return _range(max(seen.lo, mean - sigmas * deviation), min(seen.hi, mean + sigmas * deviation))
+
+
+def aciq_range(seen: Histogram, grid: Grid, *, distribution: Literal["laplace", "gauss"]) -> Range:
+    """The range with the least expected error if values were distributed so, within the values there were, shapes [].
+
+    What no value is below 0 of came through a rectifier: all codes lie on one side then, as if there were one bit more.
+
+    Paper: Banner et al., "Post-training 4-bit quantization of convolution networks for rapid-deployment"
+    (arXiv 1810.05723).
+    """
+    one_sided = seen.lo >= 0 and not grid.symmetric
+    centre, deviation = moments(seen)
+    if one_sided or grid.symmetric:
+        # Around 0. A rectifier leaves one half of such a distribution, whose square is in the mean that of the whole.
+        held = seen.counts.sum().item() if one_sided else seen.total
+        centre, deviation = 0.0, math.sqrt((seen.counts @ seen.centres**2).item() / max(held, 1))
+    spread = deviation / math.sqrt(2) if distribution == "laplace" else deviation
+    clip = aciq_clip(grid.bits + one_sided, distribution) * spread
+    return _range(max(seen.lo, centre - clip), min(seen.hi, centre + clip))
+
+
+@functools.cache
+def aciq_clip(bits: int, distribution: str) -> float:
+    """Where to clip a centred distribution, in units of Laplace's b or Gauss's sigma, for the least expected error.
+
+    With 2^M codes between -a and a, rounding costs a^2 / (3 4^M), and clipping twice the integral of (x - a)^2 p(x)
+    from a on: 2 e^-a for Laplace with b = 1, and (a^2 + 1) erfc(a / sqrt 2) - a sqrt(2 / pi) e^(-a^2 / 2) for Gauss
+    with sigma = 1.
+
+    Args:
+        bits: M, positive.
+        distribution: ``laplace`` or ``gauss``.
+    """
+    a = torch.linspace(0.01, 30, 300_000, dtype=torch.float64)
+    if distribution == "laplace":
+        clipping = 2 * torch.exp(-a)
+    else:
+        clipping = (a**2 + 1) * torch.erfc(a / math.sqrt(2)) - a * math.sqrt(2 / math.pi) * torch.exp(-(a**2) / 2)
+    return float(a[(clipping + a**2 / (3 * 4.0**bits)).argmin()])
+
+
+def entropy_range(seen: Histogram, grid: Grid) -> Range:
+    """The range with the least Kullback-Leibler divergence of the quantized distribution, shapes [].
+
+    What lies outside a range counts into its end bins; the quantized distribution spreads the mass of a code evenly
+    over the bins of that code that held anything. Both ends are moved towards 0 by one factor.
+
+    Paper: Migacz, "8-bit inference with TensorRT" (GTC 2017).
+    """
+    lo, hi = _range(min(seen.lo, 0.0), max(seen.hi, 0.0))
+    if grid.symmetric:
+        hi = torch.maximum(-lo, hi)
+        lo = -hi
+    divergences = torch.stack([_divergence(seen, lo * factor, hi * factor, grid) for factor in SHRINK])
+    factor = SHRINK[divergences.argmin()]
+    return lo * factor, hi * factor
+
+
+def _divergence(seen: Histogram, lo: torch.Tensor, hi: torch.Tensor, grid: Grid) -> torch.Tensor:
+    scale, zero_point = choose_qparams(lo, hi, grid)
+    within = (seen.edges[1:] > lo) & (seen.edges[:-1] < hi)
+    if not within.any():
+        return torch.tensor(math.inf, dtype=torch.float64)
+    first, last = int(within.nonzero()[0]), int(within.nonzero()[-1])
+    p = seen.counts[first : last + 1].clone()
+    p[0] += seen.counts[:first].sum()
+    p[-1] += seen.counts[last + 1 :].sum()
+    codes = (torch.round(seen.centres[first : last + 1] / scale) + zero_point).clamp(grid.lo, grid.hi).long() - grid.lo
+    mass, occupied = (torch.zeros(grid.hi - grid.lo + 1, dtype=torch.float64) for _ in range(2))
+    # A bin counts as occupied by what fell into it, not by what was clipped: clipping must not look free of charge.
+    held = (seen.counts[first : last + 1] > 0).double()
+    mass.index_add_(0, codes, seen.counts[first : last + 1])
+    occupied.index_add_(0, codes, held)
+    q = (mass / occupied.clamp(min=1))[codes] * held
+    p, q = p / p.sum(), q / q.sum()
+    where = p > 0
+    return (p[where] * (p[where] / q[where].clamp(min=1e-12)).log()).sum()
+
+
+def moments(seen: Histogram) -> tuple[float, float]:
+    """Mean and standard deviation of the values of a histogram, each taken as at the centre of its bin."""
+    mean = (seen.counts @ seen.centres).item() / seen.total
+    square = (seen.counts @ seen.centres**2).item() / seen.total
+    return mean, math.sqrt(max(0.0, square - mean**2))
+
+
+def _range(lo: float, hi: float) -> Range:
+    return torch.tensor(lo, dtype=torch.float64), torch.tensor(hi, dtype=torch.float64)
 
 
 def minmax_weight_range(weight: torch.Tensor, grid: Grid) -> Range:
@@ -149,6 +285,16 @@ def mse_weight_range(weight: torch.Tensor, grid: Grid) -> Range:
     chunk = max(1, 2**18 // rows.shape[1])  # few enough weights to stay in the processor's cache
     parts = [_mse_rows(part, grid) for part in torch.split(rows, chunk)]
     return torch.cat([lo for lo, _ in parts]), torch.cat([hi for _, hi in parts])
+
+
+def histogram_weight_range(
+    weight: torch.Tensor, grid: Grid, *, choose_range: Callable[[Histogram, Grid], Range]
+) -> Range:
+    """The range that a rule for histograms gives, for each channel or for the tensor."""
+    rows = weight.flatten(1) if grid.per_channel else weight.reshape(1, -1)
+    ends = [choose_range(histogram(row), grid) for row in rows]
+    lo, hi = (torch.stack([pair[end] for pair in ends]) for end in (0, 1))
+    return (lo, hi) if grid.per_channel else (lo[0], hi[0])
 
 
 def _mse_rows(rows: torch.Tensor, grid: Grid) -> Range:

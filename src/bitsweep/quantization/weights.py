@@ -17,6 +17,8 @@ from bitsweep.quantization.ranges import Range
 
 quantized = torch.ops.quantized_decomposed
 
+ChooseWeightRange = Callable[[torch.Tensor, Grid], Range]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
@@ -33,7 +35,7 @@ class Codes:
         return grids.dequantize(self.codes, self.scale, self.zero_point)
 
 
-def nearest_codes(weight: torch.Tensor, grid: Grid, choose_range: Callable[[torch.Tensor, Grid], Range]) -> Codes:
+def nearest_codes(weight: torch.Tensor, grid: Grid, choose_range: ChooseWeightRange) -> Codes:
     """The code nearest to each weight, on the range that ``choose_range`` gives."""
     scale, zero_point = grids.choose_qparams(*choose_range(weight, grid), grid)
     codes = grids.quantize(weight, scale, zero_point, grid)
