@@ -27,6 +27,7 @@ class Stage:
     Attributes:
         key: which attribute of a cell is its key.
         passes: functions ``(cell, store, *, folder, progress)`` that fill the folder, each in a process of its own.
+        axes: what makes it take longer or shorter, for estimates.
         quiet: whether nothing else of any sweep may compute on this machine meanwhile.
         limited: whether the time and memory limits apply.
     """
@@ -34,6 +35,7 @@ class Stage:
     name: str
     key: str
     passes: tuple[Callable[..., None], ...]
+    axes: tuple[str, ...]
     quiet: bool = False
     limited: bool = True
 
@@ -42,8 +44,8 @@ class Stage:
         return str(getattr(cell, self.key))
 
     def about(self, cell: Cell) -> dict[str, str]:
-        """What makes the stage take longer or shorter, for estimates."""
-        return {"model": cell.model.name, "dataset": cell.dataset.name}
+        """The choices that make the stage take longer or shorter."""
+        return {axis: getattr(cell, axis).name for axis in self.axes}
 
 
 # --------------------------------------------------------------------------- the stages' work
@@ -125,11 +127,21 @@ def weigh(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
         measure.weigh(_subject(cell, store), examples=folder / "examples.npy", folder=folder)
 
 
-DATA = Stage(name="dataset", key="dataset_key", passes=(load_data,), limited=False)
-BASELINE = Stage(name="baseline", key="baseline_key", passes=(train_baseline,), limited=False)
-COMPRESSED = Stage(name="compressed", key="compressed_key", passes=(compress,))
-ARTIFACT = Stage(name="artifact", key="artifact_key", passes=(lower,))
-MEASUREMENT = Stage(name="measurement", key="key", passes=(evaluate, race, weigh), quiet=True)
+DATA = Stage(name="dataset", key="dataset_key", passes=(load_data,), axes=("dataset",), limited=False)
+BASELINE = Stage(
+    name="baseline", key="baseline_key", passes=(train_baseline,), axes=("model", "dataset", "train"), limited=False
+)
+COMPRESSED = Stage(
+    name="compressed", key="compressed_key", passes=(compress,), axes=("model", "dataset", "method", "precision")
+)
+ARTIFACT = Stage(name="artifact", key="artifact_key", passes=(lower,), axes=("model", "precision", "backend"))
+MEASUREMENT = Stage(
+    name="measurement",
+    key="key",
+    passes=(evaluate, race, weigh),
+    axes=("model", "dataset", "backend", "protocol"),
+    quiet=True,
+)
 
 
 def needs(cell: Cell) -> list[tuple[Stage, Cell]]:

@@ -128,13 +128,13 @@ def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted
         identity = stage.name, stage.key_of(each)
         if identity not in counted and not store.find(*identity):
             counted.add(identity)
-            missing.append(stage)
-    estimates = [store.estimate(stage.name, stage.about(cell)) for stage in missing]
+            missing.append((stage, each))
+    estimates = [store.estimate(stage.name, stage.about(each)) for stage, each in missing]
     return Planned(
         cell=cell,
         verdict="run",
         seconds=None if None in estimates else sum(estimate or 0 for estimate in estimates),
-        trains=pipeline.BASELINE in missing,
+        trains=any(stage is pipeline.BASELINE for stage, _ in missing),
     )
 
 
