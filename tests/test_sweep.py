@@ -87,14 +87,16 @@ def test_a_failing_cell_fails_alone(workplace: Path) -> None:
         "-m", *QUICK, "precision=fp32", "backend=onnxruntime,reference", "timeout_s=600", "memory_gb=0", code=0
     )
     assert "failed" not in output
-    # Compressing to int8 takes longer than a tenth of a second; fp16 is a cell of its own that goes on after it.
+    # Compressing to int8 takes longer than a tenth of a second.
     output = run("-m", *QUICK, "precision=int8", "timeout_s=0.1", code=1)
     assert "compress took longer than timeout_s=0.1 and was stopped" in output
     (row,) = cells()
     assert row["status"] == "failed"
     assert ("cell", "FAILED") in statuses()
     run("-m", *QUICK, "precision=int8")
-    assert cells()[0]["status"] == "finished"
+    (row,) = cells()
+    assert row["status"] == "finished"
+    assert 0 < float(row["top1"]) <= 100
 
 
 @pytest.mark.slow

@@ -111,8 +111,12 @@ class Tracker:
     def finished(self) -> dict[str, str]:
         """Cell key -> run id of every finished cell."""
         with self._explained():
-            condition = "tags.kind = 'cell' and attributes.status = 'FINISHED'"
-            return {run.data.tags["cell_key"]: run.info.run_id for run in self._search(condition)}
+            return {key: run.info.run_id for key, run in self._finished_runs().items()}
+
+    def _finished_runs(self) -> "dict[str, Run]":
+        """Cell key -> its finished run; it may have others, that failed."""
+        condition = "tags.kind = 'cell' and attributes.status = 'FINISHED'"
+        return {run.data.tags["cell_key"]: run for run in self._search(condition)}
 
     def _baseline_runs(self) -> "dict[str, Run]":
         return {run.data.tags["baseline_key"]: run for run in self._search("tags.kind = 'baseline'")}
@@ -300,8 +304,7 @@ class Tracker:
                 raise UsageError(f"SWEEP_ID={sweep_id}: no such sweep in {self.uri}; the latest are: {known}")
             sweep = sweeps[sweep_id]
             entries = [Entry(**entry) for entry in self._read_json(sweep.info.run_id, "plan.json")]
-            cells = {run.data.tags["cell_key"]: run for run in self._search("tags.kind = 'cell'")}
-            finished = {key: cells[key] for key in self.finished()}
+            finished = self._finished_runs()
             baselines = self._baseline_runs()
             wanted = dict.fromkeys(entry.baseline_key for entry in entries if entry.verdict != "skip")
             started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
