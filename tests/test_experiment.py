@@ -81,7 +81,7 @@ def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ("choices", "message"),
     [
         ({"train__epochs": "many"}, "train.epochs=many: should be a valid integer"),
-        ({"train__epochs": 0}, "train.epochs=0: should be greater than or equal to 1"),
+        ({"train__epochs": -1}, "train.epochs=-1: should be greater than or equal to 0"),
         ({"train__optimizer": "adam"}, "train.optimizer=adam: should be 'adamw' or 'sgd'"),
         ({"train__epoch": 3}, r"train.epoch: no such key; did you mean train.epochs\?"),
         ({"protocol__batch_sizes": [1, 0]}, "protocol.batch_sizes.1=0: should be greater"),

@@ -17,6 +17,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from bitsweep.environment import Cpu
+from bitsweep.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +49,28 @@ class Model(ABC):
     Attributes:
         name: short stable name, used in tables.
         image_size: height and width of its input, in pixels.
+        weights: state_dict file to start from; empty for random weights.
+        normalization: of the pixels: by mean and deviation of the training images, or of ImageNet's, as networks
+            expect that were trained there.
     """
 
     name: Name
     image_size: Count
+    weights: str = ""
+    normalization: Literal["dataset", "imagenet"] = "dataset"
+
+    def weights_file(self) -> Path | None:
+        """The file of the weights, None for random ones.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if not self.weights:
+            return None
+        file = Path(self.weights).expanduser()
+        if not file.is_file():
+            raise ConfigError(f"model.weights={self.weights}: no such file; give the path of a state_dict")
+        return file
 
     @abstractmethod
     def build(self, num_classes: int) -> "torch.nn.Module":
@@ -94,7 +113,7 @@ class Recipe:
     """How a baseline is trained (config group ``train``).
 
     Attributes:
-        epochs: passes over the training images, at most.
+        epochs: passes over the training images, at most; 0 takes ``model.weights`` as they are.
         max_steps: optimiser steps, at most; bounds the time on large data sets.
         batch_size: images a step.
         optimizer: ``adamw`` (decoupled weight decay) or ``sgd`` (Nesterov momentum 0.9).
@@ -112,7 +131,7 @@ class Recipe:
     """
 
     name: Name
-    epochs: Count
+    epochs: Annotated[int, Field(ge=0)]
     max_steps: Count
     batch_size: Annotated[int, Field(ge=2)] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -142,29 +161,40 @@ class Grid:
         signed: two's complement codes, or codes from zero.
         symmetric: zero point 0 (signed); one code fewer, so that the range is symmetric too.
         per_channel: one scale for each output channel, or one for the tensor.
+        levels: number of codes of a symmetric grid that uses fewer than its bits offer, odd; 0 for all of them.
     """
 
     bits: Annotated[int, Field(ge=2, le=16)]
     signed: bool
     symmetric: bool
     per_channel: bool = False
+    levels: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.levels and not (self.symmetric and self.levels % 2 and 3 <= self.levels < 1 << self.bits):
+            raise ValueError(f"levels={self.levels} should be odd and at least 3, on a symmetric grid with room for it")
 
     @property
     def lo(self) -> int:
         """Smallest code."""
         if not self.signed:
             return 0
+        if self.levels:
+            return -(self.levels // 2)
         return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
 
     @property
     def hi(self) -> int:
         """Largest code."""
+        if self.levels:
+            return self.levels // 2
         return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     def __str__(self) -> str:
         sign = "s" if self.signed else "u"
         granularity = "per-channel" if self.per_channel else "per-tensor"
-        return f"{sign}{self.bits} {granularity} {'symmetric' if self.symmetric else 'affine'}"
+        levels = f", {self.levels} levels" if self.levels else ""
+        return f"{sign}{self.bits} {granularity} {'symmetric' if self.symmetric else 'affine'}{levels}"
 
 
 @axis

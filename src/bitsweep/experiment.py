@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import inspect
 import shlex
@@ -91,7 +92,8 @@ class Cell:
     def baseline_key(self) -> str:
         """Key of the trained fp32 model."""
         return fingerprint.digest(
-            "baseline", self.dataset_key, fingerprint.settings(self.model), fingerprint.settings(self.train), self.seed,
+            "baseline", self.dataset_key, fingerprint.settings(replace(self.model, weights=_weights(self.model))),
+            fingerprint.settings(self.train), self.seed,
             fingerprint.code("bitsweep.train", type(self.model).__module__), _versions("torch", "torchvision"),
         )  # fmt: skip
 
@@ -126,7 +128,10 @@ class Cell:
             return str(MissingPackage(self.backend.package, self.backend.extra))
         if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
             return reason
+        if self.train.epochs == 0 and not self.model.weights:
+            return f"train={self.train.name} does not train: set model.weights to a state_dict, or train.epochs"
         try:
+            _weights(self.model)
             _source(self.dataset)
         except UsageError as error:
             return str(error)
@@ -142,6 +147,13 @@ def _dataset_key(dataset: Dataset) -> str:
 @functools.cache
 def _source(dataset: Dataset) -> str:
     return dataset.source()
+
+
+@functools.cache
+def _weights(model: Model) -> str:
+    """Fingerprint of the file of the weights; empty where there is none."""
+    file = model.weights_file()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
 
 
 def _versions(*packages: str) -> list[tuple[str, str]]:

@@ -243,10 +243,11 @@ def _machine(*, quiet: bool) -> Iterator[None]:
 
 
 def splits_of(cell: Cell, store: Store) -> Splits:
-    """The data of a cell."""
-    from bitsweep.splits import load_splits
+    """The data of a cell, with the mean and deviation of the pixels that its model expects."""
+    from bitsweep.splits import load_splits, normalized_for_imagenet
 
-    return load_splits(store.folder(DATA.name, cell.dataset_key))
+    splits = load_splits(store.folder(DATA.name, cell.dataset_key))
+    return normalized_for_imagenet(splits) if cell.model.normalization == "imagenet" else splits
 
 
 def trained_of(cell: Cell, store: Store) -> Trained:

@@ -6,6 +6,7 @@ Shape letters: N images, H height, W width, C channels (1 or 3), S input size of
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,13 @@ def preprocessed(images: Array, splits: Splits, *, image_size: int, batch: int) 
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         yield preprocess(part, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+
+
+def normalized_for_imagenet(splits: Splits) -> Splits:
+    """The same images, with mean and deviation of ImageNet's pixels; those of grey images are of their luminance."""
+    if len(splits.mean_C) == 1:
+        return replace(splits, mean_C=(0.449,), std_C=(0.226,))
+    return replace(splits, mean_C=(0.485, 0.456, 0.406), std_C=(0.229, 0.224, 0.225))
 
 
 def make_splits(raw: RawData, *, val_share: float, seed: int) -> Splits:

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -32,7 +33,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def fit(
     model: Model, splits: Splits, *, recipe: Recipe, seed: int, folder: Path, progress: TextIO | None = None
 ) -> None:
-    """Train a network from scratch and write the baseline into a folder.
+    """Train a network, from scratch or from given weights, and write the baseline into a folder.
 
     Args:
         folder: gets ``checkpoint.pt`` (state_dict with the lowest validation loss, a finer measure than the accuracy
@@ -41,7 +42,7 @@ def fit(
 
     Raises:
         CellFailed: the loss became infinite or not a number.
-        ConfigError: ``recipe.device`` is ``cuda`` and there is none.
+        ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
     """
     device = choose_device(recipe.device)
     _keep_freed_memory()
@@ -49,7 +50,10 @@ def fit(
     torch.backends.cudnn.deterministic = True
     shuffle = torch.Generator().manual_seed(seed)
 
-    network = model.build(len(splits.classes)).to(device)
+    network = model.build(len(splits.classes))
+    if file := model.weights_file():
+        load_weights(network, file)
+    network.to(device)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = recipe.bn_momentum
@@ -110,7 +114,13 @@ def fit(
 
     network.load_state_dict(best_state)
     torch.save({name: value.cpu().contiguous() for name, value in best_state.items()}, folder / "checkpoint.pt")
-    about = {"device": device.type, "best_epoch": best, "epochs": [asdict(epoch) for epoch in history]}
+    val_top1 = history[best].val_top1 if history else _validate(network, splits.val, load, device)[1]
+    about = {
+        "device": device.type,
+        "best_epoch": best,
+        "val_top1": val_top1,
+        "epochs": [asdict(epoch) for epoch in history],
+    }
     (folder / "history.json").write_text(json.dumps(about))
     np.save(folder / "test_logits.npy", _logits(network, splits.test, load, device).cpu().numpy())
 
@@ -123,10 +133,45 @@ def load_trained(folder: Path) -> Trained:
         checkpoint=folder / "checkpoint.pt",
         history=history,
         best_epoch=about["best_epoch"],
-        val_top1=history[about["best_epoch"]].val_top1,
+        val_top1=about["val_top1"],
         device=about["device"],
         test_logits_NK=np.load(folder / "test_logits.npy"),
     )
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Fill a network with a state_dict, which must fit it exactly.
+
+    A dictionary around it under ``state_dict`` or ``model``, and the prefix ``module.`` of parallel training, are
+    taken off.
+
+    Raises:
+        ConfigError: the file holds no state_dict, or one of another network.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"model.weights={file}: not a file of torch.save with tensors only ({reason})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ConfigError(f"model.weights={file}: holds no state_dict; save network.state_dict()")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    own = network.state_dict()
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    wrong = [f"{name} is missing" for name in own if name not in state and name not in counters]
+    wrong += [f"{name} is not in the network" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)} instead of {list(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ConfigError(f"model.weights={file}: does not fit the network: {', '.join(wrong[:5])}{more}")
+    network.load_state_dict(own | state)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -1,5 +1,6 @@
 """Post-training quantization: every value goes to the nearest code of a grid, or to half precision."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -9,6 +10,9 @@ from bitsweep.quantization.calibrated import CalibratedMethod
 
 if TYPE_CHECKING:
     import torch
+    from torch.fx import GraphModule
+
+    from bitsweep.quantization.weights import Codes
 
 
 @final
@@ -17,43 +21,43 @@ class PostTrainingQuantization(CalibratedMethod):
     """Nearest rounding, with ranges from the weights themselves and from a few training images."""
 
     def unsupported(self, precision: Precision) -> str | None:
-        """Nothing is to be done for fp32; integer activations need integer weights, and half ones half weights."""
+        """Nothing is to be done for fp32; half precision is one format for both, or storage."""
         if precision.weights == precision.activations == "float32":
             return "method=ptq has nothing to do in fp32: choose method=none, or a lower precision such as int8"
         if isinstance(precision.weights, Grid):
-            if isinstance(precision.activations, Grid) or precision.activations == "float32":
-                return None
-        elif precision.activations in ("float32", precision.weights):
+            return super().unsupported(precision)
+        if precision.activations in ("float32", precision.weights):
             return None
         return (
-            f"method=ptq cannot compute {precision.activations} activations with {precision.weights} weights: "
+            f"method={self.name} cannot compute {precision.activations} activations with {precision.weights} weights: "
             "choose integer weights with integer or float32 activations, or one float format for both"
         )
 
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
-        """Quantize weights, watch activations on the network with quantized weights, and quantize them."""
+        """Round, or cast for the float formats."""
+        if isinstance(scheme.weights, Grid):
+            return super().compress(model, splits, image_size=image_size, scheme=scheme, seed=seed)
         import torch
 
         from bitsweep.quantization import casting, graphs
         from bitsweep.quantization.folding import fold_batch_norm
         from bitsweep.quantization.notes import layer_notes
-        from bitsweep.quantization.quantizer import quantize_activations
-        from bitsweep.quantization.weights import nearest_codes, round_weights, store_codes
 
         graph = graphs.trace(model, image_size=image_size)
         fold_batch_norm(graph)
         originals = graphs.layers(graph)
-        if isinstance(scheme.weights, Grid):
-            choose_codes = partial(nearest_codes, grid=scheme.weights, choose_range=self.choose_weight_range())
-            codes = round_weights(graph, choose_codes)
-            if isinstance(scheme.activations, Grid):
-                batches = self.calibration_batches(splits, image_size=image_size, seed=seed)
-                graph = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
-            store_codes(graph, codes)
-        elif scheme.activations == "float32":
+        if scheme.activations == "float32":
             casting.store_as(graph, getattr(torch, scheme.weights))
         else:
             casting.compute_in(graph, getattr(torch, scheme.weights))
         return Compression(program=graphs.export(graph, image_size=image_size), layers=layer_notes(graph, originals))
+
+    def round_weights(
+        self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
+    ) -> "dict[str, Codes]":
+        """Round every weight to the nearest code."""
+        from bitsweep.quantization.weights import nearest_codes, round_weights
+
+        return round_weights(graph, partial(nearest_codes, grid=grid, choose_range=self.choose_weight_range()))

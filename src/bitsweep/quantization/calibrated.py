@@ -1,19 +1,21 @@
-"""What all methods share that choose ranges: the knobs of range selection, and the images to choose them on."""
+"""What all methods share that quantize after training: every step but the rounding of the weights."""
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from bitsweep.artifacts import Splits
-from bitsweep.axes import Count, Method, Share, axis
+from bitsweep.artifacts import Compression, Splits
+from bitsweep.axes import Count, Grid, Method, Precision, Scheme, Share, axis
 
 if TYPE_CHECKING:
     import torch
+    from torch.fx import GraphModule
 
     from bitsweep.quantization.observers import ChooseRange
-    from bitsweep.quantization.weights import ChooseWeightRange
+    from bitsweep.quantization.weights import ChooseWeightRange, Codes
 
 WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma"]
 ActivationRange = Literal[WeightRange, "moving_average"]
@@ -21,9 +23,12 @@ ActivationRange = Literal[WeightRange, "moving_average"]
 
 @axis
 class CalibratedMethod(Method):
-    """A method that chooses the ranges of weights from themselves, and those of activations on a few training images.
+    """A method that rounds weights in its own way, and chooses ranges of activations on a few training images.
 
     Attributes:
+        equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
+        absorb_bias: move what large biases always add into the next layer (same paper).
+        correct_bias: after rounding, give the mean of every channel back to what it was (same paper, empirical).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
             squared error; ``entropy``, the least Kullback-Leibler divergence; ``aciq_laplace`` and ``aciq_gauss``, the
             least expected error for that distribution; ``sigma``, a multiple of the standard deviation.
@@ -35,6 +40,9 @@ class CalibratedMethod(Method):
         calibration_batch: images at a time.
     """
 
+    equalize: bool = False
+    absorb_bias: bool = False
+    correct_bias: bool = False
     activation_range: ActivationRange = "mse"
     weight_range: WeightRange = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
@@ -42,6 +50,66 @@ class CalibratedMethod(Method):
     momentum: Share = 0.9
     calibration_images: Count = 256
     calibration_batch: Count = 32
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Weights must be codes; activations may be codes or stay in float32."""
+        if not isinstance(precision.weights, Grid):
+            return f"method={self.name} rounds to integers, not to {precision.weights}: choose method=ptq"
+        if not isinstance(precision.activations, Grid) and precision.activations != "float32":
+            return (
+                f"method={self.name} cannot compute {precision.activations} activations with integer weights: "
+                "set precision.activations to float32 or to integers"
+            )
+        return None
+
+    @abstractmethod
+    def round_weights(
+        self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
+    ) -> "dict[str, Codes]":
+        """Round, in place, the weights of every convolution and linear layer.
+
+        Args:
+            graph: the float network without batch normalisation.
+            batches: calibration images, float32 [N, 3, H, W].
+
+        Returns:
+            The codes by the path of the weights; the graph computes with their values.
+        """
+
+    def compress(
+        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+    ) -> Compression:
+        """Round weights, watch activations on the network with rounded weights, and quantize them."""
+        from bitsweep.quantization import correction, graphs
+        from bitsweep.quantization.equalization import absorb_high_biases, equalize
+        from bitsweep.quantization.folding import fold_batch_norm
+        from bitsweep.quantization.notes import layer_notes
+        from bitsweep.quantization.quantizer import quantize_activations
+        from bitsweep.quantization.walk import parameters_of
+        from bitsweep.quantization.weights import store_codes
+
+        assert isinstance(scheme.weights, Grid)
+        graph = graphs.trace(model, image_size=image_size)
+        fold_batch_norm(graph)
+        batches = list(self.calibration_batches(splits, image_size=image_size, seed=seed))
+        if self.equalize:
+            equalize(graph)
+        if self.absorb_bias:
+            absorb_high_biases(graph, batches)
+        originals, parameters = graphs.layers(graph), parameters_of(graph)
+        codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
+        if self.correct_bias:
+            correction.correct_biases(graph, parameters, batches)
+        if isinstance(scheme.activations, Grid):
+            graph = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
+        store_codes(graph, codes)
+        return Compression(program=graphs.export(graph, image_size=image_size), layers=layer_notes(graph, originals))
+
+    def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
+        from bitsweep.quantization.grids import choose_qparams
+
+        return choose_qparams(*self.choose_weight_range()(weight, grid), grid)
 
     def choose_activation_range(self) -> "ChooseRange":
         """From the histogram of an activation to its range."""

@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError
-from bitsweep.quantization.graphs import aten, attribute, bias_of, drop_unread, is_layer, set_attribute
+from bitsweep.quantization.graphs import aten, attribute, drop_unread, ensure_bias, is_layer, set_attribute
 
 
 def affine_of_norm(
@@ -84,20 +84,13 @@ def _owns_its_parameters(node: Node) -> bool:
 
 
 def _fold_into(graph: GraphModule, layer: Node, factor: torch.Tensor, offset: torch.Tensor) -> None:
-    layer_input, weight, *rest = layer.args
+    weight, bias = layer.args[1], ensure_bias(graph, layer)
     assert isinstance(weight, Node)
-    bias = bias_of(layer)
-    weight_path = str(weight.target)
-    bias_path = weight_path.removesuffix("weight") + "bias" if bias is None else str(bias.target)
     folded_weight, folded_bias = fold_weights(
-        attribute(graph, weight), None if bias is None else attribute(graph, bias), factor=factor, offset=offset
+        attribute(graph, weight), attribute(graph, bias), factor=factor, offset=offset
     )
-    set_attribute(graph, weight_path, folded_weight)
-    set_attribute(graph, bias_path, folded_bias)
-    if bias is None:
-        with graph.graph.inserting_before(layer):
-            bias = graph.graph.get_attr(bias_path)
-        layer.args = (layer_input, weight, bias, *rest[1:])
+    set_attribute(graph, str(weight.target), folded_weight)
+    set_attribute(graph, str(bias.target), folded_bias)
 
 
 def _insert_affine(graph: GraphModule, norm: Node, factor: torch.Tensor, offset: torch.Tensor) -> Node:

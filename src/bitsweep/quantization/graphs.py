@@ -30,6 +30,14 @@ FLOAT_KINDS: dict[Any, str] = {
 }
 
 
+#: Functions of one activation, element by element.
+ELEMENTWISE = {
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.hardswish.default, aten.hardsigmoid.default,
+    aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.leaky_relu.default,
+    aten.elu.default,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """An operation with weights in a traced float network.
@@ -76,6 +84,20 @@ def bias_of(layer: Node) -> Node | None:
     """The node of a layer's bias, None where it has none."""
     bias = layer.args[2] if len(layer.args) > 2 else None
     return bias if isinstance(bias, Node) else None
+
+
+def ensure_bias(graph: GraphModule, layer: Node) -> Node:
+    """The node of a layer's bias, after giving it one of zeros where it has none."""
+    if (bias := bias_of(layer)) is not None:
+        return bias
+    layer_input, weight, *rest = layer.args
+    assert isinstance(weight, Node)
+    path = str(weight.target).removesuffix("weight") + "bias"
+    set_attribute(graph, path, torch.zeros(attribute(graph, weight).shape[0]))
+    with graph.graph.inserting_before(layer):
+        bias = graph.graph.get_attr(path)
+    layer.args = (layer_input, weight, bias, *rest[1:])
+    return bias
 
 
 def attribute(graph: GraphModule, node: Node) -> torch.Tensor:

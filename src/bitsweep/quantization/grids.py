@@ -28,11 +28,12 @@ def storage_dtype(grid: Grid) -> torch.dtype:
 def stored_bits(shape: torch.Size, grid: Grid) -> int:
     """Bits that a tensor needs as stored: codes, float32 scales, and the zero points of an affine grid.
 
-    Codes of up to 4 bits are packed; wider ones take whole bytes, as engines keep them.
+    Codes of up to 6 bits are packed as tightly as their number allows, log2 of the levels each; wider ones take whole
+    bytes, as engines keep them.
     """
-    code_bits = grid.bits if grid.bits <= 4 else 8 if grid.bits <= 8 else 16
+    code_bits = math.log2(grid.hi - grid.lo + 1) if grid.bits <= 6 else 8 if grid.bits <= 8 else 16
     scales = shape[0] if grid.per_channel else 1
-    return math.prod(shape) * code_bits + scales * (32 + (0 if grid.symmetric else code_bits))
+    return math.ceil(math.prod(shape) * code_bits + scales * (32 + (0 if grid.symmetric else code_bits)))
 
 
 def choose_qparams(lo: torch.Tensor, hi: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

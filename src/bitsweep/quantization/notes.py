@@ -64,7 +64,9 @@ def _activation_format(graph: GraphModule, read: Node, weight: Node) -> str:
 
 
 def _grid(lo: int, hi: int, *, per_channel: bool) -> Grid:
-    return Grid(bits=(hi - lo).bit_length(), signed=lo < 0, symmetric=lo == -hi, per_channel=per_channel)
+    bits, symmetric = (hi - lo).bit_length(), lo == -hi
+    levels = hi - lo + 1 if symmetric and hi - lo + 2 < 1 << bits else 0
+    return Grid(bits=bits, signed=lo < 0, symmetric=symmetric, per_channel=per_channel, levels=levels)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -29,6 +29,11 @@ class Codes:
     zero_point: torch.Tensor
     grid: Grid
 
+    @classmethod
+    def from_float(cls, codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid) -> "Codes":
+        """From integral floats within the grid."""
+        return cls(codes=codes.to(grids.storage_dtype(grid)), scale=scale.float(), zero_point=zero_point, grid=grid)
+
     @property
     def values(self) -> torch.Tensor:
         """What the codes stand for, float32."""

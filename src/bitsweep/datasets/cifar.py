@@ -1,0 +1,117 @@
+"""CIFAR-10 and CIFAR-100: the Python batches, found on this machine or downloaded by torchvision.
+
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+
+from bitsweep.artifacts import RawData, Split
+from bitsweep.axes import Dataset, axis
+from bitsweep.errors import DataError
+
+#: Folder, training batches, test batch, file and key of the class names, key of the labels, MD5 of the archive.
+_FORMS: dict[str, tuple[str, tuple[str, ...], str, tuple[str, str], str, str]] = {
+    "CIFAR10": (
+        "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch",
+        ("batches.meta", "label_names"), "labels", "c58f30108f718f92721af3b95e74349a",
+    ),
+    "CIFAR100": (
+        "cifar-100-python", ("train",), "test", ("meta", "fine_label_names"), "fine_labels",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+    ),
+}  # fmt: skip
+
+
+@final
+@axis
+class Cifar(Dataset):
+    """50,000 training and 10,000 test images, coloured, 32 x 32.
+
+    Attributes:
+        variant: torchvision's name of the data set.
+        root: folder that the unpacked archive lies in.
+        download: whether torchvision may download what is not found, into ``data/``.
+    """
+
+    variant: Literal["CIFAR10", "CIFAR100"]
+    root: str = ""
+    download: bool = True
+
+    def source(self) -> str:
+        """MD5 of the archive, which torchvision checks; of the batches where the folder was named."""
+        folder = self._folder()
+        if not self.root or folder is None:
+            return _FORMS[self.variant][-1]
+        _, train, test, (names, _), *_ = _FORMS[self.variant]
+        return " ".join(hashlib.md5((folder / file).read_bytes()).hexdigest() for file in (*train, test, names))
+
+    def decode(self) -> RawData:
+        """Read the batches, after downloading them where they are not on this machine."""
+        folder = self._folder()
+        if folder is None:
+            self._download()
+            folder = self._folder()
+            assert folder is not None
+        _, train, test, (names, key), labels, _ = _FORMS[self.variant]
+        return RawData(
+            train=_join([_read(folder / file) for file in train], labels),
+            test=_join([_read(folder / test)], labels),
+            classes=tuple(_read(folder / names)[key]),
+        )
+
+    def _folder(self) -> Path | None:
+        name, train, test, (names, _), *_ = _FORMS[self.variant]
+        root = Path(self.root or "data").expanduser()
+        for folder in (root / name, root):
+            if all((folder / file).is_file() for file in (*train, test, names)):
+                return folder
+        if self.root or not self.download:
+            key = f"dataset.root={self.root}" if self.root else "dataset.download=false"
+            raise DataError(f"{key}: {train[0]} and its companions are not in {root / name}; set dataset.root")
+        return None
+
+    def _download(self) -> None:
+        import torchvision
+
+        try:
+            getattr(torchvision.datasets, self.variant)("data", download=True)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"dataset={self.name}: the download failed ({reason}); connect to the internet, or unpack the archive "
+                "into a folder and set dataset.root to it"
+            ) from error
+
+
+_PLAIN = {"_reconstruct", "ndarray", "dtype", "scalar", "encode"}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays and nothing else: a batch from elsewhere cannot run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] in ("numpy", "_codecs") and name in _PLAIN:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a CIFAR batch")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            content: dict[str, Any] = _PlainUnpickler(stream, encoding="latin1").load()
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); delete it and get it again") from error
+    return content
+
+
+def _join(batches: list[dict[str, Any]], labels: str) -> Split:
+    images = np.concatenate([np.asarray(batch["data"], np.uint8) for batch in batches])
+    return Split(
+        images=np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)),
+        labels=np.concatenate([np.asarray(batch[labels], np.int64) for batch in batches]),
+    )

@@ -1,0 +1,65 @@
+"""Learned rounding: AdaRound layer by layer, BRECQ block by block."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, final
+
+from pydantic import Field
+
+from bitsweep.axes import Count, Grid, axis
+from bitsweep.quantization.calibrated import CalibratedMethod
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule
+
+    from bitsweep.quantization.walk import Stop
+    from bitsweep.quantization.weights import Codes
+
+
+@final
+@axis
+class LearnedRounding(CalibratedMethod):
+    """Learns whether each weight goes up or down, so that outputs are reconstructed.
+
+    Attributes:
+        unit: whose output: of each ``layer`` with its activation function (AdaRound), or of each ``block`` that one
+            tensor enters and one leaves, such as a residual block (BRECQ).
+        iterations, batch, lr: of Adam, for each unit.
+        regularization: weight of the term that drives each weight to one side.
+        warmup_share: part of the iterations without that term.
+    """
+
+    unit: Literal["layer", "block"]
+    iterations: Count = 1000
+    batch: Count = 32
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    regularization: Annotated[float, Field(ge=0)] = 0.01
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+    def round_weights(
+        self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
+    ) -> "dict[str, Codes]":
+        """Round unit after unit."""
+        import torch
+
+        from bitsweep.quantization.reconstruction import Schedule, SoftRounding, reconstruct
+        from bitsweep.quantization.walk import activated_units, block_units, round_units
+
+        schedule = Schedule(
+            iterations=self.iterations,
+            batch=self.batch,
+            lr=self.lr,
+            warmup_share=self.warmup_share,
+            regularization=self.regularization,
+        )
+        generator = torch.Generator().manual_seed(seed)
+
+        def choose(stop: "Stop") -> "dict[str, Codes]":
+            soft = {}
+            for path in stop.weight_paths:
+                weight = stop.originals[path]
+                soft[path] = SoftRounding(weight, *self.weight_qparams(weight, grid), grid)
+            return reconstruct(stop, soft, schedule, generator)
+
+        units = activated_units(graph) if self.unit == "layer" else block_units(graph)
+        return round_units(graph, units, batches, choose)
