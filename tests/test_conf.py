@@ -49,7 +49,9 @@ def test_every_group_has_a_choice() -> None:
 def test_a_named_sweep_is_a_grid(name: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"+sweep={name}"], return_hydra_config=True)
-    words = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
+    sweeper = config.hydra.sweeper
+    grids = [sweeper.params, *sweeper.grids.values()]
+    words = [f"{key}={value}" for grid in grids for key, value in grid.items()]
     assert any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(words))
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -17,13 +18,26 @@ from bitsweep.sweep import command_of, conduct, read
 class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
     """Plans the whole grid before anything runs, then hands the cells that are left to whatever launcher is chosen."""
 
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        grids: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=params)
+        self.grids = grids or {"": {}}
+
     def sweep(self, arguments: list[str]) -> None:
         """Run the grid that the command-line words span; ends the program with the sweep's exit code."""
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        (grid,) = self.split_arguments(parsed, None)
+        parser = OverridesParser.create(config_loader=loader)
+        grid: list[list[str]] = []
+        for params in self.grids.values():
+            words = [*(f"{key}={value}" for key, value in {**params, **(self.params or {})}.items()), *arguments]
+            (part,) = self.split_arguments(parser.parse_overrides(words), None)
+            grid += part
         bound = [read(loader.load_sweep_config(self.config, words), words) for words in grid]
         words_of = {cell: words for (cell, _), words in zip(bound, grid, strict=True)}
         options = bound[0][1]
@@ -58,11 +72,12 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
 
 @dataclass
 class SweeperConfig:
-    """Hydra's schema of the sweeper; ``params`` is the grid of a named sweep."""
+    """Hydra's schema of the sweeper: a named sweep is the grid of ``params``, or several ``grids`` that share them."""
 
     _target_: str = "hydra_plugins.bitsweep_sweeper.BitsweepSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = field(default_factory=dict)
+    grids: dict[str, dict[str, Any]] | None = field(default_factory=dict)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="bitsweep", node=SweeperConfig, provider="bitsweep")
