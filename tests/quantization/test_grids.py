@@ -112,7 +112,9 @@ def test_a_dead_channel_keeps_a_scale_that_a_bias_can_stand_on() -> None:
 @pytest.mark.parametrize(
     ("grid", "bits"),
     [
-        (Grid(bits=4, signed=True, symmetric=True, per_channel=True), 60 * 4 + 3 * 32),
+        (Grid(bits=4, signed=True, symmetric=True, per_channel=True), math.ceil(60 * math.log2(15)) + 3 * 32),
+        (Grid(bits=2, signed=True, symmetric=True), math.ceil(60 * math.log2(3)) + 32),
+        (Grid(bits=5, signed=True, symmetric=True, levels=17), math.ceil(60 * math.log2(17)) + 32),
         (Grid(bits=7, signed=True, symmetric=True, per_channel=True), 60 * 8 + 3 * 32),
         (Grid(bits=16, signed=True, symmetric=True), 60 * 16 + 32),
         (Grid(bits=8, signed=False, symmetric=False), 60 * 8 + 32 + 8),

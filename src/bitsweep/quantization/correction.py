@@ -24,6 +24,7 @@ def correct_biases(graph: GraphModule, originals: Mapping[str, Tensor], batches:
         batches: calibration images, float32 [N, 3, H, W].
     """
     biases = {node: ensure_bias(graph, node) for node in list(graph.graph.nodes) if is_layer(node)}
+    graph.recompile()
     floats = {**parameters_of(graph), **originals}
     for stop in walk(graph, layer_units(graph), batches, originals=floats):
         (layer,) = stop.unit.nodes

@@ -109,6 +109,7 @@ def absorb_high_biases(graph: GraphModule, batches: Sequence[Tensor], *, sigmas:
     for pair in found:
         ensure_bias(graph, pair.first)
         ensure_bias(graph, pair.second)
+    graph.recompile()
     parameters = parameters_of(graph)
     absorbed: dict[Node, Tensor] = {}
     units = {Unit(nodes=(pair.first,)): pair for pair in found}

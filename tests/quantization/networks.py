@@ -1,0 +1,46 @@
+"""Networks in which everything occurs that methods must cope with."""
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from bitsweep.quantization import graphs
+from bitsweep.quantization.folding import fold_batch_norm
+
+SIZE = 8
+
+
+class Mixed(nn.Module):
+    """A grouped and a depthwise convolution, a shortcut, a stride, an average, and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding="same", groups=2, dilation=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.down = nn.Conv2d(8, 12, 3, stride=2)
+        self.hidden, self.head = nn.Linear(12, 10), nn.Linear(10, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(images)))
+        y = torch.relu(self.grouped(x))
+        y = nn.functional.relu6(self.depthwise(y))
+        x = torch.relu(x + self.point(y))
+        x = torch.relu(self.down(x)).mean((2, 3))
+        return self.head(torch.relu(self.hidden(x)))
+
+
+def mixed() -> GraphModule:
+    """The traced network with its normalisation folded."""
+    torch.manual_seed(0)
+    network = Mixed()
+    network(torch.randn(16, 3, SIZE, SIZE))
+    graph = graphs.trace(network.eval(), image_size=SIZE)
+    fold_batch_norm(graph)
+    return graph
+
+
+def images(count: int = 12, *, batch: int = 6) -> list[Tensor]:
+    """Batches of random images."""
+    return list(torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).split(batch))
