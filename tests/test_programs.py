@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bitsweep.errors import DataError, StoreError
-from bitsweep.programs import folded_graph, kernels_of, load_program, logits_of, runner_of
+from bitsweep.programs import folded_graph, kernels_of, load_program, logits_of, runner_of, save_program
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype(np.float32)
 
@@ -44,6 +44,33 @@ def test_logits_are_those_of_the_network(program: torch.export.ExportedProgram) 
     np.testing.assert_allclose(fast(IMAGES), expected, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_narrow_codes_are_stored_packed(bits: int, tmp_path: Path) -> None:
+    """Under 6 bits a code takes the bits that it needs; what is read back computes the same."""
+
+    class Narrow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            high = (1 << bits - 1) - 1
+            self.high = high
+            self.register_buffer("codes", torch.randint(-high, high + 1, (10, 30_000), dtype=torch.int8))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            weight = torch.ops.quantized_decomposed.dequantize_per_tensor(
+                self.codes, 0.5, 0, -self.high, self.high, torch.int8
+            )
+            return torch.nn.functional.linear(images.flatten(1), weight[:, :192])
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Narrow(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    expected = logits_of(program, [IMAGES])
+    save_program(program, tmp_path / "program.pt2")
+    assert np.array_equal(logits_of(load_program(tmp_path / "program.pt2"), [IMAGES]), expected)
+    assert np.array_equal(logits_of(program, [IMAGES]), expected)
+    needed = 300_000 * {2: 64 / 40, 4: 4, 8: 8}[bits] / 8
+    assert needed <= (tmp_path / "program.pt2").stat().st_size < needed + 30_000
+
+
 def test_what_depends_on_parameters_alone_is_computed_once(program: torch.export.ExportedProgram) -> None:
     graph = folded_graph(program)
     operations = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
@@ -67,7 +94,7 @@ def test_other_images_are_refused(program: torch.export.ExportedProgram, images:
 
 def test_a_program_is_read_back(program: torch.export.ExportedProgram, tmp_path: Path) -> None:
     path = tmp_path / "program.pt2"
-    torch.export.save(program, path)
+    save_program(program, path)
     np.testing.assert_array_equal(logits_of(load_program(path), [IMAGES]), logits_of(program, [IMAGES]))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match=r"program\.pt2 cannot be read"):

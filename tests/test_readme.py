@@ -27,6 +27,7 @@ def test_the_example_compresses(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(_block("python"), module.__dict__)
     knobs = yaml.safe_load(_block("yaml"))
     assert knobs.pop("_target_") == f"{module.__name__}.PowerOfTwo"
+    assert knobs.pop("defaults") == ["ptq"]
     method = module.PowerOfTwo(**knobs)
     torch.manual_seed(0)
     network = torch.nn.Sequential(

@@ -67,7 +67,9 @@ class Cell:
     @property
     def command(self) -> str:
         """The command that reproduces this cell alone."""
-        return shlex.join(["python", "run.py", *self.overrides])
+        # A named sweep holds settings of its own, besides the grid that this must not start again.
+        named = any(word.lstrip("+").startswith("sweep=") for word in self.overrides)
+        return shlex.join(["python", "run.py", *self.overrides, *(["hydra.mode=RUN"] if named else [])])
 
     @property
     def twin(self) -> "Cell":

@@ -71,7 +71,7 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     import numpy as np
     import torch
 
-    from bitsweep.programs import logits_of
+    from bitsweep.programs import logits_of, save_program
     from bitsweep.splits import preprocessed
 
     splits = splits_of(cell, store)
@@ -80,7 +80,7 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     compression = cell.method.compress(
         model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
     )
-    torch.export.save(compression.program, folder / "program.pt2")
+    save_program(compression.program, folder / "program.pt2")
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in compression.layers]))
     batches = preprocessed(splits.test.images, splits, image_size=cell.model.image_size, batch=cell.protocol.eval_batch)
     np.save(folder / "test_logits.npy", logits_of(compression.program, map(np.asarray, batches)))

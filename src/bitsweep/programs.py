@@ -3,13 +3,13 @@
 Importing this module registers the ``quantized_decomposed`` operations that such a program is written in.
 """
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.ao.quantization.fx._decomposed
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,16 +18,32 @@ from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Runner
 from bitsweep.errors import DataError, StoreError
 from bitsweep.quantization.graphs import drop_unread, set_attribute
+from bitsweep.quantization.packing import pack, unpack
+from bitsweep.quantization.weights import quantized
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program to a ``torch.export`` file, with codes of up to 6 bits packed."""
+    stored = dict(program.state_dict)
+    for name, (node, lo, hi) in _narrow_codes(program).items():
+        stored[name] = pack(stored[name], lo, hi)
+        assert stored[name].dtype != node.meta["val"].dtype
+    torch.export.save(_with_state(program, stored), path)
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """Read a program from a ``torch.export`` file.
+    """Read a program from a ``torch.export`` file that ``save_program`` wrote.
 
     Raises:
         StoreError: the file is missing, truncated or of another version of PyTorch.
     """
     try:
-        return torch.export.load(path)
+        program = torch.export.load(path)
+        stored = dict(program.state_dict)
+        for name, (node, lo, hi) in _narrow_codes(program).items():
+            meant = node.meta["val"]
+            stored[name] = unpack(stored[name], meant.shape, lo, hi, meant.dtype)
+        return _with_state(program, stored)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise StoreError(f"{path} cannot be read as a program; delete its folder and run again: {reason}") from error
@@ -107,6 +123,26 @@ def folded_graph(program: ExportedProgram) -> GraphModule:
     drop_unread(graph)
     graph.recompile()
     return graph
+
+
+def _narrow_codes(program: ExportedProgram) -> dict[str, tuple[Node, int, int]]:
+    """Buffers with codes of up to 6 bits: path -> the node that reads them, smallest and largest code."""
+    found = {}
+    for node in program.graph.nodes:
+        if node.target not in (quantized.dequantize_per_tensor.default, quantized.dequantize_per_channel.default):
+            continue
+        lo, hi = node.args[-3:-1]
+        path = program.graph_signature.inputs_to_buffers.get(node.args[0].name)
+        if path and (hi - lo).bit_length() <= 6:
+            found[path] = node.args[0], lo, hi
+    return found
+
+
+def _with_state(program: ExportedProgram, state: dict[str, torch.Tensor]) -> ExportedProgram:
+    """The same program with other tensors."""
+    changed = copy.copy(program)
+    changed._state_dict = state
+    return changed
 
 
 def _image_shape(program: ExportedProgram) -> tuple[int, ...]:

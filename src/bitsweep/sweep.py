@@ -74,7 +74,7 @@ def read(config: DictConfig, words: Sequence[str]) -> tuple[Cell, Options]:
         checked = Options(**options)
     except pydantic.ValidationError as error:
         raise invalid(Options, error) from None
-    kept = tuple(word for word in words if word.split("=")[0].lstrip("+~") not in {*_OPTIONS, "sweep"})
+    kept = tuple(word for word in words if word.split("=")[0].lstrip("+~") not in _OPTIONS)
     return bind(plain, kept), checked
 
 

@@ -28,10 +28,10 @@ class Eager(Backend):
         return storage_only(precision, computes=computes, where=f"this CPU ({cpu.isa})")
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
-        """Write the program as it is."""
-        import torch
+        """Write the program, narrow codes packed."""
+        from bitsweep.programs import save_program
 
-        torch.export.save(program, folder / PROGRAM)
+        save_program(program, folder / PROGRAM)
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Load the program; parameters stored in half precision are cast to float32 here, once."""

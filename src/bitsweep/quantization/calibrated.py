@@ -38,6 +38,7 @@ class CalibratedMethod(Method):
         momentum: share of the past in the moving average.
         calibration_images: training images on which activations are watched, at most.
         calibration_batch: images at a time.
+        calibration_seed: which of them; added to the cell's seed, which also trains another baseline.
     """
 
     equalize: bool = False
@@ -50,6 +51,7 @@ class CalibratedMethod(Method):
     momentum: Share = 0.9
     calibration_images: Count = 256
     calibration_batch: Count = 32
+    calibration_seed: Annotated[int, Field(ge=0)] = 0
 
     def unsupported(self, precision: Precision) -> str | None:
         """Weights must be codes; activations may be codes or stay in float32."""
@@ -58,7 +60,7 @@ class CalibratedMethod(Method):
         if not isinstance(precision.activations, Grid) and precision.activations != "float32":
             return (
                 f"method={self.name} cannot compute {precision.activations} activations with integer weights: "
-                "set precision.activations to float32 or to integers"
+                "choose precision.activations=float32, or integers"
             )
         return None
 
@@ -129,7 +131,7 @@ class CalibratedMethod(Method):
         """Training images as the network sees them, float32 [N, 3, S, S]."""
         from bitsweep.splits import calibration_images, preprocessed
 
-        images = calibration_images(splits, self.calibration_images, seed)
+        images = calibration_images(splits, self.calibration_images, seed + self.calibration_seed)
         return preprocessed(images, splits, image_size=image_size, batch=self.calibration_batch)
 
     def _chooser(self, name: str) -> "ChooseRange":

@@ -30,7 +30,7 @@ def pack(codes: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
 def unpack(packed: torch.Tensor, shape: torch.Size, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
     """The codes that ``pack`` packed."""
     levels = np.uint64(hi - lo + 1)
-    words = packed.numpy().view("<u8").astype(np.uint64)
+    words = np.frombuffer(packed.numpy().tobytes(), "<u8").astype(np.uint64)
     digits = np.empty((len(words), digits_per_word(hi - lo + 1)), np.int64)
     for column in range(digits.shape[1]):
         digits[:, column] = words % levels
