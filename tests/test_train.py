@@ -56,6 +56,21 @@ def test_it_learns_and_keeps_the_best_epoch(digits: Splits, tmp_path: Path) -> N
     assert (logits.argmax(1) == digits.test.labels).mean() > 0.9
 
 
+def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = Small().build(10)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    train.fit(Small(weights=str(tmp_path / "weights.pt")), digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
+    trained = train.load_trained(tmp_path)
+    assert trained.history == ()
+    images = preprocess(digits.val.images, image_size=8, mean_C=digits.mean_C, std_C=digits.std_C)
+    with torch.no_grad():
+        hits = network.eval()(images).argmax(1).numpy() == digits.val.labels
+    assert trained.val_top1 == pytest.approx(hits.mean())
+    for name, value in torch.load(trained.checkpoint, weights_only=True).items():
+        assert torch.equal(value, network.state_dict()[name])
+
+
 def test_a_seed_is_a_result(digits: Splits, tmp_path: Path) -> None:
     logits = []
     for number, seed in enumerate((5, 5, 6)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 from typing import final
 
@@ -38,15 +39,15 @@ class Npz(Dataset):
     def decode(self) -> RawData:
         """Read the four arrays."""
         try:
-            with np.load(self._file(), allow_pickle=False) as archive:
+            with self._file().open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 pairs = next((pairs for pairs in _CONVENTIONS if {*pairs[0], *pairs[1]} <= set(archive)), None)
                 if pairs is None:
                     wanted = " or ".join(", ".join([*train, *test]) for train, test in _CONVENTIONS)
                     raise DataError(f"dataset.root={self.root}: has the keys {', '.join(archive)}; expected {wanted}")
                 train, test = (self._split(archive[images], archive[labels]) for images, labels in pairs)
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(f"dataset.root={self.root}: cannot be read as an .npz archive ({error})") from error
         count = 1 + max(int(split.labels.max(initial=0)) for split in (train, test))
         return RawData(train=train, test=test, classes=self.classes or tuple(str(label) for label in range(count)))
