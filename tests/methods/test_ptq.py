@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.fx import Node
 
-from bitsweep.artifacts import Compression, Split, Splits
+from bitsweep.artifacts import Compression, Splits
 from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
 from bitsweep.quantization.calibrated import ActivationRange, WeightRange
 from bitsweep.splits import preprocess
+from tests.quantization.networks import noise_splits
 
 SIZE = 16
 
@@ -50,10 +51,7 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    images = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), dtype=np.uint8)
-    split = Split(images=images, labels=np.arange(64) % 4)
-    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
-    return Splits(train=split, val=split, test=split, **about)
+    return noise_splits(SIZE)
 
 
 def scheme(weight_bits: int = 8, activation_bits: int = 8, **knobs: Any) -> Scheme:

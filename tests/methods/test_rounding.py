@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from bitsweep.artifacts import Compression, Split, Splits
+from bitsweep.artifacts import Compression, Splits
 from bitsweep.axes import Grid, Method, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.programs import logits_of
 from bitsweep.splits import preprocess
-from tests.quantization.networks import SIZE, Mixed
+from tests.quantization.networks import SIZE, Mixed, noise_splits
 
 CONF = Path(__file__).parents[2] / "conf"
 #: One alphabet a layer clips the outputs with the largest weights, however many bits it has.
@@ -37,10 +37,7 @@ def method(name: str, **knobs: Any) -> Method:
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    images = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), dtype=np.uint8)
-    split = Split(images=images, labels=np.arange(64) % 4)
-    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
-    return Splits(train=split, val=split, test=split, **about)
+    return noise_splits(SIZE)
 
 
 def scheme(bits: int, *, activations: Any = "float32", symmetric: bool = True, per_channel: bool = True) -> Scheme:

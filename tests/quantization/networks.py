@@ -1,9 +1,11 @@
 """Networks in which everything occurs that methods must cope with."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from bitsweep.artifacts import Split, Splits
 from bitsweep.quantization import graphs
 from bitsweep.quantization.folding import fold_batch_norm
 
@@ -44,3 +46,11 @@ def mixed() -> GraphModule:
 def images(count: int = 12, *, batch: int = 6) -> list[Tensor]:
     """Batches of random images."""
     return list(torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).split(batch))
+
+
+def noise_splits(size: int) -> Splits:
+    """64 random images of four classes, which serve for training and testing alike."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
+    split = Split(images=pixels, labels=np.arange(64) % 4)
+    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
+    return Splits(train=split, val=split, test=split, **about)

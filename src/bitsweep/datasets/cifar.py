@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
+from bitsweep import downloads
 from bitsweep.artifacts import RawData, Split
 from bitsweep.axes import Dataset, axis
 from bitsweep.errors import DataError
@@ -54,7 +55,7 @@ class Cifar(Dataset):
         """Read the batches, after downloading them where they are not on this machine."""
         folder = self._folder()
         if folder is None:
-            self._download()
+            downloads.with_torchvision(self.variant, dataset=self.name, cure="unpack the archive into a folder")
             folder = self._folder()
             assert folder is not None
         _, train, test, (names, key), labels, _ = _FORMS[self.variant]
@@ -66,7 +67,7 @@ class Cifar(Dataset):
 
     def _folder(self) -> Path | None:
         name, train, test, (names, _), *_ = _FORMS[self.variant]
-        root = Path(self.root or "data").expanduser()
+        root = Path(self.root or downloads.FOLDER).expanduser()
         for folder in (root / name, root):
             if all((folder / file).is_file() for file in (*train, test, names)):
                 return folder
@@ -74,18 +75,6 @@ class Cifar(Dataset):
             key = f"dataset.root={self.root}" if self.root else "dataset.download=false"
             raise DataError(f"{key}: {train[0]} and its companions are not in {root / name}; set dataset.root")
         return None
-
-    def _download(self) -> None:
-        import torchvision
-
-        try:
-            getattr(torchvision.datasets, self.variant)("data", download=True)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"dataset={self.name}: the download failed ({reason}); connect to the internet, or unpack the archive "
-                "into a folder and set dataset.root to it"
-            ) from error
 
 
 _PLAIN = {"_reconstruct", "ndarray", "dtype", "scalar", "encode"}

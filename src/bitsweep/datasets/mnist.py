@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitsweep import downloads
 from bitsweep.artifacts import Array, RawData, Split
 from bitsweep.axes import Dataset, axis
 from bitsweep.errors import DataError
@@ -48,7 +49,7 @@ class Mnist(Dataset):
         """Read the idx files, after downloading them where they are not on this machine."""
         files = self._files()
         if not files:
-            self._download()
+            downloads.with_torchvision(self.variant, dataset=self.name, cure="put the four idx files into a folder")
             files = self._files()
         arrays = [read_idx(file) for file in files]
         splits = []
@@ -66,7 +67,7 @@ class Mnist(Dataset):
             root = Path(self.root).expanduser()
             folders = [root, root / self.variant / "raw"]
         else:
-            folders = [Path("data") / self.variant / "raw", *(Path(folder) for folder in self.system)]
+            folders = [Path(downloads.FOLDER) / self.variant / "raw", *(Path(folder) for folder in self.system)]
         for folder in folders:
             files = [path for name in _FILES for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
             by_name = {path.name.removesuffix(".gz"): path for path in reversed(files)}
@@ -79,18 +80,6 @@ class Mnist(Dataset):
                 f"{key}: {_FILES[0]}(.gz) and its companions are not in {looked}; set dataset.root to their folder"
             )
         return []
-
-    def _download(self) -> None:
-        import torchvision
-
-        try:
-            getattr(torchvision.datasets, self.variant)("data", download=True)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"dataset={self.name}: the download failed ({reason}); connect to the internet, or put the four idx "
-                "files into a folder and set dataset.root to it"
-            ) from error
 
 
 def read_idx(path: Path) -> Array:

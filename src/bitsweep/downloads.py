@@ -1,0 +1,29 @@
+"""Data sets that torchvision downloads."""
+
+from bitsweep.errors import DataError
+
+#: Folder, in the working directory, that downloads go to.
+FOLDER = "data"
+
+
+def with_torchvision(variant: str, *, dataset: str, cure: str) -> None:
+    """Let torchvision download and check a data set.
+
+    Args:
+        variant: torchvision's name of it.
+        dataset: ours, for the error.
+        cure: what to do by hand instead.
+
+    Raises:
+        DataError: the download failed.
+    """
+    import torchvision
+
+    try:
+        getattr(torchvision.datasets, variant)(FOLDER, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"dataset={dataset}: the download failed ({reason}); connect to the internet, or {cure} and set "
+            "dataset.root to it"
+        ) from error
