@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +132,27 @@ def test_a_noisy_machine_is_flagged_and_raced_again(tmp_path: Path) -> None:
     measurement = raced(subject, tmp_path)
     assert measurement.flags == ("noisy",)
     assert measurement.notes["batches"]["1"]["attempts"] == 3
+
+
+def test_what_others_compute_is_told_from_ones_own() -> None:
+    """Own work counts for nothing; a neighbour that is busy all the time on one of n CPUs counts for an n-th."""
+
+    def work(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+
+    with measure.foreign_share() as alone:
+        work(0.5)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+        try:
+            time.sleep(0.2)
+            with measure.foreign_share() as crowded:
+                time.sleep(1)
+        finally:
+            neighbour.kill()
+    assert alone() < 0.3
+    assert crowded() > 0.5 / len(os.sched_getaffinity(0))
 
 
 def test_blocks_alternate() -> None:

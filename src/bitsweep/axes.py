@@ -340,6 +340,7 @@ class Protocol:
         confidence: of all intervals.
         max_drift: largest relative change of a fixed reference kernel from before to after; above it the run is noisy.
         max_spread: largest interquartile range of the latency relative to its median; above it the run is noisy.
+        max_foreign_share: largest part of the CPUs' time that other processes may take; above it the run is noisy.
         repeats: how often a noisy run is repeated at most.
         eval_batch: images a batch when measuring accuracy.
         memory: whether to measure peak memory in a pass of its own.
@@ -354,6 +355,7 @@ class Protocol:
     confidence: Share = 0.95
     max_drift: Annotated[float, Field(gt=0)] = 0.15
     max_spread: Annotated[float, Field(gt=0)] = 0.25
+    max_foreign_share: Annotated[float, Field(gt=0)] = 0.15
     repeats: Annotated[int, Field(ge=0)] = 2
     eval_batch: Count = 64
     memory: bool = True

@@ -8,18 +8,20 @@ Every pass writes one JSON file of metrics, flags and notes; `load_measurement` 
 mean is said in docs/measurement.md.
 """
 
+import contextlib
 import gc
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 
 from bitsweep import stats
 from bitsweep.artifacts import Array, Compressed, Measurement, Split, Trained
@@ -198,7 +200,7 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
 def _pin(threads: int) -> None:
     """Let this process run on as many CPUs as the engine has threads."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.sched_setaffinity(0, _cpus()[:threads])
 
 
 def _batch(examples: Array, size: int) -> Array:
@@ -220,11 +222,20 @@ def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tup
     best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
     for attempt in range(1 + protocol.repeats):
         before = reference_ms()
-        blocks = interleaved_blocks(racers, images, protocol)
+        with foreign_share() as foreign:
+            blocks = interleaved_blocks(racers, images, protocol)
         drift = stats.drift(before, reference_ms())
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
-        badness = max(abs(drift) / protocol.max_drift, spread / protocol.max_spread)
-        noise = {"noisy": badness > 1, "drift": drift, "spread": spread, "attempts": attempt + 1}
+        badness = max(
+            abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign() / protocol.max_foreign_share
+        )
+        noise = {
+            "noisy": badness > 1,
+            "drift": drift,
+            "spread": spread,
+            "foreign_share": foreign(),
+            "attempts": attempt + 1,
+        }
         if best is None or badness < best[0]:
             best = badness, blocks, noise
         best[2]["attempts"] = attempt + 1
@@ -274,6 +285,32 @@ def reference_ms() -> float:
     """Median time of a fixed single-threaded kernel, which tells how fast the machine is just now."""
     values = np.linspace(0, 1, 1 << 16)
     return float(np.median([_timed_ms(lambda: np.sort(np.sin(values)))[1] for _ in range(15)]))
+
+
+@contextlib.contextmanager
+def foreign_share() -> Iterator[Callable[[], float]]:
+    """How much of the time of this process's CPUs others took meanwhile, or the hypervisor: a share in [0, 1].
+
+    A neighbour that is busy all the time slows evenly, so that neither drift nor spread tell of it; and it slows a
+    network with more small kernels more than the other.
+    """
+    start, busy, own = time.monotonic(), _busy_s(), time.process_time()
+    share = 0.0
+    yield lambda: share
+    taken = (_busy_s() - busy) - (time.process_time() - own)
+    share = min(1.0, max(0.0, taken / ((time.monotonic() - start) * len(_cpus()))))
+
+
+def _busy_s() -> float:
+    """Seconds that this process's CPUs have been busy, whoever kept them so."""
+    times = psutil.cpu_times(percpu=True)
+    idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are in user time already
+    return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in _cpus())
+
+
+def _cpus() -> list[int]:
+    """The CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 # --------------------------------------------------------------------------- memory
