@@ -18,6 +18,8 @@ from bitsweep.programs import logits_of
 from bitsweep.splits import preprocess
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).parents[2] / "conf"
 #: One alphabet a layer clips the outputs with the largest weights, however many bits it has.
 LEAST_ERROR = {"msq": 0.6}
