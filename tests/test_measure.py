@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 
 from bitsweep import measure
@@ -142,6 +143,8 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
         while time.monotonic() < end:
             pass
 
+    if psutil.cpu_percent(0.3) > 20:
+        pytest.skip("something else computes on this machine")
     with measure.foreign_share() as alone:
         work(0.5)
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
@@ -196,7 +199,7 @@ def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measureme
         test=test,
         batches=_batches,
         trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
-        compressed=Compressed(program=tmp_path, layers=(layer,), test_logits_NK=exact),
+        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=exact),
         folder=tmp_path,
     )
     return measure.load_measurement(tmp_path)

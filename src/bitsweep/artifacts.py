@@ -109,11 +109,41 @@ class LayerNote:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How something went while a network was compressed, at steps 0, 1 and so on.
+
+    Attributes:
+        name: what went, a metric of MLflow with steps, e.g. ``val_loss`` or ``relative_error.classifier.1``.
+        step: what a step is, e.g. ``epoch``.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    step: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a method found out about the network that it compressed.
+
+    Attributes:
+        name: of the file, e.g. ``sensitivity``.
+        columns: the first names the rows.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compression:
-    """What a method returns: layer notes, and a program from float32 images [N, 3, H, W] to float32 logits [N, K]."""
+    """What a method returns: a program from float32 images [N, 3, H, W] to float32 logits [N, K], and its records."""
 
     program: "torch.export.ExportedProgram"
     layers: tuple[LayerNote, ...]
+    curves: tuple[Curve, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +157,8 @@ class Compressed:
 
     program: Path
     layers: tuple[LayerNote, ...]
+    curves: tuple[Curve, ...]
+    tables: tuple[Table, ...]
     test_logits_NK: Array
 
 

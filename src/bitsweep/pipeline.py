@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bitsweep import child
-from bitsweep.artifacts import Compressed, LayerNote, Measurement, Outcome, Splits, Trained
+from bitsweep.artifacts import Compressed, Curve, LayerNote, Measurement, Outcome, Splits, Table, Trained
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.store import Store
@@ -81,7 +81,8 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
         model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
     )
     save_program(compression.program, folder / "program.pt2")
-    (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in compression.layers]))
+    records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
+    (folder / "records.json").write_text(json.dumps(records))
     batches = preprocessed(splits.test.images, splits, image_size=cell.model.image_size, batch=cell.protocol.eval_batch)
     np.save(folder / "test_logits.npy", logits_of(compression.program, map(np.asarray, batches)))
 
@@ -262,10 +263,12 @@ def compressed_of(cell: Cell, store: Store) -> Compressed:
     import numpy as np
 
     folder = store.folder(COMPRESSED.name, cell.compressed_key)
-    layers = json.loads((folder / "layers.json").read_text())
+    records = json.loads((folder / "records.json").read_text())
     return Compressed(
         program=folder / "program.pt2",
-        layers=tuple(LayerNote(**layer) for layer in layers),
+        layers=tuple(LayerNote(**each) for each in records["layers"]),
+        curves=tuple(Curve(**each) for each in records["curves"]),
+        tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
         test_logits_NK=np.load(folder / "test_logits.npy"),
     )
 

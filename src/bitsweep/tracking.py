@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsweep import environment, pipeline
-from bitsweep.artifacts import Outcome
+from bitsweep.artifacts import Compressed, Outcome
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
@@ -213,12 +213,32 @@ class Tracker:
     def _log_evidence(self, run_id: str, cell: Cell, folder: Path, notes: dict[str, Any]) -> None:
         compressed = pipeline.compressed_of(cell, self._store)
         self.client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
+        self._log_records(run_id, compressed)
         self.client.log_dict(run_id, notes, "notes.json")
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
+
+    def _log_records(self, run_id: str, compressed: Compressed) -> None:
+        """Log what the method recorded: curves as metrics with steps, and all of it as files."""
+        from mlflow.entities import Metric
+
+        from bitsweep.report.records import write_records
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(curve.name, value, now, step)
+            for curve in compressed.curves
+            for step, value in enumerate(curve.values)
+        ]
+        for start in range(0, len(metrics), 1000):  # more are refused
+            self.client.log_batch(run_id, metrics[start : start + 1000])
+        with tempfile.TemporaryDirectory() as folder:
+            write_records(compressed.curves, compressed.tables, Path(folder))
+            if compressed.curves or compressed.tables:
+                self.client.log_artifacts(run_id, folder, "records")
 
     def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
         """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files."""

@@ -1,19 +1,20 @@
-"""What all methods share that quantize after training: every step but the rounding of the weights."""
+"""What all methods share that quantize: the steps before and after the weights are put on a grid."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from bitsweep.artifacts import Compression, Splits
+from bitsweep.artifacts import Compression, Curve, Splits, Table
 from bitsweep.axes import Count, Grid, Method, Precision, Scheme, Share, axis
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
+    from bitsweep.quantization.graphs import Layer
     from bitsweep.quantization.observers import ChooseRange
     from bitsweep.quantization.weights import ChooseWeightRange, Codes
 
@@ -22,13 +23,12 @@ ActivationRange = Literal[WeightRange, "moving_average"]
 
 
 @axis
-class CalibratedMethod(Method):
-    """A method that rounds weights in its own way, and chooses ranges of activations on a few training images.
+class QuantizingMethod(Method):
+    """A method that ends in codes, with ranges from the weights and from a few training images.
 
     Attributes:
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
         absorb_bias: move what large biases always add into the next layer (same paper).
-        correct_bias: after rounding, give the mean of every channel back to what it was (same paper, empirical).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
             squared error; ``entropy``, the least Kullback-Leibler divergence; ``aciq_laplace`` and ``aciq_gauss``, the
             least expected error for that distribution; ``sigma``, a multiple of the standard deviation.
@@ -43,7 +43,6 @@ class CalibratedMethod(Method):
 
     equalize: bool = False
     absorb_bias: bool = False
-    correct_bias: bool = False
     activation_range: ActivationRange = "mse"
     weight_range: WeightRange = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
@@ -64,33 +63,18 @@ class CalibratedMethod(Method):
             )
         return None
 
-    @abstractmethod
-    def round_weights(
-        self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
-    ) -> "dict[str, Codes]":
-        """Round, in place, the weights of every convolution and linear layer.
+    def prepared(
+        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, seed: int
+    ) -> "tuple[GraphModule, list[torch.Tensor]]":
+        """The float network as a graph without batch normalisation, equalised if asked for; and calibration images.
 
-        Args:
-            graph: the float network without batch normalisation.
-            batches: calibration images, float32 [N, 3, H, W].
-
-        Returns:
-            The codes by the path of the weights; the graph computes with their values.
+        Raises:
+            CompressionError: the network cannot be traced, or a parameter is not finite.
         """
-
-    def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
-    ) -> Compression:
-        """Round weights, watch activations on the network with rounded weights, and quantize them."""
-        from bitsweep.quantization import correction, graphs
+        from bitsweep.quantization import graphs
         from bitsweep.quantization.equalization import absorb_high_biases, equalize
         from bitsweep.quantization.folding import fold_batch_norm
-        from bitsweep.quantization.notes import layer_notes
-        from bitsweep.quantization.quantizer import quantize_activations
-        from bitsweep.quantization.walk import parameters_of
-        from bitsweep.quantization.weights import store_codes
 
-        assert isinstance(scheme.weights, Grid)
         graph = graphs.trace(model, image_size=image_size)
         fold_batch_norm(graph)
         batches = list(self.calibration_batches(splits, image_size=image_size, seed=seed))
@@ -98,14 +82,40 @@ class CalibratedMethod(Method):
             equalize(graph)
         if self.absorb_bias:
             absorb_high_biases(graph, batches)
-        originals, parameters = graphs.layers(graph), parameters_of(graph)
-        codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
-        if self.correct_bias:
-            correction.correct_biases(graph, parameters, batches)
+        return graph, batches
+
+    def finished(
+        self,
+        graph: "GraphModule",
+        codes: "Mapping[str, Codes]",
+        batches: "Sequence[torch.Tensor]",
+        *,
+        originals: "tuple[Layer, ...]",
+        scheme: Scheme,
+        image_size: int,
+        curves: tuple[Curve, ...] = (),
+        tables: tuple[Table, ...] = (),
+    ) -> Compression:
+        """The program of a network with rounded weights: activations watched and quantized, weights stored as codes.
+
+        Args:
+            graph: computes with the values of the codes; it is used up.
+            codes: of the weights, by their path.
+            batches: calibration images.
+            originals: the layers of the float network.
+        """
+        from bitsweep.quantization import graphs
+        from bitsweep.quantization.notes import layer_notes
+        from bitsweep.quantization.quantizer import quantize_activations
+        from bitsweep.quantization.weights import store_codes
+
         if isinstance(scheme.activations, Grid):
             graph = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
         store_codes(graph, codes)
-        return Compression(program=graphs.export(graph, image_size=image_size), layers=layer_notes(graph, originals))
+        notes = layer_notes(graph, originals)
+        return Compression(
+            program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables
+        )
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
@@ -149,3 +159,43 @@ class CalibratedMethod(Method):
         }
         chooser: ChooseRange = choosers[name]
         return chooser
+
+
+@axis
+class CalibratedMethod(QuantizingMethod):
+    """A method that rounds the weights of a trained network in its own way.
+
+    Attributes:
+        correct_bias: after rounding, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
+    """
+
+    correct_bias: bool = False
+
+    @abstractmethod
+    def round_weights(
+        self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
+    ) -> "dict[str, Codes]":
+        """Round, in place, the weights of every convolution and linear layer.
+
+        Args:
+            graph: the float network without batch normalisation.
+            batches: calibration images, float32 [N, 3, H, W].
+
+        Returns:
+            The codes by the path of the weights; the graph computes with their values.
+        """
+
+    def compress(
+        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+    ) -> Compression:
+        """Round weights, watch activations on the network with rounded weights, and quantize them."""
+        from bitsweep.quantization import correction, graphs
+        from bitsweep.quantization.walk import parameters_of
+
+        assert isinstance(scheme.weights, Grid)
+        graph, batches = self.prepared(model, splits, image_size=image_size, seed=seed)
+        originals, parameters = graphs.layers(graph), parameters_of(graph)
+        codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
+        if self.correct_bias:
+            correction.correct_biases(graph, parameters, batches)
+        return self.finished(graph, codes, batches, originals=originals, scheme=scheme, image_size=image_size)
