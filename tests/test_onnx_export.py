@@ -6,13 +6,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto
 from torch.nn import functional
 
 from bitsweep.errors import CompressionError
-from bitsweep.onnx_export import LARGEST_BIAS_CODE, averaging_matrix, bias_as_codes, export_onnx
+from bitsweep.onnx_export import averaging_matrix, export_onnx
 
 GENERATOR = np.random.default_rng(0)
 
@@ -122,42 +120,3 @@ def test_halves_stay_halves(dtype: torch.dtype, kind: int, tmp_path: Path) -> No
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match="bessel_j0"):
         _export(Apply(torch.special.bessel_j0), np.ones((2, 3, 4, 4), np.float32), tmp_path / "model.onnx")
-
-
-# --------------------------------------------------------------------------- biases
-
-
-@given(
-    bias=st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3),
-    x_scale=st.floats(2**-13, 1, width=32),
-    per_channel=st.booleans(),
-    middle=st.sampled_from([0, 3]),
-    magnitude=st.sampled_from([1e-2, 1e-6, 1e-12]),
-)
-def test_bias_codes(bias: list[float], x_scale: float, per_channel: bool, middle: int, magnitude: float) -> None:
-    values = np.array(bias, np.float32)
-    codes = np.array([[-60, 3], [4, 60], [0, 1]], np.int8)
-    scale = (np.array([1.0, 2.0, 3.0]) * magnitude).astype(np.float32) if per_channel else np.float32(magnitude)[...]
-    zero_point = np.full(scale.shape, middle, np.int8)
-    bias_codes, new_codes, new_scale = bias_as_codes(
-        values, x_scale=x_scale, codes=codes, scale=np.asarray(scale), zero_point=zero_point
-    )
-    assert bias_codes.dtype == np.int32
-    assert new_codes.dtype == codes.dtype
-    assert new_scale.shape == np.shape(scale)
-    assert np.abs(bias_codes.astype(np.int64)).max() <= LARGEST_BIAS_CODE * (1 + 1e-6)
-    step = np.float64(x_scale) * np.broadcast_to(new_scale, 3)
-    assert (np.abs(bias_codes * step - values) <= 0.5001 * step).all()
-    before = (codes - middle) * np.broadcast_to(scale, 3).astype(np.float64)[:, None]
-    after = (new_codes.astype(np.int32) - middle) * np.broadcast_to(new_scale, 3).astype(np.float64)[:, None]
-    assert (np.abs(after - before) <= 0.5001 * np.broadcast_to(new_scale, 3)[:, None]).all()
-
-
-def test_ordinary_weights_are_left_alone() -> None:
-    codes, scale = np.array([[1, 2]], np.int8), np.array([0.1], np.float32)
-    bias_codes, same_codes, same_scale = bias_as_codes(
-        np.array([0.5], np.float32), x_scale=0.5, codes=codes, scale=scale, zero_point=np.zeros(1, np.int8)
-    )
-    assert bias_codes.tolist() == [10]
-    np.testing.assert_array_equal(same_codes, codes)
-    np.testing.assert_array_equal(same_scale, scale)

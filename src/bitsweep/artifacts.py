@@ -95,6 +95,10 @@ class LayerNote:
         parameters: number of weights and biases.
         stored_bits: bits that these need as stored, scales included.
         sqnr_db: signal-to-quantization-noise ratio of the weights, None where they are unchanged.
+        weight_range, activation_range: the values of the smallest and the largest code, of the channel where they are
+            widest; None in float.
+        weight_clipped, activation_clipped: shares in [0, 1] of the float network's weights, and of the values that the
+            layer reads on calibration images, that lie beyond; None in float.
         reason: why the layer stayed float; empty when it was compressed as asked.
     """
 
@@ -105,6 +109,10 @@ class LayerNote:
     parameters: int
     stored_bits: int
     sqnr_db: float | None = None
+    weight_range: tuple[float, float] | None = None
+    weight_clipped: float | None = None
+    activation_range: tuple[float, float] | None = None
+    activation_clipped: float | None = None
     reason: str = ""
 
 

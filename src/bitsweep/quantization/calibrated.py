@@ -105,14 +105,16 @@ class QuantizingMethod(Method):
             originals: the layers of the float network.
         """
         from bitsweep.quantization import graphs
+        from bitsweep.quantization.biases import store_biases
         from bitsweep.quantization.notes import layer_notes
         from bitsweep.quantization.quantizer import quantize_activations
         from bitsweep.quantization.weights import store_codes
 
+        clipped: dict[str, float] = {}
         if isinstance(scheme.activations, Grid):
-            graph = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
-        store_codes(graph, codes)
-        notes = layer_notes(graph, originals)
+            graph, clipped = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
+        store_codes(graph, store_biases(graph, codes))
+        notes = layer_notes(graph, originals, clipped)
         return Compression(
             program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables
         )

@@ -1,5 +1,9 @@
 """What became of each layer, read from the rewritten graph itself and not from what was asked for."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -10,36 +14,64 @@ from bitsweep.quantization.graphs import FLOAT_KINDS, Layer, arguments, aten, at
 from bitsweep.quantization.weights import quantized
 
 
-def layer_notes(graph: GraphModule, originals: tuple[Layer, ...]) -> tuple[LayerNote, ...]:
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a parameter amounts to, and how it is stored: on a grid, or in a float format."""
+
+    values: torch.Tensor
+    format: str
+    bits: int
+    qparams: tuple[torch.Tensor, torch.Tensor, Grid] | None = None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Values of the smallest and the largest code, where they are widest."""
+        if self.qparams is None:
+            return None
+        scale, zero_point, grid = self.qparams
+        return float(((grid.lo - zero_point) * scale).min()), float(((grid.hi - zero_point) * scale).max())
+
+    def clipped(self, values: torch.Tensor) -> float | None:
+        """Share of some values that the grid clamps."""
+        return None if self.qparams is None else grids.clipped_share(values, *self.qparams)
+
+
+def layer_notes(
+    graph: GraphModule, originals: tuple[Layer, ...], clipped: Mapping[str, float] = MappingProxyType({})
+) -> tuple[LayerNote, ...]:
     """A note on each layer of the float network that a graph was made from.
 
     Args:
         graph: the rewritten graph.
         originals: the layers before it was rewritten, batch normalisation folded.
+        clipped: share of each quantized activation's values that lay beyond its range, by the name of its node.
     """
     nodes = {node.name: node for node in graph.graph.nodes}
-    return tuple(_note(graph, nodes[layer.node], layer) for layer in originals)
+    return tuple(_note(graph, nodes[layer.node], layer, clipped) for layer in originals)
 
 
-def _note(graph: GraphModule, node: Node, layer: Layer) -> LayerNote:
+def _note(graph: GraphModule, node: Node, layer: Layer, clipped: Mapping[str, float]) -> LayerNote:
     read, weight = arguments(node)[:2]
-    values, weight_format, stored_bits = _stored(graph, weight)
-    if (bias := bias_of(node)) is not None:
-        stored_bits += _stored(graph, bias)[2]
+    stored, bias = _stored(graph, weight), bias_of(node)
+    activation_format, activation_range, source = _activation(graph, read, weight)
     return LayerNote(
         name=layer.name,
         kind=layer.kind,
-        weights=weight_format,
-        activations=_activation_format(graph, read, weight),
+        weights=stored.format,
+        activations=activation_format,
         parameters=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
-        stored_bits=stored_bits,
-        sqnr_db=None if torch.equal(values, layer.weight) else grids.sqnr_db(layer.weight, values),
+        stored_bits=stored.bits + (0 if bias is None else _bias_bits(graph, bias)),
+        sqnr_db=None if torch.equal(stored.values, layer.weight) else grids.sqnr_db(layer.weight, stored.values),
+        weight_range=stored.ends,
+        weight_clipped=stored.clipped(layer.weight),
+        activation_range=activation_range,
+        activation_clipped=clipped.get(source),
         reason=f"nothing puts the weights of a {layer.kind} on a grid" if layer.kind in FLOAT_KINDS.values() else "",
     )
 
 
-def _stored(graph: GraphModule, parameter: Node) -> tuple[torch.Tensor, str, int]:
-    """What a parameter amounts to, its format, and the bits in which it is stored."""
+def _stored(graph: GraphModule, parameter: Node) -> _Stored:
+    """How a parameter is stored."""
     if parameter.target == quantized.dequantize_per_channel.default:
         read_codes, read_scale, read_zero_point, _, lo, hi, _ = arguments(parameter)
         scale, zero_point = attribute(graph, read_scale), attribute(graph, read_zero_point)
@@ -50,17 +82,33 @@ def _stored(graph: GraphModule, parameter: Node) -> tuple[torch.Tensor, str, int
         grid = _grid(lo, hi, per_channel=False)
     else:
         stored = attribute(graph, arguments(parameter)[0] if parameter.target == aten.to.dtype else parameter)
-        return stored.float(), _name(stored.dtype), stored.numel() * stored.dtype.itemsize * 8
+        return _Stored(values=stored.float(), format=_name(stored.dtype), bits=_bits(stored))
     codes = attribute(graph, read_codes)
-    return grids.dequantize(codes, scale, zero_point), str(grid), grids.stored_bits(codes.shape, grid)
+    return _Stored(
+        values=grids.dequantize(codes, scale, zero_point),
+        format=str(grid),
+        bits=grids.stored_bits(codes.shape, grid),
+        qparams=(scale, zero_point, grid),
+    )
 
 
-def _activation_format(graph: GraphModule, read: Node, weight: Node) -> str:
-    """Format of what a layer reads: a grid, or the type in which the layer computes."""
+def _bias_bits(graph: GraphModule, bias: Node) -> int:
+    """Bits of a bias: of its codes, whose scale is that of the products, or of its float values."""
+    return _bits(attribute(graph, bias if bias.op == "get_attr" else arguments(bias)[0]))
+
+
+def _bits(values: torch.Tensor) -> int:
+    return values.numel() * values.dtype.itemsize * 8
+
+
+def _activation(graph: GraphModule, read: Node, weight: Node) -> tuple[str, tuple[float, float] | None, str]:
+    """What a layer reads: a grid or the type in which it computes, its range, and the name of the node it is from."""
     if read.target == quantized.dequantize_per_tensor.default:
-        _, _, _, lo, hi, _ = arguments(read)
-        return str(_grid(lo, hi, per_channel=False))
-    return _name(attribute(graph, weight).dtype) if weight.op == "get_attr" else "float32"
+        codes, scale, zero_point, lo, hi, _ = arguments(read)
+        source = arguments(codes)[0]
+        ends = (lo - zero_point) * scale, (hi - zero_point) * scale
+        return str(_grid(lo, hi, per_channel=False)), ends, source.name
+    return (_name(attribute(graph, weight).dtype) if weight.op == "get_attr" else "float32"), None, ""
 
 
 def _grid(lo: int, hi: int, *, per_channel: bool) -> Grid:

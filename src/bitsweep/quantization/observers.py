@@ -10,7 +10,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from bitsweep.axes import Grid
 from bitsweep.quantization.grids import choose_qparams, storage_dtype
-from bitsweep.quantization.ranges import Histogram, Range, histogram, merge
+from bitsweep.quantization.ranges import Histogram, Range, histogram, histogram_clipped_share, merge
 
 ChooseRange = Callable[[Histogram, Grid], Range]
 
@@ -40,14 +40,23 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
         self.quant_min, self.quant_max, self.qscheme = spec["quant_min"], spec["quant_max"], spec["qscheme"]
         self.grid, self.choose_range, self.bounds = grid, choose_range, bounds
         self.seen: Histogram | None = None
+        self._chosen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pass ``x`` through, and count its values."""
         new = histogram(x if self.bounds == (-math.inf, math.inf) else x.clamp(*self.bounds))
-        self.seen = new if self.seen is None else merge(self.seen, new)
+        self.seen, self._chosen = new if self.seen is None else merge(self.seen, new), None
         return x
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero point, both of shape []."""
         assert self.seen is not None, "no image was passed through the network"
-        return choose_qparams(*self.choose_range(self.seen, self.grid), self.grid)
+        if self._chosen is None:
+            self._chosen = choose_qparams(*self.choose_range(self.seen, self.grid), self.grid)
+        return self._chosen
+
+    @property
+    def clipped_share(self) -> float:
+        """Share of what it has seen, in [0, 1], that lies beyond the ends of the range."""
+        assert self.seen is not None
+        return histogram_clipped_share(self.seen, *self.calculate_qparams(), self.grid)

@@ -145,16 +145,24 @@ def _is_activation(argument: Any) -> bool:
 
 def quantize_activations(
     graph: GraphModule, grid: Grid, choose_range: ChooseRange, batches: Iterable[torch.Tensor]
-) -> GraphModule:
+) -> tuple[GraphModule, dict[str, float]]:
     """Graph whose activations pass through codes, with ranges chosen on the given images.
 
     Args:
         graph: a traced network without batch normalisation; it is used up.
         batches: float32 images [N, 3, H, W].
+
+    Returns:
+        The graph, and what share of each activation's values lay beyond its range, by the name of its node.
     """
     watched = prepare_pt2e(graph, ActivationQuantizer(grid, choose_range))
     with torch.no_grad():
         for images in batches:
             watched(images)
+    clipped = {
+        node.args[0].name: watched.get_submodule(node.target).clipped_share
+        for node in watched.graph.nodes
+        if node.op == "call_module"
+    }
     converted: GraphModule = convert_pt2e(watched, fold_quantize=False)
-    return converted
+    return converted, clipped

@@ -99,6 +99,12 @@ def merge(one: Histogram, other: Histogram) -> Histogram:
     )
 
 
+def histogram_clipped_share(seen: Histogram, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid) -> float:
+    """Share of the values, in [0, 1], that a grid clamps to its ends; values of a bin count as its centre."""
+    codes = torch.round(seen.centres / scale.double()) + zero_point
+    return float(seen.counts[(codes < grid.lo) | (codes > grid.hi)].sum()) / seen.total
+
+
 def minmax_range(seen: Histogram, grid: Grid) -> Range:
     """Smallest and largest value, shapes []."""
     return _range(seen.lo, seen.hi)
