@@ -96,7 +96,7 @@ def test_it_stops_early(digits: Splits, tmp_path: Path) -> None:
 
 
 def test_divergence_is_named(digits: Splits, tmp_path: Path) -> None:
-    with pytest.raises(CellFailed, match=r"training diverged in epoch \d: loss .* lower train.lr=1e\+20"):
+    with pytest.raises(CellFailed, match=r"training diverged in epoch \d: loss .* lower learning rate than 1e\+20"):
         train.fit(Small(), digits, recipe=recipe(lr=1e20, optimizer="sgd", clip_norm=0), seed=0, folder=tmp_path)
 
 

@@ -44,11 +44,7 @@ def fit(
         ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
     """
     device = choose_device(recipe.device)
-    _keep_freed_memory()
     torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
-    shuffle = torch.Generator().manual_seed(seed)
-
     network = model.build(len(splits.classes))
     if file := model.weights_file():
         load_weights(network, file)
@@ -56,30 +52,82 @@ def fit(
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = recipe.bn_momentum
+    best, history = descend(
+        network, splits, recipe=recipe, image_size=model.image_size, seed=seed, title=model.name, progress=progress
+    )
     load = _loader(splits, model.image_size)
+    val_top1 = history[best].val_top1 if history else _validate(network, splits.val, load, device)[1]
+    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    torch.save(state, folder / "checkpoint.pt")
+    about = {
+        "device": device.type,
+        "best_epoch": best,
+        "val_top1": val_top1,
+        "epochs": [asdict(epoch) for epoch in history],
+    }
+    (folder / "history.json").write_text(json.dumps(about))
+    np.save(folder / "test_logits.npy", _logits(network, splits.test, load, device).cpu().numpy())
+
+
+def descend(
+    network: nn.Module,
+    splits: Splits,
+    *,
+    recipe: Recipe,
+    image_size: int,
+    seed: int,
+    title: str,
+    autocast: torch.dtype | None = None,
+    before_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+    progress: TextIO | None = None,
+) -> tuple[int, list[Epoch]]:
+    """Train a network in place, and leave it in the state with the lowest validation loss.
+
+    Args:
+        network: on the device where it is to be trained.
+        autocast: half-precision type of the arithmetic; gradients are scaled for float16.
+        before_epoch: called in training mode, with the number of each epoch, from 0 on, and that of all.
+
+    Returns:
+        The best epoch, -1 if there was none, and the history.
+
+    Raises:
+        CellFailed: the loss became infinite or not a number.
+    """
+    device = next(network.parameters()).device
+    _keep_freed_memory()
+    torch.backends.cudnn.deterministic = True
+    shuffle = torch.Generator().manual_seed(seed)
+    load = _loader(splits, image_size)
     train = _on_device(splits.train, device)
 
     steps_an_epoch = max(1, len(splits.train) // recipe.batch_size)
     steps = min(recipe.epochs * steps_an_epoch, recipe.max_steps)
+    epochs = math.ceil(steps / steps_an_epoch)
     optimizer = build_optimizer(network, recipe, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, recipe))
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
 
     best, best_state, history = -1, copy.deepcopy(network.state_dict()), list[Epoch]()
-    with _progress_bar(progress, f"{model.name} on {device.type}", steps) as advance:
-        for epoch in range(math.ceil(steps / steps_an_epoch)):
+    with _progress_bar(progress, f"{title} on {device.type}", steps) as advance:
+        for epoch in range(epochs):
             start = time.monotonic()
             network.train()
+            before_epoch(epoch, epochs)
             losses = []
             order = torch.randperm(len(splits.train), generator=shuffle).to(device)
             for step in range(min(steps_an_epoch, steps - epoch * steps_an_epoch)):
                 chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
                 images = load(augment(train[0][chosen], recipe.augment, shuffle))
-                loss = F.cross_entropy(network(images), train[1][chosen], label_smoothing=recipe.label_smoothing)
+                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                    loss = F.cross_entropy(network(images), train[1][chosen], label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if recipe.clip_norm:
+                    scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 scheduler.step()
                 losses.append(loss.detach())
                 advance()
@@ -89,7 +137,7 @@ def fit(
             if not math.isfinite(train_loss + val_loss):
                 raise CellFailed(
                     f"training diverged in epoch {epoch}: loss {train_loss}, validation loss {val_loss}; "
-                    f"lower train.lr={recipe.lr}"
+                    f"choose a lower learning rate than {recipe.lr}"
                 )
             seconds = time.monotonic() - start
             history.append(
@@ -110,18 +158,8 @@ def fit(
                 best, best_state = epoch, copy.deepcopy(network.state_dict())
             elif epoch - best >= recipe.patience:
                 break
-
     network.load_state_dict(best_state)
-    torch.save({name: value.cpu().contiguous() for name, value in best_state.items()}, folder / "checkpoint.pt")
-    val_top1 = history[best].val_top1 if history else _validate(network, splits.val, load, device)[1]
-    about = {
-        "device": device.type,
-        "best_epoch": best,
-        "val_top1": val_top1,
-        "epochs": [asdict(epoch) for epoch in history],
-    }
-    (folder / "history.json").write_text(json.dumps(about))
-    np.save(folder / "test_logits.npy", _logits(network, splits.test, load, device).cpu().numpy())
+    return best, history
 
 
 def load_trained(folder: Path) -> Trained:

@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,11 +23,54 @@ WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", 
 ActivationRange = Literal[WeightRange, "moving_average"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A float network before its weights are put on a grid.
+
+    Attributes:
+        graph: without batch normalisation.
+        batches: calibration images, float32 [N, 3, H, W].
+        normalized: paths of the weights that a normalisation was folded into.
+    """
+
+    graph: "GraphModule"
+    batches: "list[torch.Tensor]"
+    normalized: tuple[str, ...]
+
+
+def stored(
+    graph: "GraphModule",
+    codes: "Mapping[str, Codes]",
+    *,
+    originals: "tuple[Layer, ...]",
+    clipped: Mapping[str, float],
+    image_size: int,
+    curves: tuple[Curve, ...] = (),
+    tables: tuple[Table, ...] = (),
+) -> Compression:
+    """The program of a graph whose activations pass through codes: weights and biases as codes, and notes on layers.
+
+    Args:
+        codes: of the weights, by their path.
+        originals: the layers of the float network.
+        clipped: share of each activation's values that lay beyond its range, by the name of its node.
+    """
+    from bitsweep.quantization import graphs
+    from bitsweep.quantization.biases import store_biases
+    from bitsweep.quantization.notes import layer_notes
+    from bitsweep.quantization.weights import store_codes
+
+    store_codes(graph, store_biases(graph, codes))
+    notes = layer_notes(graph, originals, clipped)
+    return Compression(program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables)
+
+
 @axis
 class QuantizingMethod(Method):
     """A method that ends in codes, with ranges from the weights and from a few training images.
 
     Attributes:
+        takes_halves: whether it can yield float16 and bfloat16, too.
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
         absorb_bias: move what large biases always add into the next layer (same paper).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
@@ -41,6 +85,8 @@ class QuantizingMethod(Method):
         calibration_seed: which of them; added to the cell's seed, which also trains another baseline.
     """
 
+    takes_halves: ClassVar[bool] = False
+
     equalize: bool = False
     absorb_bias: bool = False
     activation_range: ActivationRange = "mse"
@@ -53,19 +99,29 @@ class QuantizingMethod(Method):
     calibration_seed: Annotated[int, Field(ge=0)] = 0
 
     def unsupported(self, precision: Precision) -> str | None:
-        """Weights must be codes; activations may be codes or stay in float32."""
-        if not isinstance(precision.weights, Grid):
-            return f"method={self.name} rounds to integers, not to {precision.weights}: choose method=ptq"
-        if not isinstance(precision.activations, Grid) and precision.activations != "float32":
+        """Weights may be codes, with activations as codes or in float32; or both are half precision, or stored so."""
+        weights, activations = precision.weights, precision.activations
+        if isinstance(weights, Grid):
+            if isinstance(activations, Grid) or activations == "float32":
+                return None
             return (
-                f"method={self.name} cannot compute {precision.activations} activations with integer weights: "
+                f"method={self.name} cannot compute {activations} activations with integer weights: "
                 "choose precision.activations=float32, or integers"
             )
-        return None
+        if weights == activations == "float32":
+            return (
+                f"method={self.name} has nothing to do in fp32: choose method=none, or a lower precision such as int8"
+            )
+        if not self.takes_halves:
+            return f"method={self.name} rounds to integers, not to {weights}: choose method=ptq"
+        if activations in ("float32", weights):
+            return None
+        return (
+            f"method={self.name} cannot compute {activations} activations with {weights} weights: "
+            "choose integer weights with integer or float32 activations, or one float format for both"
+        )
 
-    def prepared(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, seed: int
-    ) -> "tuple[GraphModule, list[torch.Tensor]]":
+    def prepared(self, model: "torch.nn.Module", splits: Splits, *, image_size: int, seed: int) -> Prepared:
         """The float network as a graph without batch normalisation, equalised if asked for; and calibration images.
 
         Raises:
@@ -76,13 +132,13 @@ class QuantizingMethod(Method):
         from bitsweep.quantization.folding import fold_batch_norm
 
         graph = graphs.trace(model, image_size=image_size)
-        fold_batch_norm(graph)
+        normalized = tuple(fold_batch_norm(graph))
         batches = list(self.calibration_batches(splits, image_size=image_size, seed=seed))
         if self.equalize:
             equalize(graph)
         if self.absorb_bias:
             absorb_high_biases(graph, batches)
-        return graph, batches
+        return Prepared(graph=graph, batches=batches, normalized=normalized)
 
     def finished(
         self,
@@ -104,20 +160,35 @@ class QuantizingMethod(Method):
             batches: calibration images.
             originals: the layers of the float network.
         """
-        from bitsweep.quantization import graphs
-        from bitsweep.quantization.biases import store_biases
-        from bitsweep.quantization.notes import layer_notes
         from bitsweep.quantization.quantizer import quantize_activations
-        from bitsweep.quantization.weights import store_codes
 
         clipped: dict[str, float] = {}
         if isinstance(scheme.activations, Grid):
             graph, clipped = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
-        store_codes(graph, store_biases(graph, codes))
-        notes = layer_notes(graph, originals, clipped)
-        return Compression(
-            program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables
+        return stored(
+            graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves, tables=tables
         )
+
+    def cast(
+        self, model: "torch.nn.Module", scheme: Scheme, *, image_size: int, curves: tuple[Curve, ...] = ()
+    ) -> Compression:
+        """The network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
+        import torch
+
+        from bitsweep.quantization import casting, graphs
+        from bitsweep.quantization.folding import fold_batch_norm
+        from bitsweep.quantization.notes import layer_notes
+
+        assert not isinstance(scheme.weights, Grid)
+        graph = graphs.trace(model, image_size=image_size)
+        fold_batch_norm(graph)
+        originals = graphs.layers(graph)
+        if scheme.activations == "float32":
+            casting.store_as(graph, getattr(torch, scheme.weights))
+        else:
+            casting.compute_in(graph, getattr(torch, scheme.weights))
+        notes = layer_notes(graph, originals)
+        return Compression(program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves)
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
@@ -190,12 +261,14 @@ class CalibratedMethod(QuantizingMethod):
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
-        """Round weights, watch activations on the network with rounded weights, and quantize them."""
+        """Round weights, then quantize the activations that the rounded network yields; or cast to half precision."""
         from bitsweep.quantization import correction, graphs
         from bitsweep.quantization.walk import parameters_of
 
-        assert isinstance(scheme.weights, Grid)
-        graph, batches = self.prepared(model, splits, image_size=image_size, seed=seed)
+        if not isinstance(scheme.weights, Grid):
+            return self.cast(model, scheme, image_size=image_size)
+        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+        graph, batches = prepared.graph, prepared.batches
         originals, parameters = graphs.layers(graph), parameters_of(graph)
         codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
         if self.correct_bias:

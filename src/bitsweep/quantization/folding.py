@@ -43,14 +43,18 @@ def fold_weights(
     return (weight.double() * _along(factor, 0, weight.ndim)).to(weight.dtype), folded_bias.to(weight.dtype)
 
 
-def fold_batch_norm(graph: GraphModule) -> None:
+def fold_batch_norm(graph: GraphModule) -> list[str]:
     """Remove, in place, every batch normalisation.
 
     One that alone reads the output of a layer is folded into it; any other becomes a multiplication and an addition.
 
+    Returns:
+        The paths of the weights that one was folded into.
+
     Raises:
         CompressionError: a normalisation uses the statistics of the batch, so that it cannot be an affine map.
     """
+    folded = []
     for norm in list(graph.graph.nodes):
         if norm.target != aten.batch_norm.default:
             continue
@@ -66,6 +70,7 @@ def fold_batch_norm(graph: GraphModule) -> None:
         )
         if _owns_its_parameters(layer):
             _fold_into(graph, layer, factor, offset)
+            folded.append(str(layer.args[1].target))
             replacement = layer
         else:
             replacement = _insert_affine(graph, norm, factor, offset)
@@ -74,6 +79,7 @@ def fold_batch_norm(graph: GraphModule) -> None:
     graph.graph.eliminate_dead_code()
     drop_unread(graph)
     graph.recompile()
+    return folded
 
 
 def _owns_its_parameters(node: Node) -> bool:

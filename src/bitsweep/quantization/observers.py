@@ -55,6 +55,14 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
             self._chosen = choose_qparams(*self.choose_range(self.seen, self.grid), self.grid)
         return self._chosen
 
+    def forget(self) -> None:
+        """Start anew."""
+        self.seen = self._chosen = None
+
+    def decide(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
+        """Take scale and zero point, both of shape [], from elsewhere."""
+        self._chosen = scale, zero_point
+
     @property
     def clipped_share(self) -> float:
         """Share of what it has seen, in [0, 1], that lies beyond the ends of the range."""

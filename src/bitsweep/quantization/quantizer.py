@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from bitsweep.axes import Grid
 from bitsweep.quantization.graphs import LAYER_KINDS, aten
-from bitsweep.quantization.observers import ChooseRange, activation_spec
+from bitsweep.quantization.observers import ActivationObserver, ChooseRange, activation_spec
 
 RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
 #: Functions of one activation, with the bounds beyond which they do not tell its values apart.
@@ -143,6 +143,31 @@ def _is_activation(argument: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
+def observe(graph: GraphModule, grid: Grid, choose_range: ChooseRange) -> GraphModule:
+    """Graph with an observer on every activation that is to be quantized.
+
+    Args:
+        graph: a traced network without batch normalisation; it is used up.
+    """
+    observed: GraphModule = prepare_pt2e(graph, ActivationQuantizer(grid, choose_range))
+    return observed
+
+
+def convert(observed: GraphModule) -> tuple[GraphModule, dict[str, float]]:
+    """Graph whose activations pass through codes in the place of its observers, which is used up.
+
+    Returns:
+        The graph, and what share of each activation's values lay beyond its range, by the name of its node.
+    """
+    clipped = {}
+    for node in observed.graph.nodes:
+        observer = observed.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(observer, ActivationObserver):
+            clipped[node.args[0].name] = observer.clipped_share
+    converted: GraphModule = convert_pt2e(observed, fold_quantize=False)
+    return converted, clipped
+
+
 def quantize_activations(
     graph: GraphModule, grid: Grid, choose_range: ChooseRange, batches: Iterable[torch.Tensor]
 ) -> tuple[GraphModule, dict[str, float]]:
@@ -153,16 +178,10 @@ def quantize_activations(
         batches: float32 images [N, 3, H, W].
 
     Returns:
-        The graph, and what share of each activation's values lay beyond its range, by the name of its node.
+        The same as ``convert``.
     """
-    watched = prepare_pt2e(graph, ActivationQuantizer(grid, choose_range))
+    observed = observe(graph, grid, choose_range)
     with torch.no_grad():
         for images in batches:
-            watched(images)
-    clipped = {
-        node.args[0].name: watched.get_submodule(node.target).clipped_share
-        for node in watched.graph.nodes
-        if node.op == "call_module"
-    }
-    converted: GraphModule = convert_pt2e(watched, fold_quantize=False)
-    return converted, clipped
+            observed(images)
+    return convert(observed)

@@ -1,0 +1,307 @@
+"""A network that trains as its codes will compute: weights and activations are rounded in every step.
+
+Gradients pass straight through the rounding, and stop where values are clamped. Batch normalisation is folded while it
+still learns: with r = gamma / sigma of the running statistics, weights are rounded as W r, as they will be stored, and
+their products divided by r before they are normalised by the statistics of the batch.
+
+Papers: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(arXiv 1712.05877), section 3; Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (arXiv
+1806.08342), section 3.2.2; for learned scales Esser et al., "Learned Step Size Quantization" (arXiv 1902.08153).
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from bitsweep.axes import Grid
+from bitsweep.quantization import grids
+from bitsweep.quantization.graphs import (
+    LAYER_KINDS,
+    arguments,
+    attribute,
+    bias_of,
+    ensure_bias,
+    is_layer,
+    set_attribute,
+)
+from bitsweep.quantization.observers import ActivationObserver
+from bitsweep.quantization.weights import ChooseWeightRange, Codes
+
+#: Share of a batch in the running statistics of a normalisation, and what is added to its variance.
+MOMENTUM, EPS = 0.1, 1e-5
+
+
+def straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """Q(x) = s (clamp(round(x / s) + z, lo, hi) - z), with the gradients of learned step size quantization.
+
+    dQ/dx = 1 within the grid and 0 beyond; dQ/ds = round(x / s) - x / s within, and lo - z or hi - z beyond.
+
+    Args:
+        x: [...], or [C, ...] where scale and zero point are [C].
+    """
+    along = (-1, *[1] * (x.ndim - 1)) if scale.ndim else ()
+    s, z = scale.reshape(along), zero_point.reshape(along)
+    exact = (x / s + z).clamp(grid.lo, grid.hi)
+    return (exact + (exact.round() - exact).detach() - z) * s
+
+
+def scaled_gradient(scale: Tensor, values: int, grid: Grid) -> Tensor:
+    """The same scale, whose gradient is multiplied by 1 / sqrt(N Q_p), so that it learns at the pace of the weights.
+
+    Args:
+        values: N, how many share the scale; the features of one image for an activation.
+    """
+    factor = 1 / math.sqrt(values * grid.hi)
+    return scale * factor + (scale * (1 - factor)).detach()
+
+
+class Rounded(nn.Module):
+    """Rounds what passes through it to a grid, of which the scale may be learned."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, grid: Grid, scale: Tensor, zero_point: Tensor, *, learned: bool) -> None:
+        super().__init__()
+        self.grid, self.learned = grid, learned
+        if learned:
+            self.scale = nn.Parameter(scale.clone())
+        else:
+            self.register_buffer("scale", scale.clone())
+        self.register_buffer("zero_point", zero_point.clone())
+
+    def forward(self, x: Tensor, sharing: int) -> Tensor:
+        """Q(x), where each scale is shared by so many values."""
+        scale = scaled_gradient(self.scale, sharing, self.grid) if self.learned else self.scale
+        return straight_through(x, scale, self.zero_point, self.grid)
+
+    @torch.no_grad()
+    def set(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Replace scale and zero point."""
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+
+class TrainedLayer(nn.Module):
+    """A convolution or linear layer whose weights are rounded, with the normalisation of its output if it has one.
+
+    It starts as the float layer: the normalisation of an output with mean m and variance v has gamma = sqrt(v + eps)
+    and beta = bias + m.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(
+        self, layer: Node, weight: Tensor, bias: Tensor | None, statistics: tuple[Tensor, Tensor] | None, codes: Rounded
+    ) -> None:
+        super().__init__()
+        self.operation: Any = layer.target
+        self.options, self.grid = arguments(layer)[3:], codes.grid
+        self.weight, self.codes = nn.Parameter(weight.clone()), codes
+        self.normalized = statistics is not None
+        shift = torch.zeros(len(weight)) if bias is None else bias.clone()
+        if statistics is not None:
+            mean, variance = statistics
+            self.gamma = nn.Parameter((variance + EPS).sqrt())
+            self.register_buffer("mean", mean.clone())
+            self.register_buffer("variance", variance.clone())
+            shift += mean
+        self.beta = nn.Parameter(shift)
+
+    @property
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias that include the normalisation by the running statistics."""
+        if not self.normalized:
+            return self.weight, self.beta
+        factor = self.gamma * (self.variance + EPS).rsqrt()
+        return self.weight * factor.reshape(-1, *[1] * (self.weight.ndim - 1)), self.beta - self.mean * factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer and its normalisation yield."""
+        weight, bias = self.folded
+        rounded = self.codes(weight, weight[0].numel() if self.codes.scale.ndim else weight.numel())
+        if not self.normalized or not self.training:
+            return self._operate(x, rounded, bias)
+        factor = self.gamma * (self.variance + EPS).rsqrt()
+        products = self._operate(x, rounded, None)
+        raw = products / factor.reshape(1, -1, *[1] * (products.ndim - 2))
+        return F.batch_norm(raw, self.mean, self.variance, self.gamma, self.beta, True, MOMENTUM, EPS)
+
+    def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        result: Tensor = self.operation(x, weight, bias, *self.options)
+        return result
+
+
+class TrainedNetwork(nn.Module):
+    """A graph that computes with rounded weights and activations, and learns."""
+
+    def __init__(
+        self,
+        graph: GraphModule,
+        grid: Grid,
+        choose_range: ChooseWeightRange,
+        batches: Sequence[Tensor],
+        *,
+        normalized: Collection[str] = (),
+        learned_scales: bool = False,
+    ) -> None:
+        """Start where the float network is, with ranges chosen as if nothing was to be trained.
+
+        Args:
+            graph: with an observer on every activation that is to be rounded; its own parameters stay as they are.
+            grid: of the weights.
+            batches: calibration images, float32 [N, 3, H, W].
+            normalized: paths of the weights into which a normalisation was folded, which then goes on learning.
+        """
+        super().__init__()
+        self._held = (graph,)  # not a child: exported graphs refuse to be put into training mode
+        self._choose_range, self._batches = choose_range, batches
+        statistics = _statistics(graph, normalized, batches)
+        self.layers, self.activations = nn.ModuleDict(), nn.ModuleDict()
+        for node in graph.graph.nodes:
+            if is_layer(node):
+                weight, bias = attribute(graph, node.args[1]), bias_of(node)
+                codes = Rounded(grid, *grids.choose_qparams(*choose_range(weight, grid), grid), learned=learned_scales)
+                shift = None if bias is None else attribute(graph, bias)
+                self.layers[node.name] = TrainedLayer(node, weight, shift, statistics.get(node.name), codes)
+        for name, observer in self._observers.items():
+            qparams = torch.ones(()), torch.zeros((), dtype=torch.int64)
+            self.activations[name] = Rounded(observer.grid, *qparams, learned=learned_scales)
+        self.choose_ranges()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, K] of images [N, 3, H, W], as the codes will compute them."""
+        logits: Tensor = _Run(self._graph, self.layers, self.activations).run(images)
+        return logits
+
+    def move(self, device: torch.device) -> "TrainedNetwork":
+        """Let everything compute on a device."""
+        self._graph.to(device)
+        self._batches = [images.to(device) for images in self._batches]
+        return self.to(device)
+
+    @torch.no_grad()
+    def choose_ranges(self) -> None:
+        """Choose ranges anew, of the weights as they are and of activations on the calibration images."""
+        for layer in self._layers.values():
+            layer.codes.set(*grids.choose_qparams(*self._choose_range(layer.folded[0], layer.grid), layer.grid))
+        observers, mode = self._observers, self.training
+        for observer in observers.values():
+            observer.forget()
+        self.eval()
+        for images in self._batches:
+            _Run(self._graph, self.layers, nn.ModuleDict()).run(images)
+        self.train(mode)
+        for name, observer in observers.items():
+            self._activations[name].set(*observer.calculate_qparams())
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, Codes]:
+        """Write into the graph what was learned: weights, biases and ranges of activations.
+
+        Returns:
+            The codes by the path of the weights; the graph computes with their values.
+        """
+        self.move(torch.device("cpu"))
+        codes = {}
+        for node in [node for node in self._graph.graph.nodes if node.name in self.layers]:
+            layer, path = self._layers[node.name], str(node.args[1].target)
+            weight, bias = layer.folded
+            scale, zero_point = layer.codes.scale.detach(), layer.codes.zero_point
+            rounded = grids.quantize(weight, scale, zero_point, layer.grid)
+            codes[path] = Codes(codes=rounded, scale=scale, zero_point=zero_point, grid=layer.grid)
+            set_attribute(self._graph, path, codes[path].values)
+            set_attribute(self._graph, str(ensure_bias(self._graph, node).target), bias)
+        for name, observer in self._observers.items():
+            activation = self._activations[name]
+            observer.decide(activation.scale.detach(), activation.zero_point)
+        self._graph.recompile()
+        return codes
+
+    @property
+    def _graph(self) -> GraphModule:
+        return self._held[0]
+
+    @property
+    def _layers(self) -> dict[str, TrainedLayer]:
+        return {name: layer for name, layer in self.layers.items() if isinstance(layer, TrainedLayer)}
+
+    @property
+    def _activations(self) -> dict[str, Rounded]:
+        return {name: rounded for name, rounded in self.activations.items() if isinstance(rounded, Rounded)}
+
+    @property
+    def _observers(self) -> dict[str, ActivationObserver]:
+        """The observers of the graph by their names."""
+        return {name: module for name, module in self._graph.named_children() if isinstance(module, ActivationObserver)}
+
+
+def freeze_normalization(network: nn.Module) -> None:
+    """Let a network in training mode normalise by its running statistics, and keep them."""
+    for module in network.modules():
+        if isinstance(module, TrainedLayer | nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+class _Run(Interpreter):
+    """Runs a graph with other layers, and with rounding in the place of its observers, as far as there is any."""
+
+    def __init__(self, graph: GraphModule, layers: nn.ModuleDict, activations: nn.ModuleDict) -> None:
+        super().__init__(graph)
+        self._replaced, self._rounding = layers, activations
+
+    def run_node(self, n: Node) -> Any:
+        if n.name not in self._replaced:
+            return super().run_node(n)
+        ((x, *_), _) = self.fetch_args_kwargs_from_env(n)
+        return self._replaced[n.name](x)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target not in self._rounding:
+            return super().call_module(target, args, kwargs)
+        return self._rounding[target](args[0], args[0][0].numel())
+
+
+class _Moments(Interpreter):
+    """Runs a graph and sums what some layers yield, and its squares, over images and positions."""
+
+    def __init__(self, graph: GraphModule, layers: Collection[Node]) -> None:
+        super().__init__(graph)
+        self._layers = layers
+        self.sums: dict[str, Tensor] = {}
+        self.count: dict[str, int] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n in self._layers:
+            channels = result.movedim(-1 if LAYER_KINDS[n.target] == "linear" else 1, 0).flatten(1).double()
+            moments = torch.stack([channels.sum(1), channels.square().sum(1)])
+            self.sums[n.name] = self.sums.get(n.name, 0) + moments
+            self.count[n.name] = self.count.get(n.name, 0) + channels.shape[1]
+        return result
+
+
+@torch.no_grad()
+def _statistics(
+    graph: GraphModule, normalized: Collection[str], batches: Sequence[Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance [C] of what the normalised layers yield before their biases are added, by node."""
+    layers = [node for node in graph.graph.nodes if is_layer(node) and node.args[1].target in normalized]
+    if not layers:
+        return {}
+    moments = _Moments(graph, layers)
+    for images in batches:
+        moments.run(images)
+    found = {}
+    for node in layers:
+        mean, square = moments.sums[node.name] / moments.count[node.name]
+        bias = bias_of(node)
+        shift = 0 if bias is None else attribute(graph, bias).double()
+        found[node.name] = (mean - shift).float(), (square - mean.square()).clamp(min=0).float()
+    return found
