@@ -1,0 +1,125 @@
+"""Rounding in training, against its formulas and against what is stored in the end."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+from bitsweep.axes import Grid
+from bitsweep.quantization import graphs, grids
+from bitsweep.quantization.folding import fold_batch_norm
+from bitsweep.quantization.quantizer import convert, observe
+from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.training import TrainedNetwork, freeze_normalization, scaled_gradient, straight_through
+from tests.quantization.networks import SIZE, Mixed, images
+
+UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
+WIDE = Grid(bits=16, signed=True, symmetric=True)
+
+
+def weight_grid(bits: int = 8, *, per_channel: bool = True) -> Grid:
+    return Grid(bits=bits, signed=True, symmetric=True, per_channel=per_channel)
+
+
+def network() -> Mixed:
+    torch.manual_seed(0)
+    made = Mixed()
+    for _ in range(60):  # until the running statistics are those of these images
+        made(torch.cat(images()))
+    return made.eval()
+
+
+def trained(model: nn.Module, weights: Grid, activations: Grid = UNSIGNED, **knobs: bool) -> TrainedNetwork:
+    graph = graphs.trace(model, image_size=SIZE)
+    normalized = fold_batch_norm(graph)
+    assert normalized == ["stem.weight"]
+    observed = observe(graph, activations, minmax_range)
+    return TrainedNetwork(observed, weights, minmax_weight_range, images(), normalized=normalized, **knobs)
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4), st.floats(0.125, 2, width=32), st.integers(0, 15))
+def test_rounding_and_its_gradients(values: list[float], step: float, middle: int) -> None:
+    grid = Grid(bits=4, signed=False, symmetric=False)
+    x, scale = torch.tensor(values, requires_grad=True), torch.tensor(step, requires_grad=True)
+    zero_point = torch.tensor(middle)
+    exact = x.detach() / scale.detach() + zero_point
+    assume(not ((exact == grid.lo) | (exact == grid.hi)).any())  # where the gradient jumps
+    rounded = straight_through(x, scale, zero_point, grid)
+    expected = grids.fake_quantize(x.detach(), scale.detach(), zero_point, grid)
+    torch.testing.assert_close(rounded.detach(), expected, rtol=1e-5, atol=1e-6)
+    rounded.sum().backward()
+    inside = (exact > grid.lo) & (exact < grid.hi)
+    pull = torch.where(inside, exact.round() - exact, exact.clamp(grid.lo, grid.hi) - middle)
+    assert x.grad is not None and scale.grad is not None
+    assert torch.equal(x.grad, inside.float())
+    assert float(scale.grad) == pytest.approx(float(pull.sum()), abs=2e-4)
+
+
+def test_the_gradient_of_a_scale_is_that_of_the_paper() -> None:
+    scale = torch.tensor([0.5], requires_grad=True)
+    result = scaled_gradient(scale, 100, weight_grid(4))
+    assert torch.equal(result, scale)
+    result.backward()
+    assert scale.grad is not None
+    assert float(scale.grad) == pytest.approx(1 / math.sqrt(100 * 7))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@torch.no_grad()
+def test_it_starts_as_the_float_network(per_channel: bool) -> None:
+    """On a grid so fine that nothing is lost, and with normalisation by the batch as without."""
+    model, batch = network(), torch.cat(images())
+    fine = trained(model, Grid(bits=16, signed=True, symmetric=True, per_channel=per_channel), WIDE)
+    assert grids.sqnr_db(model(batch), fine.eval()(batch)) > 60
+    model.train()
+    expected = model(batch)
+    assert grids.sqnr_db(expected, fine.train()(batch)) > 50
+
+
+@torch.no_grad()
+def test_running_statistics_follow_the_batches_until_they_are_frozen() -> None:
+    made, batch = trained(network(), weight_grid()), torch.cat(images()) + 1
+    stem = made.layers["conv2d"]
+    before = stem.mean.clone()
+    made.train()(batch)
+    moved = stem.mean.clone()
+    assert not torch.equal(before, moved)
+    freeze_normalization(made)
+    frozen = made(batch)
+    assert torch.equal(stem.mean, moved)
+    assert torch.equal(frozen, made.eval()(batch))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("learned_scales", [True, False])
+@pytest.mark.parametrize("bits", [3, 8])
+def test_what_is_stored_computes_what_was_trained(bits: int, learned_scales: bool, per_channel: bool) -> None:
+    made = trained(network(), weight_grid(bits, per_channel=per_channel), learned_scales=learned_scales)
+    batch, labels = torch.cat(images()), torch.arange(12) % 4
+    scales = [value.clone() for name, value in made.state_dict().items() if name.endswith("scale")]
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    losses = []
+    for step in range(12):
+        made.train()
+        if step == 8:
+            made.choose_ranges()
+            freeze_normalization(made)
+        loss = nn.functional.cross_entropy(made(batch), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = [value for name, value in made.state_dict().items() if name.endswith("scale")]
+    assert sum(not torch.equal(old, new) for old, new in zip(scales, after, strict=True)) >= len(scales) - 1  # images
+    with torch.no_grad():
+        expected = made.eval()(batch)
+        codes = made.finish()
+        assert all(grid.lo <= int(each.codes.min()) for each in codes.values() for grid in [each.grid])
+        converted, clipped = convert(made._graph)
+        # A value on the brink between two codes may go to the other one: sums come in another order.
+        assert grids.sqnr_db(expected, converted(batch)) > 35
+    assert clipped and all(0 <= share < 1 for share in clipped.values())
