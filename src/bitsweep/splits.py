@@ -113,6 +113,22 @@ def calibration_images(splits: Splits, count: int, seed: int) -> Array:
     return np.asarray(splits.train.images[chosen])
 
 
+def validation_batches(
+    splits: Splits, count: int, *, image_size: int, seed: int, batch: int = 32
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    """Validation images as the network sees them, float32 [N, 3, S, S], with their labels, int64 [N].
+
+    Each class has its share of ``count`` images, or of all if there are fewer.
+    """
+    import torch
+
+    chosen = _stratified(splits.val.labels, min(count, len(splits.val)), seed)
+    images, labels = np.asarray(splits.val.images[chosen]), torch.from_numpy(np.asarray(splits.val.labels[chosen]))
+    yield from zip(
+        preprocessed(images, splits, image_size=image_size, batch=batch), torch.split(labels, batch), strict=True
+    )
+
+
 def save_splits(splits: Splits, folder: Path) -> None:
     """Write splits as one .npy file an array and ``splits.json``, which is written last."""
     folder.mkdir(parents=True, exist_ok=True)

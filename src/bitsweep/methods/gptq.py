@@ -33,26 +33,17 @@ class Gptq(CalibratedMethod):
         self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
     ) -> "dict[str, Codes]":
         """Round layer after layer."""
-        from bitsweep.quantization import inputs
-        from bitsweep.quantization.gptq import gptq_codes
+        from bitsweep.quantization.gptq import gptq_layer, hessian_of
         from bitsweep.quantization.walk import layer_units, round_units
-        from bitsweep.quantization.weights import Codes
 
-        def choose(stop: "Stop") -> dict[str, Codes]:
-            (layer,), (path,) = stop.unit.layers, stop.weight_paths
-            weight, groups = stop.originals[path], inputs.groups_of(layer)
-            scale, zero_point = self.weight_qparams(weight, grid)
-            (batches,) = stop.rounded_inputs.values()
-            seen = (inputs.patches(x, layer, weight) for x in batches)
-            codes = gptq_codes(
-                inputs.weight_matrix(weight, groups),
-                inputs.gram((patch, patch) for patch in seen),
-                inputs.by_group(scale, groups),
-                inputs.by_group(zero_point, groups),
-                grid,
-                damping=self.damping,
-                by_diagonal=self.by_diagonal,
-            )
-            return {path: Codes.from_float(codes.reshape(weight.shape), scale, zero_point, grid)}
+        def choose(stop: "Stop") -> "dict[str, Codes]":
+            (layer,), (path,), (reads,) = stop.unit.layers, stop.weight_paths, stop.rounded_inputs.values()
+            weight = stop.originals[path]
+            return {
+                path: gptq_layer(
+                    layer, weight, hessian_of(layer, weight, reads), self.weight_qparams(weight, grid), grid,
+                    damping=self.damping, by_diagonal=self.by_diagonal,
+                )
+            }  # fmt: skip
 
         return round_units(graph, layer_units(graph), batches, choose)

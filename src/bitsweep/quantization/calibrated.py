@@ -196,6 +196,16 @@ class QuantizingMethod(Method):
 
         return choose_qparams(*self.choose_weight_range()(weight, grid), grid)
 
+    def input_qparams(
+        self, graph: "GraphModule", format: Grid | str, batches: "Sequence[torch.Tensor]"
+    ) -> "dict[str, tuple[torch.Tensor, torch.Tensor, Grid]]":
+        """Scale, zero point and grid of what each layer reads, by the name of its node; nothing for a float format."""
+        from bitsweep.quantization.sensitivity import input_qparams
+
+        if not isinstance(format, Grid):
+            return {}
+        return input_qparams(graph, format, self.choose_activation_range(), batches)
+
     def choose_activation_range(self) -> "ChooseRange":
         """From the histogram of an activation to its range."""
         return self._chooser(self.activation_range)
@@ -240,9 +250,11 @@ class CalibratedMethod(QuantizingMethod):
 
     Attributes:
         correct_bias: after rounding, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
+        study_images: validation images on which every layer is quantized alone, and left out alone, at most; 0: none.
     """
 
     correct_bias: bool = False
+    study_images: Annotated[int, Field(ge=0)] = 0
 
     @abstractmethod
     def round_weights(
@@ -263,7 +275,9 @@ class CalibratedMethod(QuantizingMethod):
     ) -> Compression:
         """Round weights, then quantize the activations that the rounded network yields; or cast to half precision."""
         from bitsweep.quantization import correction, graphs
+        from bitsweep.quantization.sensitivity import sensitivity_table
         from bitsweep.quantization.walk import parameters_of
+        from bitsweep.splits import validation_batches
 
         if not isinstance(scheme.weights, Grid):
             return self.cast(model, scheme, image_size=image_size)
@@ -271,6 +285,13 @@ class CalibratedMethod(QuantizingMethod):
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = graphs.layers(graph), parameters_of(graph)
         codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
+        tables: tuple[Table, ...] = ()
+        if self.study_images:
+            activations = self.input_qparams(graph, scheme.activations, batches)
+            labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
+            tables = (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
         if self.correct_bias:
             correction.correct_biases(graph, parameters, batches)
-        return self.finished(graph, codes, batches, originals=originals, scheme=scheme, image_size=image_size)
+        return self.finished(
+            graph, codes, batches, originals=originals, scheme=scheme, image_size=image_size, tables=tables
+        )

@@ -6,10 +6,15 @@ Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
 Shape letters: G groups, O output channels of a group, I inputs of an output.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from bitsweep.axes import Grid
+from bitsweep.quantization import inputs
+from bitsweep.quantization.weights import Codes
 
 
 def gptq_codes(
@@ -65,3 +70,37 @@ def gptq_codes(
             errors[:, :, i - start : i - start + 1] = error
         weight[:, :, end:] -= errors @ factor[:, start:end, end:]
     return torch.empty_like(codes).scatter_(2, order_GOI, codes)
+
+
+def hessian_of(layer: Node, weight: Tensor, reads: Iterable[Tensor]) -> Tensor:
+    """H = X X^T of a layer, float64 [G, I, I], from what it reads of each batch."""
+    seen = (inputs.patches(x, layer, weight) for x in reads)
+    return inputs.gram((patch, patch) for patch in seen)
+
+
+def gptq_layer(
+    layer: Node,
+    weight: Tensor,
+    hessian_GII: Tensor,
+    qparams: tuple[Tensor, Tensor],
+    grid: Grid,
+    *,
+    damping: float = 0.01,
+    by_diagonal: bool = True,
+) -> Codes:
+    """Codes of the weights of a layer.
+
+    Args:
+        qparams: scale and zero point, of shape [C] or [].
+    """
+    groups, (scale, zero_point) = inputs.groups_of(layer), qparams
+    codes = gptq_codes(
+        inputs.weight_matrix(weight, groups),
+        hessian_GII,
+        inputs.by_group(scale, groups),
+        inputs.by_group(zero_point, groups),
+        grid,
+        damping=damping,
+        by_diagonal=by_diagonal,
+    )
+    return Codes.from_float(codes.reshape(weight.shape), scale, zero_point, grid)

@@ -1,0 +1,158 @@
+"""Mixed precision: as many bits for each layer as it needs, found by measuring."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, final
+
+from pydantic import Field
+
+from bitsweep.artifacts import Compression, Splits, Table
+from bitsweep.axes import Count, Grid, Scheme, axis
+from bitsweep.errors import CompressionError
+from bitsweep.quantization.calibrated import QuantizingMethod
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule, Node
+
+    from bitsweep.quantization.bit_allocation import Study
+    from bitsweep.quantization.walk import Stop
+    from bitsweep.quantization.weights import Codes
+
+Bits = Annotated[int, Field(ge=2, le=16)]
+
+
+@final
+@axis
+class MixedPrecision(QuantizingMethod):
+    """Measures what every layer does to the network at every number of bits, and gives bits where they help most.
+
+    Under a budget of accuracy it takes the smallest network on the way from most to fewest bits that keeps it, which is
+    measured with all its layers rounded; under one of size, the first that fits.
+
+    Attributes:
+        bits: those that layers can have, besides the precision's own; more than these are left out.
+        drop_pp: percentage points of top-1 that may be lost on the studied images; used with ``accuracy``.
+        size_share: of the size of all weights with the precision's own bits; used with ``size``.
+        rounding: ``nearest``, or ``gptq`` on the network rounded so far.
+        damping: of GPTQ.
+        study_images: validation images, at most.
+    """
+
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (8, 6, 4, 3, 2)
+    budget: Literal["accuracy", "size"] = "accuracy"
+    drop_pp: Annotated[float, Field(ge=0)] = 1.0
+    size_share: Annotated[float, Field(gt=0, le=1)] = 0.6
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    study_images: Count = 256
+
+    def compress(
+        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+    ) -> Compression:
+        """Study, choose, and round."""
+        from bitsweep.quantization import graphs
+        from bitsweep.quantization.bit_allocation import Study
+        from bitsweep.quantization.sensitivity import layer_paths
+        from bitsweep.quantization.walk import parameters_of
+        from bitsweep.splits import validation_batches
+
+        assert isinstance(scheme.weights, Grid)
+        most = scheme.weights.bits
+        choices = [replace(scheme.weights, bits=b) for b in sorted({most, *(b for b in self.bits if b < most)})[::-1]]
+        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+        graph, batches = prepared.graph, prepared.batches
+        originals, parameters = graphs.layers(graph), parameters_of(graph)
+        labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
+        study = Study(
+            graph=graph,
+            parameters=parameters,
+            paths=layer_paths(graph),
+            labelled=labelled,
+            codes=self._round_for_every_choice(graph, choices, batches),
+            activations=self.input_qparams(graph, scheme.activations, batches),
+        )
+        chosen, tables = self._choose(study)
+        codes = self._round(graph, chosen, batches)
+        return self.finished(
+            graph, codes, batches, originals=originals, scheme=scheme, image_size=image_size, tables=tables
+        )
+
+    def _round_for_every_choice(
+        self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"
+    ) -> "dict[str, dict[Grid, Codes]]":
+        """Codes of every layer on every grid, for what it reads in the float network; by the path of the weights."""
+        from bitsweep.quantization.walk import layer_units, parameters_of, walk
+
+        parameters, codes = parameters_of(graph), {}
+        for stop in walk(graph, layer_units(graph), batches, originals=parameters):
+            (layer,), (path,), (reads,) = stop.unit.layers, stop.weight_paths, stop.inputs.values()
+            codes[path] = self._codes(layer, parameters[path], choices, reads)
+        return codes
+
+    def _round(
+        self, graph: "GraphModule", chosen: Mapping[str, Grid], batches: "Sequence[torch.Tensor]"
+    ) -> "dict[str, Codes]":
+        """Round, in place, every layer to its grid, for what it reads in the network rounded so far."""
+        from bitsweep.quantization.walk import layer_units, round_units
+
+        def choose(stop: "Stop") -> "dict[str, Codes]":
+            (layer,), (path,), (reads,) = stop.unit.layers, stop.weight_paths, stop.rounded_inputs.values()
+            return {path: self._codes(layer, stop.originals[path], [chosen[path]], reads)[chosen[path]]}
+
+        return round_units(graph, layer_units(graph), batches, choose)
+
+    def _codes(
+        self, layer: "Node", weight: "torch.Tensor", choices: Sequence[Grid], reads: "Sequence[torch.Tensor]"
+    ) -> "dict[Grid, Codes]":
+        """Codes of a layer's weights on every grid, by the rounding that was chosen."""
+        from bitsweep.quantization.gptq import gptq_layer, hessian_of
+        from bitsweep.quantization.weights import nearest_codes
+
+        if self.rounding == "nearest":
+            return {grid: nearest_codes(weight, grid, self.choose_weight_range()) for grid in choices}
+        hessian = hessian_of(layer, weight, reads)
+        return {
+            grid: gptq_layer(layer, weight, hessian, self.weight_qparams(weight, grid), grid, damping=self.damping)
+            for grid in choices
+        }
+
+    def _choose(self, study: "Study") -> tuple[dict[str, Grid], tuple[Table, ...]]:
+        """A grid for every path of weights, and how it was found.
+
+        Raises:
+            CompressionError: no choice of bits is as small as the budget asks for.
+        """
+        from bitsweep.quantization.bit_allocation import cheapest_steps, last_that
+
+        harms, sizes = study.harms(), study.sizes()
+        steps = [dict(zip(study.codes, step, strict=True)) for step in cheapest_steps(sizes, harms)]
+        if self.budget == "size":
+            limit = self.size_share * study.megabytes(steps[0])
+            fitting = [step for step in steps if study.megabytes(step) <= limit]
+            if not fitting:
+                raise CompressionError(
+                    f"method.size_share={self.size_share}: with the fewest of method.bits={list(self.bits)} "
+                    f"the weights take {study.megabytes(steps[-1]):.3g} MB, not {limit:.3g}; allow fewer bits"
+                )
+            chosen = fitting[0]
+            tried = [("chosen", study.megabytes(chosen), 100 * study.effect(chosen).top1)]
+        else:
+            exact = 100 * study.effect({}).top1
+            tried = [("float", study.megabytes({}), exact)]
+
+            def holds(index: int) -> bool:
+                top1 = 100 * study.effect(steps[index]).top1
+                tried.append((f"step {index} of {len(steps) - 1}", study.megabytes(steps[index]), top1))
+                return top1 >= exact - self.drop_pp
+
+            chosen = steps[last_that(holds, len(steps))]
+            tried.sort(key=lambda row: -row[1])
+        bits = tuple(
+            (path.removesuffix(".weight"), chosen[path].bits, 1000 * harm[chosen[path]])
+            for path, harm in zip(study.codes, harms, strict=True)
+        )
+        return chosen, (
+            Table(name="bits", columns=("layer", "bits", "divergence alone, millinats"), rows=bits),
+            Table(name="trade_off", columns=("network", "weights MB", "top-1 %"), rows=tuple(tried)),
+        )
