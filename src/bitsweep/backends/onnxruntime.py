@@ -20,6 +20,7 @@ BYTE_TYPES = {"uint8", "int8"}
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 PRODUCTS = {
     "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
 }  # fmt: skip
 
 
@@ -135,5 +136,5 @@ def _kernel(event: dict[str, Any]) -> Kernel:
         macs = math.prod(inputs[0]) * math.prod(inputs[1][1:])
     elif op in PRODUCTS:
         macs = math.prod(output) * inputs[0][-1]
-    integer = op != "DequantizeLinear" and types[0] in BYTE_TYPES
+    integer = op == "DynamicQuantizeMatMul" or (op != "DequantizeLinear" and types[0] in BYTE_TYPES)
     return Kernel(name=event["name"].removesuffix("_kernel_time"), op=op, macs=macs, integer=integer)
