@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ThreeSigma(CalibratedMethod):
     """Multiplies weights by 127 / (3 std(W)), activations by min(127 / (4 std), 127 / max|a|), rounds and clamps.
 
-    Codes go from -127 to 127: the grid is symmetric, so that -128 is not used. The test images are run after every step,
-    and last on integers alone: what that costs is kept as a table.
+    Codes go from -127 to 127: the grid is symmetric, so that -128 is not used. The test images are run after every
+    step, and last on integers alone: what each costs is kept as a table.
 
     Attributes:
         stage_images: test images on which each step is evaluated, at most.

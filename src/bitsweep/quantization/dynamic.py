@@ -1,7 +1,7 @@
 """Dynamic quantization: the range of what a linear layer reads is that of each batch, found while it runs.
 
-With x_lo = min(0, min x) and x_hi = max(0, max x) of a batch, s = (x_hi - x_lo) / 255 and z = round(-x_lo / s), the layer
-reads s (clamp(round(x / s) + z, 0, 255) - z): nothing is clipped, and no images are needed for calibration.
+With x_lo = min(0, min x) and x_hi = max(0, max x) of a batch, s = (x_hi - x_lo) / 255 and z = round(-x_lo / s), the
+layer reads s (clamp(round(x / s) + z, 0, 255) - z): nothing is clipped, and no images are needed for calibration.
 
 The ranges are those of the whole batch: an image's logits depend a little on the images beside it.
 """
@@ -9,7 +9,6 @@ The ranges are those of the whole batch: an image's logits depend a little on th
 import math
 import operator
 
-import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.axes import Grid
