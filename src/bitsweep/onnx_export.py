@@ -59,6 +59,7 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
     model = exported.model
     optimizer.optimize_ir(model, should_fold=lambda node: False if _widens_half(node) else None)
     _drop_zero_points_of_biases(model)
+    _rectify_codes(model.graph)
     _strip(model)
     ir.save(model, path)
 
@@ -70,6 +71,28 @@ def _drop_zero_points_of_biases(model: ir.Model) -> None:
             codes = node.inputs[0].const_value
             if codes is not None and codes.dtype == ir.DataType.INT32:
                 node.resize_inputs(2)
+
+
+def _rectify_codes(graph: ir.Graph) -> None:
+    """Let every ReLU before signed codes work on the codes, in which 0 is 0: max(0, Q(x)) = Q(max(0, x)).
+
+    Engines fuse a layer with what quantizes its output. A ReLU in between they drop only where clamping codes at 0 does
+    the same, which is so for unsigned codes; else the layer would be computed in float.
+    """
+    for quantize in [node for node in graph if node.op_type == "QuantizeLinear"]:
+        values, _, zero_point = quantize.inputs
+        relu = None if values is None else values.producer()
+        if relu is None or relu.op_type != "Relu" or zero_point is None or zero_point.const_value is None:
+            continue
+        if zero_point.const_value.dtype != ir.DataType.INT8 or zero_point.const_value.numpy().any():
+            continue
+        quantize.replace_input_with(0, relu.inputs[0])
+        (codes,) = quantize.outputs
+        rectified = ir.node("Relu", [codes], name=f"{relu.name}_of_codes")
+        rectified.outputs[0].name = f"{codes.name}_rectified"
+        graph.insert_after(quantize, rectified)
+        for reader, index in [use for use in codes.uses() if use.node is not rectified]:
+            reader.replace_input_with(index, rectified.outputs[0])
 
 
 def _strip(model: ir.Model) -> None:

@@ -66,7 +66,7 @@ def test_every_step_is_evaluated_on_the_test_images(splits: Splits) -> None:
     assert stages.name == "stages"
     assert stages.columns == ("stage", "top1", "drop_pp", "agreement")
     top1 = {str(row[0]): float(row[1]) for row in stages.rows}
-    assert list(top1) == ["before", "weights", "activations", "integers only"]
+    assert list(top1) == ["before", "weights", "activations", "biases", "integers only"]
     images = preprocess(splits.test.images[:40], image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
     labels = torch.from_numpy(splits.test.labels[:40])
 
@@ -75,7 +75,7 @@ def test_every_step_is_evaluated_on_the_test_images(splits: Splits) -> None:
 
     with torch.no_grad():
         assert top1["before"] == share(lenet()(images))
-        assert top1["activations"] == share(result.program.module()(images))
+        assert top1["biases"] == share(result.program.module()(images))
         assert top1["integers only"] == share(IntegerInterpreter(result.program).run(images))
     for _, accuracy, drop_pp, agreement in stages.rows:
         assert drop_pp == pytest.approx(100 * (top1["before"] - float(accuracy)))

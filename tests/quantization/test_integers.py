@@ -13,8 +13,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from bitsweep.axes import Grid
 from bitsweep.errors import CompressionError
 from bitsweep.quantization import graphs, ranges
+from bitsweep.quantization.biases import store_biases
 from bitsweep.quantization.graphs import LAYER_KINDS
-from bitsweep.quantization.integers import IntegerInterpreter, Integers, bias_codes, rescale
+from bitsweep.quantization.integers import IntegerInterpreter, Integers, in_units, rescale
 from bitsweep.quantization.quantizer import quantize_activations
 from bitsweep.quantization.weights import nearest_codes, quantized, round_weights, store_codes
 from tests.quantization.networks import SIZE, images, mixed
@@ -41,13 +42,16 @@ class Gated(nn.Module):
         return self.head(torch.cat([narrow, wide], 1).flatten(1))
 
 
-def program(graph: GraphModule, weights: Grid, activations: Grid) -> ExportedProgram:
-    """A graph with nearest rounding and min-max ranges."""
+def program(
+    graph: GraphModule, weights: Grid, activations: Grid, *, batches: list[Tensor] | None = None, biases: bool = True
+) -> ExportedProgram:
+    """A graph with nearest rounding and min-max ranges, and biases as codes or as floats."""
+    batches = batches or images()
     choose = partial(nearest_codes, grid=weights, choose_range=ranges.minmax_weight_range)
     codes = round_weights(graph, choose)
-    graph = quantize_activations(graph, activations, ranges.minmax_range, images())
-    store_codes(graph, codes)
-    return graphs.export(graph, image_size=SIZE)
+    graph, _ = quantize_activations(graph, activations, ranges.minmax_range, batches)
+    store_codes(graph, store_biases(graph, codes) if biases else codes)
+    return graphs.export(graph, image_size=batches[0].shape[-1])
 
 
 def gated() -> GraphModule:
@@ -91,11 +95,12 @@ def unit_of(layer: Node, values: dict[Node, Any]) -> Tensor:
 GRIDS = [(S8, S8), (CHANNELS, S8), (S8, U8), (CHANNELS, U8), (AFFINE_CHANNELS, U8)]
 
 
+@pytest.mark.parametrize("biases", [True, False], ids=["bias-codes", "float-biases"])
 @pytest.mark.parametrize(("weights", "activations"), GRIDS, ids=lambda grid: str(grid).replace(" ", "-"))
 @torch.no_grad()
-def test_sums_are_those_of_the_simulated_program(weights: Grid, activations: Grid) -> None:
+def test_sums_are_those_of_the_simulated_program(weights: Grid, activations: Grid, biases: bool) -> None:
     """Every sum and every code: float64 rounds too little to tell."""
-    meant = program(mixed(), weights, activations)
+    meant = program(mixed(), weights, activations, biases=biases)
     (batch,) = images(32, batch=32)
     integers, simulated = IntegerInterpreter(meant, keep_values=True), Simulated(meant)
     logits = integers.run(batch)
@@ -146,7 +151,7 @@ def test_a_convolution_written_out() -> None:
     integers.run(batch)
     (down,) = (node for node in integers.env if node.target in LAYER_KINDS and node.args[3:4] == ([2, 2],))
     x, weight = (integers.env[source].values.numpy().astype(object) for source in down.args[:2])
-    bias = bias_codes(integers.env[down.args[2]], unit_of(down, integers.env)).numpy()
+    bias = in_units(integers.env[down.args[2]], unit_of(down, integers.env)).numpy()
     sums = integers.env[down].values.numpy()
     for n, o, i, j in np.ndindex(*sums.shape):
         window = x[n, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
@@ -182,16 +187,13 @@ def test_sums_beyond_float32_are_exact() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
     torch.manual_seed(0)
     network[1].weight.uniform_(0.5, 1)
-    graph = graphs.trace(network, image_size=64)
-    codes = round_weights(graph, partial(nearest_codes, grid=S8, choose_range=ranges.minmax_weight_range))
     batch = torch.rand(2, 3, 64, 64) + 0.5
-    graph = quantize_activations(graph, S8, ranges.minmax_range, [batch])
-    store_codes(graph, codes)
-    integers = IntegerInterpreter(graphs.export(graph, image_size=64), keep_values=True)
+    meant = program(graphs.trace(network, image_size=64), S8, S8, batches=[batch])
+    integers = IntegerInterpreter(meant, keep_values=True)
     integers.run(batch)
     (layer,) = (node for node in integers.env if node.target in LAYER_KINDS)
     x, weight = (integers.env[source].values.long() for source in layer.args[:2])
-    bias = bias_codes(integers.env[layer.args[2]], unit_of(layer, integers.env))
+    bias = in_units(integers.env[layer.args[2]], unit_of(layer, integers.env))
     expected = (x[:, None] * weight).sum(2) + bias
     assert expected.max() > 2**25
     assert torch.equal(integers.env[layer].values.long(), expected)
@@ -200,10 +202,10 @@ def test_sums_beyond_float32_are_exact() -> None:
 def test_biases_are_codes_of_the_sums() -> None:
     scale = torch.tensor([0.5, 0.25, 1e-12], dtype=torch.float64)
     bias = torch.tensor([1.25, -0.625, 1.0])
-    assert bias_codes(bias, scale).tolist() == [2, -2, 2**31 - 1]
+    assert in_units(bias, scale).tolist() == [2, -2, 2**31 - 1]
     codes = torch.tensor([7, -8, 2**30], dtype=torch.int32)
-    assert torch.equal(bias_codes(Integers(values=codes, scale=scale), scale), codes)
-    assert bias_codes(Integers(values=codes[:2], scale=2 * scale[:2]), scale[:2]).tolist() == [14, -16]
+    assert torch.equal(in_units(Integers(values=codes, scale=scale), scale), codes)
+    assert in_units(Integers(values=codes[:2], scale=2 * scale[:2]), scale[:2]).tolist() == [14, -16]
 
 
 def test_rescaling_rounds_half_to_even() -> None:

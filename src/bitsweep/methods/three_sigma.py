@@ -1,7 +1,7 @@
 """Integer quantization by standard deviations, as introductions to the subject teach it."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -56,10 +56,9 @@ class ThreeSigma(CalibratedMethod):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Quantize, and evaluate every step on the test images."""
-        import numpy as np
         import torch
 
-        from bitsweep.programs import logits_of
+        from bitsweep.quantization.biases import with_biases_of
         from bitsweep.quantization.integers import IntegerInterpreter
         from bitsweep.splits import preprocessed
 
@@ -67,16 +66,17 @@ class ThreeSigma(CalibratedMethod):
         weights = super().compress(copy.deepcopy(model), scheme=replace(scheme, activations="float32"), **about)
         result = super().compress(copy.deepcopy(model), scheme=scheme, **about)
         integers = IntegerInterpreter(result.program)
-
+        steps: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "before": model,
+            "weights": weights.program.module(check_guards=False),
+            "activations": with_biases_of(result.program, weights.program),
+            "biases": result.program.module(check_guards=False),
+            "integers only": integers.run,
+        }
         images, labels = splits.test.images[: self.stage_images], splits.test.labels[: self.stage_images]
         batches = list(preprocessed(images, splits, image_size=image_size, batch=self.calibration_batch))
-        with torch.inference_mode():
-            logits = {
-                "before": np.concatenate([model(batch).numpy() for batch in batches]),
-                "weights": logits_of(weights.program, (batch.numpy() for batch in batches)),
-                "activations": logits_of(result.program, (batch.numpy() for batch in batches)),
-                "integers only": np.concatenate([integers.run(batch).numpy() for batch in batches]),
-            }
+        with torch.no_grad():
+            logits = {name: torch.cat([step(batch) for batch in batches]).numpy() for name, step in steps.items()}
         return replace(result, tables=tuple(_tables(logits, labels, integers.float_operations)))
 
 

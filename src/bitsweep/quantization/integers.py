@@ -3,7 +3,7 @@
 The reference computes with the values that codes stand for. Here the codes themselves are computed with, at their
 zero points' distance q - z:
 
-- a layer sums products of codes in 32 bits, adds its bias as round(b / (s_x s_w)), and keeps s_x s_w in mind;
+- a layer sums products of codes in 32 bits, adds its bias in their unit s_x s_w, and keeps that unit in mind;
 - rectifiers, pooling and whatever only moves values work on codes or sums as they are;
 - additions bring both sides to one fine scale by multipliers; averages are sums, divided where they become codes;
 - a value becomes a code again by one multiplication: clamp(round(m q) + z, lo, hi) with m = s / s_y.
@@ -151,13 +151,13 @@ def _layer(node: Node, x: Any, weight: Any, bias: Any = None, *geometry: Any) ->
     if not (isinstance(x, Integers) and isinstance(weight, Integers)) or x.scale.ndim:
         return None
     scale = x.scale * weight.scale.flatten()  # [O] or [1]
-    sums = accumulate(node, x.values, weight.values, None if bias is None else bias_codes(bias, scale))
+    sums = accumulate(node, x.values, weight.values, None if bias is None else in_units(bias, scale))
     if scale.numel() == 1:
         return Integers(values=sums, scale=scale[0])
     return Integers(values=sums, scale=scale.view(-1, *[1] * (sums.ndim - 2 if _is_convolution(node) else 0)))
 
 
-def bias_codes(bias: "Tensor | Integers", scale: Tensor) -> Tensor:
+def in_units(bias: "Tensor | Integers", scale: Tensor) -> Tensor:
     """A bias in units of the sums that it is added to: clamp(round(b / s)), int32 [O].
 
     Codes that are in these units already are taken as they are.
