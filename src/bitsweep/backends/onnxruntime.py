@@ -105,7 +105,7 @@ class OnnxRuntime(Backend):
         options.log_severity_level = 3
         # Threads wait actively within a run, which is fast, and sleep after it: another session may be running then.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Else signed activations become unsigned ones on x86, whose products saturate and to which a ReLU is not a clamp.
+        # Else signed activations become unsigned ones on x86: their products saturate, and a ReLU is more than a clamp.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
         if profile is not None:
             options.enable_profiling = True
