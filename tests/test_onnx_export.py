@@ -79,6 +79,22 @@ def test_means(dim: tuple[int, ...], keepdim: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(_run(tmp_path / "model.onnx", images), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("dims", "operations"), [(1, {"Gemm"}), (2, {"MatMul"})])
+def test_linear_layers(dims: int, operations: set[str], bias: bool, tmp_path: Path) -> None:
+    """As one operation; what is not flat has its weights transposed, and its bias added, in the file."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4 * 5 * 3 if dims == 1 else 20, 7, bias=bias)
+    images = GENERATOR.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    network = Apply(lambda x: layer(x.flatten(dims)))
+    network.layer = layer
+    model = _export(network, images, tmp_path / "model.onnx")
+    added = {"Add"} if bias and dims == 2 else set()
+    assert {node.op_type for node in model.graph.node} == {"Reshape"} | operations | added
+    expected = network(torch.from_numpy(images)).detach().numpy()
+    np.testing.assert_allclose(_run(tmp_path / "model.onnx", images), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_file_is_lean_and_the_same_every_time(tmp_path: Path) -> None:
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)

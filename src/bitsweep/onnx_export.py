@@ -23,6 +23,7 @@ OPSET = 21
 INPUT, OUTPUT = "images", "logits"
 
 aten = torch.ops.aten
+quantized = torch.ops.quantized_decomposed
 
 
 def export_onnx(program: ExportedProgram, path: Path) -> None:
@@ -43,6 +44,10 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
             custom_translation_table={
                 aten.adaptive_avg_pool2d.default: adaptive_average,
                 aten.mean.dim: mean,
+                aten.linear.default: linear,
+                quantized.choose_qparams.tensor: choose_qparams,
+                quantized.quantize_per_tensor.tensor: quantize_at_run_time,
+                quantized.dequantize_per_tensor.tensor: dequantize_at_run_time,
             },
             optimize=False,
             verbose=False,
@@ -54,6 +59,7 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
     model = exported.model
     optimizer.optimize_ir(model, should_fold=lambda node: False if _widens_half(node) else None)
     _drop_zero_points_of_biases(model)
+    _rectify_codes(model.graph)
     _strip(model)
     ir.save(model, path)
 
@@ -65,6 +71,28 @@ def _drop_zero_points_of_biases(model: ir.Model) -> None:
             codes = node.inputs[0].const_value
             if codes is not None and codes.dtype == ir.DataType.INT32:
                 node.resize_inputs(2)
+
+
+def _rectify_codes(graph: ir.Graph) -> None:
+    """Let every ReLU before signed codes work on the codes, in which 0 is 0: max(0, Q(x)) = Q(max(0, x)).
+
+    Engines fuse a layer with what quantizes its output. A ReLU in between they drop only where clamping codes at 0 does
+    the same, which is so for unsigned codes; else the layer would be computed in float.
+    """
+    for quantize in [node for node in graph if node.op_type == "QuantizeLinear"]:
+        values, _, zero_point = quantize.inputs
+        relu = None if values is None else values.producer()
+        if relu is None or relu.op_type != "Relu" or zero_point is None or zero_point.const_value is None:
+            continue
+        if zero_point.const_value.dtype != ir.DataType.INT8 or zero_point.const_value.numpy().any():
+            continue
+        quantize.replace_input_with(0, relu.inputs[0])
+        (codes,) = quantize.outputs
+        rectified = ir.node("Relu", [codes], name=f"{relu.name}_of_codes")
+        rectified.outputs[0].name = f"{codes.name}_rectified"
+        graph.insert_after(quantize, rectified)
+        for reader, index in [use for use in codes.uses() if use.node is not rectified]:
+            reader.replace_input_with(index, rectified.outputs[0])
 
 
 def _strip(model: ir.Model) -> None:
@@ -125,6 +153,49 @@ def mean(values: Any, dim: list[int], keepdim: bool = False, dtype: int | None =
         return op.ReduceMean(values, _constant(np.array(dims)), keepdims=int(keepdim))
     pooled = op.GlobalAveragePool(values)
     return pooled if keepdim else op.Flatten(pooled)
+
+
+def linear(values: Any, weight: Any, bias: Any = None) -> Any:
+    """A linear layer; where its input is quantized at run time, one that multiplies codes.
+
+    With codes q of scale s and zero point z, and weights as codes w of scale s_w and zero point z_w, it yields
+    s s_w ((q - z) (w - z_w)^T) + b.
+    """
+    codes, scale, zero_point = _quantized_at_run_time(values)
+    if codes is None:
+        if len(values.shape) == 2:
+            return op.Gemm(values, weight, *([] if bias is None else [bias]), transB=1)
+        product = op.MatMul(values, op.Transpose(weight, perm=[1, 0]))
+    else:
+        weight_codes, weight_scale, *middle = weight.producer().inputs
+        sums = op.MatMulInteger(codes, op.Transpose(weight_codes, perm=[1, 0]), zero_point, *middle)
+        product = op.Mul(op.Cast(sums, to=ir.DataType.FLOAT), op.Mul(scale, weight_scale))
+    return product if bias is None else op.Add(product, bias)
+
+
+def choose_qparams(values: Any, *limits: Any) -> Any:
+    """Scale and zero point of u8 codes that hold all values of a batch."""
+    _, scale, zero_point = op.DynamicQuantizeLinear(values)
+    return scale, zero_point
+
+
+def quantize_at_run_time(values: Any, scale: Any, zero_point: Any, *limits: Any) -> Any:
+    """Codes on the scale that ``choose_qparams`` chose, by the same operation."""
+    return scale.producer().outputs[0]
+
+
+def dequantize_at_run_time(codes: Any, scale: Any, zero_point: Any, *limits: Any) -> Any:
+    """Values of such codes, for operations that do not read the codes themselves."""
+    return op.DequantizeLinear(codes, scale, zero_point)
+
+
+def _quantized_at_run_time(values: Any) -> tuple[Any, ...]:
+    """Codes, scale and zero point that a value is dequantized from, if they are made while the network runs."""
+    dequantize = values.producer()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return None, None, None
+    source = dequantize.inputs[0].producer()
+    return dequantize.inputs if source is not None and source.op_type == "DynamicQuantizeLinear" else (None,) * 3
 
 
 def _constant(values: Array) -> Any:

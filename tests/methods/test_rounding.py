@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 CONF = Path(__file__).parents[2] / "conf"
 #: One alphabet a layer clips the outputs with the largest weights, however many bits it has.
 LEAST_ERROR = {"msq": 0.6}
-METHODS = ["ptq", "msq", "gptq", "gpfq", "adaround", "brecq"]
+METHODS = ["ptq", "msq", "three_sigma", "gptq", "gpfq", "adaround", "brecq"]
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
 
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from bitsweep.axes import Grid
 from bitsweep.quantization import grids
-from bitsweep.quantization.biases import LARGEST_CODE, bias_codes, store_biases
-from bitsweep.quantization.graphs import bias_of, is_layer
+from bitsweep.quantization.biases import LARGEST_CODE, bias_codes, store_biases, with_biases_of
+from bitsweep.quantization.graphs import bias_of, export, is_layer
 from bitsweep.quantization.quantizer import quantize_activations
 from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
 from bitsweep.quantization.weights import Codes, nearest_codes, quantized, round_weights, store_codes
-from tests.quantization.networks import images, mixed
+from tests.quantization.networks import SIZE, images, mixed
 
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
 
@@ -86,3 +86,21 @@ def test_biases_of_wide_codes_stay_float(wide: str) -> None:
     converted, _ = quantize_activations(graph, activations, minmax_range, batches)
     store_biases(converted, codes)
     assert not [name for name, _ in converted.named_buffers() if "bias_codes" in name]
+
+
+@torch.no_grad()
+def test_float_biases_put_back() -> None:
+    """A program with coded biases then computes what it did with float ones."""
+    batches, grid = images(), weight_grid()
+    programs = []
+    for store in (lambda graph, codes: codes, store_biases):
+        graph = mixed()
+        codes = round_weights(graph, lambda weight: nearest_codes(weight, grid, minmax_weight_range))
+        graph, _ = quantize_activations(graph, UNSIGNED, minmax_range, batches)
+        store_codes(graph, store(graph, codes))
+        programs.append(export(graph, image_size=SIZE))
+    floats, coded = programs
+    restored = with_biases_of(coded, floats)
+    expected = floats.module()(batches[0])
+    assert torch.equal(restored(batches[0]), expected)
+    assert not torch.equal(coded.module()(batches[0]), expected)

@@ -142,6 +142,24 @@ def test_sigma_ranges_stay_within_the_values() -> None:
     assert ranges.sigma_range(ranges.histogram(x), AFFINE, sigmas=1e3)[1] == pytest.approx(x.max().item())
 
 
+def test_deviations_around_zero() -> None:
+    """127 / (k std) and min(127 / (4 std), 127 / max|a|), whatever the mean."""
+    for x in (long_tailed(), torch.linspace(-1, 3, 1000)):
+        seen, deviation = ranges.histogram(x), x.double().std(correction=0).item()
+        lo, hi = ranges.deviation_range(seen, SYMMETRIC, sigmas=3.0)
+        assert hi.item() == pytest.approx(3 * deviation, rel=1e-4)
+        assert lo == -hi
+        lo, hi = ranges.peak_or_deviation_range(seen, SYMMETRIC)
+        assert hi.item() == pytest.approx(max(4 * deviation, x.abs().max().item()), rel=1e-4)
+        assert lo == -hi
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3, 5.0])
+def test_values_without_deviation_are_not_clipped(value: float) -> None:
+    _, hi = ranges.deviation_range(ranges.histogram(torch.full((9,), -value)), SYMMETRIC, sigmas=3.0)
+    assert hi.item() == pytest.approx(value)
+
+
 @pytest.mark.parametrize(
     ("distribution", "published"),
     # Banner et al., appendix: optimal clipping for 2 to 8 bits, in units of b and sigma.

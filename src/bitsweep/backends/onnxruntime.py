@@ -20,6 +20,7 @@ BYTE_TYPES = {"uint8", "int8"}
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 PRODUCTS = {
     "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
 }  # fmt: skip
 
 
@@ -104,6 +105,8 @@ class OnnxRuntime(Backend):
         options.log_severity_level = 3
         # Threads wait actively within a run, which is fast, and sleep after it: another session may be running then.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Else signed activations become unsigned ones on x86: their products saturate, and a ReLU is more than a clamp.
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -135,5 +138,5 @@ def _kernel(event: dict[str, Any]) -> Kernel:
         macs = math.prod(inputs[0]) * math.prod(inputs[1][1:])
     elif op in PRODUCTS:
         macs = math.prod(output) * inputs[0][-1]
-    integer = op != "DequantizeLinear" and types[0] in BYTE_TYPES
+    integer = op == "DynamicQuantizeMatMul" or (op != "DequantizeLinear" and types[0] in BYTE_TYPES)
     return Kernel(name=event["name"].removesuffix("_kernel_time"), op=op, macs=macs, integer=integer)

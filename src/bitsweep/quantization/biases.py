@@ -12,9 +12,18 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from bitsweep.quantization.graphs import arguments, attribute, bias_of, drop_unread, is_layer, set_attribute
+from bitsweep.quantization.graphs import (
+    LAYER_KINDS,
+    arguments,
+    attribute,
+    bias_of,
+    drop_unread,
+    is_layer,
+    set_attribute,
+)
 from bitsweep.quantization.weights import Codes, quantized
 
 #: Largest code of a bias; leaves room in 32 bits for the sum of products that it is added to.
@@ -74,6 +83,22 @@ def store_biases(graph: GraphModule, codes: Mapping[str, Codes]) -> dict[str, Co
     drop_unread(graph)
     graph.recompile()
     return fitted
+
+
+def with_biases_of(program: ExportedProgram, other: ExportedProgram) -> GraphModule:
+    """The graph of a program, with the float biases that another program of the same network has."""
+    graph, source = (each.module(check_guards=False) for each in (program, other))
+    assert isinstance(graph, GraphModule) and isinstance(source, GraphModule)
+    layers = ([node for node in each.graph.nodes if node.target in LAYER_KINDS] for each in (graph, source))
+    for layer, original in zip(*layers, strict=True):
+        bias, meant = bias_of(layer), bias_of(original)
+        if bias is not None and meant is not None:
+            path = f"{layer.name}_float_bias"
+            set_attribute(graph, path, attribute(source, meant))
+            with graph.graph.inserting_before(layer):
+                layer.replace_input_with(bias, graph.graph.get_attr(path))
+    graph.recompile()
+    return graph
 
 
 def _dequantize(graph: GraphModule, layer: Node, codes: Tensor, scale: Tensor) -> Node:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from bitsweep.quantization.observers import ChooseRange
     from bitsweep.quantization.weights import ChooseWeightRange, Codes
 
-WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma"]
-ActivationRange = Literal[WeightRange, "moving_average"]
+WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma", "deviation"]
+ActivationRange = Literal[WeightRange, "moving_average", "peak_or_deviation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,12 @@ class QuantizingMethod(Method):
         absorb_bias: move what large biases always add into the next layer (same paper).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
             squared error; ``entropy``, the least Kullback-Leibler divergence; ``aciq_laplace`` and ``aciq_gauss``, the
-            least expected error for that distribution; ``sigma``, a multiple of the standard deviation.
+            least expected error for that distribution; ``sigma``, a multiple of the standard deviation around the
+            mean; ``deviation``, the same around 0 however large values are; ``peak_or_deviation``, the largest value
+            or 4 standard deviations, whichever is more.
         weight_range: the same, from the weights of the tensor or of each channel.
         percentile: of the values, in percent; used with ``percentile``.
-        sigmas: standard deviations on each side of the mean; used with ``sigma``.
+        sigmas: standard deviations on each side; used with ``sigma`` and ``deviation``.
         momentum: share of the past in the moving average.
         calibration_images: training images on which activations are watched, at most.
         calibration_batch: images at a time.
@@ -239,6 +241,8 @@ class QuantizingMethod(Method):
             "aciq_laplace": partial(ranges.aciq_range, distribution="laplace"),
             "aciq_gauss": partial(ranges.aciq_range, distribution="gauss"),
             "sigma": partial(ranges.sigma_range, sigmas=self.sigmas),
+            "deviation": partial(ranges.deviation_range, sigmas=self.sigmas),
+            "peak_or_deviation": ranges.peak_or_deviation_range,
         }
         chooser: ChooseRange = choosers[name]
         return chooser

@@ -108,6 +108,9 @@ def _activation(graph: GraphModule, read: Node, weight: Node) -> tuple[str, tupl
         source = arguments(codes)[0]
         ends = (lo - zero_point) * scale, (hi - zero_point) * scale
         return str(_grid(lo, hi, per_channel=False)), ends, source.name
+    if read.target == quantized.dequantize_per_tensor.tensor:
+        _, _, _, lo, hi, _ = arguments(read)
+        return f"{_grid(lo, hi, per_channel=False)} at run time", None, ""
     return (_name(attribute(graph, weight).dtype) if weight.op == "get_attr" else "float32"), None, ""
 
 

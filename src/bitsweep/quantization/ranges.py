@@ -187,6 +187,34 @@ def sigma_range(seen: Histogram, grid: Grid, *, sigmas: float) -> Range:
     return _range(max(seen.lo, mean - sigmas * deviation), min(seen.hi, mean + sigmas * deviation))
 
 
+def deviation_range(seen: Histogram, grid: Grid, *, sigmas: float) -> Range:
+    """k standard deviations on each side of 0, whether or not there were values that large, shapes [].
+
+    So that values times n = hi / (k std) are rounded to codes up to hi. Values of which all but the last digits are
+    the same have no deviation to go by: their largest magnitude takes its place.
+
+    Args:
+        sigmas: k, positive.
+    """
+    _, deviation = moments(seen)
+    reach = sigmas * deviation if deviation > 2.0**seen.exponent else max(-seen.lo, seen.hi)
+    return _range(-reach, reach)
+
+
+def peak_or_deviation_range(seen: Histogram, grid: Grid, *, sigmas: float = 4.0) -> Range:
+    """The largest magnitude, or k standard deviations if that is more, on each side of 0, shapes [].
+
+    So that values times n = min(hi / (k std), hi / max|a|) are rounded to codes up to hi: nothing is clipped, and few
+    values leave room for larger ones.
+
+    Args:
+        sigmas: k, positive.
+    """
+    _, deviation = moments(seen)
+    reach = max(-seen.lo, seen.hi, sigmas * deviation)
+    return _range(-reach, reach)
+
+
 def aciq_range(seen: Histogram, grid: Grid, *, distribution: Literal["laplace", "gauss"]) -> Range:
     """The range with the least expected error if values were distributed so, within the values there were, shapes [].
 

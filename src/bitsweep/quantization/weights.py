@@ -61,9 +61,11 @@ def round_weights(graph: GraphModule, choose_codes: Callable[[torch.Tensor], Cod
 
 
 def store_codes(graph: GraphModule, codes: Mapping[str, Codes]) -> None:
-    """Let, in place, the layers of a graph read their weights from codes, by the path of the weights."""
+    """Let, in place, layers of a graph read their weights from codes, by the path of the weights."""
     for layer in [node for node in graph.graph.nodes if is_layer(node)]:
         path = str(layer.args[1].target)
+        if path not in codes:
+            continue
         with graph.graph.inserting_before(layer):
             layer.replace_input_with(layer.args[1], _dequantize(graph, path, codes[path]))
     graph.graph.eliminate_dead_code()

@@ -1,0 +1,88 @@
+"""Dynamic quantization: weights ahead of time, activations while the network runs, linear layers only."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, final
+
+from bitsweep.artifacts import Compression, LayerNote, Splits, Table
+from bitsweep.axes import Grid, Method, Precision, Scheme, axis
+from bitsweep.errors import CompressionError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@final
+@axis
+class DynamicQuantization(Method):
+    """Nearest rounding of the weights of linear layers, which then read codes; all else stays in float32.
+
+    Attributes:
+        weight_range: ``minmax``, or ``mse`` for the least squared error.
+    """
+
+    weight_range: Literal["minmax", "mse"] = "minmax"
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Bytes on both sides; those of activations as every engine finds them at run time."""
+        weights, activations = precision.weights, precision.activations
+        if not isinstance(weights, Grid) or not weights.signed or weights.bits > 8:
+            return f"method={self.name} multiplies signed codes of up to 8 bits, not {weights}: choose precision=int8"
+        if activations != Grid(bits=8, signed=False, symmetric=False):
+            return (
+                f"method={self.name} finds u8 per-tensor affine activations at run time, not {activations}: "
+                "choose precision=int8, int4, int3, int2 or ternary, whose activations are such"
+            )
+        return None
+
+    def compress(
+        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+    ) -> Compression:
+        """Round the weights of linear layers, and quantize what they read."""
+        from bitsweep.quantization import dynamic, graphs, ranges
+        from bitsweep.quantization.folding import fold_batch_norm
+        from bitsweep.quantization.notes import layer_notes
+        from bitsweep.quantization.weights import nearest_codes, store_codes
+
+        assert isinstance(scheme.weights, Grid) and isinstance(scheme.activations, Grid)
+        choose_range = ranges.mse_weight_range if self.weight_range == "mse" else ranges.minmax_weight_range
+        graph = graphs.trace(model, image_size=image_size)
+        fold_batch_norm(graph)
+        originals = graphs.layers(graph)
+        macs = [dynamic.macs(graph, layer) for layer in originals]
+        weights = [graphs.arguments(layer)[1] for layer in dynamic.linear_layers(graph)]
+        codes = {
+            str(weight.target): nearest_codes(graphs.attribute(graph, weight), scheme.weights, choose_range)
+            for weight in weights
+        }
+        if not codes:
+            raise CompressionError(
+                f"method={self.name} quantizes linear layers, of which the network has none; choose method=ptq"
+            )
+        dynamic.quantize_reads(graph, scheme.activations)
+        store_codes(graph, codes)
+        notes = tuple(
+            note if note.kind == "linear" else replace(note, reason="only linear layers are quantized at run time")
+            for note in layer_notes(graph, originals)
+        )
+        return Compression(
+            program=graphs.export(graph, image_size=image_size), layers=notes, tables=(_coverage(notes, macs),)
+        )
+
+
+def _coverage(notes: Iterable[LayerNote], macs: Iterable[int]) -> Table:
+    """How much of the network each kind of layer holds, and in what format that is computed."""
+    totals: dict[tuple[str, str], list[int]] = {}
+    for note, count in zip(notes, macs, strict=True):
+        total = totals.setdefault((note.kind, note.activations), [0, 0, 0])
+        for index, more in enumerate((1, note.parameters, count)):
+            total[index] += more
+    parameters, operations = (sum(total[index] for total in totals.values()) for index in (1, 2))
+    return Table(
+        name="coverage",
+        columns=("layers", "count", "parameters_share", "mac_share"),
+        rows=tuple(
+            (f"{kind}, {activations}", count, held / parameters, done / operations)
+            for (kind, activations), (count, held, done) in totals.items()
+        ),
+    )
