@@ -40,8 +40,8 @@ def test_the_example_compresses(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     splits = make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0)
     result = method.compress(network.eval(), splits, image_size=8, scheme=scheme, seed=0)
-    scales = [value for name, value in result.program.state_dict.items() if name.endswith("scale")]
-    scales += [value for name, value in result.program.constants.items() if name.endswith("scale")]
+    scales = [value for name, value in result.program.state_dict.items() if name.endswith("weight_scale")]
+    scales += [value for name, value in result.program.constants.items() if name.endswith("weight_scale")]
     assert len(scales) == 2
     assert all(torch.equal(scale.log2(), scale.log2().round()) for scale in scales)
     assert all(layer.sqnr_db is not None and layer.sqnr_db > 25 for layer in result.layers)

@@ -104,7 +104,7 @@ class Cell:
         """Key of the Q/DQ or float program; backends with the same scheme share it."""
         return fingerprint.digest(
             "compressed", self.baseline_key, fingerprint.settings(self.method), fingerprint.settings(self.scheme),
-            fingerprint.code(type(self.method).__module__), _versions("torch", "torchao"),
+            fingerprint.code("bitsweep.programs", type(self.method).__module__), _versions("torch", "torchao"),
         )  # fmt: skip
 
     @functools.cached_property

@@ -6,15 +6,14 @@ store already is not run again; its key says whether it is (see `bitsweep.experi
 
 import contextlib
 import functools
-import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from bitsweep import child
-from bitsweep.artifacts import Compressed, Curve, LayerNote, Measurement, Outcome, Splits, Table, Trained
+from bitsweep.artifacts import Compressed, Measurement, Outcome, Splits, Trained
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.store import Store
@@ -71,7 +70,7 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     import numpy as np
     import torch
 
-    from bitsweep.programs import logits_of, save_program
+    from bitsweep.programs import save_compression
     from bitsweep.splits import preprocessed
 
     splits = splits_of(cell, store)
@@ -80,11 +79,8 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     compression = cell.method.compress(
         model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
     )
-    save_program(compression.program, folder / "program.pt2")
-    records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
-    (folder / "records.json").write_text(json.dumps(records))
     batches = preprocessed(splits.test.images, splits, image_size=cell.model.image_size, batch=cell.protocol.eval_batch)
-    np.save(folder / "test_logits.npy", logits_of(compression.program, map(np.asarray, batches)))
+    save_compression(compression, map(np.asarray, batches), folder)
 
 
 def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -260,17 +256,9 @@ def trained_of(cell: Cell, store: Store) -> Trained:
 
 def compressed_of(cell: Cell, store: Store) -> Compressed:
     """The program of a cell."""
-    import numpy as np
+    from bitsweep.programs import load_compressed
 
-    folder = store.folder(COMPRESSED.name, cell.compressed_key)
-    records = json.loads((folder / "records.json").read_text())
-    return Compressed(
-        program=folder / "program.pt2",
-        layers=tuple(LayerNote(**each) for each in records["layers"]),
-        curves=tuple(Curve(**each) for each in records["curves"]),
-        tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
-        test_logits_NK=np.load(folder / "test_logits.npy"),
-    )
+    return load_compressed(store.folder(COMPRESSED.name, cell.compressed_key))
 
 
 def artifact_of(cell: Cell, store: Store) -> Path:

@@ -4,7 +4,9 @@ Importing this module registers the ``quantized_decomposed`` operations that suc
 """
 
 import copy
+import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,36 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitsweep.artifacts import Array, Kernel
+from bitsweep.artifacts import Array, Compressed, Compression, Curve, Kernel, LayerNote, Table
 from bitsweep.axes import Runner
 from bitsweep.errors import DataError, StoreError
 from bitsweep.quantization.graphs import drop_unread, set_attribute
 from bitsweep.quantization.packing import pack, unpack
 from bitsweep.quantization.weights import quantized
+
+
+def save_compression(compression: Compression, test_batches: Iterable[Array], folder: Path) -> None:
+    """Write what a method returned into a folder, with what its program yields for the test images.
+
+    Args:
+        test_batches: float32 images [N, 3, H, W], a batch at a time.
+    """
+    save_program(compression.program, folder / "program.pt2")
+    records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
+    (folder / "records.json").write_text(json.dumps(records))
+    np.save(folder / "test_logits.npy", logits_of(compression.program, test_batches))
+
+
+def load_compressed(folder: Path) -> Compressed:
+    """Read back what ``save_compression`` wrote; the program itself stays on disk."""
+    records = json.loads((folder / "records.json").read_text())
+    return Compressed(
+        program=folder / "program.pt2",
+        layers=tuple(LayerNote(**each) for each in records["layers"]),
+        curves=tuple(Curve(**each) for each in records["curves"]),
+        tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
+        test_logits_NK=np.load(folder / "test_logits.npy"),
+    )
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
