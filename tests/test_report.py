@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bitsweep.report import table, write
 from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, recommendations
+from bitsweep.report.pictures import swept_numbers
 
 CHROMIUM = shutil.which("chromium")
 
@@ -160,3 +161,27 @@ def test_pictures_have_a_size(report: SweepReport, tmp_path: Path) -> None:
     assert [path.name for path in pictures] == ["digits_latency.png", "digits_size.png"]
     assert all(path.stat().st_size > 10_000 for path in pictures)
     assert len(written) == 5
+
+
+def studied() -> list[Row]:
+    """A study of calibration: five numbers of images with three seeds, by two methods."""
+    rows = []
+    for method in ("ptq", "gptq"):
+        for count in (1, 4, 16, 64, 256):
+            for seed in range(3):
+                cell = {"method.calibration_images": str(count), "method.calibration_seed": str(seed), "method": method}
+                plain = measured("resnet18", "int8", 0.98 - 0.1 / count - 0.01 * seed / count, 1, 2)
+                rows.append(dataclasses.replace(plain, cell=plain.cell | cell))
+    return rows
+
+
+def test_numbers_that_were_swept_have_a_picture(report: SweepReport, tmp_path: Path) -> None:
+    rows = studied()
+    assert swept_numbers(rows) == ["method.calibration_images"]
+    assert swept_numbers([row for row in rows if row.cell["method.calibration_images"] in ("1", "4")]) == []
+    named = [dataclasses.replace(rows[0], cell=rows[0].cell | {"method.x": name}) for name in "abc"]
+    assert swept_numbers(named) == []
+    written = write(dataclasses.replace(report, rows=rows), tmp_path)
+    (picture,) = [path for path in written if path.name == "digits_method.calibration_images.png"]
+    assert picture.stat().st_size > 10_000
+    assert picture.name in (tmp_path / "report.md").read_text()

@@ -1,6 +1,9 @@
-"""Accuracy against cost, with the Pareto front."""
+"""Accuracy against cost, with the Pareto front, and against every knob that was swept."""
 
 import io
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitsweep.report.content import Row, SweepReport, pareto_front
@@ -19,7 +22,7 @@ class Picture:
 
 
 def pictures(report: SweepReport) -> list[Picture]:
-    """For each data set, accuracy against latency and against size; only where there are figures."""
+    """For each data set, accuracy against latency, size and every swept number; only where there are figures."""
     drawn = []
     for dataset in dict.fromkeys(row.cell["dataset"] for row in report.measured):
         rows = [row for row in report.measured if row.cell["dataset"] == dataset and "top1" in row.metrics]
@@ -27,7 +30,66 @@ def pictures(report: SweepReport) -> list[Picture]:
             with_metric = [row for row in rows if metric in row.metrics]
             if with_metric:
                 drawn.append(_against(with_metric, dataset, metric, what, unit))
+        drawn += [_along(rows, dataset, knob) for knob in swept_numbers(rows)]
     return drawn
+
+
+def swept_numbers(rows: Sequence[Row]) -> list[str]:
+    """Knobs that have at least three values among the rows, all of them numbers; seeds are repetitions."""
+    found = []
+    for knob in dict.fromkeys(name for row in rows for name in row.cell if "." in name):
+        values = {row.cell[knob] for row in rows if knob in row.cell}
+        if len(values) >= 3 and not knob.endswith("seed") and all(map(_is_number, values)):
+            found.append(knob)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _along(rows: list[Row], dataset: str, knob: str) -> Picture:
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if knob in row.cell]
+    varying = [name for name in rows[0].cell if len({row.cell.get(name) for row in rows}) > 1]
+    apart = [name for name in varying if name != knob and not name.endswith("seed")]
+    curves: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        name = ", ".join(row.cell.get(axis, "") for axis in apart) or row.name
+        curves.setdefault(name, {}).setdefault(float(row.cell[knob]), []).append(100 * row.metrics["top1"])
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, points) in enumerate(curves.items()):
+        xs, colour = sorted(points), f"C{index % 10}"
+        axes.plot(xs, [statistics.median(points[x]) for x in xs], color=colour, label=name, zorder=3)
+        if any(len(points[x]) > 1 for x in xs):
+            low, high = ([end(points[x]) for x in xs] for end in (min, max))
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.scatter(
+            [x for x in xs for _ in points[x]], [y for x in xs for y in points[x]], color=colour, s=14, alpha=0.6
+        )
+    values = [x for points in curves.values() for x in points]
+    if min(values) > 0 and max(values) >= 20 * min(values):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(set(values)), [f"{x:g}" for x in sorted(set(values))])
+        axes.minorticks_off()
+    axes.set_xlabel(knob)
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(f"{dataset}: accuracy against {knob}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return Picture(
+        name=f"{dataset}_{knob}.png",
+        title=f"{dataset}: accuracy against {knob}",
+        caption="Points are cells; the line joins the medians over seeds, the band reaches from the least to the best.",
+        png=buffer.getvalue(),
+    )
 
 
 def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -> Picture:
