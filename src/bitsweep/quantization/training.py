@@ -77,8 +77,12 @@ class Rounded(nn.Module):
 
     def forward(self, x: Tensor, sharing: int) -> Tensor:
         """Q(x), where each scale is shared by so many values."""
-        scale = scaled_gradient(self.scale, sharing, self.grid) if self.learned else self.scale
-        return straight_through(x, scale, self.zero_point, self.grid)
+        grid, zero_point = self.grid, self.zero_point
+        if self.learned:
+            return straight_through(x, scaled_gradient(self.scale, sharing, grid), zero_point, grid)
+        if self.scale.ndim:
+            return torch.fake_quantize_per_channel_affine(x, self.scale, zero_point.int(), 0, grid.lo, grid.hi)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, zero_point.int(), grid.lo, grid.hi)
 
     @torch.no_grad()
     def set(self, scale: Tensor, zero_point: Tensor) -> None:
