@@ -119,6 +119,21 @@ def saves(shape: torch.Size, rank: int) -> bool:
     return rank * sum(shape) < math.prod(shape)
 
 
+def decompose(tensor: Tensor, start: Factors, *, sweeps: int, correction_sweeps: int) -> Factors:
+    """Float factors of the rank of the start: of a matrix the start itself, which nothing is better than.
+
+    Args:
+        start: the largest orthonormal components.
+        sweeps: of alternating least squares.
+        correction_sweeps: of the error-preserving correction after them.
+    """
+    if tensor.ndim == 2:
+        return start
+    fitted = least_squares(tensor, start, sweeps=sweeps)
+    corrected = smallest_components(tensor, fitted, sweeps=correction_sweeps)
+    return tuple(factor.to(tensor.dtype) for factor in corrected)
+
+
 def least_squares(tensor: Tensor, factors: Factors, *, sweeps: int, damping: float = 1e-9) -> Factors:
     """Alternating least squares: each factor in turn solves M (G + lambda 1) = K, with the others as they are.
 
@@ -156,7 +171,7 @@ def smallest_components(tensor: Tensor, factors: Factors, *, sweeps: int) -> Fac
         for mode in range(len(found)):
             lengths = [torch.linalg.vector_norm(factor, dim=0) for factor in found]
             found = [factor / length.clamp(min=1e-300) for factor, length in zip(found, lengths, strict=True)]
-            found[mode] = found[mode] * functools.reduce(torch.mul, lengths)
+            found[mode] = found[mode] * torch.stack(lengths).prod(0)
             K, gram = normal_equations(tensor, tuple(found), mode)
             eigenvalues, vectors = torch.linalg.eigh(gram)
             rotated = K @ vectors
@@ -187,7 +202,7 @@ def _largest_shift(eigenvalues: Tensor, squares: Tensor, total: Tensor, bound: T
 def balanced(factors: Factors) -> Factors:
     """The same components, the columns of each having the same length in all factors."""
     lengths = [torch.linalg.vector_norm(factor, dim=0) for factor in factors]
-    share = functools.reduce(torch.mul, lengths) ** (1 / len(factors))
+    share = torch.stack(lengths).prod(0).pow(1 / len(factors))
     smallest = torch.finfo(share.dtype).tiny
     return tuple(factor * (share / length.clamp(min=smallest)) for factor, length in zip(factors, lengths, strict=True))
 
@@ -196,4 +211,5 @@ def damped_cholesky(gram: Tensor, damping: float) -> Tensor:
     """Lower Cholesky factor of G + damping mean(diag G) 1, or of 1 where G is 0."""
     mean = gram.diagonal().mean().item()
     identity = torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.cholesky(gram + damping * mean * identity if mean else identity)
+    factor: Tensor = torch.linalg.cholesky(gram + damping * mean * identity if mean else identity)
+    return factor
