@@ -47,10 +47,10 @@ class Factorize(QuantizingMethod):
     rank_by: Literal["ratio", "energy"] = "ratio"
     ratio: Share = 0.5
     energy: Share = 0.9
-    sweeps: Count = 30
-    iterations: Count = 10
+    sweeps: Count = 20
+    iterations: Count = 5
     eps: Annotated[float, Field(gt=0)] = 1e-4
-    float_sweeps: Annotated[int, Field(ge=0)] = 50
+    float_sweeps: Annotated[int, Field(ge=0)] = 20
     correction_sweeps: Annotated[int, Field(ge=0)] = 10
     keep_first: bool = True
     keep_last: bool = True

@@ -150,24 +150,25 @@ def replace_by_chain(graph: GraphModule, layer: Node, weights: Sequence[Tensor])
         By the names of the chain's nodes, in the order in which they run, the paths of their weights.
     """
     source, weight = arguments(layer)[:2]
-    kind, shape = LAYER_KINDS[layer.target], geometry(layer)[:3]
+    pointwise, spatial, shape = POINTWISE[LAYER_KINDS[layer.target]], layer.target, geometry(layer)[:3]
     *heads, last = weights
     paths: dict[str, str] = {}
     with graph.graph.inserting_before(layer):
         for number, head in enumerate(heads):
             name, path = f"{layer.name}_factor{number}", f"{weight.target}_factor{number}"
             set_attribute(graph, path, head)
-            spatial = number == len(heads) - 1
-            arranged = (*shape, len(head) if number else 1) if spatial and shape else ()
-            operands = (source, graph.graph.get_attr(path), None, *arranged)
-            source = graph.graph.create_node(
-                "call_function", layer.target if spatial else POINTWISE[kind], operands, name=name
-            )
+            arranged = (*shape, len(head) if number else 1) if shape and head is heads[-1] else ()
+            target: Any = spatial if arranged else pointwise
+            operands = (graph.graph.get_attr(path), None, *arranged)
+            read = source.meta["val"]
+            source = graph.graph.create_node("call_function", target, (source, *operands), name=name)
+            with read.fake_mode:
+                source.meta["val"] = target(read, read.fake_mode.from_tensor(head), *operands[1:])
             paths[source.name] = path
         path = f"{weight.target}_factor{len(heads)}"
         set_attribute(graph, path, last)
         layer.args = (source, graph.graph.get_attr(path), bias_of(layer))
-        layer.target = POINTWISE[kind]
+        layer.target = pointwise
     return paths | {layer.name: path}
 
 

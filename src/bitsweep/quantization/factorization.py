@@ -48,9 +48,13 @@ def normal_equations(tensor: Tensor, factors: Factors, mode: int) -> tuple[Tenso
     Returns:
         K [N, R] and G [R, R].
     """
-    others = [factor for each, factor in enumerate(factors) if each != mode]
-    gram = functools.reduce(torch.mul, (factor.T @ factor for factor in others))
-    return tensor.movedim(mode, 0).flatten(1) @ khatri_rao(others), gram
+    others = sorted((each for each in range(tensor.ndim) if each != mode), key=lambda each: len(factors[each]))
+    gram = functools.reduce(torch.mul, (factors[each].T @ factors[each] for each in others))
+    longest = others.pop()
+    K = torch.tensordot(tensor, factors[longest], dims=([longest], [0]))  # Z itself would be large
+    for each in others:
+        K = (K * factors[each]).sum(1) if each > mode else (K * factors[each][:, None]).sum(0)
+    return K, gram
 
 
 @dataclass(frozen=True, kw_only=True)
