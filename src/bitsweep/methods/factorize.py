@@ -32,7 +32,7 @@ class Factorize(QuantizingMethod):
         ratio: share of the weights of a layer that its factors have, at most.
         energy: share of the squared weights that the largest components of a layer hold, at least.
         sweeps: of ADMM, in each of which every factor has its turn.
-        iterations: of ADMM in each turn, at most.
+        inner_iterations: of ADMM in each turn, at most.
         eps: relative residual with which a turn ends.
         float_sweeps: of alternating least squares for the float factors of a convolution.
         correction_sweeps: in which these get smaller components at the same error (arXiv 2008.05441).
@@ -48,7 +48,7 @@ class Factorize(QuantizingMethod):
     ratio: Share = 0.5
     energy: Share = 0.9
     sweeps: Count = 20
-    iterations: Count = 5
+    inner_iterations: Count = 5
     eps: Annotated[float, Field(gt=0)] = 1e-4
     float_sweeps: Annotated[int, Field(ge=0)] = 20
     correction_sweeps: Annotated[int, Field(ge=0)] = 10
@@ -121,14 +121,19 @@ class Factorize(QuantizingMethod):
             if name in kept:
                 chains[path] = self._whole(weight, grid, reason="")
             elif groups > 1:
-                chains[path] = self._whole(weight, grid, reason=f"not factorised: it has {groups} groups")
+                chains[path] = self._whole(
+                    weight, grid, reason=f"has {groups} groups; only layers with one are factorised"
+                )
             else:
                 chains[path] = self._factorized(weight, grid)
         if not any(chain.facts for chain in chains.values()):
-            reason = next((chain.reason for chain in chains.values() if chain.reason), "all layers are kept")
+            reasons = [
+                f"{name} {chain.reason}" for name, chain in zip(names, chains.values(), strict=True) if chain.reason
+            ]
             raise CompressionError(
-                f"method={self.name} makes no layer smaller ({reason}): lower method.{self.rank_by}, keep fewer layers "
-                "(method.keep_first=false, method.keep_last=false), or choose method=ptq"
+                f"method={self.name} makes no layer smaller ({'; '.join(reasons[:3]) or 'all of them are kept'}): "
+                f"lower method.{self.rank_by}, keep fewer layers (method.keep_first=false method.keep_last=false), "
+                "or choose another method"
             )
         return chains
 
@@ -157,7 +162,7 @@ class Factorize(QuantizingMethod):
             rank = factorization.rank_of_energy(components.sizes, self.energy)
         before, after = tensor.numel(), rank * sum(tensor.shape)
         if after >= before:
-            reason = f"not factorised: factors of rank {rank} have {after} weights, the layer {before}"
+            reason = f"has {before} weights, and factors of rank {rank} have {after}"
             return self._whole(weight, grid, reason=reason)
         factors = factorization.decompose(
             tensor, components.largest(rank), sweeps=self.float_sweeps, correction_sweeps=self.correction_sweeps
@@ -172,7 +177,7 @@ class Factorize(QuantizingMethod):
         if self.solver == "admm":
             solution = admm(
                 tensor, factors, grid, self.choose_weight_range(),
-                sweeps=self.sweeps, iterations=self.iterations, eps=self.eps,
+                sweeps=self.sweeps, iterations=self.inner_iterations, eps=self.eps,
             )  # fmt: skip
             found["admm"], errors = solution.codes, solution.errors
         facts["bits"] = sum(stored_bits(each.codes.shape, grid) for each in found[self.solver])
