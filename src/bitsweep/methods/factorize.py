@@ -50,7 +50,7 @@ class Factorize(QuantizingMethod):
     sweeps: Count = 20
     inner_iterations: Count = 5
     eps: Annotated[float, Field(gt=0)] = 1e-4
-    float_sweeps: Annotated[int, Field(ge=0)] = 20
+    float_sweeps: Annotated[int, Field(ge=0)] = 50
     correction_sweeps: Annotated[int, Field(ge=0)] = 10
     keep_first: bool = True
     keep_last: bool = True
