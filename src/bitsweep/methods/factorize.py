@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 from pydantic import Field
 
 from bitsweep.artifacts import Compression, Curve, Splits, Table
-from bitsweep.axes import Count, Grid, Precision, Scheme, Share, axis
+from bitsweep.axes import Count, Grid, Scheme, Share, axis
 from bitsweep.errors import CompressionError, ConfigError
 from bitsweep.quantization.calibrated import QuantizingMethod
 
@@ -41,6 +41,7 @@ class Factorize(QuantizingMethod):
         correct_bias: at last, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
     """
 
+    takes_halves: ClassVar[bool] = True
     compresses_float: ClassVar[bool] = True
 
     solver: Literal["admm", "svd_minmax", "svd_mse"] = "admm"
@@ -57,17 +58,6 @@ class Factorize(QuantizingMethod):
     keep: tuple[str, ...] = ()
     correct_bias: bool = True
 
-    def unsupported(self, precision: Precision) -> str | None:
-        """Weights may be codes or floats; activations codes, float32, or the float format of the weights."""
-        if isinstance(precision.weights, Grid):
-            return super().unsupported(precision)
-        if precision.activations in ("float32", precision.weights):
-            return None
-        return (
-            f"method={self.name} cannot compute {precision.activations} activations with {precision.weights} weights: "
-            "choose integer weights with integer or float32 activations, or one float format for both"
-        )
-
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
@@ -78,7 +68,8 @@ class Factorize(QuantizingMethod):
         from bitsweep.quantization.notes import layer_notes
         from bitsweep.quantization.walk import parameters_of
 
-        graph, batches = self.prepared(model, splits, image_size=image_size, seed=seed)
+        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+        graph, batches = prepared.graph, prepared.batches
         originals, parameters = graphs.layers(graph), parameters_of(graph)
         chains = self._chains(graph, scheme)
         # Biases are corrected while a layer still is one node, with the weights that its chain amounts to.
@@ -94,9 +85,8 @@ class Factorize(QuantizingMethod):
             notes = layer_notes(graph, layers)
             made = Compression(program=graphs.export(graph, image_size=image_size), layers=notes)
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
-        notes = tuple(
-            replace(note, reason=named[note.name].reason if note.name in named else note.reason) for note in made.layers
-        )
+        reasons = {name: chain.reason for name, chain in named.items()}
+        notes = tuple(replace(note, reason=reasons.get(note.name, note.reason)) for note in made.layers)
         return replace(made, layers=notes, curves=_curves(named), tables=(_table(named),))
 
     def _chains(self, graph: "GraphModule", scheme: Scheme) -> "dict[str, Chain]":

@@ -111,7 +111,9 @@ class QuantizingMethod(Method):
                 "choose precision.activations=float32, or integers"
             )
         if weights == activations == "float32":
-            return None if self.compresses_float else (
+            if self.compresses_float:
+                return None
+            return (
                 f"method={self.name} has nothing to do in fp32: choose method=none, or a lower precision such as int8"
             )
         if not self.takes_halves:

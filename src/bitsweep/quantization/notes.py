@@ -58,7 +58,7 @@ def _note(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[
     first, last = chain[0], chain[-1]
     parts, bias = [_stored(graph, arguments(node)[1]) for node in chain], bias_of(last)
     values = product([part.values for part in parts])
-    alone = parts[0] if last is first else None
+    alone = last is first
     activation_format, activation_range, source = _activation(graph, *arguments(first)[:2])
     return LayerNote(
         name=layer.name,
@@ -68,8 +68,8 @@ def _note(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[
         parameters=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
         stored_bits=sum(part.bits for part in parts) + (0 if bias is None else _bias_bits(graph, bias)),
         sqnr_db=None if torch.equal(values, layer.weight) else grids.sqnr_db(layer.weight, values),
-        weight_range=alone and alone.ends,
-        weight_clipped=alone and alone.clipped(layer.weight),
+        weight_range=parts[0].ends if alone else None,
+        weight_clipped=parts[0].clipped(layer.weight) if alone else None,
         activation_range=activation_range,
         activation_clipped=clipped.get(source),
         became="" if alone else " - ".join(_described(part.values) for part in parts),
