@@ -118,11 +118,6 @@ def rank_of_energy(sizes: Tensor, energy: float) -> int:
     return int((squares < energy * squares[-1]).sum()) + 1
 
 
-def saves(shape: torch.Size, rank: int) -> bool:
-    """Whether factors have fewer numbers than the tensor: R (T + S + P) < T S P."""
-    return rank * sum(shape) < math.prod(shape)
-
-
 def decompose(tensor: Tensor, start: Factors, *, sweeps: int, correction_sweeps: int) -> Factors:
     """Float factors of the rank of the start: of a matrix the start itself, which nothing is better than.
 
