@@ -40,6 +40,14 @@ def test_fp32_cells_of_a_model_and_backend_are_one() -> None:
     assert cell(precision="int8").twin == cell(precision="fp32")
 
 
+def test_a_method_that_compresses_floats_has_fp32_cells_of_its_own() -> None:
+    factorized = cell(precision="fp32", method="factorize")
+    assert factorized.method.name == "factorize"
+    assert factorized.key != cell(precision="fp32").key
+    assert factorized.twin == cell(precision="fp32")
+    assert factorized.twin.twin == factorized.twin
+
+
 def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None:
     base = cell()
     recipe = cell(train__lr=0.5)

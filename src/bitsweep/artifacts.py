@@ -96,10 +96,11 @@ class LayerNote:
         stored_bits: bits that these need as stored, scales included.
         sqnr_db: signal-to-quantization-noise ratio of the weights, None where they are unchanged.
         weight_range, activation_range: the values of the smallest and the largest code, of the channel where they are
-            widest; None in float.
+            widest; None in float, and of weights where the layer became several.
         weight_clipped, activation_clipped: shares in [0, 1] of the float network's weights, and of the values that the
             layer reads on calibration images, that lie beyond; None in float.
-        reason: why the layer stayed float; empty when it was compressed as asked.
+        became: the layers that took its place, in the order in which they run; empty when it is still one.
+        reason: why less was done to the layer than was asked, for instance nothing at all; empty when it was not less.
     """
 
     name: str
@@ -113,6 +114,7 @@ class LayerNote:
     weight_clipped: float | None = None
     activation_range: tuple[float, float] | None = None
     activation_clipped: float | None = None
+    became: str = ""
     reason: str = ""
 
 

@@ -258,9 +258,14 @@ def reduce_range(precision: Precision, cpu: Cpu) -> Scheme:
 
 @axis
 class Method(ABC):
-    """A way to make a trained network smaller: chooses ranges and codes, and yields a Q/DQ program."""
+    """A way to make a trained network smaller: chooses ranges and codes, and yields a Q/DQ program.
+
+    Attributes:
+        compresses_float: whether it changes a network that stays in fp32.
+    """
 
     name: Name
+    compresses_float: ClassVar[bool] = False
 
     @abstractmethod
     def unsupported(self, precision: Precision) -> str | None:

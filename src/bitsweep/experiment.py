@@ -74,7 +74,11 @@ class Cell:
     @property
     def twin(self) -> "Cell":
         """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
-        return self if self.precision == FP32 else self._uncompressed
+        return self._uncompressed if self._compresses else self
+
+    @property
+    def _compresses(self) -> bool:
+        return self.precision != FP32 or self.method.compresses_float
 
     @property
     def _uncompressed(self) -> "Cell":
@@ -178,7 +182,7 @@ def bind(config: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Cell:
         raise ConfigError(f"seed={seed}: give a whole number from 0 to 4294967295")
     cell = Cell(**axes, seed=seed, overrides=overrides)
     # All uncompressed cells of one model and engine are the same cell, whatever method was asked for.
-    return cell._uncompressed if cell.precision == FP32 else cell
+    return cell if cell._compresses else cell._uncompressed
 
 
 def _construct(group: str, node: Mapping[str, Any], kind: type) -> Any:

@@ -124,7 +124,7 @@ def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dic
         "size_ratio": stored / twin,
         "size_bound_mb": sum(layer.stored_bits for layer in compressed.layers) / 8e6,
     }
-    left = {layer.name: layer.reason for layer in compressed.layers if layer.reason}
+    left = {layer.name: layer.reason for layer in compressed.layers if layer.reason and "float" in layer.weights}
     large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (
         max(8, subject.scheme.weights.bits) / 8
     )

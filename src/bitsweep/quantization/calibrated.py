@@ -111,6 +111,8 @@ class QuantizingMethod(Method):
                 "choose precision.activations=float32, or integers"
             )
         if weights == activations == "float32":
+            if self.compresses_float:
+                return None
             return (
                 f"method={self.name} has nothing to do in fp32: choose method=none, or a lower precision such as int8"
             )
@@ -175,20 +177,15 @@ class QuantizingMethod(Method):
         self, model: "torch.nn.Module", scheme: Scheme, *, image_size: int, curves: tuple[Curve, ...] = ()
     ) -> Compression:
         """The network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
-        import torch
-
         from bitsweep.quantization import casting, graphs
         from bitsweep.quantization.folding import fold_batch_norm
         from bitsweep.quantization.notes import layer_notes
 
-        assert not isinstance(scheme.weights, Grid)
+        assert not isinstance(scheme.weights, Grid) and not isinstance(scheme.activations, Grid)
         graph = graphs.trace(model, image_size=image_size)
         fold_batch_norm(graph)
         originals = graphs.layers(graph)
-        if scheme.activations == "float32":
-            casting.store_as(graph, getattr(torch, scheme.weights))
-        else:
-            casting.compute_in(graph, getattr(torch, scheme.weights))
+        casting.cast(graph, scheme.weights, scheme.activations)
         notes = layer_notes(graph, originals)
         return Compression(program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves)
 

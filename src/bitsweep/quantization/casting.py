@@ -3,8 +3,23 @@
 import torch
 from torch.fx import GraphModule, Node
 
+from bitsweep.axes import FloatFormat
 from bitsweep.errors import CompressionError
 from bitsweep.quantization.graphs import aten, attribute, set_attribute
+
+
+def cast(graph: GraphModule, weights: FloatFormat, activations: FloatFormat) -> None:
+    """Bring, in place, a float32 network into the float formats of a scheme.
+
+    Raises:
+        CompressionError: a parameter is too large for the format.
+    """
+    if weights == "float32":
+        return
+    if activations == "float32":
+        store_as(graph, getattr(torch, weights))
+    else:
+        compute_in(graph, getattr(torch, weights))
 
 
 def store_as(graph: GraphModule, dtype: torch.dtype) -> None:

@@ -47,6 +47,7 @@ class Layer:
         kind: one of ``LAYER_KINDS`` or ``FLOAT_KINDS``.
         node: name of its node, which lasts while the graph is rewritten.
         weight, bias: its float32 parameters.
+        factors: names of the nodes that were put before it when it became a chain of layers.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Layer:
     node: str
     weight: torch.Tensor
     bias: torch.Tensor | None
+    factors: tuple[str, ...] = ()
 
 
 def layers(graph: GraphModule) -> tuple[Layer, ...]:

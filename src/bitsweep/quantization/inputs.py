@@ -5,6 +5,7 @@ positions in all images. A linear layer has one group and a position for each im
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,14 @@ def by_group(qparam: Tensor, groups: int) -> Tensor:
 
 def groups_of(layer: Node) -> int:
     """Number of groups of a layer."""
-    return 1 if LAYER_KINDS[layer.target] == "linear" else int((*arguments(layer), *_defaults(layer))[6])
+    return 1 if LAYER_KINDS[layer.target] == "linear" else int(geometry(layer)[3])
+
+
+def geometry(layer: Node) -> tuple[Any, ...]:
+    """Stride, padding, dilation and groups of a convolution; nothing for a linear layer."""
+    assert isinstance(layer.target, torch._ops.OpOverload)
+    defaults = [argument.default_value for argument in layer.target._schema.arguments[len(layer.args) :]]
+    return (*arguments(layer), *defaults)[3:]
 
 
 def patches(x: Tensor, layer: Node, weight: Tensor) -> Tensor:
@@ -41,7 +49,7 @@ def patches(x: Tensor, layer: Node, weight: Tensor) -> Tensor:
     """
     if LAYER_KINDS[layer.target] == "linear":
         return x.reshape(1, -1, x.shape[-1]).mT
-    _, _, _, stride, padding, dilation, groups = (*arguments(layer), *_defaults(layer))[:7]
+    stride, padding, dilation, groups = geometry(layer)
     kernel = tuple(weight.shape[2:])
     if x.ndim == 3:  # conv1d: a picture of height 1
         x, kernel = x[:, :, None], (1, *kernel)
@@ -64,9 +72,3 @@ def gram(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         total = product if total is None else total.add_(product)
     assert total is not None
     return total
-
-
-def _defaults(layer: Node) -> list[object]:
-    """The arguments of a layer that its node leaves out."""
-    assert isinstance(layer.target, torch._ops.OpOverload)
-    return [argument.default_value for argument in layer.target._schema.arguments[len(layer.args) :]]

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from bitsweep.artifacts import LayerNote
 from bitsweep.axes import Grid
 from bitsweep.quantization import grids
+from bitsweep.quantization.chains import product
 from bitsweep.quantization.graphs import FLOAT_KINDS, Layer, arguments, aten, attribute, bias_of
 from bitsweep.quantization.weights import quantized
 
@@ -47,27 +48,40 @@ def layer_notes(
         clipped: share of each quantized activation's values that lay beyond its range, by the name of its node.
     """
     nodes = {node.name: node for node in graph.graph.nodes}
-    return tuple(_note(graph, nodes[layer.node], layer, clipped) for layer in originals)
+    return tuple(
+        _note(graph, [nodes[name] for name in (*layer.factors, layer.node)], layer, clipped) for layer in originals
+    )
 
 
-def _note(graph: GraphModule, node: Node, layer: Layer, clipped: Mapping[str, float]) -> LayerNote:
-    read, weight = arguments(node)[:2]
-    stored, bias = _stored(graph, weight), bias_of(node)
-    activation_format, activation_range, source = _activation(graph, read, weight)
+def _note(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[str, float]) -> LayerNote:
+    """Note on a layer and the chain of layers that it became, mostly of itself alone."""
+    first, last = chain[0], chain[-1]
+    parts, bias = [_stored(graph, arguments(node)[1]) for node in chain], bias_of(last)
+    values = product([part.values for part in parts])
+    alone = last is first
+    activation_format, activation_range, source = _activation(graph, *arguments(first)[:2])
     return LayerNote(
         name=layer.name,
         kind=layer.kind,
-        weights=stored.format,
+        weights=parts[0].format,
         activations=activation_format,
         parameters=layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()),
-        stored_bits=stored.bits + (0 if bias is None else _bias_bits(graph, bias)),
-        sqnr_db=None if torch.equal(stored.values, layer.weight) else grids.sqnr_db(layer.weight, stored.values),
-        weight_range=stored.ends,
-        weight_clipped=stored.clipped(layer.weight),
+        stored_bits=sum(part.bits for part in parts) + (0 if bias is None else _bias_bits(graph, bias)),
+        sqnr_db=None if torch.equal(values, layer.weight) else grids.sqnr_db(layer.weight, values),
+        weight_range=parts[0].ends if alone else None,
+        weight_clipped=parts[0].clipped(layer.weight) if alone else None,
         activation_range=activation_range,
         activation_clipped=clipped.get(source),
+        became="" if alone else " - ".join(_described(part.values) for part in parts),
         reason=f"nothing puts the weights of a {layer.kind} on a grid" if layer.kind in FLOAT_KINDS.values() else "",
     )
+
+
+def _described(weight: torch.Tensor) -> str:
+    """A layer of a chain: its kernel, and from how many channels to how many."""
+    outputs, inputs, *kernel = weight.shape
+    size = "x".join(map(str, kernel)) + " " if kernel else ""
+    return f"{size}{inputs} to {outputs}" if max(kernel, default=1) == 1 else f"{size}on each of {outputs}"
 
 
 def _stored(graph: GraphModule, parameter: Node) -> _Stored:
