@@ -234,3 +234,16 @@ def test_what_cannot_be_expressed_says_so(weights: Any, activations: Any, allowe
     reason = Factorize(name="factorize").unsupported(precision)
     assert (reason is None) == allowed
     assert allowed or "choose" in str(reason)
+
+
+def test_factors_are_trained_from_their_codes(splits: Splits) -> None:
+    """Learning the noise images by heart: the loss falls, and the notes tell of chains and curves as before."""
+    before = factorized(splits, scheme(4, activations=UNSIGNED))
+    result = factorized(splits, scheme(4, activations=UNSIGNED), epochs=6, lr=0.01, batch_size=16)
+    assert [note.became for note in result.layers] == [note.became for note in before.layers]
+    assert {note.weights for note in result.layers} == {"s4 per-channel symmetric"}
+    curves = {curve.name: curve.values for curve in result.curves}
+    assert curves["train_loss"][-1] < curves["train_loss"][0]
+    assert "relative_error.hidden" in curves
+    precision = Precision(name="fp16", weights="float16", activations="float16")
+    assert "method.epochs=0" in str(method("factorize", epochs=1).unsupported(precision))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 from pydantic import Field
 
 from bitsweep.artifacts import Compression, Curve, Splits, Table
-from bitsweep.axes import Count, Grid, Scheme, Share, axis
+from bitsweep.axes import Count, Grid, Precision, Recipe, Scheme, Share, axis
 from bitsweep.errors import CompressionError, ConfigError
 from bitsweep.quantization.calibrated import QuantizingMethod
 
@@ -39,6 +39,7 @@ class Factorize(QuantizingMethod):
         keep_first, keep_last: leave the first, the last layer in one.
         keep: names of others to leave in one.
         correct_bias: at last, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
+        epochs, max_steps, batch_size, lr: of training the factors, with learned scales; no epochs for none.
     """
 
     takes_halves: ClassVar[bool] = True
@@ -57,6 +58,19 @@ class Factorize(QuantizingMethod):
     keep_last: bool = True
     keep: tuple[str, ...] = ()
     correct_bias: bool = True
+    epochs: Annotated[int, Field(ge=0)] = 0
+    max_steps: Count = 800
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Whatever the road allows; what is trained is on a grid."""
+        if self.epochs and not precision.is_integer:
+            return (
+                f"method.epochs={self.epochs}: only factors on a grid are trained, not {precision.name} ones: "
+                "choose method.epochs=0, or an integer precision such as int8"
+            )
+        return super().unsupported(precision)
 
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
@@ -77,7 +91,16 @@ class Factorize(QuantizingMethod):
         if self.correct_bias:
             correct_biases(graph, parameters, batches)
         layers, codes = split(graph, originals, chains)
-        if isinstance(scheme.weights, Grid):
+        if isinstance(scheme.weights, Grid) and self.epochs:
+            recipe = Recipe(
+                name=self.name, epochs=self.epochs, max_steps=self.max_steps, batch_size=self.batch_size, lr=self.lr,
+                weight_decay=0, warmup_share=0.05, augment="none",
+            )  # fmt: skip
+            made = self.trained(
+                replace(prepared, normalized=()), splits, recipe=recipe, scheme=scheme, image_size=image_size,
+                seed=seed, frozen_share=0.3, learned_scales=True, originals=layers, start=codes,
+            )  # fmt: skip
+        elif isinstance(scheme.weights, Grid):
             made = self.finished(graph, codes, batches, originals=layers, scheme=scheme, image_size=image_size)
         else:
             assert not isinstance(scheme.activations, Grid)
@@ -87,7 +110,7 @@ class Factorize(QuantizingMethod):
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
         reasons = {name: chain.reason for name, chain in named.items()}
         notes = tuple(replace(note, reason=reasons.get(note.name, note.reason)) for note in made.layers)
-        return replace(made, layers=notes, curves=_curves(named), tables=(_table(named),))
+        return replace(made, layers=notes, curves=(*made.curves, *_curves(named)), tables=(_table(named),))
 
     def _chains(self, graph: "GraphModule", scheme: Scheme) -> "dict[str, Chain]":
         """What takes the place of each layer that can be put on a grid, by the path of its weights.

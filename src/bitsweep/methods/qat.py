@@ -1,13 +1,12 @@
 """Quantization-aware training: the baseline is trained on with what its codes will compute."""
 
-import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bitsweep.artifacts import Compression, Curve, Splits
+from bitsweep.artifacts import Compression, Splits
 from bitsweep.axes import Count, Grid, Recipe, Scheme, Share, axis
-from bitsweep.quantization.calibrated import QuantizingMethod, stored
+from bitsweep.quantization.calibrated import QuantizingMethod
 
 if TYPE_CHECKING:
     import torch
@@ -45,59 +44,21 @@ class QuantizationAwareTraining(QuantizingMethod):
         """Train, and store what was learned."""
         import torch
 
-        from bitsweep.quantization import graphs
-        from bitsweep.quantization.quantizer import convert, observe
-        from bitsweep.quantization.training import TrainedNetwork
+        from bitsweep.quantization.training import train
         from bitsweep.train import choose_device
-
-        device = choose_device("auto")
-        if not isinstance(scheme.weights, Grid):
-            half = getattr(torch, scheme.weights)
-            curves = self._train(model.to(device), splits, image_size=image_size, seed=seed, autocast=half)
-            return self.cast(model.cpu().eval(), scheme, image_size=image_size, curves=curves)
-        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
-        graph, clipped = prepared.graph, dict[str, float]()
-        originals = graphs.layers(graph)
-        if isinstance(scheme.activations, Grid):
-            graph = observe(graph, scheme.activations, self.choose_activation_range())
-        network = TrainedNetwork(
-            graph, scheme.weights, self.choose_weight_range(), prepared.batches,
-            normalized=prepared.normalized, learned_scales=self.learned_scales,
-        )  # fmt: skip
-        curves = self._train(network.move(device), splits, image_size=image_size, seed=seed)
-        codes = network.finish()
-        if isinstance(scheme.activations, Grid):
-            graph, clipped = convert(graph)
-        return stored(graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves)
-
-    def _train(
-        self,
-        network: "torch.nn.Module",
-        splits: Splits,
-        *,
-        image_size: int,
-        seed: int,
-        autocast: "torch.dtype | None" = None,
-    ) -> tuple[Curve, ...]:
-        """Train in place; returns how it went."""
-        from bitsweep.quantization.training import TrainedNetwork, freeze_normalization
-        from bitsweep.train import descend
-
-        def before_epoch(epoch: int, epochs: int) -> None:
-            if epoch >= epochs - math.ceil(self.frozen_share * epochs):
-                freeze_normalization(network)
-            elif epoch and isinstance(network, TrainedNetwork) and not self.learned_scales:
-                network.choose_ranges()
 
         recipe = Recipe(
             name=self.name, epochs=self.epochs, max_steps=self.max_steps, batch_size=self.batch_size, lr=self.lr,
             weight_decay=self.weight_decay, schedule="cosine", warmup_share=0.05, augment=self.augment,
         )  # fmt: skip
-        _, history = descend(
-            network, splits, recipe=recipe, image_size=image_size, seed=seed, title=self.name, autocast=autocast,
-            before_epoch=before_epoch,
+        if isinstance(scheme.weights, Grid):
+            prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+            return self.trained(
+                prepared, splits, recipe=recipe, scheme=scheme, image_size=image_size, seed=seed,
+                frozen_share=self.frozen_share, learned_scales=self.learned_scales,
+            )  # fmt: skip
+        curves = train(
+            model.to(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
+            frozen_share=self.frozen_share, autocast=getattr(torch, scheme.weights),
         )  # fmt: skip
-        return tuple(
-            Curve(name=name, values=tuple(getattr(epoch, name) for epoch in history), step="epoch")
-            for name in ("train_loss", "val_loss", "val_top1", "lr")
-        )
+        return self.cast(model.cpu().eval(), scheme, image_size=image_size, curves=curves)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from bitsweep.artifacts import Compression, Curve, Splits, Table
-from bitsweep.axes import Count, Grid, Method, Precision, Scheme, Share, axis
+from bitsweep.axes import Count, Grid, Method, Precision, Recipe, Scheme, Share, axis
 
 if TYPE_CHECKING:
     import torch
@@ -172,6 +172,51 @@ class QuantizingMethod(Method):
         return stored(
             graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves, tables=tables
         )
+
+    def trained(
+        self,
+        prepared: Prepared,
+        splits: Splits,
+        *,
+        recipe: Recipe,
+        scheme: Scheme,
+        image_size: int,
+        seed: int,
+        frozen_share: float,
+        learned_scales: bool,
+        originals: "tuple[Layer, ...] | None" = None,
+        start: "Mapping[str, Codes] | None" = None,
+    ) -> Compression:
+        """The program of a network that is trained with rounded weights and activations.
+
+        Args:
+            prepared: its graph is used up.
+            frozen_share: of the epochs, at the end, with fixed ranges and statistics.
+            originals: the layers of the float network, if the graph has others by now.
+            start: codes of weights to start from, by their path.
+        """
+        from bitsweep.quantization import graphs
+        from bitsweep.quantization.quantizer import convert, observe
+        from bitsweep.quantization.training import TrainedNetwork, train
+        from bitsweep.train import choose_device
+
+        assert isinstance(scheme.weights, Grid)
+        graph, clipped = prepared.graph, dict[str, float]()
+        originals = graphs.layers(graph) if originals is None else originals
+        if isinstance(scheme.activations, Grid):
+            graph = observe(graph, scheme.activations, self.choose_activation_range())
+        network = TrainedNetwork(
+            graph, scheme.weights, self.choose_weight_range(), prepared.batches,
+            normalized=prepared.normalized, start=start or {}, learned_scales=learned_scales,
+        )  # fmt: skip
+        curves = train(
+            network.move(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
+            frozen_share=frozen_share,
+        )  # fmt: skip
+        codes = network.finish()
+        if isinstance(scheme.activations, Grid):
+            graph, clipped = convert(graph)
+        return stored(graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves)
 
     def cast(
         self, model: "torch.nn.Module", scheme: Scheme, *, image_size: int, curves: tuple[Curve, ...] = ()

@@ -10,7 +10,8 @@ Papers: Jacob et al., "Quantization and Training of Neural Networks for Efficien
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from bitsweep.axes import Grid
+from bitsweep.artifacts import Curve, Splits
+from bitsweep.axes import Grid, Recipe
 from bitsweep.quantization import grids
 from bitsweep.quantization.graphs import (
     LAYER_KINDS,
@@ -31,6 +33,7 @@ from bitsweep.quantization.graphs import (
 )
 from bitsweep.quantization.observers import ActivationObserver
 from bitsweep.quantization.weights import ChooseWeightRange, Codes
+from bitsweep.train import descend
 
 #: Share of a batch in the running statistics of a normalisation, and what is added to its variance.
 MOMENTUM, EPS = 0.1, 1e-5
@@ -153,31 +156,36 @@ class TrainedNetwork(nn.Module):
         batches: Sequence[Tensor],
         *,
         normalized: Collection[str] = (),
+        start: Mapping[str, Codes] = MappingProxyType({}),
         learned_scales: bool = False,
     ) -> None:
-        """Start where the float network is, with ranges chosen as if nothing was to be trained.
+        """Start where the network is, with ranges chosen as if nothing was to be trained.
 
         Args:
             graph: with an observer on every activation that is to be rounded; its own parameters stay as they are.
             grid: of the weights.
             batches: calibration images, float32 [N, 3, H, W].
             normalized: paths of the weights into which a normalisation was folded, which then goes on learning.
+            start: codes by the path of the weights, whose scales are those to start from.
+            learned_scales: learn all scales with the weights.
         """
         super().__init__()
         self._held = (graph,)  # not a child: exported graphs refuse to be put into training mode
-        self._choose_range, self._batches = choose_range, batches
+        self._choose_range, self._batches, self._learned_scales = choose_range, batches, learned_scales
         statistics = _statistics(graph, normalized, batches)
         self.layers, self.activations = nn.ModuleDict(), nn.ModuleDict()
         for node in graph.graph.nodes:
             if is_layer(node):
                 weight, bias = attribute(graph, node.args[1]), bias_of(node)
-                codes = Rounded(grid, *grids.choose_qparams(*choose_range(weight, grid), grid), learned=learned_scales)
+                given = start.get(str(node.args[1].target))
+                qparams = (given.scale, given.zero_point) if given else self._qparams(weight, grid)
+                codes = Rounded(given.grid if given else grid, *qparams, learned=learned_scales)
                 shift = None if bias is None else attribute(graph, bias)
                 self.layers[node.name] = TrainedLayer(node, weight, shift, statistics.get(node.name), codes)
         for name, observer in self._observers.items():
             qparams = torch.ones(()), torch.zeros((), dtype=torch.int64)
             self.activations[name] = Rounded(observer.grid, *qparams, learned=learned_scales)
-        self.choose_ranges()
+        self._choose_activation_ranges()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, 3, H, W], as the codes will compute them."""
@@ -192,9 +200,17 @@ class TrainedNetwork(nn.Module):
 
     @torch.no_grad()
     def choose_ranges(self) -> None:
-        """Choose ranges anew, of the weights as they are and of activations on the calibration images."""
-        for layer in self._layers.values():
-            layer.codes.set(*grids.choose_qparams(*self._choose_range(layer.folded[0], layer.grid), layer.grid))
+        """Choose ranges anew that are not learned: of weights as they are, of activations on the calibration images."""
+        if not self._learned_scales:
+            for layer in self._layers.values():
+                layer.codes.set(*self._qparams(layer.folded[0], layer.grid))
+            self._choose_activation_ranges()
+
+    def _qparams(self, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        return grids.choose_qparams(*self._choose_range(weight, grid), grid)
+
+    @torch.no_grad()
+    def _choose_activation_ranges(self) -> None:
         observers, mode = self._observers, self.training
         for observer in observers.values():
             observer.forget()
@@ -244,6 +260,44 @@ class TrainedNetwork(nn.Module):
     def _observers(self) -> dict[str, ActivationObserver]:
         """The observers of the graph by their names."""
         return {name: module for name, module in self._graph.named_children() if isinstance(module, ActivationObserver)}
+
+
+def train(
+    network: nn.Module,
+    splits: Splits,
+    *,
+    recipe: Recipe,
+    image_size: int,
+    seed: int,
+    frozen_share: float,
+    autocast: torch.dtype | None = None,
+) -> tuple[Curve, ...]:
+    """Train a network in place, with fixed ranges and statistics in the last part of the epochs.
+
+    Ranges that are not learned are chosen anew before each epoch of the first part.
+
+    Args:
+        frozen_share: how much that last part is.
+        autocast: half-precision type of the arithmetic.
+
+    Returns:
+        Losses, accuracy and learning rate of every epoch.
+    """
+
+    def before_epoch(epoch: int, epochs: int) -> None:
+        if epoch >= epochs - math.ceil(frozen_share * epochs):
+            freeze_normalization(network)
+        elif epoch and isinstance(network, TrainedNetwork):
+            network.choose_ranges()
+
+    _, history = descend(
+        network, splits, recipe=recipe, image_size=image_size, seed=seed, title=recipe.name, autocast=autocast,
+        before_epoch=before_epoch,
+    )  # fmt: skip
+    return tuple(
+        Curve(name=name, values=tuple(getattr(epoch, name) for epoch in history), step="epoch")
+        for name in ("train_loss", "val_loss", "val_top1", "lr")
+    )
 
 
 def freeze_normalization(network: nn.Module) -> None:
