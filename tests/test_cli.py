@@ -1,5 +1,6 @@
 """`bitsweep ui` and `bitsweep report`, as a user meets them."""
 
+import csv
 import os
 import shutil
 import signal
@@ -45,12 +46,36 @@ def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
             os.killpg(server.pid, signal.SIGTERM)
 
 
+@pytest.mark.slow
+def test_a_cell_can_be_taken_away_and_run_elsewhere(workplace: Path) -> None:
+    words = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "precision=int8"]
+    subprocess.run([sys.executable, "run.py", *words], check=True, capture_output=True)
+    (table,) = (workplace / "multirun").glob("*/cells.csv")
+    with table.open() as file:
+        (cell,) = csv.DictReader(file)
+    for _ in range(2):
+        made = subprocess.run([*BITSWEEP, "export", cell["run_id"], "bundle"], capture_output=True, text=True)
+        if made.returncode == 0:
+            (artifact,) = [path for path in workplace.glob("multirun/store/artifact/*/model.onnx") if _same(path)]
+            assert artifact.stat().st_size == round(1e6 * float(cell["size_mb"]))
+    assert made.returncode == 2
+    assert "error: bundle: is not empty" in made.stderr
+    verified = subprocess.run([*BITSWEEP, "verify", "bundle", "--here"], capture_output=True, text=True, check=True)
+    assert verified.stdout.startswith("16 of 16 predictions as recorded")
+
+
+def _same(path: Path) -> bool:
+    return path.read_bytes() == Path("bundle/model.onnx").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["report", "2000-01-01"], "error: SWEEP_ID=2000-01-01: no such sweep in sqlite"),
         (["report"], "the following arguments are required: SWEEP_ID"),
         (["show"], "invalid choice: 'show'"),
+        (["export", "0" * 32, "bundle"], "no such run in sqlite"),
+        (["verify", "nowhere"], "error: nowhere: no bundle"),
     ],
 )
 def test_bad_input_is_one_clear_line(words: list[str], message: str, workplace: Path) -> None:

@@ -297,12 +297,16 @@ class Backend(ABC):
     Attributes:
         package, extra: distribution that the engine comes in, and the extra of this project that installs it.
         timed: whether its latency means anything; False for simulations.
+        runner, runner_needs: program of ``runners/`` that runs the artifact by itself, and the packages that it needs;
+            empty where there is nothing to deploy.
     """
 
     name: Name
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     timed: ClassVar[bool] = True
+    runner: ClassVar[str] = ""
+    runner_needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def unsupported(self, precision: Precision) -> str | None:

@@ -1,4 +1,4 @@
-"""`bitsweep report SWEEP_ID` rebuilds a report from MLflow; `bitsweep ui` shows the runs in a browser."""
+"""`bitsweep report` rebuilds a report, `ui` shows runs, `export` makes a bundle of a cell, `verify` runs one again."""
 
 import argparse
 import contextlib
@@ -22,10 +22,20 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("--folder", type=Path, help="where to write it (default: multirun/SWEEP_ID)")
     ui = commands.add_parser("ui", help="start the MLflow UI, with a link to the comparison of all cells")
     ui.add_argument("--port", type=int, default=5000)
+    export = commands.add_parser("export", help="write what a cell measured as a folder that runs by itself")
+    export.add_argument("run_id", metavar="RUN_ID", help="MLflow run of a finished cell, as in the report's cells.csv")
+    export.add_argument("folder", metavar="DIR", type=Path, help="new folder")
+    check = commands.add_parser("verify", help="run such a folder in a new environment, and compare")
+    check.add_argument("folder", metavar="DIR", type=Path)
+    check.add_argument("--here", action="store_true", help="in this environment: install nothing")
     options = parser.parse_args(arguments)
     try:
         if options.command == "report":
             rebuild_report(options.sweep_id, options.store, options.folder or Path("multirun") / options.sweep_id)
+        elif options.command == "export":
+            export_bundle(options.run_id, options.folder)
+        elif options.command == "verify":
+            verify_bundle(options.folder, here=options.here)
         else:
             serve_ui(options.port)
     except BitsweepError as error:
@@ -42,6 +52,24 @@ def rebuild_report(sweep_id: str, store: Path, folder: Path) -> None:
     from bitsweep.tracking import Tracker
 
     publish(Tracker(Store(store)).report(sweep_id), folder)
+
+
+def export_bundle(run_id: str, folder: Path) -> None:
+    """Write the artifact of a cell, from MLflow alone, with all that it takes to run it."""
+    from bitsweep import bundle
+    from bitsweep.store import Store
+    from bitsweep.tracking import Tracker
+
+    Tracker(Store(Path("multirun/store"))).download_bundle(run_id, folder)
+    bundle.complete(folder)
+    print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def verify_bundle(folder: Path, *, here: bool) -> None:
+    """Say whether a bundle still does what was recorded."""
+    from bitsweep import bundle
+
+    print(bundle.verify(folder, here=here))
 
 
 def serve_ui(port: int) -> None:

@@ -17,13 +17,13 @@ from torch.export import ExportedProgram
 
 from bitsweep.artifacts import Array
 from bitsweep.errors import CompressionError
+from bitsweep.quantization.weights import quantized
 
 #: The first opset with 16-bit codes.
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
 
 aten = torch.ops.aten
-quantized = torch.ops.quantized_decomposed
 
 
 def export_onnx(program: ExportedProgram, path: Path) -> None:

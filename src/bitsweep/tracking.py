@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -17,7 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep import environment, pipeline
+import numpy as np
+
+from bitsweep import bundle, environment, pipeline
 from bitsweep.artifacts import Compressed, Outcome
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
@@ -218,6 +221,10 @@ class Tracker:
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
+        with tempfile.TemporaryDirectory() as facts:
+            splits = pipeline.splits_of(cell, self._store)
+            bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
+            self.client.log_artifacts(run_id, facts, "bundle")
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
 
@@ -248,7 +255,6 @@ class Tracker:
             return
         import mlflow
         import mlflow.onnx
-        import numpy as np
         import onnx
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -339,6 +345,38 @@ class Tracker:
                 tracking_uri=self.uri,
                 compare_url=self.comparison_path,
             )
+
+    def download_bundle(self, run_id: str, folder: Path) -> None:
+        """Write the artifact that a cell measured, and the facts about it, into a folder, which is created.
+
+        Raises:
+            UsageError: there is no such run, it measured nothing, or the folder is not empty.
+        """
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder}: is not empty; name a new folder")
+        with self._explained():
+            try:
+                run = self.client.get_run(run_id)
+            except MlflowException as error:
+                raise UsageError(
+                    f"RUN_ID={run_id}: no such run in {self.uri}; the report's cells.csv has them"
+                ) from error
+            if run.data.tags.get("kind") != "cell" or run.info.status != "FINISHED":
+                raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
+            with tempfile.TemporaryDirectory() as scratch:
+                shutil.copytree(self.client.download_artifacts(run_id, "bundle", scratch), folder, dirs_exist_ok=True)
+                models = run.outputs.model_outputs if run.outputs else []
+                if models:
+                    files = mlflow.artifacts.download_artifacts(
+                        f"models:/{models[0].model_id}", dst_path=scratch, tracking_uri=self.uri
+                    )
+                    shutil.copy(Path(files) / "model.onnx", folder)
+                else:
+                    files = self.client.download_artifacts(run_id, "model", scratch)
+                    shutil.copytree(files, folder, dirs_exist_ok=True)
 
     def _read_json(self, run_id: str, name: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:

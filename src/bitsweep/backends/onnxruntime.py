@@ -35,6 +35,8 @@ class OnnxRuntime(Backend):
     """
 
     package: ClassVar[str] = "onnxruntime"
+    runner: ClassVar[str] = "onnxruntime"
+    runner_needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "numpy", "pillow")
 
     optimization: Literal["all", "basic", "none"] = "all"
 
