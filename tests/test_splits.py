@@ -14,7 +14,6 @@ from bitsweep.splits import (
     make_splits,
     preprocess,
     preprocessed,
-    save_splits,
     stratified_indices,
 )
 
@@ -70,7 +69,7 @@ def test_every_class_has_its_share(labels: list[int], share: float, seed: int) -
 
 
 def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
-    save_splits(splits, tmp_path)
+    make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
     loaded = load_splits(tmp_path)
     assert loaded.fingerprint == splits.fingerprint
     assert (loaded.classes, loaded.mean_C, loaded.std_C) == (splits.classes, splits.mean_C, splits.std_C)
@@ -79,8 +78,8 @@ def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["change a pixel", "truncate", "delete"])
-def test_damaged_splits_are_noticed(splits: Splits, tmp_path: Path, damage: str) -> None:
-    save_splits(splits, tmp_path)
+def test_damaged_splits_are_noticed(tmp_path: Path, damage: str) -> None:
+    make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
     file = tmp_path / "test_images.npy"
     content = bytearray(file.read_bytes())
     if damage == "delete":
