@@ -1,4 +1,8 @@
+import errno
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsweep.artifacts import RawData, Split, Splits
+from bitsweep import splits as splits_module
+from bitsweep.artifacts import RawData, RawSplit, Split, Splits
 from bitsweep.errors import DataError
 from bitsweep.splits import (
     calibration_images,
@@ -75,6 +80,33 @@ def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
     assert (loaded.classes, loaded.mean_C, loaded.std_C) == (splits.classes, splits.mean_C, splits.std_C)
     assert np.array_equal(loaded.val.images, splits.val.images)
     assert isinstance(loaded.train.images, np.memmap)
+
+
+def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=50 * 36 - 1))
+    with pytest.raises(OSError) as caught:
+        make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_asked_for_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that data beyond the memory can be decoded into the store."""
+    data, asked = raw(), list[int]()
+
+    class Watched:
+        shape, dtype = data.train.images.shape, data.train.images.dtype
+
+        def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+            asked.append(len(chosen))
+            return data.train.images[chosen]
+
+    monkeypatch.setattr(splits_module, "_BLOCK_BYTES", 7 * 36)
+    watched = replace(data, train=RawSplit(images=Watched(), labels=data.train.labels))
+    written = make_splits(watched, val_share=0.25, seed=0, folder=tmp_path)
+    assert (max(asked), sum(asked)) == (7, 40)
+    assert isinstance(written.train.images, np.memmap)
+    assert written.fingerprint == make_splits(data, val_share=0.25, seed=0).fingerprint
 
 
 @pytest.mark.parametrize("damage", ["change a pixel", "truncate", "delete"])

@@ -3,11 +3,9 @@
 Shape letters: N images, S height and width in pixels.
 """
 
-import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _NAMED = 5
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +52,15 @@ class ImageFiles:
         Raises:
             DataError: some cannot be read. All files are tried then, so that all such can be named at once.
         """
-        read = partial(_square_or_reason, size=self.size, crop=self.crop)
+        names = [self.names[number] for number in chosen_N]
         # Pillow decodes and resizes outside the interpreter's lock.
         with ThreadPoolExecutor(physical_cores()) as pool:
-            squares = list(pool.map(read, (self.folder / self.names[number] for number in chosen_N)))
-            images = [square for square in squares if not isinstance(square, str)]
-            if len(images) == len(squares):
-                return np.stack(images)
-            reasons = zip(self.names, pool.map(read, (self.folder / name for name in self.names)), strict=True)
-            bad = [f"{name} ({reason})" for name, reason in reasons if isinstance(reason, str)]
+            squares = [square for square in pool.map(self._square_or_reason, names) if not isinstance(square, str)]
+            if len(squares) == len(names):
+                return np.stack(squares)
+            bad = []
+            for start in range(0, len(self.names), _AT_ONCE):
+                bad += [reason for reason in pool.map(self._reason, self.names[start : start + _AT_ONCE]) if reason]
         print(*bad, sep="\n", flush=True)
         more = f", and {len(bad) - _NAMED} more, listed in the log" if len(bad) > _NAMED else ""
         raise DataError(
@@ -69,14 +68,32 @@ class ImageFiles:
             f"{', '.join(bad[:_NAMED])}{more}; repair or delete them"
         )
 
+    def _reason(self, name: str) -> str:
+        square = self._square_or_reason(name)
+        return square if isinstance(square, str) else ""
+
+    def _square_or_reason(self, name: str) -> Array | str:
+        """The image, or its name and why it cannot be read."""
+        from PIL import UnidentifiedImageError
+
+        file = self.folder / name
+        try:
+            return read_square(file, size=self.size, crop=self.crop)
+        except UnidentifiedImageError:
+            return f"{name} ({'no image' if file.stat().st_size else 'empty'})"
+        except MemoryError:
+            raise
+        except Exception as error:  # decoding something damaged can raise anything
+            return f"{name} ({' '.join(str(error).split())})"
+
 
 def read_square(file: Path, *, size: int, crop: float = 1.0) -> Array:
     """The central square of an image, as a viewer shows it.
 
     It is turned as its EXIF data say; transparent parts are white; palettes, grey, CMYK and 16-bit channels become
     8-bit RGB; of several frames it is the first. The square has ``crop`` times the length of the short side, and is
-    resized to ``size`` bilinearly with antialiasing: with 224 and 0.875 that is what torchvision's
-    ``Resize(256)`` and ``CenterCrop(224)`` do, only that no more pixels are computed than are kept.
+    resized to ``size`` bilinearly with antialiasing. With 224 and 0.875 that is, to a level of rounding, what
+    torchvision's ``Resize(256)`` and ``CenterCrop(224)`` do; but no more pixels are computed than are kept.
 
     Args:
         size: S, in pixels.
@@ -86,7 +103,8 @@ def read_square(file: Path, *, size: int, crop: float = 1.0) -> Array:
         uint8 [S, S, 3].
 
     Raises:
-        OSError, ValueError, SyntaxError: it is no image, is truncated, or holds numbers without a common white.
+        OSError: it is no image, or is truncated; a decoder may raise other errors where it is damaged otherwise.
+        ValueError: its numbers have no common white.
     """
     from PIL import Image, ImageOps
 
@@ -117,15 +135,3 @@ def _rgb(image: "Image.Image") -> "Image.Image":
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _square_or_reason(file: Path, *, size: int, crop: float) -> Array | str:
-    """The square, or why there is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return read_square(file, size=size, crop=crop)
-    except UnidentifiedImageError:
-        return "no image" if file.stat().st_size else "empty"
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split())

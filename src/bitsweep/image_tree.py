@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from bitsweep.environment import physical_cores
@@ -21,6 +22,7 @@ _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".ti
 _LITTER = frozenset({"_DS_Store", "Thumbs.db", "desktop.ini"})
 _DIGEST_BYTES = 32
 _LONG_S = 5.0
+_AT_ONCE = 64
 
 
 def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, ...]:
@@ -65,14 +67,16 @@ def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
     classes = {entry.name: _entries(Path(entry)) for entry in entries if entry.is_dir()}
     if len(classes) < 2:
         raise DataError(
-            f"{folder} holds {len(classes)} folders; there must be at least two, each with a class's images"
+            f"{folder} holds {len(classes)} folders; there must be two or more, each with the images of a class: set "
+            "dataset.root to the folder that holds them"
         )
     for name, files in classes.items():
         if not files:
             raise DataError(f"{folder / name} is empty; put the images of that class there, or delete it")
         if inside := [file.name for file in files if file.is_dir()]:
             raise DataError(
-                f"{folder / name} holds folders ({some(inside)}); a class's folder holds nothing but images"
+                f"{folder / name} holds folders ({some(inside)}), where only the images of a class may be: move them, "
+                "or set dataset.root to the folder that holds the classes"
             )
     return {name: [file.path.removeprefix(f"{root}{os.sep}") for file in files] for name, files in classes.items()}
 
@@ -95,13 +99,14 @@ def content_digests(root: Path, names: Sequence[str]) -> list[bytes]:
             return [content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)]
     start_s = time.monotonic()
     with ThreadPoolExecutor(physical_cores()) as pool:
-        digests = list(pool.map(_digest, (root / name for name in names)))
+        blocks = pool.map(partial(_digests, root), (names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)))
+        digests = [digest for block in blocks for digest in block]
     if time.monotonic() - start_s > _LONG_S:
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(b"".join(digests))
-            partial.replace(kept)
+            unfinished = kept.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(b"".join(digests))
+            unfinished.replace(kept)
     return digests
 
 
@@ -112,9 +117,12 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + more
 
 
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+def _digests(root: Path, names: Sequence[str]) -> list[bytes]:
+    digests = []
+    for name in names:
+        with (root / name).open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").digest())
+    return digests
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -218,21 +218,22 @@ def _take(split: RawSplit, chosen_N: Array, *, part: str, folder: Path | None, a
         np.save(folder / f"{part}_labels.npy", labels)
         with (folder / f"{part}_images.npy").open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for block in _blocks(split.images, chosen_N):
+            for block in _blocks(split.images, chosen_N, advance):
                 stream.write(block.data)
-                advance(len(block))
         images = _map(folder, part, "images")
         print(f"{part}: {len(labels)} images in {time.monotonic() - start_s:.1f} s", flush=True)
     else:
-        images = np.concatenate(list(_blocks(split.images, chosen_N)))
+        images = np.concatenate(list(_blocks(split.images, chosen_N, advance)))
     return Split(images=images, labels=labels)
 
 
-def _blocks(images: Images, chosen_N: Array) -> Iterator[Array]:
+def _blocks(images: Images, chosen_N: Array, advance: Callable[[int], None] = lambda done: None) -> Iterator[Array]:
     """The chosen images, contiguous, as many at a time as are a small part of the memory."""
     size = max(1, _BLOCK_BYTES // math.prod(images.shape[1:]))
     for start in range(0, len(chosen_N), size):
-        yield np.ascontiguousarray(images[chosen_N[start : start + size]])
+        block = np.ascontiguousarray(images[chosen_N[start : start + size]])
+        yield block
+        advance(len(block))
 
 
 def _moments(images_NHWC: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
