@@ -1,4 +1,8 @@
+import errno
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsweep.artifacts import RawData, Split, Splits
+from bitsweep import splits as splits_module
+from bitsweep.artifacts import RawData, RawSplit, Split, Splits
 from bitsweep.errors import DataError
 from bitsweep.splits import (
     calibration_images,
@@ -14,7 +19,6 @@ from bitsweep.splits import (
     make_splits,
     preprocess,
     preprocessed,
-    save_splits,
     stratified_indices,
 )
 
@@ -70,7 +74,7 @@ def test_every_class_has_its_share(labels: list[int], share: float, seed: int) -
 
 
 def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
-    save_splits(splits, tmp_path)
+    make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
     loaded = load_splits(tmp_path)
     assert loaded.fingerprint == splits.fingerprint
     assert (loaded.classes, loaded.mean_C, loaded.std_C) == (splits.classes, splits.mean_C, splits.std_C)
@@ -78,9 +82,36 @@ def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
     assert isinstance(loaded.train.images, np.memmap)
 
 
+def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=50 * 36 - 1))
+    with pytest.raises(OSError) as caught:
+        make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_asked_for_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that data beyond the memory can be decoded into the store."""
+    data, asked = raw(), list[int]()
+
+    class Watched:
+        shape, dtype = data.train.images.shape, data.train.images.dtype
+
+        def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+            asked.append(len(chosen))
+            return data.train.images[chosen]
+
+    monkeypatch.setattr(splits_module, "_BLOCK_BYTES", 7 * 36)
+    watched = replace(data, train=RawSplit(images=Watched(), labels=data.train.labels))
+    written = make_splits(watched, val_share=0.25, seed=0, folder=tmp_path)
+    assert (max(asked), sum(asked)) == (7, 40)
+    assert isinstance(written.train.images, np.memmap)
+    assert written.fingerprint == make_splits(data, val_share=0.25, seed=0).fingerprint
+
+
 @pytest.mark.parametrize("damage", ["change a pixel", "truncate", "delete"])
-def test_damaged_splits_are_noticed(splits: Splits, tmp_path: Path, damage: str) -> None:
-    save_splits(splits, tmp_path)
+def test_damaged_splits_are_noticed(tmp_path: Path, damage: str) -> None:
+    make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
     file = tmp_path / "test_images.npy"
     content = bytearray(file.read_bytes())
     if damage == "delete":

@@ -11,7 +11,7 @@ from bitsweep.artifacts import Splits
 from bitsweep.axes import Model, Recipe, axis
 from bitsweep.datasets.digits import Digits
 from bitsweep.errors import CellFailed, ConfigError
-from bitsweep.splits import make_splits, preprocess
+from bitsweep.splits import load_splits, make_splits, preprocess
 
 
 @axis
@@ -54,6 +54,19 @@ def test_it_learns_and_keeps_the_best_epoch(digits: Splits, tmp_path: Path) -> N
         logits = network.eval()(images).numpy()
     np.testing.assert_allclose(trained.test_logits_NK, logits, atol=1e-3)
     assert (logits.argmax(1) == digits.test.labels).mean() > 0.9
+
+
+def test_images_are_trained_on_where_they_are_stored(digits: Splits, tmp_path: Path) -> None:
+    for folder in ("store", "stored", "held"):
+        (tmp_path / folder).mkdir()
+    make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0, folder=tmp_path / "store")
+    stored = load_splits(tmp_path / "store")
+    assert isinstance(stored.train.images, np.memmap)
+    quick = recipe(max_steps=5, augment="shift_flip")
+    train.fit(Small(), stored, recipe=quick, seed=0, folder=tmp_path / "stored")
+    train.fit(Small(), digits, recipe=quick, seed=0, folder=tmp_path / "held")
+    logits = [train.load_trained(tmp_path / folder).test_logits_NK for folder in ("stored", "held")]
+    assert np.array_equal(*logits)
 
 
 def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Path) -> None:

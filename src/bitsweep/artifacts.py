@@ -7,7 +7,7 @@ Shape letters: N images, K classes, C channels, H height, W width. Images are ui
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,11 +17,23 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Images uint8 [N, H, W, C] with their labels int64 [N]; memory-mapped when they come from the store."""
+class Images(Protocol):
+    """Images uint8 [N, H, W, C]: an array, or files that are decoded when they are asked for by their numbers."""
 
-    images: Array
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, chosen_N: Array, /) -> Array: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSplit:
+    """Images uint8 [N, H, W, C] with their labels int64 [N]."""
+
+    images: Images
     labels: Array
 
     def __len__(self) -> int:
@@ -29,11 +41,18 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawData:
-    """A data set as decoded: training and test images and the names of the classes."""
+class Split(RawSplit):
+    """The same with the images in an array; memory-mapped when they come from the store."""
 
-    train: Split
-    test: Split
+    images: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawData:
+    """A data set as it comes: training and test images, decoded or to be, and the names of the classes."""
+
+    train: RawSplit
+    test: RawSplit
     classes: tuple[str, ...]
 
 

@@ -52,10 +52,10 @@ class Stage:
 
 def load_data(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Decode the data set and split it."""
-    from bitsweep.splits import make_splits, save_splits
+    from bitsweep.splits import make_splits
 
-    raw = cell.dataset.decode()
-    save_splits(make_splits(raw, val_share=cell.dataset.val_share, seed=cell.dataset.split_seed), folder)
+    data = cell.dataset
+    make_splits(data.decode(), val_share=data.val_share, seed=data.split_seed, folder=folder, progress=progress)
 
 
 def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:

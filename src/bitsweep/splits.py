@@ -3,23 +3,29 @@
 Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
 """
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from bitsweep.artifacts import Array, RawData, Split, Splits
+from bitsweep.artifacts import Array, Images, RawData, RawSplit, Split, Splits
 from bitsweep.errors import DataError
+from bitsweep.progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
 
 _PARTS = ("train", "val", "test")
-_CHUNK = 4096
+_BLOCK_BYTES = 1 << 25
 
 
 def preprocess(
@@ -65,11 +71,19 @@ def normalized_for_imagenet(splits: Splits) -> Splits:
     return replace(splits, mean_C=(0.485, 0.456, 0.406), std_C=(0.229, 0.224, 0.225))
 
 
-def make_splits(raw: RawData, *, val_share: float, seed: int) -> Splits:
+def make_splits(
+    raw: RawData, *, val_share: float, seed: int, folder: Path | None = None, progress: TextIO | None = None
+) -> Splits:
     """Hold out validation images from the training images, class by class, and fingerprint the result.
 
+    Args:
+        folder: where to write the splits, block by block as they are decoded, for `load_splits`: one .npy file an array
+            and ``splits.json``, which is written last. None keeps them in memory.
+        progress: terminal for a progress bar.
+
     Raises:
-        DataError: images and labels do not belong together, or there are too few of them.
+        DataError: images and labels do not belong together, there are too few of them, or they cannot be decoded.
+        OSError: the disk has no room for them.
     """
     for part, split in (("training", raw.train), ("test", raw.test)):
         _check(split, part=part, classes=raw.classes)
@@ -80,13 +94,26 @@ def make_splits(raw: RawData, *, val_share: float, seed: int) -> Splits:
         raise DataError(
             f"{len(raw.train)} training images are too few to hold out a share of {val_share} for validation"
         )
-    train = _take(raw.train, ~held_out)
-    mean_C, std_C = _moments(train.images)
+    if folder and shutil.disk_usage(folder).free < sum(
+        math.prod(split.images.shape) for split in (raw.train, raw.test)
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    parts = {
+        "train": (raw.train, np.flatnonzero(~held_out)),
+        "val": (raw.train, np.flatnonzero(held_out)),
+        "test": (raw.test, np.arange(len(raw.test))),
+    }
+    with progress_bar(progress, "decoding", len(raw.train) + len(raw.test)) as advance:
+        taken = {part: _take(*chosen, part=part, folder=folder, advance=advance) for part, chosen in parts.items()}
+    mean_C, std_C = _moments(taken["train"].images)
     if not all(std_C):
         raise DataError("the training images are of one colour: a channel has the same value everywhere")
-    parts = {"train": train, "val": _take(raw.train, held_out), "test": raw.test}
-    fingerprint = _fingerprint(parts, raw.classes)
-    return Splits(**parts, classes=raw.classes, mean_C=mean_C, std_C=std_C, fingerprint=fingerprint)
+    fingerprint = _fingerprint(taken, raw.classes)
+    splits = Splits(**taken, classes=raw.classes, mean_C=mean_C, std_C=std_C, fingerprint=fingerprint)
+    if folder:
+        about = {name: getattr(splits, name) for name in ("classes", "mean_C", "std_C", "fingerprint")}
+        (folder / "splits.json").write_text(json.dumps(about, indent=2) + "\n")
+    return splits
 
 
 def stratified_indices(labels: Array, share: float, seed: int) -> Array:
@@ -129,17 +156,6 @@ def validation_batches(
     )
 
 
-def save_splits(splits: Splits, folder: Path) -> None:
-    """Write splits as one .npy file an array and ``splits.json``, which is written last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in _PARTS:
-        split: Split = getattr(splits, part)
-        np.save(folder / f"{part}_images.npy", split.images)
-        np.save(folder / f"{part}_labels.npy", split.labels)
-    names = ("classes", "mean_C", "std_C", "fingerprint")
-    (folder / "splits.json").write_text(json.dumps({name: getattr(splits, name) for name in names}, indent=2) + "\n")
-
-
 def load_splits(folder: Path) -> Splits:
     """Read saved splits, memory-mapped; the fingerprint is computed again and compared.
 
@@ -177,12 +193,14 @@ def _stratified(labels: Array, count: int, seed: int) -> Array:
     return rng.permutation(np.concatenate(chosen))
 
 
-def _check(split: Split, *, part: str, classes: tuple[str, ...]) -> None:
+def _check(split: RawSplit, *, part: str, classes: tuple[str, ...]) -> None:
     images, labels = split.images, split.labels
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] not in (1, 3):
         raise DataError(f"{part} images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 1 or 3]")
     if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-        raise DataError(f"{part} labels are {labels.dtype} {list(labels.shape)}; they must be int64 [{len(images)}]")
+        raise DataError(
+            f"{part} labels are {labels.dtype} {list(labels.shape)}; they must be int64 [{images.shape[0]}]"
+        )
     if not len(labels):
         raise DataError(f"there are no {part} images")
     if labels.min() < 0 or labels.max() >= len(classes):
@@ -191,18 +209,40 @@ def _check(split: Split, *, part: str, classes: tuple[str, ...]) -> None:
         )
 
 
-def _take(split: Split, chosen: Array) -> Split:
-    return Split(images=split.images[chosen], labels=split.labels[chosen])
+def _take(split: RawSplit, chosen_N: Array, *, part: str, folder: Path | None, advance: Callable[[int], None]) -> Split:
+    """The chosen images of a split, in memory or in a file of the folder."""
+    start_s = time.monotonic()
+    shape = (len(chosen_N), *split.images.shape[1:])
+    labels = split.labels[chosen_N]
+    if folder:
+        np.save(folder / f"{part}_labels.npy", labels)
+        with (folder / f"{part}_images.npy").open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for block in _blocks(split.images, chosen_N, advance):
+                stream.write(block.data)
+        images = _map(folder, part, "images")
+        print(f"{part}: {len(labels)} images in {time.monotonic() - start_s:.1f} s", flush=True)
+    else:
+        images = np.concatenate(list(_blocks(split.images, chosen_N, advance)))
+    return Split(images=images, labels=labels)
+
+
+def _blocks(images: Images, chosen_N: Array, advance: Callable[[int], None] = lambda done: None) -> Iterator[Array]:
+    """The chosen images, contiguous, as many at a time as are a small part of the memory."""
+    size = max(1, _BLOCK_BYTES // math.prod(images.shape[1:]))
+    for start in range(0, len(chosen_N), size):
+        block = np.ascontiguousarray(images[chosen_N[start : start + size]])
+        yield block
+        advance(len(block))
 
 
 def _moments(images_NHWC: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in units of [0, 1], exact, without a float copy of the images."""
     channels = range(images_NHWC.shape[3])
     counts_C256 = np.zeros((len(channels), 256), dtype=np.int64)
-    for start in range(0, len(images_NHWC), _CHUNK):
-        chunk = images_NHWC[start : start + _CHUNK]
+    for block in _blocks(images_NHWC, np.arange(len(images_NHWC))):
         for channel in channels:
-            counts_C256[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+            counts_C256[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     codes = np.arange(256)
     mean_C = np.array([np.average(codes, weights=counts) for counts in counts_C256])
     variance_C = [

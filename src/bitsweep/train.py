@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bitsweep.artifacts import Epoch, Split, Splits, Trained
 from bitsweep.axes import Model, Recipe
 from bitsweep.errors import CellFailed, ConfigError
+from bitsweep.progress import progress_bar
 from bitsweep.splits import preprocess
 
 #: Parameters of glibc's mallopt.
@@ -99,7 +100,8 @@ def descend(
     torch.backends.cudnn.deterministic = True
     shuffle = torch.Generator().manual_seed(seed)
     load = _loader(splits, image_size)
-    train = _on_device(splits.train, device)
+    take = _taker(splits.train, device)
+    labels = torch.from_numpy(np.array(splits.train.labels))
 
     steps_an_epoch = max(1, len(splits.train) // recipe.batch_size)
     steps = min(recipe.epochs * steps_an_epoch, recipe.max_steps)
@@ -109,18 +111,19 @@ def descend(
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
 
     best, best_state, history = -1, copy.deepcopy(network.state_dict()), list[Epoch]()
-    with _progress_bar(progress, f"{title} on {device.type}", steps) as advance:
+    with progress_bar(progress, f"training {title} on {device.type}", steps) as advance:
         for epoch in range(epochs):
             start = time.monotonic()
             network.train()
             before_epoch(epoch, epochs)
             losses = []
-            order = torch.randperm(len(splits.train), generator=shuffle).to(device)
+            order = torch.randperm(len(splits.train), generator=shuffle)
             for step in range(min(steps_an_epoch, steps - epoch * steps_an_epoch)):
                 chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-                images = load(augment(train[0][chosen], recipe.augment, shuffle))
+                images = load(augment(take(chosen), recipe.augment, shuffle))
                 with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                    loss = F.cross_entropy(network(images), train[1][chosen], label_smoothing=recipe.label_smoothing)
+                    target = labels[chosen].to(device)
+                    loss = F.cross_entropy(network(images), target, label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if recipe.clip_norm:
@@ -130,7 +133,7 @@ def descend(
                 scaler.update()
                 scheduler.step()
                 losses.append(loss.detach())
-                advance()
+                advance(1)
 
             train_loss = float(torch.stack(losses).mean())
             val_loss, val_top1 = _validate(network, splits.val, load, device)
@@ -278,10 +281,15 @@ def _keep_freed_memory() -> None:
         glibc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, H, W, C] and labels, resident on the device."""
-    images = torch.from_numpy(np.array(split.images))
-    return images.to(device), torch.from_numpy(np.array(split.labels)).to(device)
+def _taker(split: Split, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From numbers of images, int64 [N], to the images, uint8 [N, H, W, C] on the device.
+
+    A GPU keeps all of them where they fill less than half of what it has free. Otherwise they are read when needed.
+    """
+    if device.type == "cuda" and split.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        images = torch.from_numpy(np.array(split.images)).to(device)
+        return lambda chosen: images[chosen.to(device)]
+    return lambda chosen: torch.from_numpy(split.images[chosen.numpy()]).to(device)
 
 
 def _loader(splits: Splits, image_size: int) -> Callable[[Tensor], Tensor]:
@@ -293,8 +301,8 @@ def _loader(splits: Splits, image_size: int) -> Callable[[Tensor], Tensor]:
 @torch.inference_mode()
 def _logits(network: nn.Module, split: Split, load: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
     network.eval()
-    images, _ = _on_device(split, device)
-    return torch.cat([network(load(batch)).float() for batch in torch.split(images, 256)])
+    take = _taker(split, device)
+    return torch.cat([network(load(take(batch))).float() for batch in torch.split(torch.arange(len(split)), 256)])
 
 
 def _validate(
@@ -304,18 +312,3 @@ def _validate(
     labels_N = torch.from_numpy(np.array(split.labels)).to(device)
     top1 = (logits_NK.argmax(1) == labels_N).float().mean()
     return float(F.cross_entropy(logits_NK, labels_N)), float(top1)
-
-
-@contextlib.contextmanager
-def _progress_bar(terminal: TextIO | None, title: str, steps: int) -> Iterator[Callable[[], None]]:
-    """A bar with the time left, on a terminal; nothing elsewhere."""
-    if terminal is None or not terminal.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(f"training {title}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=terminal), transient=True) as bar:
-        task = bar.add_task(title, total=steps)
-        yield lambda: bar.advance(task)

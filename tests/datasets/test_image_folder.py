@@ -1,0 +1,164 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitsweep import splits
+from bitsweep.artifacts import RawData
+from bitsweep.datasets.image_folder import ImageFolder
+from bitsweep.errors import DataError
+from bitsweep.splits import load_splits, make_splits
+
+CLASSES = ("ants", "bees")
+
+
+def put(root: Path, names: list[str]) -> Path:
+    """Images of one colour each: its red is its number in the list, its blue that of its class."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (number, number % 2, CLASSES.index(Path(name).parent.name))).save(root / name)
+    return root
+
+
+def parts(train: int = 4, test: int = 2) -> list[str]:
+    counts = {"train": train, "val": test}
+    return [f"{part}/{kind}/{i}.png" for part, count in counts.items() for kind in CLASSES for i in range(count)]
+
+
+def together(count: int) -> list[str]:
+    return [f"{kind}/{i}.png" for kind in CLASSES for i in range(count)]
+
+
+def dataset(root: Path, **knobs: object) -> ImageFolder:
+    return ImageFolder(**{"name": "small", "root": str(root), "store_size": 5, **knobs})  # type: ignore[arg-type]
+
+
+def red(raw: RawData, part: str) -> set[int]:
+    split = getattr(raw, part)
+    images = split.images[np.arange(len(split))]
+    assert images[:, 0, 0, 2].tolist() == split.labels.tolist()
+    return set(images[:, 0, 0, 0].tolist())
+
+
+def test_a_tree_with_parts(tmp_path: Path) -> None:
+    raw = dataset(put(tmp_path, parts())).decode()
+    assert raw.train.images.shape == (8, 5, 5, 3)
+    assert raw.classes == CLASSES
+    assert (red(raw, "train"), red(raw, "test")) == (set(range(8)), set(range(8, 12)))
+
+
+def test_a_tree_of_classes_is_split(tmp_path: Path) -> None:
+    put(tmp_path, together(20))
+    raw = dataset(tmp_path, test_share=0.25).decode()
+    assert np.bincount(raw.train.labels).tolist() == [15, 15]
+    assert red(raw, "train") | red(raw, "test") == set(range(40))
+    assert not red(raw, "train") & red(raw, "test")
+    assert red(dataset(tmp_path, test_share=0.25).decode(), "test") == red(raw, "test")
+    assert red(dataset(tmp_path, test_share=0.25, split_seed=1).decode(), "test") != red(raw, "test")
+
+
+def test_equal_files_are_on_the_same_side(tmp_path: Path) -> None:
+    put(tmp_path, together(12))
+    for kind in CLASSES:
+        for number in range(12):
+            shutil.copy(tmp_path / kind / f"{number}.png", tmp_path / kind / f"{number} copy.png")
+    raw = dataset(tmp_path, test_share=0.5).decode()
+    assert len(raw.test) == 24
+    assert not red(raw, "train") & red(raw, "test")
+
+
+def test_the_source_is_names_and_contents(tmp_path: Path) -> None:
+    first = dataset(put(tmp_path / "first", parts())).source()
+    shutil.copytree(tmp_path / "first", tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    assert dataset(tmp_path / "elsewhere").source() == first
+    (tmp_path / "elsewhere/train/ants/0.png").rename(tmp_path / "elsewhere/train/ants/00.png")
+    renamed = dataset(tmp_path / "elsewhere").source()
+    Image.new("RGB", (9, 7), (0, 9, 0)).save(tmp_path / "elsewhere/train/ants/00.png")
+    assert len({first, renamed, dataset(tmp_path / "elsewhere").source()}) == 3
+
+
+def test_test_images_that_are_training_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, parts())
+    shutil.copy(tmp_path / "train/bees/1.png", tmp_path / "val/bees/0.png")
+    found = r"1 of 4 test images are training images too \(val/bees/0.png = train/bees/1.png\)"
+    with pytest.raises(DataError, match=rf"^dataset.root={tmp_path}: {found}; .* dataset.leaks=keep$"):
+        dataset(tmp_path).source()
+    assert len(dataset(tmp_path, leaks="keep").decode().test) == 4
+    assert "warning: 1 of 4 test images are training images too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("nothing", r"no such folder; put the images there, as train/CLASS/IMAGE .* or set dataset.root"),
+        ("a class for testing only", r"unlike classes: wasps is only in val$"),
+        ("a class for training only", r"unlike classes: wasps is only in train$"),
+        ("one training image", r"too few training and test images: bees has 1 and 2; .* add images, or delete"),
+        ("no such link", r"cannot be read \(.*9.png"),
+    ],
+)
+def test_a_tree_that_is_no_data_set(tmp_path: Path, change: str, message: str) -> None:
+    root = tmp_path / "root"
+    if change != "nothing":
+        put(root, parts())
+    if change == "a class for testing only":
+        shutil.copytree(root / "val/ants", root / "val/wasps")
+    elif change == "a class for training only":
+        shutil.copytree(root / "val/ants", root / "train/wasps")
+    elif change == "one training image":
+        for number in (1, 2, 3):
+            (root / f"train/bees/{number}.png").unlink()
+    elif change == "no such link":
+        (root / "train/ants/9.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match=rf"^dataset.root={root}: .*{message}") as caught:
+        dataset(root).source()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_with_too_few_images_to_split(tmp_path: Path) -> None:
+    put(tmp_path, ["ants/0.png", *together(8)[8:]])
+    with pytest.raises(DataError, match="too few training and test images: ants has"):
+        dataset(tmp_path).source()
+
+
+def test_an_unreadable_image_stops_the_data(tmp_path: Path) -> None:
+    put(tmp_path / "root", parts())
+    (tmp_path / "root/val/bees/1.png").write_text("hello")
+    (tmp_path / "store").mkdir()
+    with pytest.raises(DataError, match=r"1 of 4 files are not readable as images: val/bees/1.png \(no image\)"):
+        make_splits(dataset(tmp_path / "root").decode(), val_share=0.25, seed=0, folder=tmp_path / "store")
+    assert not (tmp_path / "store" / "splits.json").exists()
+
+
+def test_splits_hold_every_image_whatever_the_size_of_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(put(tmp_path, parts(train=8)))
+    whole = make_splits(data.decode(), val_share=0.25, seed=0)
+    monkeypatch.setattr(splits, "_BLOCK_BYTES", 3 * 75 + 1)
+    (tmp_path / "store").mkdir()
+    written = make_splits(data.decode(), val_share=0.25, seed=0, folder=tmp_path / "store")
+    loaded = load_splits(tmp_path / "store")
+    assert whole.fingerprint == written.fingerprint == loaded.fingerprint
+    assert (whole.mean_C, whole.std_C) == (loaded.mean_C, loaded.std_C)
+    assert set(loaded.train.images[:, 0, 0, 0]) | set(loaded.val.images[:, 0, 0, 0]) == set(range(16))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "counts"),
+    [
+        ("hymenoptera", ("ants", "bees"), (245, 153)),
+        ("cats_dogs", ("cats", "dogs"), (240, 120)),
+        ("weather", ("Cloudy", "Rain", "Shine", "Sunrise"), (160, 40)),
+    ],
+)
+def test_real_photographs(sample_data: Path, name: str, classes: tuple[str, ...], counts: tuple[int, int]) -> None:
+    raw = dataset(sample_data / name, store_size=32).decode()
+    assert raw.classes == classes
+    assert abs(len(raw.train) - counts[0]) <= 2
+    assert len(raw.train) + len(raw.test) == sum(counts)
+    images = raw.test.images[np.arange(10)]
+    assert images.shape == (10, 32, 32, 3)
+    assert images.std() > 30
