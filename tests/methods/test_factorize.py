@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
+from bitsweep.axes import FLOAT32, Precision, Scheme
 from bitsweep.errors import CompressionError, ConfigError
-from bitsweep.methods.factorize import Factorize
 from bitsweep.onnx_export import export_onnx
 from bitsweep.programs import load_program, logits_of, save_program
 from tests.methods.test_rounding import UNSIGNED, compressed, method, network, noise, scheme
@@ -215,25 +214,6 @@ def test_a_program_is_stored_packed(splits: Splits, tmp_path: Path) -> None:
     images = np.random.default_rng(0).standard_normal((4, 3, SIZE, SIZE)).astype(np.float32)
     again = logits_of(load_program(tmp_path / "program.pt2"), [images])
     np.testing.assert_array_equal(again, logits_of(program, [images]))
-
-
-@pytest.mark.parametrize(
-    ("weights", "activations", "allowed"),
-    [
-        ("float32", "float32", True),
-        ("float16", "float16", True),
-        ("float16", "float32", True),
-        ("float16", "bfloat16", False),
-        (Grid(bits=8, signed=True, symmetric=True), "float32", True),
-        (Grid(bits=8, signed=True, symmetric=True), "float16", False),
-        ("float32", Grid(bits=8, signed=False, symmetric=False), False),
-    ],
-)
-def test_what_cannot_be_expressed_says_so(weights: Any, activations: Any, allowed: bool) -> None:
-    precision = Precision(name="some", weights=weights, activations=activations)
-    reason = Factorize(name="factorize").unsupported(precision)
-    assert (reason is None) == allowed
-    assert allowed or "choose" in str(reason)
 
 
 def test_factors_are_trained_from_their_codes(splits: Splits) -> None:

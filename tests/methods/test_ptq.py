@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Precision, Scheme
+from bitsweep.axes import Grid, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
@@ -167,21 +167,3 @@ def test_weights_that_are_not_finite_are_refused(splits: Splits, value: float) -
         broken.head.weight[0, 0] = value
     with pytest.raises(CompressionError, match="not finite"):
         PostTrainingQuantization(name="ptq").compress(broken, splits, image_size=SIZE, scheme=scheme(), seed=0)
-
-
-@pytest.mark.parametrize(
-    ("weights", "activations", "allowed"),
-    [
-        ("float32", "float32", False),
-        ("float16", "float16", True),
-        ("float16", "bfloat16", False),
-        (Grid(bits=8, signed=True, symmetric=True), "float32", True),
-        (Grid(bits=8, signed=True, symmetric=True), "float16", False),
-        ("float32", Grid(bits=8, signed=False, symmetric=False), False),
-    ],
-)
-def test_what_cannot_be_expressed_says_so(weights: Any, activations: Any, allowed: bool) -> None:
-    precision = Precision(name="some", weights=weights, activations=activations)
-    reason = PostTrainingQuantization(name="ptq").unsupported(precision)
-    assert (reason is None) == allowed
-    assert allowed or "choose" in str(reason)
