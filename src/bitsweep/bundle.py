@@ -39,6 +39,7 @@ def write_facts(cell: Cell, splits: Splits, logits_NK: Array, folder: Path) -> N
         "requirements": [f"{package}=={version_of(package)}" for package in cell.backend.runner_needs],
         "image_size": cell.model.image_size,
         "stored_shape": images.shape[1:],
+        "crop": getattr(cell.dataset, "crop", 1.0),
         "mean": splits.mean_C,
         "std": splits.std_C,
         "classes": splits.classes,

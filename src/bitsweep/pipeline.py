@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from bitsweep import child
 from bitsweep.artifacts import Compressed, Measurement, Outcome, Splits, Trained
-from bitsweep.errors import BitsweepError, UsageError
+from bitsweep.errors import BitsweepError, StoreError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.store import Store
 
@@ -243,7 +243,7 @@ def splits_of(cell: Cell, store: Store) -> Splits:
     """The data of a cell, with the mean and deviation of the pixels that its model expects."""
     from bitsweep.splits import load_splits, normalized_for_imagenet
 
-    splits = load_splits(store.folder(DATA.name, cell.dataset_key))
+    splits = load_splits(_kept(store, DATA, cell))
     return normalized_for_imagenet(splits) if cell.model.normalization == "imagenet" else splits
 
 
@@ -251,19 +251,34 @@ def trained_of(cell: Cell, store: Store) -> Trained:
     """The baseline of a cell."""
     from bitsweep.train import load_trained
 
-    return load_trained(store.folder(BASELINE.name, cell.baseline_key))
+    return load_trained(_kept(store, BASELINE, cell))
 
 
 def compressed_of(cell: Cell, store: Store) -> Compressed:
     """The program of a cell."""
     from bitsweep.programs import load_compressed
 
-    return load_compressed(store.folder(COMPRESSED.name, cell.compressed_key))
+    return load_compressed(_kept(store, COMPRESSED, cell))
 
 
 def artifact_of(cell: Cell, store: Store) -> Path:
     """The folder of files that the engine loads."""
-    return store.folder(ARTIFACT.name, cell.artifact_key)
+    return _kept(store, ARTIFACT, cell)
+
+
+def _kept(store: Store, stage: Stage, cell: Cell) -> Path:
+    """The finished folder of a stage.
+
+    Raises:
+        StoreError: there is none, although what needs it was started.
+    """
+    folder = store.find(stage.name, stage.key_of(cell))
+    if folder is None:
+        raise StoreError(
+            f"the {stage.name} of {cell.name} is not in {store.root}: the store, the code or the data changed during "
+            "the sweep; run the same command again"
+        )
+    return folder
 
 
 def _subject(cell: Cell, store: Store) -> Any:

@@ -19,7 +19,7 @@ def stored(picture: Image.Image) -> np.ndarray:
     """A picture in the form in which the data set was: uint8 [H, W, C]."""
     height, width, channels = ABOUT["stored_shape"]
     upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR, bleed=(1 - ABOUT["crop"]) / 2)
     return np.asarray(fitted).reshape(height, width, channels)
 
 
