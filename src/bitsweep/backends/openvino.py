@@ -48,7 +48,7 @@ class OpenVino(Backend):
         if not weights.symmetric:
             return f"OpenVINO computes {weights} weights in float32: use backend=onnxruntime"
         if activations.signed:
-            return "OpenVINO computes signed activations with less than 8 bits of its weights: use backend=onnxruntime"
+            return "OpenVINO does not keep to the reference with signed activations: use backend=onnxruntime"
         return None
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
