@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "bitsweep"
-HEAVY = {"torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "sklearn", "matplotlib", "mlflow"}
+HEAVY = {
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "matplotlib",
+    "mlflow",
+}  # fmt: skip
 PLUGINS = ("models", "datasets", "methods", "backends")
 
 

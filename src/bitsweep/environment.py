@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose versions are stamped on every run.
-REPORTED_PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "mlflow", "hydra-core", "numpy")
+REPORTED_PACKAGES = (
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "mlflow", "hydra-core", "numpy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
-from bitsweep.artifacts import Split, Splits
 from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import MissingPackage
-from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
+LargestProducts = Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]
 BACKEND = OnnxRuntime(name="onnxruntime")
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
@@ -45,25 +43,13 @@ def test_weights_lose_a_bit_only_where_products_saturate() -> None:
     assert (full.weights, full.why) == (WEIGHTS, "")
 
 
-def test_signed_activations_saturate_nothing(tmp_path: Path) -> None:
-    """Sums of the largest products there are, on weights of 8 bits, with a ReLU on codes in between."""
+def test_signed_activations_saturate_nothing(largest_products: LargestProducts, tmp_path: Path) -> None:
+    """On weights of 8 bits, with a ReLU on codes in between."""
     signed = Precision(name="signed", weights=replace(WEIGHTS, per_channel=False), activations=SIGNED)
     scheme = BACKEND.scheme(signed, _cpu("avx2"))
     assert (scheme.weights, scheme.activations, scheme.why) == (signed.weights, SIGNED, "")
-    torch.manual_seed(0)
-    convolution, linear = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.Linear(8 * 36, 4)
-    with torch.no_grad():
-        convolution.weight.fill_(1.0)
-        linear.weight.fill_(1.0)
-    network = torch.nn.Sequential(convolution, torch.nn.ReLU(), torch.nn.Flatten(), linear)
-    images = np.full((64, 8, 8, 3), 255, np.uint8)
-    split = Split(images=images, labels=np.zeros(64, np.int64))
-    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
-    program = PostTrainingQuantization(name="ptq", calibration_images=8, activation_range="minmax").compress(
-        network.eval(), Splits(train=split, val=split, test=split, **about), image_size=8, scheme=scheme, seed=0
-    ).program  # fmt: skip
+    program, batch = largest_products(scheme)
     BACKEND.lower(program, tmp_path)
-    batch = np.full((2, 3, 8, 8), 2.0, np.float32)
     np.testing.assert_allclose(
         BACKEND.load(tmp_path, threads=1)(batch), logits_of(program, [batch]), rtol=1e-5, atol=1e-5
     )

@@ -1,0 +1,151 @@
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from bitsweep import stats
+from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
+from bitsweep.backends.openvino import KEPT, OpenVino
+from bitsweep.datasets.npz import Npz
+from bitsweep.environment import Cpu, current_cpu
+from bitsweep.errors import CompressionError, MissingPackage
+from bitsweep.methods.ptq import PostTrainingQuantization
+from bitsweep.models.cifar_resnet import CifarResNet
+from bitsweep.programs import logits_of
+from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
+from bitsweep.train import load_weights
+
+pytest.importorskip("openvino", reason="openvino is not installed; run: pip install 'bitsweep[openvino]'")
+
+ProgramOf = Callable[[Scheme], ExportedProgram]
+LargestProducts = Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]
+BACKEND = OpenVino(name="openvino")
+WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
+UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
+INT8 = Precision(name="int8", weights=WEIGHTS, activations=UNSIGNED)
+
+
+def _cpu(*flags: str) -> Cpu:
+    return Cpu(model="any", architecture="x86_64", flags=frozenset(flags))
+
+
+def test_weights_lose_a_bit_only_where_products_saturate() -> None:
+    reduced = BACKEND.scheme(INT8, _cpu("avx2"))
+    assert (reduced.weights, reduced.activations) == (replace(WEIGHTS, bits=7), UNSIGNED)
+    assert "VNNI" in reduced.why
+    full = BACKEND.scheme(INT8, _cpu("avx2", "avx_vnni"))
+    assert (full.weights, full.why) == (WEIGHTS, "")
+
+
+def test_the_scheme_is_the_widest_that_does_not_saturate(largest_products: LargestProducts, tmp_path: Path) -> None:
+    chosen = BACKEND.scheme(INT8, current_cpu())
+    for scheme in {chosen, replace(chosen, weights=WEIGHTS)}:
+        program, batch = largest_products(scheme)
+        BACKEND.lower(program, tmp_path)
+        agrees = np.allclose(BACKEND.load(tmp_path, threads=1)(batch), logits_of(program, [batch]), rtol=1e-2)
+        assert agrees == (scheme == chosen)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "cure"),
+    [
+        (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True), "reference"),
+        (WEIGHTS, "float32", "reference"),
+        (Grid(bits=2, signed=True, symmetric=False, per_channel=True), UNSIGNED, "onnxruntime"),
+        (WEIGHTS, Grid(bits=8, signed=True, symmetric=True), "onnxruntime"),
+    ],
+)
+def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid | str, cure: str) -> None:
+    reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))
+    assert reason is not None
+    assert f"use backend={cure}" in reason
+
+
+def test_an_int8_network_runs_on_integers_from_end_to_end(
+    program_of: ProgramOf, images: np.ndarray, tmp_path: Path
+) -> None:
+    BACKEND.lower(program_of(BACKEND.scheme(INT8, current_cpu())), tmp_path)
+    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    assert [kernel.op.split()[0] for kernel in kernels if kernel.macs] == ["Convolution"] * 4 + ["FullyConnected"]
+    assert [kernel.name for kernel in kernels if not kernel.integer] == ["node_quantize_per_tensor"]
+
+
+def test_float32_is_computed_in_float32(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
+    BACKEND.lower(program_of(FLOAT32), tmp_path)
+    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    assert all(kernel.op.endswith("_f32") for kernel in kernels)
+
+
+class Transposed(torch.nn.Module):
+    """A transposed and a grouped transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.nn.ConvTranspose2d(3, 4, 3, stride=2)
+        self.grouped = torch.nn.ConvTranspose2d(4, 6, 2, groups=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.grouped(torch.relu(self.plain(images))).flatten(1)
+
+
+def test_products_of_transposed_convolutions_are_counted(tmp_path: Path) -> None:
+    batch = torch.zeros(2, 3, 5, 5)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    BACKEND.lower(torch.export.export(Transposed().eval(), (batch,), dynamic_shapes=dynamic), tmp_path)
+    kernels = BACKEND.kernels(tmp_path, batch.numpy(), threads=1)
+    assert sum(kernel.macs for kernel in kernels) == 2 * (3 * 5 * 5 * 4 * 3 * 3 + 4 * 11 * 11 * 3 * 2 * 2)
+
+
+def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
+    BACKEND.lower(program_of(FLOAT32), tmp_path)
+    runner = BACKEND.load(tmp_path, threads=1)
+    sizes = [*range(1, KEPT + 2), 1, KEPT]
+    many = np.concatenate([images, images[::-1]])
+    found = [runner(many[size : 2 * size]) for size in sizes]
+    expected = logits_of(program_of(FLOAT32), [many])
+    for size, logits_NK in zip(sizes, found, strict=True):
+        np.testing.assert_allclose(logits_NK, expected[size : 2 * size], rtol=1e-3, atol=1e-4)
+
+
+class Determinant(torch.nn.Module):
+    """What ONNX has a name for, and OpenVINO no kernel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(images)
+
+
+def test_what_openvino_does_not_take_is_named(tmp_path: Path) -> None:
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(Determinant(), (torch.ones(2, 3, 4, 4),), dynamic_shapes=dynamic)
+    with pytest.raises(CompressionError, match=r"OpenVINO does not take the program: .*Det"):
+        BACKEND.lower(program, tmp_path)
+
+
+@pytest.mark.slow
+def test_it_agrees_with_the_reference_on_real_images(sample_data: Path, tmp_path: Path) -> None:
+    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
+    splits = normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
+    network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
+    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
+    scheme = BACKEND.scheme(INT8, current_cpu())
+    method = PostTrainingQuantization(name="ptq", calibration_images=128, calibration_batch=32)
+    program = method.compress(network.eval(), splits, image_size=32, scheme=scheme, seed=0).program
+    batches = list(map(np.asarray, preprocessed(splits.test.images[:400], splits, image_size=32, batch=150)))
+    BACKEND.lower(program, tmp_path)
+    runner = BACKEND.load(tmp_path, threads=1)
+    reference_NK, logits_NK = logits_of(program, batches), np.concatenate([runner(batch) for batch in batches])
+    assert stats.agreement(reference_NK, logits_NK) >= 0.99
+    assert stats.sqnr_db(reference_NK, logits_NK) > 25
+    kernels = BACKEND.kernels(tmp_path, batches[0][:1], threads=1)
+    assert all(kernel.integer for kernel in kernels if kernel.macs)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackage, match=r"openvino is not installed; run: pip install 'bitsweep\[openvino\]'"):
+        BACKEND.load(tmp_path, threads=1)
