@@ -8,7 +8,7 @@ import torch
 from bitsweep.artifacts import Compression, Splits
 from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.methods.three_sigma import ThreeSigma
-from bitsweep.models.lenet import LeNet
+from bitsweep.models.plain import PlainNetwork
 from bitsweep.quantization.integers import IntegerInterpreter
 from bitsweep.splits import preprocess
 from tests.methods.test_ptq import Block
@@ -26,7 +26,7 @@ def splits() -> Splits:
 
 def lenet() -> torch.nn.Module:
     torch.manual_seed(0)
-    network = LeNet(name="lenet", image_size=SIZE).build(4)
+    network = PlainNetwork(name="lenet", image_size=SIZE, channels=(6, 16), kernel=5, hidden=(120, 84)).build(4)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()
