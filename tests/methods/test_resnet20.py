@@ -1,5 +1,6 @@
 """Rounding on a real ResNet-20 for CIFAR-10, whose top-1 under each method is known."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,20 @@ KNOWN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def splits(sample_data: Path) -> Splits:
+@functools.cache
+def load(sample_data: Path) -> Splits:
     raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
     return normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
 
 
-def logits(sample_data: Path, splits: Splits, name: str, bits: int, per_channel: bool = True, **knobs: object) -> Array:
+@pytest.fixture(scope="module")
+def splits(sample_data: Path) -> Splits:
+    return load(sample_data)
+
+
+@functools.cache
+def logits(sample_data: Path, name: str, bits: int, per_channel: bool = True, **knobs: object) -> Array:
+    splits = load(sample_data)
     network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
     load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
     grid = Grid(bits=bits, signed=True, symmetric=True, per_channel=per_channel)
@@ -51,7 +59,7 @@ def logits(sample_data: Path, splits: Splits, name: str, bits: int, per_channel:
 def test_top1_is_what_is_known(
     name: str, knobs: dict[str, object], bits: int, per_channel: bool, known: float, sample_data: Path, splits: Splits
 ) -> None:
-    found = logits(sample_data, splits, name, bits, per_channel, **knobs)
+    found = logits(sample_data, name, bits, per_channel, **knobs)
     top1 = 100 * (found.argmax(1) == splits.test.labels).mean()
     two_errors = 200 * (known / 100 * (1 - known / 100) / 1000) ** 0.5
     assert top1 > known - two_errors
@@ -71,7 +79,7 @@ def test_what_looks_at_data_beats_nearest_rounding(name: str, bits: int, sample_
         p = torch.cat([network.eval()(batch) for batch in images]).double().log_softmax(1)
 
     def divergence(name: str) -> torch.Tensor:
-        q = torch.from_numpy(logits(sample_data, splits, name, bits)).double().log_softmax(1)
+        q = torch.from_numpy(logits(sample_data, name, bits, True)).double().log_softmax(1)
         return (p.exp() * (p - q)).sum(1)
 
     gained = divergence("ptq") - divergence(name)
