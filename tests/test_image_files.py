@@ -8,6 +8,8 @@ from bitsweep import image_files
 from bitsweep.errors import DataError
 from bitsweep.image_files import ImageFiles, read_square
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 COLOURED = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (6, 6), dtype=np.uint8)

@@ -19,6 +19,8 @@ from bitsweep.methods.dynamic import DynamicQuantization
 from bitsweep.programs import logits_of
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
+pytestmark = pytest.mark.slow
+
 S8 = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 U8 = Grid(bits=8, signed=False, symmetric=False)
 INT8 = Precision(name="int8", weights=S8, activations=U8)

@@ -16,6 +16,8 @@ from bitsweep.programs import load_program, logits_of, save_program
 from tests.methods.test_rounding import UNSIGNED, compressed, method, network, noise, scheme
 from tests.quantization.networks import SIZE, noise_splits
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"sweeps": 5, "ratio": 0.9}
 
 

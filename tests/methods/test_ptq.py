@@ -17,6 +17,8 @@ from bitsweep.quantization.calibrated import ActivationRange, WeightRange
 from bitsweep.splits import preprocess
 from tests.quantization.networks import noise_splits
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 
 

@@ -14,6 +14,8 @@ from bitsweep.splits import preprocess
 from tests.methods.test_ptq import Block
 from tests.quantization.networks import noise_splits
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 S8 = Grid(bits=8, signed=True, symmetric=True)
 SCHEME = Scheme(weights=S8, activations=S8, arithmetic="simulated")

@@ -26,6 +26,8 @@ from bitsweep.quantization.factorization import (
 from bitsweep.quantization.ranges import minmax_weight_range, mse_weight_range
 from bitsweep.train import load_weights
 
+pytestmark = pytest.mark.slow
+
 solve = partial(admm, sweeps=20, iterations=5, eps=1e-4)
 
 

@@ -15,6 +15,8 @@ from bitsweep.quantization.ranges import minmax_weight_range
 from bitsweep.quantization.weights import quantized, store_codes
 from tests.quantization.networks import SIZE, images
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {
     "stride, padding, dilation": nn.Conv2d(3, 5, 3, stride=2, padding=2, dilation=2),
     "oblong, no bias": nn.Conv2d(3, 5, (1, 3), stride=(2, 1), padding=(0, 1), bias=False),

@@ -20,6 +20,8 @@ from bitsweep.quantization.quantizer import quantize_activations
 from bitsweep.quantization.weights import nearest_codes, quantized, round_weights, store_codes
 from tests.quantization.networks import SIZE, images, mixed
 
+pytestmark = pytest.mark.slow
+
 S8 = Grid(bits=8, signed=True, symmetric=True)
 U8 = Grid(bits=8, signed=False, symmetric=False)
 CHANNELS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)

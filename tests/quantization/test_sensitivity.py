@@ -21,6 +21,8 @@ from bitsweep.quantization.walk import parameters_of
 from bitsweep.quantization.weights import nearest_codes
 from tests.quantization.networks import images, mixed
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid(bits=3, signed=True, symmetric=True, per_channel=True)
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
 LABELLED = [(batch, torch.arange(len(batch)) % 4) for batch in images()]
