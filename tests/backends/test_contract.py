@@ -19,6 +19,8 @@ from bitsweep.environment import current_cpu, version_of
 from bitsweep.errors import BitsweepError, DataError, MissingPackage, StoreError
 from bitsweep.programs import logits_of
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).parents[2] / "conf"
 
 
