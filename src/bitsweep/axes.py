@@ -253,6 +253,21 @@ def reduce_range(precision: Precision, cpu: Cpu) -> Scheme:
     return Scheme(weights=replace(weights, bits=7), activations=activations, arithmetic="integer", why=why)
 
 
+def beyond_byte_kernels(precision: Precision, backend: str) -> str | None:
+    """Why an engine whose integer kernels multiply bytes by bytes cannot run a precision; None when it can."""
+    weights, activations = precision.weights, precision.activations
+    if not isinstance(weights, Grid) and not isinstance(activations, Grid):
+        return None
+    if not isinstance(weights, Grid) or not isinstance(activations, Grid):
+        return (
+            f"backend={backend} has no kernels for {weights} weights with {activations} activations: "
+            "use backend=reference"
+        )
+    if max(weights.bits, activations.bits) > 8:
+        return f"{precision.name} is simulated, no kernel takes codes of more than 8 bits: use backend=reference"
+    return None
+
+
 # --------------------------------------------------------------------------- how, and on which engine
 
 

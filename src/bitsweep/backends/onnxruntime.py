@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis, reduce_range, storage_only
+from bitsweep.axes import (
+    Backend,
+    Precision,
+    Runner,
+    Scheme,
+    axis,
+    beyond_byte_kernels,
+    reduce_range,
+    storage_only,
+)
 from bitsweep.environment import Cpu
 from bitsweep.errors import DataError, MissingPackage, StoreError
 
@@ -42,17 +51,7 @@ class OnnxRuntime(Backend):
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply codes that fit in a byte."""
-        weights, activations = precision.weights, precision.activations
-        if not isinstance(weights, Grid) and not isinstance(activations, Grid):
-            return None
-        if not isinstance(weights, Grid) or not isinstance(activations, Grid):
-            return (
-                f"backend=onnxruntime has no kernels for {weights} weights with {activations} activations: "
-                "use backend=reference"
-            )
-        if max(weights.bits, activations.bits) > 8:
-            return f"{precision.name} is simulated, no kernel takes codes of more than 8 bits: use backend=reference"
-        return None
+        return beyond_byte_kernels(precision, self.name)
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """Half precision is computed on ARM only; weights have 7 bits where sums of products would saturate."""

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis, reduce_range, storage_only
+from bitsweep.axes import (
+    Backend,
+    Grid,
+    Precision,
+    Runner,
+    Scheme,
+    axis,
+    beyond_byte_kernels,
+    reduce_range,
+    storage_only,
+)
 from bitsweep.environment import Cpu
 from bitsweep.errors import CompressionError, DataError, MissingPackage, StoreError
 
@@ -35,16 +45,11 @@ class OpenVino(Backend):
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply codes that fit in a byte: unsigned activations by weights around 0."""
+        if reason := beyond_byte_kernels(precision, self.name):
+            return reason
         weights, activations = precision.weights, precision.activations
-        if not isinstance(weights, Grid) and not isinstance(activations, Grid):
-            return None
         if not isinstance(weights, Grid) or not isinstance(activations, Grid):
-            return (
-                f"backend=openvino has no kernels for {weights} weights with {activations} activations: "
-                "use backend=reference"
-            )
-        if max(weights.bits, activations.bits) > 8:
-            return f"{precision.name} is simulated, no kernel takes codes of more than 8 bits: use backend=reference"
+            return None
         if not weights.symmetric:
             return f"OpenVINO computes {weights} weights in float32: use backend=onnxruntime"
         if activations.signed:
