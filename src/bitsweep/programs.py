@@ -96,7 +96,7 @@ def runner_of(program: ExportedProgram, *, memory_format: torch.memory_format = 
     Args:
         memory_format: how images and the weights of 2-d convolutions are laid out in memory.
     """
-    graph, shape = folded_graph(program), _image_shape(program)
+    graph, shape = folded_graph(program), image_shape(program)
     for path, value in dict(graph.named_buffers()).items():
         if value.ndim == 4:
             set_attribute(graph, path, value.contiguous(memory_format=memory_format))
@@ -127,6 +127,12 @@ def folded_graph(program: ExportedProgram) -> GraphModule:
     """Graph of a program in which what depends on parameters alone is a buffer."""
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    fold_constants(graph)
+    return graph
+
+
+def fold_constants(graph: GraphModule) -> None:
+    """Make, in place, a buffer of all that depends on parameters alone."""
     interpreter = Interpreter(graph, garbage_collect_values=False)
     constants: set[Node] = set()
     for node in list(graph.graph.nodes):
@@ -148,7 +154,6 @@ def folded_graph(program: ExportedProgram) -> GraphModule:
     graph.graph.eliminate_dead_code()
     drop_unread(graph)
     graph.recompile()
-    return graph
 
 
 def _narrow_codes(program: ExportedProgram) -> dict[str, tuple[Node, int, int]]:
@@ -171,7 +176,7 @@ def _with_state(program: ExportedProgram, state: dict[str, torch.Tensor]) -> Exp
     return changed
 
 
-def _image_shape(program: ExportedProgram) -> tuple[int, ...]:
+def image_shape(program: ExportedProgram) -> tuple[int, ...]:
     """C, H and W of the images that a program takes."""
     (name,) = program.graph_signature.user_inputs
     (images,) = (node for node in program.graph.find_nodes(op="placeholder") if node.name == name)

@@ -1,0 +1,126 @@
+"""Graphs as TorchScript files: PyTorch's own interpreter runs kernels at a quarter of the cost that Python adds to each.
+
+Reading and running a file needs nothing but PyTorch.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from bitsweep.artifacts import Array, Kernel
+from bitsweep.axes import Runner
+from bitsweep.errors import DataError, StoreError
+
+aten, quantized = torch.ops.aten, torch.ops.quantized
+#: Kernels with packed weights -> what unpacks these.
+UNPACK: dict[Any, Any] = {
+    **dict.fromkeys((quantized.conv2d.new, quantized.conv2d_relu.new), quantized.conv2d_unpack),
+    **dict.fromkeys(
+        (quantized.linear.default, quantized.linear_relu.default, quantized.linear_dynamic.default),
+        quantized.linear_unpack,
+    ),
+}
+LAYOUT = torch.channels_last
+#: Name inside a file under which C, H and W of the images are.
+SHAPE = "image_shape.json"
+
+
+def save_script(graph: GraphModule, path: Path, *, image_shape: tuple[int, ...]) -> None:
+    """Write a graph that takes any number of float32 images [N, C, H, W] to a file; its 4-d buffers channels last."""
+    plain = GraphModule(graph, copy.deepcopy(graph.graph))
+    plain.graph.set_codegen(CodeGen())
+    (output,) = plain.graph.find_nodes(op="output")
+    output.args = tuple(output.all_input_nodes)
+    plain.recompile()
+    for value in (*plain.parameters(), *plain.buffers()):
+        if value.ndim == 4:
+            value.data = value.contiguous(memory_format=LAYOUT)
+    images = torch.zeros(2, *image_shape).contiguous(memory_format=LAYOUT)
+    with torch.no_grad(), _without_advice():
+        script = torch.jit.trace(plain, (images,), check_trace=False)
+        torch.jit.save(script, path, _extra_files={SHAPE: json.dumps(image_shape)})
+
+
+def load_script(path: Path) -> Runner:
+    """Read a file that ``save_script`` wrote, to run on as many threads as PyTorch is set to.
+
+    What depends on parameters alone is computed here, once.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    script, image_shape = _read(path)
+
+    def run(images: Array) -> Array:
+        if images.shape[1:] != image_shape or images.dtype != np.float32:
+            given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, image_shape))
+            raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
+        with torch.inference_mode():
+            logits: Array = script(torch.from_numpy(images).contiguous(memory_format=LAYOUT)).numpy()
+        return logits
+
+    return run
+
+
+def executed(path: Path, images: Array) -> tuple[Kernel, ...]:
+    """The operations that PyTorch executes for one batch, as its dispatcher sees them."""
+    script, _ = _read(path)
+    batch = torch.from_numpy(images).contiguous(memory_format=LAYOUT)
+    with torch.no_grad(), _Recorder(len(batch)) as recorder:
+        script(batch)
+    return tuple(recorder.kernels)
+
+
+def _read(path: Path) -> tuple[Any, tuple[int, ...]]:
+    about = {SHAPE: ""}
+    try:
+        with _without_advice():
+            script = torch.jit.freeze(torch.jit.load(path, _extra_files=about).eval())
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}") from error
+    return script, tuple(json.loads(about[SHAPE]))
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the advice to use ``torch.export``, which has no form that is as fast for kernels this small."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+        yield
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every operation with its multiply-accumulates."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images
+        self.kernels: list[Kernel] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        op, integer = str(func).removesuffix(".default"), func.namespace == "quantized"
+        if isinstance(result, Tensor) and result.is_quantized:
+            integer = func is not aten.quantize_per_tensor.default
+        macs = 0
+        if func in UNPACK:
+            # Rows beyond the images' own only tell the kernel a scale.
+            macs = result[: self.images].numel() * UNPACK[func](args[1])[0][0].numel()
+        elif func.overloadpacket in flop_registry:
+            macs = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2
+        self.kernels.append(Kernel(name=f"{op}_{len(self.kernels)}", op=op, macs=macs, integer=integer))
+        return result
