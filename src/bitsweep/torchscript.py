@@ -1,4 +1,4 @@
-"""Graphs as TorchScript files: PyTorch's own interpreter runs kernels at a quarter of the cost that Python adds to each.
+"""Graphs as TorchScript files: PyTorch's own interpreter adds a quarter of the time to each kernel that Python adds.
 
 Reading and running a file needs nothing but PyTorch.
 """
