@@ -146,9 +146,8 @@ def ours(name: str, arguments: argparse.Namespace) -> Runner:
         if name == OURS:
             kernels = backend.kernels(Path(folder), images_of(arguments)[:1], threads=arguments.threads)
             integer = sum(kernel.macs for kernel in kernels if kernel.integer) / sum(kernel.macs for kernel in kernels)
-            print(
-                f"{integer:.1%} of ours on integers, {sum(f.stat().st_size for f in Path(folder).iterdir()) / 1e6:.2f} MB"
-            )
+            size_mb = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
+            print(f"{OURS}: {integer:.1%} of multiply-accumulates on integers, {size_mb:.2f} MB")
     return runner
 
 

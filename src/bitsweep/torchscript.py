@@ -49,7 +49,7 @@ def save_script(graph: GraphModule, path: Path, *, image_shape: tuple[int, ...])
             value.data = value.contiguous(memory_format=LAYOUT)
     images = torch.zeros(2, *image_shape).contiguous(memory_format=LAYOUT)
     with torch.no_grad(), _without_advice():
-        script = torch.jit.trace(plain, (images,), check_trace=False)
+        script = torch.jit.trace(plain, (images,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(script, path, _extra_files={SHAPE: json.dumps(image_shape)})
 
 
@@ -87,7 +87,8 @@ def _read(path: Path) -> tuple[Any, tuple[int, ...]]:
     about = {SHAPE: ""}
     try:
         with _without_advice():
-            script = torch.jit.freeze(torch.jit.load(path, _extra_files=about).eval())
+            script = torch.jit.load(path, _extra_files=about)  # type: ignore[no-untyped-call]
+            script = torch.jit.freeze(script.eval())
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}") from error
@@ -103,11 +104,11 @@ def _without_advice() -> Iterator[None]:
         yield
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation with its multiply-accumulates."""
 
     def __init__(self, images: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.images = images
         self.kernels: list[Kernel] = []
 

@@ -127,8 +127,8 @@ class _Lowering:
             return codes if codes in self.codings else None  # type: ignore[return-value]
         return None
 
-    def weight_of(self, layer: Node) -> Tensor | None:
-        """The weights of a layer as a quantized tensor; None where they are no signed bytes."""
+    def weight_of(self, layer: Node, *, unit: float = 1.0) -> Tensor | None:
+        """The weights of a layer, times a unit, as a quantized tensor; None where they are no signed bytes."""
         weight = arguments(layer)[1]
         if weight.op == "get_attr" or not reads_attribute(weight.args[0]):
             return None
@@ -139,9 +139,10 @@ class _Lowering:
             # PyTorch calls tensors that carry a scale deprecated; its kernels take no others.
             warnings.simplefilter("ignore")
             if weight.target == DEQUANTIZE:
-                return torch._make_per_tensor_quantized_tensor(codes, *weight.args[1:3])
+                scale, zero_point, *_ = arguments(weight)[1:]
+                return torch._make_per_tensor_quantized_tensor(codes, scale * unit, zero_point)
             scale, zero_point = (attribute(self.graph, argument) for argument in weight.args[1:3])
-            return torch._make_per_channel_quantized_tensor(codes, scale.double(), zero_point.long(), 0)
+            return torch._make_per_channel_quantized_tensor(codes, scale.double() * unit, zero_point.long(), 0)
 
     def float_bias_of(self, layer: Node) -> Tensor | None:
         """The bias of a layer; kernels round it to the unit of their sums, where its own codes are."""
@@ -313,26 +314,28 @@ KERNELS: dict[Any, Callable[[_Lowering, Node, Coding, bool], Node | None]] = {
 def _linear_to_floats(lowering: _Lowering, node: Node) -> Node | None:
     """A linear layer whose sums become floats; None where they become codes, or the layer reads none.
 
-    The kernel finds scale and zero point of what it reads by its extremes. Codes that were made with a given scale
-    get it back by a row of the extremes that they can have, whose sums are dropped.
+    The kernel spreads the 256 codes between the extremes of what it reads. Given the distances q - z of codes from
+    their zero point, and a row of the largest distances that there can be, it finds these very codes again.
     """
-    x, weight = node.args[0], lowering.weight_of(node)
-    assert isinstance(x, Node)
-    readers = {user.target for reader in node.users for user in (reader, *reader.users)}
-    if weight is None or (lowering.codes_of(x) and QUANTIZE in readers):
+    x, weight = arguments(node)[:2]
+    if any(QUANTIZE in (user.target, *(each.target for each in user.users)) for user in node.users):
         return None
-    packed = kernels.linear_prepack(weight, lowering.float_bias_of(node))
-    weights = lowering.keep(f"{node.name}_packed", packed)
-    if x.target == quantized.dequantize_per_tensor.tensor:
-        (codes, *_), (floats, *_) = x.args, x.args[0].args  # type: ignore[union-attr]
-        return lowering.call(kernels.linear_dynamic.default, floats, weights, False)
-    codes = lowering.codes_of(x)
-    if codes is None or x.meta["val"].ndim != 2 or weight.shape[1] < 2:
+    codes, dynamic = lowering.codes_of(x), x.target == quantized.dequantize_per_tensor.tensor
+    if codes is None and not dynamic:
         return None
-    coding, path = lowering.codings[codes], f"{node.name}_extremes"
-    extremes = torch.full((1, weight.shape[1]), coding.value(0))
-    extremes[:, 1::2] = coding.value(LARGEST)
+    coding = None if codes is None else lowering.codings[codes]
+    weight = lowering.weight_of(node, unit=1.0 if coding is None else coding.scale)
+    if weight is None:
+        return None
+    packed = lowering.keep(f"{node.name}_packed", kernels.linear_prepack(weight, lowering.float_bias_of(node)))
+    if coding is None:
+        return lowering.call(kernels.linear_dynamic.default, x.args[0].args[0], packed, False)
+    if x.meta["val"].ndim != 2 or weight.shape[1] < 2:
+        return None
+    extremes, path = torch.full((1, weight.shape[1]), 0.0 - coding.zero_point), f"{node.name}_extremes"
+    extremes[:, 1::2] = LARGEST - coding.zero_point
     set_attribute(lowering.graph, path, extremes)
-    rows = lowering.call(aten.cat.default, [x, lowering.graph.graph.get_attr(path)])
-    sums = lowering.call(kernels.linear_dynamic.default, rows, weights, False)
+    distances = lowering.call(aten.mul.Scalar, x, 1 / coding.scale)
+    rows = lowering.call(aten.cat.default, [distances, lowering.graph.graph.get_attr(path)])
+    sums = lowering.call(kernels.linear_dynamic.default, rows, packed, False)
     return lowering.call(aten.slice.Tensor, sums, 0, 0, -1)

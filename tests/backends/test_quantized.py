@@ -1,0 +1,125 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from bitsweep import stats
+from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
+from bitsweep.backends.quantized import MODEL, QuantizedKernels
+from bitsweep.datasets.npz import Npz
+from bitsweep.environment import Cpu, current_cpu
+from bitsweep.errors import ConfigError
+from bitsweep.methods.ptq import PostTrainingQuantization
+from bitsweep.models.cifar_resnet import CifarResNet
+from bitsweep.programs import logits_of
+from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
+from bitsweep.train import load_weights
+
+ProgramOf = Callable[[Scheme], ExportedProgram]
+LargestProducts = Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]
+ENGINES = ("fbgemm", "onednn", "qnnpack")
+BACKENDS = {engine: QuantizedKernels(name=engine, engine=engine) for engine in ENGINES}
+WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
+UNSIGNED, SIGNED = Grid(bits=8, signed=False, symmetric=False), Grid(bits=8, signed=True, symmetric=True)
+INT8 = Precision(name="int8", weights=WEIGHTS, activations=UNSIGNED)
+each = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+
+
+def _cpu(*flags: str) -> Cpu:
+    return Cpu(model="any", architecture="x86_64", flags=frozenset(flags))
+
+
+@each
+@pytest.mark.parametrize("activations", [UNSIGNED, SIGNED], ids=str)
+def test_weights_lose_a_bit_only_where_products_saturate(backend: QuantizedKernels, activations: Grid) -> None:
+    precision = replace(INT8, activations=activations)
+    scheme = backend.scheme(precision, _cpu("avx2"))
+    saturates = backend.engine != "qnnpack"
+    assert (scheme.weights, scheme.activations) == (replace(WEIGHTS, bits=7 if saturates else 8), activations)
+    assert ("VNNI" in scheme.why) == saturates
+    full = backend.scheme(precision, _cpu("avx2", "avx512_vnni"))
+    assert (full.weights, full.activations, full.why) == (WEIGHTS, activations, "")
+
+
+@each
+@pytest.mark.parametrize("activations", [UNSIGNED, SIGNED], ids=str)
+def test_the_scheme_is_the_widest_that_does_not_saturate(
+    backend: QuantizedKernels, activations: Grid, largest_products: LargestProducts, tmp_path: Path
+) -> None:
+    chosen = backend.scheme(replace(INT8, activations=activations), current_cpu())
+    for scheme in {chosen, replace(chosen, weights=WEIGHTS)}:
+        program, batch = largest_products(scheme)
+        backend.lower(program, tmp_path)
+        agrees = np.allclose(backend.load(tmp_path, threads=1)(batch), logits_of(program, [batch]), rtol=1e-2)
+        assert agrees == (scheme == chosen)
+
+
+def test_what_no_kernel_takes_is_sent_elsewhere() -> None:
+    affine = Precision(name="int2", weights=replace(WEIGHTS, bits=2, symmetric=False), activations=UNSIGNED)
+    assert "use backend=fbgemm" in str(BACKENDS["onednn"].unsupported(affine))
+    assert BACKENDS["fbgemm"].unsupported(affine) is None
+    wide = Precision(name="int16", weights=replace(WEIGHTS, bits=16), activations=replace(SIGNED, bits=16))
+    assert all("use backend=reference" in str(backend.unsupported(wide)) for backend in BACKENDS.values())
+
+
+@each
+def test_an_int8_network_runs_on_integers_from_end_to_end(
+    backend: QuantizedKernels, program_of: ProgramOf, images: np.ndarray, tmp_path: Path
+) -> None:
+    backend.lower(program_of(backend.scheme(INT8, current_cpu())), tmp_path)
+    kernels = backend.kernels(tmp_path, images, threads=1)
+    assert [kernel.op for kernel in kernels if kernel.macs] == [
+        "quantized.conv2d_relu.new", "quantized.conv2d.new", "quantized.conv2d_relu.new", "quantized.conv2d.new",
+        "quantized.linear_dynamic",
+    ]  # fmt: skip
+    assert {"aten.quantized_max_pool2d", "quantized.add_relu"} < {kernel.op for kernel in kernels if kernel.integer}
+    floats = [kernel.op for kernel in kernels if not kernel.integer]
+    assert floats[0] == "aten.quantize_per_tensor"
+    assert floats[1:4] == ["aten.dequantize.self", "aten.mean.dim", "aten.as_strided_"]
+    assert torch.backends.quantized.engine == backend.engine
+
+
+def test_float32_is_computed_in_float32(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
+    backend = BACKENDS["fbgemm"]
+    backend.lower(program_of(FLOAT32), tmp_path)
+    assert not any(kernel.integer for kernel in backend.kernels(tmp_path, images, threads=1))
+
+
+def test_an_int8_artifact_is_small(program_of: ProgramOf, tmp_path: Path) -> None:
+    backend = BACKENDS["fbgemm"]
+    backend.lower(program_of(backend.scheme(INT8, current_cpu())), tmp_path)
+    fp32_bytes = sum(value.numel() * 4 for value in program_of(FLOAT32).state_dict.values())
+    graph_bytes = 25_000
+    assert (tmp_path / MODEL).stat().st_size < 0.3 * fp32_bytes + graph_bytes
+
+
+def test_an_engine_that_pytorch_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
+    with pytest.raises(ConfigError, match=r"backend\.engine=fbgemm: PyTorch on this CPU has qnnpack"):
+        BACKENDS["fbgemm"].load(tmp_path, threads=1)
+
+
+@pytest.mark.slow
+def test_it_agrees_with_the_reference_on_real_images(sample_data: Path, tmp_path: Path) -> None:
+    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
+    splits = normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
+    network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
+    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
+    backend = BACKENDS["fbgemm"]
+    scheme = backend.scheme(INT8, current_cpu())
+    method = PostTrainingQuantization(name="ptq", calibration_images=128, calibration_batch=32)
+    program = method.compress(network.eval(), splits, image_size=32, scheme=scheme, seed=0).program
+    batches = list(map(np.asarray, preprocessed(splits.test.images[:200], splits, image_size=32, batch=100)))
+    reference_NK = logits_of(program, batches)
+    for engine in ("fbgemm", "onednn"):
+        BACKENDS[engine].lower(program, tmp_path)
+        runner = BACKENDS[engine].load(tmp_path, threads=1)
+        logits_NK = np.concatenate([runner(batch) for batch in batches])
+        assert stats.agreement(reference_NK, logits_NK) >= 0.99
+        assert stats.sqnr_db(reference_NK, logits_NK) > 30
+        kernels = BACKENDS[engine].kernels(tmp_path, batches[0][:1], threads=1)
+        assert all(kernel.integer for kernel in kernels if kernel.macs)
