@@ -65,12 +65,14 @@ def evaluate(
     batches: Callable[..., Iterable[Any]],
     trained: Trained,
     compressed: Compressed,
+    saturates: bool,
     folder: Path,
 ) -> None:
     """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
 
     Args:
         batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
+        saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
         folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
     """
     runner = subject.backend.load(subject.artifact, threads=subject.threads)
@@ -84,6 +86,9 @@ def evaluate(
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
     findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    if saturates:
+        flags.append("saturates")
+        findings.append("sums of the largest products saturate in this engine's kernels on this CPU")
     notes: dict[str, Any] = {}
     for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, examples)):
         notes |= measured
