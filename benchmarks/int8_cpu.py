@@ -9,7 +9,7 @@ are paired by round: median, with a bootstrap interval. What is not installed is
 
     torch                          eager mode, channels last
     torch inductor                 torch.compile with freezing
-    torch fx fbgemm, fx onednn     FX graph mode quantization, its default settings for the engine
+    torch fx fbgemm, onednn, ...   FX graph mode quantization, its default settings for the engine
     torchao inductor               PT2E with the X86 inductor quantizer, compiled with freezing
     onnxruntime                    the file of torch.onnx.export
     quantize_static                ONNX Runtime's own: QDQ, u8 activations, s8 weights per channel
@@ -322,6 +322,7 @@ PEERS: dict[str, Build] = {
     "torch inductor fp32": inductor,
     "torch fx fbgemm int8": fx("fbgemm"),
     "torch fx onednn int8": fx("onednn"),
+    "torch fx qnnpack int8": fx("qnnpack"),
     "torchao inductor int8": torchao_inductor,
     "onnxruntime fp32": onnxruntime,
     "quantize_static int8": quantize_static,

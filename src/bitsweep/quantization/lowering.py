@@ -108,8 +108,9 @@ class _Lowering:
             if lowered is not None:
                 lowered.meta.setdefault("val", node.meta["val"])
                 node.replace_all_uses_with(lowered)
-            elif node.target in (aten.view.default, aten.reshape.default, aten.expand.default):
-                node.args = (node.args[0], _of_any_batch(node))
+            elif node.target in (aten.view.default, aten.reshape.default):
+                # What kernels yield is channels last, of which there may be no view in that shape.
+                node.target, node.args = aten.reshape.default, (node.args[0], _of_any_batch(node))
 
     def call(self, operation: Any, *args: Any, **kwargs: Any) -> Node:
         """A new node."""
