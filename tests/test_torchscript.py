@@ -57,6 +57,7 @@ def test_kernels_carry_their_multiply_accumulates(path: Path) -> None:
     assert [kernel.macs for kernel in kernels if kernel.macs] == [2 * 36 * 6 * 9, 2 * 4 * 216]
     assert not any(kernel.integer for kernel in kernels)
     assert len({kernel.name for kernel in kernels}) == len(kernels)
+    assert all(kernel.ms > 0 for kernel in kernels if kernel.macs)
 
 
 @pytest.mark.parametrize("images", [IMAGES[:, :, :4], IMAGES[0], IMAGES.astype(np.float64)])

@@ -75,6 +75,7 @@ def test_an_int8_network_runs_on_integers_from_end_to_end(
     floats = [kernel.op for kernel in kernels if not kernel.integer]
     assert floats[0] == "aten.quantize_per_tensor"
     assert floats[1:4] == ["aten.dequantize.self", "aten.mean.dim", "aten.as_strided_"]
+    assert all(kernel.ms > 0 for kernel in kernels if kernel.macs)
     assert torch.backends.quantized.engine == backend.engine
 
 
