@@ -208,7 +208,8 @@ class Kernel:
     integer: bool
 
 
-Status = Literal["finished", "failed", "skipped"]
+#: ``lowered``: compressed and made into the engine's file, which cannot be run on this machine.
+Status = Literal["finished", "lowered", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +233,10 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log."""
+    """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log.
+
+    The measurement of a lowered cell holds what its files tell: size and kernels, no accuracy and no latency.
+    """
 
     status: Status
     reason: str = ""

@@ -15,7 +15,7 @@ import pydantic
 
 from bitsweep import fingerprint
 from bitsweep.axes import Backend, Dataset, Method, Model, Precision, Protocol, Recipe, Scheme
-from bitsweep.environment import current_cpu, physical_cores, version_of
+from bitsweep.environment import current_cpu, current_gpu, physical_cores, version_of
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
 
@@ -122,10 +122,10 @@ class Cell:
     @functools.cached_property
     def key(self) -> str:
         """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
-        cpu = current_cpu()
+        cpu, gpu = current_cpu(), current_gpu()
         return fingerprint.digest(
             "cell", self.artifact_key, self.twin.artifact_key, fingerprint.settings(self.protocol),
-            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores()],
+            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
         )  # fmt: skip
 
     def obstacle(self) -> str | None:

@@ -1,5 +1,6 @@
 """Measures an artifact: each pass in a process of its own that has loaded no other engine.
 
+    inspect    of an artifact that cannot be run here: size, kernels that would be executed
     evaluate   accuracy, parity, size, executed kernels; keeps the logits
     race       latency against the same engine's fp32, in interleaved blocks; keeps the raw samples
     weigh      peak memory of loading and running the artifact alone
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,9 @@ from bitsweep.environment import physical_cores
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
-_PASSES = ("evaluate", "race", "weigh")
+#: Files of an artifact's folder that no engine loads.
+_NOTED = frozenset({"manifest.json", "kernels.json"})
+_PASSES = ("inspect", "evaluate", "race", "weigh")
 T = TypeVar("T")
 
 
@@ -51,6 +54,13 @@ class Subject:
 
 
 # --------------------------------------------------------------------------- accuracy, parity, size, kernels
+
+
+def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder: Path) -> None:
+    """Note what the files of an artifact tell that no engine can run here: nothing is computed."""
+    notes, metrics, flags = _size(subject, compressed)
+    more_notes, more_metrics, more_flags = _kernels(subject, np.zeros((1, 3, image_size, image_size), np.float32))
+    _write(folder, "inspect", metrics | more_metrics, ["not run", *flags, *more_flags], notes | more_notes)
 
 
 def evaluate(
@@ -133,7 +143,7 @@ def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dic
 
 def stored_bytes(folder: Path) -> int:
     """Bytes of an artifact's files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in _NOTED)
 
 
 def _kernels(subject: Subject, examples: Array) -> tuple[dict[str, Any], dict[str, float], list[str]]:
@@ -142,7 +152,11 @@ def _kernels(subject: Subject, examples: Array) -> tuple[dict[str, Any], dict[st
     macs = sum(kernel.macs for kernel in kernels)
     share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
     islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
-    notes = {"macs": macs, "float_islands": islands if subject.scheme.arithmetic == "integer" else []}
+    notes = {
+        "macs": macs,
+        "float_islands": islands if subject.scheme.arithmetic == "integer" else [],
+        "kernels": [asdict(kernel) for kernel in kernels],
+    }
     flags = ["mostly float"] if subject.scheme.arithmetic == "integer" and share < 0.5 else []
     return notes, {"int8_mac_share": share}, flags
 

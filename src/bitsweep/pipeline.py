@@ -8,7 +8,7 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,6 +90,14 @@ def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
     cell.backend.lower(load_program(compressed_of(cell, store).program), folder)
 
 
+def inspect(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Note size and kernels of an artifact that cannot be run here."""
+    from bitsweep import measure
+
+    compressed, image_size = compressed_of(cell, store), cell.model.image_size
+    measure.inspect(_subject(cell, store), image_size=image_size, compressed=compressed, folder=folder)
+
+
 def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
     from bitsweep import measure
@@ -132,6 +140,7 @@ COMPRESSED = Stage(
     name="compressed", key="compressed_key", passes=(compress,), axes=("model", "dataset", "method", "precision")
 )
 ARTIFACT = Stage(name="artifact", key="artifact_key", passes=(lower,), axes=("model", "precision", "backend"))
+INSPECTION = Stage(name="inspection", key="key", passes=(inspect,), axes=("model", "backend"))
 MEASUREMENT = Stage(
     name="measurement",
     key="key",
@@ -142,12 +151,15 @@ MEASUREMENT = Stage(
 
 
 def needs(cell: Cell) -> list[tuple[Stage, Cell]]:
-    """Every stage that the measurement of a cell rests on, in order; also those of its fp32 twin."""
+    """Every stage that the measurement of a cell rests on, in order; also those of its fp32 twin.
+
+    Where the engine cannot run, its files are inspected instead of measured.
+    """
     return [
         (DATA, cell),
         (BASELINE, cell),
         *((stage, each) for each in dict.fromkeys((cell.twin, cell)) for stage in (COMPRESSED, ARTIFACT)),
-        (MEASUREMENT, cell),
+        (INSPECTION if cell.backend.cannot_run() else MEASUREMENT, cell),
     ]
 
 
@@ -189,7 +201,7 @@ class Workshop:
 
 
 def run(cell: Cell, workshop: Workshop) -> Outcome:
-    """Run a cell to its measurement, or to the reason why there is none."""
+    """Run a cell to its measurement, as far as this machine can, or to the reason why there is none."""
 
     def measured() -> Measurement:
         from bitsweep.measure import load_measurement
@@ -198,7 +210,9 @@ def run(cell: Cell, workshop: Workshop) -> Outcome:
             folder = workshop.make(stage, each)
         return load_measurement(folder)
 
-    return _outcome(measured, workshop)
+    outcome = _outcome(measured, workshop)
+    reason = cell.backend.cannot_run()
+    return replace(outcome, status="lowered", reason=reason) if reason and outcome.measurement else outcome
 
 
 def train(cell: Cell, workshop: Workshop) -> Outcome:

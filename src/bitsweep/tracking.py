@@ -5,6 +5,8 @@ killed in between has left RUNNING are ended by the next one that starts.
 """
 
 import contextlib
+import csv
+import io
 import json
 import logging
 import os
@@ -43,7 +45,7 @@ class Entry:
     """One line of a sweep's plan, and how it ended. Kept as an artifact of the sweep's run.
 
     Attributes:
-        verdict: ``run``, ``reuse`` or ``skip`` when planned; ``finished`` or ``failed`` once it has been run.
+        verdict: ``run``, ``lower``, ``reuse`` or ``skip`` when planned; ``finished``, ``lowered`` or ``failed`` later.
     """
 
     cell: dict[str, str]
@@ -112,12 +114,12 @@ class Tracker:
                 return
 
     def finished(self) -> dict[str, str]:
-        """Cell key -> run id of every finished cell."""
+        """Cell key -> run id of every cell that was finished, or lowered where its engine cannot run."""
         with self._explained():
             return {key: run.info.run_id for key, run in self._finished_runs().items()}
 
     def _finished_runs(self) -> "dict[str, Run]":
-        """Cell key -> its finished run; it may have others, that failed."""
+        """Cell key -> its run that was finished or lowered; it may have others, that failed."""
         condition = "tags.kind = 'cell' and attributes.status = 'FINISHED'"
         return {run.data.tags["cell_key"]: run for run in self._search(condition)}
 
@@ -184,7 +186,7 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         measured = outcome.measurement
-        status = "FINISHED" if outcome.status == "finished" else "FAILED"
+        status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
             "cell_key": cell.key, "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
@@ -210,14 +212,23 @@ class Tracker:
             if outcome.log_tail:
                 self.client.log_text(run_id, outcome.log_tail, "log.txt")
             if measured:
-                self._log_evidence(run_id, cell, measured.folder, measured.notes)
+                self._log_evidence(run_id, cell, measured.notes)
+            if outcome.status == "lowered":
+                self.client.log_artifacts(run_id, str(pipeline.artifact_of(cell, self._store)), "model")
+            elif measured:
+                self._log_predictions(run_id, cell, measured.folder)
         return run_id
 
-    def _log_evidence(self, run_id: str, cell: Cell, folder: Path, notes: dict[str, Any]) -> None:
+    def _log_evidence(self, run_id: str, cell: Cell, notes: dict[str, Any]) -> None:
+        """Log what was done to the layers, and what kernels the engine has for them."""
         compressed = pipeline.compressed_of(cell, self._store)
         self.client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
         self._log_records(run_id, compressed)
         self.client.log_dict(run_id, notes, "notes.json")
+        self.client.log_text(run_id, _csv(notes["kernels"]), "kernels.csv")
+
+    def _log_predictions(self, run_id: str, cell: Cell, folder: Path) -> None:
+        """Log what the artifact computed, and the artifact."""
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
@@ -364,7 +375,7 @@ class Tracker:
                 raise UsageError(
                     f"RUN_ID={run_id}: no such run in {self.uri}; the report's cells.csv has them"
                 ) from error
-            if run.data.tags.get("kind") != "cell" or run.info.status != "FINISHED":
+            if run.data.tags.get("kind") != "cell" or run.data.tags.get("status") != "finished":
                 raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
             with tempfile.TemporaryDirectory() as scratch:
                 shutil.copytree(self.client.download_artifacts(run_id, "bundle", scratch), folder, dirs_exist_ok=True)
@@ -387,6 +398,8 @@ def _row(entry: Entry, run: "Run | None") -> Row:
     status: RowStatus
     if entry.verdict == "skip":
         status = "skipped"
+    elif run is not None and run.data.tags["status"] == "lowered":
+        status = "lowered"
     elif run is not None:
         status = "reused" if entry.verdict == "reuse" else "finished"
     else:
@@ -395,7 +408,7 @@ def _row(entry: Entry, run: "Run | None") -> Row:
     return Row(
         cell=entry.cell,
         status=status,
-        reason=entry.reason,
+        reason=entry.reason or tags.get("reason", ""),
         log_tail=entry.log_tail,
         metrics=dict(run.data.metrics) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
@@ -404,6 +417,15 @@ def _row(entry: Entry, run: "Run | None") -> Row:
         command=entry.command,
         run_id=run.info.run_id if run else "",
     )
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
+    """Records of the same fields as a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(name for record in records for name in record))
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def _baseline(run: "Run") -> Baseline:

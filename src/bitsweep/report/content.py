@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-RowStatus = Literal["finished", "reused", "failed", "skipped", "interrupted"]
+RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Axes that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
 #: Flags that forbid a recommendation.
@@ -39,7 +39,12 @@ class Row:
     @property
     def measured(self) -> bool:
         """Whether there are figures."""
-        return self.status in ("finished", "reused")
+        return self.status in ("finished", "reused", "lowered")
+
+    @property
+    def not_run(self) -> bool:
+        """Whether no engine ran it; a lowered one has figures all the same."""
+        return self.status in ("lowered", "skipped", "interrupted")
 
     @property
     def name(self) -> str:
@@ -222,6 +227,7 @@ def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     return [
         ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores"),
+        *([("GPU", f"{gpu['model']}, {gpu['architecture']}")] if (gpu := about.get("gpu")) else []),
         ("memory", f"{about.get('memory_gb', '?')} GB"),
         ("platform", f"{about.get('platform', '?')}, Python {about.get('python', '?')}"),
         ("versions", versions),

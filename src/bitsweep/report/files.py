@@ -78,7 +78,7 @@ def _markdown(report: SweepReport, drawn: list[Picture]) -> str:
         )), ""]  # fmt: skip
     for picture in drawn:
         lines += [f"![{picture.title}]({picture.name})", "", _escaped(picture.caption), ""]
-    if skipped := [row for row in report.rows if row.status in ("skipped", "interrupted")]:
+    if skipped := [row for row in report.rows if row.not_run]:
         lines += ["## Not run", "", *(f"- {row.name}: {_escaped(_why(row))}" for row in skipped), ""]
     for row in _failed(report):
         lines += [f"## Failed: {row.name}", "", _escaped(row.reason), "", *_fenced(row.log_tail)]
@@ -122,7 +122,7 @@ def _html(report: SweepReport, drawn: list[Picture]) -> str:
         body.append(
             f'<figure><img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">{caption}</figure>'
         )
-    if skipped := [row for row in report.rows if row.status in ("skipped", "interrupted")]:
+    if skipped := [row for row in report.rows if row.not_run]:
         items = (f"<li><b>{html.escape(row.name)}</b>: {html.escape(_why(row))}</li>" for row in skipped)
         body += ["<h2>Not run</h2>", "<ul>", *items, "</ul>"]
     for row in _failed(report):
@@ -171,7 +171,7 @@ def _html_cells(report: SweepReport) -> str:
 def _summary(report: SweepReport) -> str:
     counts = ", ".join(
         f"{count} {status}"
-        for status in ("finished", "reused", "failed", "skipped", "interrupted")
+        for status in ("finished", "reused", "lowered", "failed", "skipped", "interrupted")
         if (count := sum(row.status == status for row in report.rows))
     )
     started = report.started.strftime("%Y-%m-%d %H:%M:%S UTC")
