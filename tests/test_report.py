@@ -90,6 +90,15 @@ def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
     assert "nothing can be recommended" in recommendations(only)[0]
 
 
+def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) -> None:
+    told = dataclasses.replace(report.rows[0], verdict="slower", findings=("conversions take <half>", "2 threads"))
+    write(dataclasses.replace(report, rows=[told, *report.rows[1:]]), tmp_path)
+    name = " ".join(told.cell[axis] for axis in report.varying_axes)
+    assert f"- {name}: slower; conversions take \\<half\\>; 2 threads" in (tmp_path / "report.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; 2 threads</li>" in page
+
+
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_terminal_shows_one_line_a_cell(report: SweepReport, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
@@ -185,3 +194,21 @@ def test_numbers_that_were_swept_have_a_picture(report: SweepReport, tmp_path: P
     (picture,) = [path for path in written if path.name == "digits_method.calibration_images.png"]
     assert picture.stat().st_size > 10_000
     assert picture.name in (tmp_path / "report.md").read_text()
+
+
+def test_what_was_only_lowered_is_shown_with_its_size_and_why(report: SweepReport, tmp_path: Path) -> None:
+    lowered = dataclasses.replace(row("resnet18", "int8", "lowered", flags=("not run",), size_mb=14.4), reason="no GPU")
+    only = dataclasses.replace(report, rows=[lowered])
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(only, width=100))
+    figures, why, advice = (line for line in console.export_text().splitlines() if "resnet18" in line or ":" in line)
+    assert "14.4" in figures
+    assert "not run" in figures
+    assert why == "lowered  resnet18 ptq int8 onnxruntime: no GPU"
+    assert "nothing can be recommended" in advice
+    write(only, tmp_path)
+    markdown, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "1 cells: 1 lowered." in markdown
+    assert "- resnet18 ptq int8 onnxruntime: no GPU" in markdown
+    assert ">14.4</td>" in page
+    assert "<li><b>resnet18 ptq int8 onnxruntime</b>: no GPU</li>" in page

@@ -262,14 +262,15 @@ def work(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcom
 
 def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
     name = cell.name if stage == "cell" else f"baseline {cell.model.name} on {cell.dataset.name}"
+    ended = f"{outcome.status:<10}{name}"
     if outcome.status == "failed":
-        return f"{outcome.status:<10}{name}: {outcome.reason}"
+        return f"{ended}: {outcome.reason}"
     metrics = outcome.measurement.metrics if outcome.measurement else {}
     figures = [f"top-1 {100 * metrics['top1']:.2f} %"] if "top1" in metrics else []
     figures += [f"{metrics['latency_p50_ms']:.3g} ms"] if "latency_p50_ms" in metrics else []
     figures += [f"{metrics['size_mb']:.3g} MB"] if "size_mb" in metrics else []
     figures += [_duration(sum(outcome.seconds.values())), *filter(None, [outcome.reason])]
-    return f"{outcome.status:<10}{name}: {', '.join(figures)}"
+    return f"{ended}: {', '.join(figures)}"
 
 
 def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:

@@ -5,8 +5,6 @@ killed in between has left RUNNING are ended by the next one that starts.
 """
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import os
@@ -14,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep import bundle, environment, pipeline
-from bitsweep.artifacts import Compressed, Outcome
+from bitsweep.artifacts import Curve, Measurement, Outcome, Table
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
@@ -190,7 +188,8 @@ class Tracker:
         tags = {
             "cell_key": cell.key, "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
-            "flags": ", ".join(measured.flags) if measured else "", "scheme_why": cell.scheme.why,
+            "flags": ", ".join(measured.flags) if measured else "",
+            "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
             "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
             "cpu": environment.current_cpu().model,
         }  # fmt: skip
@@ -212,20 +211,19 @@ class Tracker:
             if outcome.log_tail:
                 self.client.log_text(run_id, outcome.log_tail, "log.txt")
             if measured:
-                self._log_evidence(run_id, cell, measured.notes)
+                self._log_evidence(run_id, cell, measured)
             if outcome.status == "lowered":
                 self.client.log_artifacts(run_id, str(pipeline.artifact_of(cell, self._store)), "model")
             elif measured:
                 self._log_predictions(run_id, cell, measured.folder)
         return run_id
 
-    def _log_evidence(self, run_id: str, cell: Cell, notes: dict[str, Any]) -> None:
-        """Log what was done to the layers, and what kernels the engine has for them."""
+    def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        """Log what was done to the layers, and what was found out about the artifact."""
         compressed = pipeline.compressed_of(cell, self._store)
         self.client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
-        self._log_records(run_id, compressed)
-        self.client.log_dict(run_id, notes, "notes.json")
-        self.client.log_text(run_id, _csv(notes["kernels"]), "kernels.csv")
+        self._log_records(run_id, compressed.curves, [*compressed.tables, *measured.tables])
+        self.client.log_dict(run_id, measured.notes, "notes.json")
 
     def _log_predictions(self, run_id: str, cell: Cell, folder: Path) -> None:
         """Log what the artifact computed, and the artifact."""
@@ -239,23 +237,19 @@ class Tracker:
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
 
-    def _log_records(self, run_id: str, compressed: Compressed) -> None:
-        """Log what the method recorded: curves as metrics with steps, and all of it as files."""
+    def _log_records(self, run_id: str, curves: Sequence[Curve], tables: Sequence[Table]) -> None:
+        """Log what was recorded: curves as metrics with steps, and all of it as files."""
         from mlflow.entities import Metric
 
         from bitsweep.report.records import write_records
 
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(curve.name, value, now, step)
-            for curve in compressed.curves
-            for step, value in enumerate(curve.values)
-        ]
+        metrics = [Metric(curve.name, value, now, step) for curve in curves for step, value in enumerate(curve.values)]
         for start in range(0, len(metrics), 1000):  # more are refused
             self.client.log_batch(run_id, metrics[start : start + 1000])
         with tempfile.TemporaryDirectory() as folder:
-            write_records(compressed.curves, compressed.tables, Path(folder))
-            if compressed.curves or compressed.tables:
+            write_records(curves, tables, Path(folder))
+            if curves or tables:
                 self.client.log_artifacts(run_id, folder, "records")
 
     def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
@@ -413,19 +407,11 @@ def _row(entry: Entry, run: "Run | None") -> Row:
         metrics=dict(run.data.metrics) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
         verdict=tags.get("verdict", ""),
+        findings=tuple(tags.get("findings", "").splitlines()),
         scheme=entry.scheme,
         command=entry.command,
         run_id=run.info.run_id if run else "",
     )
-
-
-def _csv(records: list[dict[str, Any]]) -> str:
-    """Records of the same fields as a table."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for record in records for name in record))
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
 
 
 def _baseline(run: "Run") -> Baseline:
