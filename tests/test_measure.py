@@ -222,7 +222,7 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     assert measurement.metrics["int8_mac_share"] == 0.75
     assert measurement.flags == ("not run",)
     (kernels,) = measurement.tables
-    assert kernels.rows[0] == ("a", "QLinearConv", "integer", 30)
+    assert kernels.rows[0] == ("a", "QLinearConv", "integer", "30")
 
 
 def test_an_exact_artifact(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder
     table = Table(
         name="kernels",
         columns=("kernel", "operation", "arithmetic", "multiply-accumulates"),
-        rows=tuple((each.name, each.op, "integer" if each.integer else "float", each.macs) for each in kernels),
+        # As text, because engines make up names of fused kernels that leave no room for a picture.
+        rows=tuple((each.name, each.op, "integer" if each.integer else "float", str(each.macs)) for each in kernels),
     )
     notes, metrics, flags = _size(subject, compressed)
     more_notes, more_metrics, more_flags = _kernels(subject, kernels)

@@ -119,7 +119,7 @@ class TensorRt(Backend):
             context.set_input_shape(INPUT, images.shape)
             to, back = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
             _done(cuda.cudaMemcpyAsync(on_gpu[INPUT], images.ctypes.data, images.nbytes, to, stream))
-            if not context.execute_async_v3(stream):
+            if not context.execute_async_v3(int(stream)):
                 raise RuntimeError(f"TensorRT did not run the engine: {listener.errors[-1]}")
             _done(cuda.cudaMemcpyAsync(logits.ctypes.data, on_gpu[OUTPUT], logits.nbytes, back, stream))
             _done(cuda.cudaStreamSynchronize(stream))
