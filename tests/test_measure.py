@@ -199,7 +199,7 @@ def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measureme
         test=test,
         batches=_batches,
         trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
-        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=exact),
+        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=exact),
         folder=tmp_path,
     )
     return measure.load_measurement(tmp_path)

@@ -27,6 +27,7 @@ from bitsweep import stats
 from bitsweep.artifacts import Array, Compressed, Measurement, Split, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
+from bitsweep.scores import scores
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
@@ -109,7 +110,9 @@ def compare(
         "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
     }
     flags = []
-    if not np.isfinite(logits_NK).all():
+    if np.isfinite(logits_NK).all():
+        metrics |= scores(logits_NK, labels_N)
+    else:
         flags.append("non-finite logits")
     if metrics["parity_agreement"] < 0.99 or metrics["parity_sqnr_db"] < 25:
         flags.append("diverges")
@@ -119,10 +122,12 @@ def compare(
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
     stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    bits = sum(layer.stored_bits for layer in compressed.layers)
     metrics = {
         "size_mb": stored / 1e6,
         "size_ratio": stored / twin,
-        "size_bound_mb": sum(layer.stored_bits for layer in compressed.layers) / 8e6,
+        "size_bound_mb": bits / 8e6,
+        "bits_per_parameter": bits / sum(layer.parameters for layer in compressed.layers),
     }
     left = {layer.name: layer.reason for layer in compressed.layers if layer.reason and "float" in layer.weights}
     large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep import bundle, environment, pipeline
-from bitsweep.artifacts import Compressed, Outcome
+from bitsweep.artifacts import Compressed, Measurement, Outcome
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
+from bitsweep.report.cell import Evidence, draw_cell
+from bitsweep.report.training import draw_training
+from bitsweep.scores import scores
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "bitsweep"
+#: Folder of a run's artifacts that its pictures are in.
+PICTURES = "pictures"
 _COMPARISON = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -164,10 +169,12 @@ class Tracker:
             metrics = [
                 Metric(curve, float(getattr(epoch, curve)), started + int(1000 * epoch.seconds * (step + 1)), step)
                 for step, epoch in enumerate(trained.history)
-                for curve in ("train_loss", "val_loss", "val_top1", "lr")
+                for curve in ("train_loss", "val_loss", "val_top1", "lr", "seconds")
             ]
-            metrics += [Metric("top1", top1, started, 0), Metric("best_epoch", trained.best_epoch, started, 0)]
-            metrics += [Metric("train_s", seconds, started, 0)]
+            figures = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
+            if np.isfinite(trained.test_logits_NK).all():
+                figures |= scores(trained.test_logits_NK, splits.test.labels)
+            metrics += [Metric(figure, value, started, 0) for figure, value in figures.items()]
             params = {
                 "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
@@ -176,6 +183,10 @@ class Tracker:
             self.client.log_dict(run_id, [asdict(epoch) for epoch in trained.history], "history.json")
             self.client.log_dict(run_id, environment.describe(), "environment.json")
             self.client.log_artifact(run_id, str(trained.checkpoint))
+            if trained.history:
+                with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+                    draw_training(trained.history, trained.best_epoch, Path(folder) / "training.png", name=name)
+                    self.client.log_artifacts(run_id, folder, PICTURES)
             self._log_input(run_id, cell, "train")
         return run_id
 
@@ -210,14 +221,14 @@ class Tracker:
             if outcome.log_tail:
                 self.client.log_text(run_id, outcome.log_tail, "log.txt")
             if measured:
-                self._log_evidence(run_id, cell, measured.folder, measured.notes)
+                self._log_evidence(run_id, cell, measured)
         return run_id
 
-    def _log_evidence(self, run_id: str, cell: Cell, folder: Path, notes: dict[str, Any]) -> None:
-        compressed = pipeline.compressed_of(cell, self._store)
+    def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        compressed, folder = pipeline.compressed_of(cell, self._store), measured.folder
         self.client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
         self._log_records(run_id, compressed)
-        self.client.log_dict(run_id, notes, "notes.json")
+        self.client.log_dict(run_id, measured.notes, "notes.json")
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
@@ -225,8 +236,24 @@ class Tracker:
             splits = pipeline.splits_of(cell, self._store)
             bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
             self.client.log_artifacts(run_id, facts, "bundle")
+        self._log_pictures(run_id, cell, measured, compressed)
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
+
+    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement, compressed: Compressed) -> None:
+        evidence = Evidence(
+            name=cell.name,
+            after=f"{cell.precision.name} {cell.backend.name}",
+            splits=pipeline.splits_of(cell, self._store),
+            trained=pipeline.trained_of(cell, self._store),
+            compressed=compressed,
+            measurement=measured,
+            batch_sizes=cell.protocol.batch_sizes,
+        )
+        # Drawing computes: another cell must not be timed meanwhile.
+        with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+            draw_cell(evidence, Path(folder))
+            self.client.log_artifacts(run_id, folder, PICTURES)
 
     def _log_records(self, run_id: str, compressed: Compressed) -> None:
         """Log what the method recorded: curves as metrics with steps, and all of it as files."""
