@@ -27,6 +27,7 @@ from bitsweep import stats
 from bitsweep.artifacts import Array, Compressed, Measurement, Split, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
+from bitsweep.errors import ran_out_of_memory
 from bitsweep.scores import scores
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
@@ -176,7 +177,14 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
     samples: dict[str, Array] = {}
     for size in protocol.batch_sizes:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
-        blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        try:
+            blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        except Exception as error:
+            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                raise
+            notes["batches"][str(size)] = {"out_of_memory": str(error).partition("\n")[0]}
+            flags.append(f"no memory for batch {size}")
+            continue
         own = np.concatenate(blocks[0])
         for percentile in (50, 90, 99):
             value = stats.percentile_if_supported(own, percentile / 100)

@@ -13,10 +13,10 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "bitsweep"
 #: Folder of a run's artifacts that its pictures are in.
 PICTURES = "pictures"
+Illustrated = TypeVar("Illustrated", Row, Baseline)
 _COMPARISON = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -344,8 +345,11 @@ class Tracker:
             self.client.set_tag(run_id, "status", status)
             self.client.set_terminated(run_id, status.upper())
 
-    def report(self, sweep_id: str) -> SweepReport:
+    def report(self, sweep_id: str, *, folder: Path) -> SweepReport:
         """Everything that is known of a sweep, read back from MLflow alone.
+
+        Args:
+            folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
 
         Raises:
             UsageError: there is no such sweep.
@@ -366,12 +370,21 @@ class Tracker:
                 command=sweep.data.tags["command"],
                 started=started,
                 seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-                rows=[_row(entry, finished.get(entry.key)) for entry in entries],
-                baselines=[_baseline(baselines[key]) for key in wanted if key in baselines],
+                rows=[self._illustrated(_row(entry, finished.get(entry.key)), folder) for entry in entries],
+                baselines=[self._illustrated(_baseline(baselines[key]), folder) for key in wanted if key in baselines],
                 environment=self._read_json(sweep.info.run_id, "environment.json"),
                 tracking_uri=self.uri,
                 compare_url=self.comparison_path,
             )
+
+    def _illustrated(self, what: Illustrated, folder: Path) -> Illustrated:
+        """The same row or baseline, with the pictures of its run copied into a folder."""
+        if not what.run_id or not self.client.list_artifacts(what.run_id, PICTURES):
+            return what
+        target = folder / "runs" / what.run_id
+        target.mkdir(parents=True, exist_ok=True)
+        self.client.download_artifacts(what.run_id, PICTURES, str(target))
+        return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
 
     def download_bundle(self, run_id: str, folder: Path) -> None:
         """Write the artifact that a cell measured, and the facts about it, into a folder, which is created.

@@ -18,6 +18,8 @@ from bitsweep.quantization.graphs import FLOAT_KINDS, LAYER_KINDS, arguments, la
 
 #: At most so many values of a tensor are looked at, in so many bins; maps are kept of so many layers and channels.
 _SAMPLE, _BINS, _MAPPED_LAYERS, _MAPPED_CHANNELS = 65_536, 80, 3, 6
+#: Least height and width of a map in which something is to be seen.
+_SMALLEST_MAP = 4
 
 
 def layer_views(before: ExportedProgram, after: ExportedProgram, images: torch.Tensor) -> tuple[LayerView, ...]:
@@ -63,8 +65,8 @@ class _Read:
 
     @property
     def has_maps(self) -> bool:
-        """Whether there are channels with a height and a width."""
-        return self.first.ndim == 3 and min(self.first.shape[1:]) > 1
+        """Whether there are channels in which something is to be seen."""
+        return self.first.ndim == 3 and min(self.first.shape[1:]) >= _SMALLEST_MAP
 
 
 class _Reader(Interpreter):

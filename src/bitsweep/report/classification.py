@@ -165,5 +165,7 @@ def draw_examples(verdicts: Verdicts, path: Path, *, name: str) -> None:
             captions.append(f"true {true}\nsaid {' → '.join(said)}\n{100 * after_p_N[index]:.0f} % sure")
         images = [np.asarray(verdicts.test.images[index]).squeeze() for index in ordered]
         tiles(axes, images, captions, columns=_EXAMPLES)
-        axes.set_ylabel(what if len(ordered) else f"none {what}", fontsize=8)
+        axes.set_ylabel(what, fontsize=8)
+        if not len(ordered):
+            axes.text(0.5, 0.5, f"none {what}", transform=axes.transAxes, ha="center", fontsize=8)
     save(figure, path)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 RowStatus = Literal["finished", "reused", "failed", "skipped", "interrupted"]
@@ -23,6 +24,7 @@ class Row:
         metrics: by the names of ``docs/measurement.md``; any may be missing.
         verdict: on the speed-up; empty where nothing was timed against fp32.
         command: reproduces this cell alone.
+        pictures: PNG files under the folder of the report.
     """
 
     cell: dict[str, str]
@@ -35,6 +37,7 @@ class Row:
     scheme: str = ""
     command: str
     run_id: str = ""
+    pictures: tuple[Path, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -49,12 +52,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A trained fp32 model that cells of the sweep rest on."""
+    """A trained fp32 model that cells of the sweep rest on.
+
+    Attributes:
+        pictures: PNG files under the folder of the report.
+    """
 
     name: str
     run_id: str
     metrics: dict[str, float]
     seconds: float
+    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

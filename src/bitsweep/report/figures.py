@@ -24,6 +24,7 @@ def panels(
     right: float = 0.15,
     bottom: float = 0.5,
     top: float = 0.3,
+    between: float | None = None,
 ) -> tuple[Any, list[Any]]:
     """A figure with a title, and its axes row by row.
 
@@ -31,15 +32,17 @@ def panels(
         width, height: of each of the axes, in inches.
         left, right, bottom, top: room around each for its labels, in inches. It is fixed, because to find out what
             they take means to draw them twice.
+        between: room between columns, if it is not that of ``left`` and ``right``.
     """
     from matplotlib.figure import Figure
 
-    across, down = columns * (left + width + right), rows * (bottom + height + top) + _TITLE
+    between = left + right if between is None else between
+    across, down = left + columns * width + (columns - 1) * between + right, rows * (bottom + height + top) + _TITLE
     figure = Figure(figsize=(across, down))
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(
         left=left / across, right=1 - right / across, bottom=bottom / down, top=1 - (top + _TITLE) / down,
-        wspace=(left + right) / width, hspace=(bottom + top) / height,
+        wspace=between / width, hspace=(bottom + top) / height,
     )  # fmt: skip
     figure.suptitle(title, fontsize=11, y=1 - 0.3 * _TITLE / down, va="top")
     return figure, list(axes.ravel())

@@ -13,7 +13,7 @@ from bitsweep.artifacts import Distribution, LayerNote, LayerView
 from bitsweep.report.figures import AFTER, BEFORE, label, panels, save, shortened, tiles
 
 #: Layers that bars and histograms have room for.
-_BARS, _HISTOGRAMS = 40, 8
+_BARS, _HISTOGRAMS = 40, 6
 _FLOAT_BITS = 32
 
 
@@ -50,14 +50,20 @@ def draw_layers(notes: Sequence[LayerNote], views: Sequence[LayerView], path: Pa
     figure, (sizes, ratios, noise) = panels(
         f"{name}: layers{few}",
         columns=3, width=2.7, height=max(1.6, 0.16 * len(shown)), left=0.25 + 0.065 * max(map(len, names)),
+        between=0.2,
     )  # fmt: skip
     places = np.arange(len(shown))
     fp32_bytes = np.array([note.parameters * _FLOAT_BITS / 8 for note in shown])
     stored_bytes = np.array([note.stored_bits / 8 for note in shown])
-    sizes.barh(places - 0.2, fp32_bytes / 1000, 0.4, color=BEFORE, label="fp32")
-    sizes.barh(places + 0.2, stored_bytes / 1000, 0.4, color=AFTER, label="as stored")
+    least = min(stored_bytes.min(), fp32_bytes.min()) / 2000
+    bar = {"linewidth": 5, "capstyle": "butt"}  # one collection of lines is drawn ten times as fast as many bars
+    sizes.hlines(places - 0.2, least, fp32_bytes / 1000, color=BEFORE, label="fp32", **bar)
+    sizes.hlines(places + 0.2, least, stored_bytes / 1000, color=AFTER, label="as stored", **bar)
     sizes.set_xscale("log")
-    ratios.barh(places, 100 * stored_bytes / fp32_bytes, color=AFTER)
+    sizes.set_xlim(left=least)
+    sizes.minorticks_off()
+    ratios.hlines(places, 0, 100 * stored_bytes / fp32_bytes, color=AFTER, **bar)
+    ratios.set_xlim(left=0)
     ratios.axvline(100, color="0.4", linestyle=":")
     read_db = {view.name: view.read_sqnr_db for view in views}
     values: tuple[tuple[str, str, list[float | None]], ...] = (
@@ -73,7 +79,7 @@ def draw_layers(notes: Sequence[LayerNote], views: Sequence[LayerView], path: Pa
     label(ratios, "stored by fp32", "bytes (%)", "")
     label(noise, "signal to noise" if legend else "signal to noise: nothing changed", "SQNR (dB)", "", legend=legend)
     for axes in (sizes, ratios, noise):
-        axes.set_yticks(places, names, fontsize=7)
+        axes.set_yticks(places if axes is sizes else [], names if axes is sizes else [])
         axes.set_ylim(len(shown) - 0.5, -0.5)
     save(figure, path)
 
@@ -89,7 +95,7 @@ def draw_histograms(notes: Sequence[LayerNote], views: Sequence[LayerView], path
     chosen = sorted({0, len(pairs) - 1, *inner[: _HISTOGRAMS - 2]})
     few = f", {len(chosen)} of {len(pairs)} layers" if len(chosen) < len(pairs) else ""
     title = f"{name}: values{few} (blue: the range of codes, red dots: 3 standard deviations)"
-    figure, axes = panels(title, rows=2, columns=len(chosen), width=1.75, height=1.5, left=0.35, top=0.45, right=0.1)
+    figure, axes = panels(title, rows=2, columns=len(chosen), width=2.0, height=1.5, left=0.35, top=0.45, right=0.1)
     names = shortened([pairs[index][0].name for index in chosen], 22)
     for column, (index, short) in enumerate(zip(chosen, names, strict=True)):
         note, view = pairs[index]
@@ -105,10 +111,8 @@ def draw_histograms(notes: Sequence[LayerNote], views: Sequence[LayerView], path
 
 def _draw_histogram(axes: Any, spread: Distribution, ends: tuple[float, float] | None) -> None:
     edges = np.linspace(spread.low, spread.high, len(spread.counts) + 1)
-    axes.stairs(spread.counts, edges, fill=True, color="0.6")
-    axes.set_yscale("log")
+    axes.stairs(np.log10(1 + np.array(spread.counts)), edges, fill=True, color="0.6")
     axes.set_yticks([])
-    axes.minorticks_off()
     axes.locator_params(axis="x", nbins=4)
     for sign in (-3, 3):
         axes.axvline(spread.mean + sign * spread.deviation, color="C3", linestyle=":", linewidth=1.2)
@@ -127,7 +131,7 @@ def draw_feature_maps(views: Sequence[LayerView], path: Path, *, name: str, afte
     """Draw channels of what some layers read for one image, in the float network beside the compressed one."""
     shown = [view for view in views if view.maps_2CHW is not None]
     widest = max(view.maps_2CHW.shape[1] for view in shown if view.maps_2CHW is not None)
-    title = f"{name}: what layers read for one image, the channels that vary most, in the units of fp32"
+    title = f"{name}: what layers read for one image"
     figure, rows = panels(
         title, rows=2 * len(shown), width=1.1 * widest, height=1.0, left=0.7, right=0.1, bottom=0.05, top=0.25
     )

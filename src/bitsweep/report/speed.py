@@ -9,7 +9,8 @@ import numpy as np
 from bitsweep.artifacts import Array
 from bitsweep.report.figures import AFTER, BEFORE, label, panels, save
 
-_BINS = 60
+#: Times the slower median, beyond which runs are counted and not drawn.
+_BINS, _SHOWN_MEDIANS = 60, 3
 
 
 def draw_latency(samples_ms: Mapping[str, Array], batch: int, path: Path, *, name: str, after: str) -> None:
@@ -26,8 +27,9 @@ def draw_latency(samples_ms: Mapping[str, Array], batch: int, path: Path, *, nam
     ]
     figure, (spread, blocks) = panels(f"{name}: latency of a batch of {batch}", columns=2, width=4.2, height=2.5)
     all_ms = np.concatenate([samples_ms[f"{racer}_b{batch}_ms"] for racer, _, _ in racers])
-    low, high = all_ms.min(), np.quantile(all_ms, 0.995)
-    edges = np.linspace(low, max(high, low * 1.001), _BINS + 1)
+    slowest_ms = max(np.median(samples_ms[f"{racer}_b{batch}_ms"]) for racer, _, _ in racers)
+    high = min(all_ms.max(), _SHOWN_MEDIANS * slowest_ms)
+    edges = np.linspace(all_ms.min(), high, _BINS + 1)
     for racer, colour, what in racers:
         own_ms = samples_ms[f"{racer}_b{batch}_ms"]
         p50 = float(np.median(own_ms))
@@ -39,11 +41,16 @@ def draw_latency(samples_ms: Mapping[str, Array], batch: int, path: Path, *, nam
         low_ms, mid_ms, high_ms = np.array([np.quantile(part, (0.25, 0.5, 0.75)) for part in parts]).T
         blocks.plot(range(1, len(parts) + 1), mid_ms, ".-", color=colour, label=what)
         blocks.fill_between(range(1, len(parts) + 1), low_ms, high_ms, color=colour, alpha=0.25, linewidth=0)
+    beyond = np.count_nonzero(all_ms > high)
     label(
-        spread, f"{len(all_ms)} runs, the slowest 0.5 % left out", "latency (ms)", "share of the runs (%)", legend=True
+        spread,
+        f"{len(all_ms)} runs, {beyond} of them slower than what is shown",
+        "latency (ms)",
+        "share of the runs (%)",
+        legend=True,
     )
     label(blocks, "median and quartiles of each block", "block, in the order of time", "latency (ms)", legend=True)
-    blocks.set_ylim(bottom=0)
+    blocks.set_ylim(0, high)
     save(figure, path)
 
 
