@@ -244,7 +244,8 @@ class Tracker:
     def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement, compressed: Compressed) -> None:
         evidence = Evidence(
             name=cell.name,
-            after=f"{cell.precision.name} {cell.backend.name}",
+            precision=cell.precision.name,
+            backend=cell.backend.name,
             splits=pipeline.splits_of(cell, self._store),
             trained=pipeline.trained_of(cell, self._store),
             compressed=compressed,

@@ -17,17 +17,22 @@ class Evidence:
 
     Attributes:
         name: of the cell, the title of its pictures.
-        after: what the compressed network is called next to the float one.
         batch_sizes: of the protocol.
     """
 
     name: str
-    after: str
+    precision: str
+    backend: str
     splits: Splits
     trained: Trained
     compressed: Compressed
     measurement: Measurement
     batch_sizes: tuple[int, ...]
+
+    @property
+    def after(self) -> str:
+        """What the artifact is called next to the float network."""
+        return f"{self.precision} {self.backend}"
 
 
 def draw_cell(evidence: Evidence, folder: Path) -> None:
@@ -67,4 +72,4 @@ def _draw_layers(evidence: Evidence, folder: Path) -> None:
     if views:
         draw_histograms(notes, views, folder / "histograms.png", name=evidence.name)
     if any(view.maps_2CHW is not None for view in views):
-        draw_feature_maps(views, folder / "feature_maps.png", name=evidence.name, after=evidence.after)
+        draw_feature_maps(views, folder / "feature_maps.png", name=evidence.name, after=evidence.precision)

@@ -143,7 +143,9 @@ def draw_curves(verdicts: Verdicts, path: Path, *, name: str) -> None:
     label(roc, f"ROC: {which}", "false positives (% of the others)", "true positives (%)", legend=True)
     label(precision, f"precision and recall: {which}", "recall (%)", "precision (%)", legend=True)
     title = "reliability of the first choice (area: images)"
-    label(calibration, title, "confidence (%)", "accuracy (%)", legend=True)
+    label(calibration, title, "confidence (%)", "accuracy (%)")
+    calibration.legend(fontsize=7, loc="lower right")
+    calibration.set_ylim(-3, 103)
     calibration.set_xlim(100 / len(verdicts.classes) - 2, 102)
     save(figure, path)
 

@@ -124,11 +124,14 @@ def _draw_histogram(axes: Any, spread: Distribution, ends: tuple[float, float] |
 
 def _clipped(share: float | None, sqnr_db: float | None) -> str:
     clipped = "no codes" if share is None else f"clipped {100 * share:.2g} %"
-    return clipped if sqnr_db is None else f"{clipped}, {sqnr_db:.1f} dB"
+    return clipped if sqnr_db is None else f"{clipped}, SQNR {sqnr_db:.1f} dB"
 
 
 def draw_feature_maps(views: Sequence[LayerView], path: Path, *, name: str, after: str) -> None:
-    """Draw channels of what some layers read for one image, in the float network beside the compressed one."""
+    """Draw channels of what some layers read for one image, in the float network beside the compressed one.
+
+    A channel has the same colours for the same values in both. The compressed network is run op by op.
+    """
     shown = [view for view in views if view.maps_2CHW is not None]
     widest = max(view.maps_2CHW.shape[1] for view in shown if view.maps_2CHW is not None)
     title = f"{name}: what layers read for one image"
@@ -137,7 +140,7 @@ def draw_feature_maps(views: Sequence[LayerView], path: Path, *, name: str, afte
     )
     for index, view in enumerate(shown):
         assert view.maps_2CHW is not None
-        noise = "" if view.read_sqnr_db is None else f", {view.read_sqnr_db:.1f} dB"
+        noise = "" if view.read_sqnr_db is None else f", SQNR {view.read_sqnr_db:.1f} dB"
         height, width = view.maps_2CHW.shape[2:]
         low, high = (end(axis=(1, 2), keepdims=True) for end in (view.maps_2CHW[0].min, view.maps_2CHW[0].max))
         for row, what in enumerate(("fp32", after)):

@@ -70,7 +70,10 @@ def _along_knob(rows: list[Row], dataset: str, knob: str) -> Picture:
 def _along_bits(rows: list[Row], dataset: str) -> Picture:
     points = [(row.metrics[_BITS], row) for row in rows if _BITS in row.metrics]
     what = "bits per parameter, scales included"
-    apart = [axis for axis in _varying(rows) if not axis.startswith("precision")]
+    methods = {row.cell["method"] for row in rows} - {"none"}
+    # Where there is one method, its line starts at the network that it was applied to.
+    same = ("precision", "method") if len(methods) <= 1 else ("precision",)
+    apart = [axis for axis in _varying(rows) if not axis.startswith(same)] or ["model"]
     return _along(points, dataset, what, f"{dataset}_bits.png", apart=apart)
 
 
@@ -96,7 +99,7 @@ def _along(points: list[tuple[float, Row]], dataset: str, what: str, file: str, 
         if any(len(at[x]) > 1 for x in xs):
             low, high = ([end(at[x]) for x in xs] for end in (min, max))
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.scatter([x for x in xs for _ in at[x]], [y for x in xs for y in at[x]], color=colour, s=14, alpha=0.6)
+        axes.scatter([x for x in xs for _ in at[x]], [y for x in xs for y in at[x]], color=colour, s=20, alpha=0.6)
     values = sorted({x for at in curves.values() for x in at})
     if values[0] > 0 and values[-1] >= 20 * values[0]:
         axes.set_xscale("log", base=2)

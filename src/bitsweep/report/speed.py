@@ -25,7 +25,9 @@ def draw_latency(samples_ms: Mapping[str, Array], batch: int, path: Path, *, nam
         for racer, colour, what in (("fp32", BEFORE, "fp32, same engine"), ("candidate", AFTER, after))
         if f"{racer}_b{batch}_ms" in samples_ms
     ]
-    figure, (spread, blocks) = panels(f"{name}: latency of a batch of {batch}", columns=2, width=4.2, height=2.5)
+    figure, (spread, blocks) = panels(
+        f"{name}: latency of a batch of {batch}", columns=2, width=4.2, height=2.5, left=0.75
+    )
     all_ms = np.concatenate([samples_ms[f"{racer}_b{batch}_ms"] for racer, _, _ in racers])
     slowest_ms = max(np.median(samples_ms[f"{racer}_b{batch}_ms"]) for racer, _, _ in racers)
     high = min(all_ms.max(), _SHOWN_MEDIANS * slowest_ms)
@@ -68,7 +70,7 @@ def draw_batches(
     Args:
         batches: sizes that were run, the protocol's first one first.
     """
-    figure, (throughput, speedup) = panels(f"{name}: batches", columns=2, width=4.2, height=2.5)
+    figure, (throughput, speedup) = panels(f"{name}: batches", columns=2, width=4.2, height=2.5, left=0.75)
     sizes = sorted(batches)
     for racer, colour, what in (("fp32", BEFORE, "fp32, same engine"), ("candidate", AFTER, after)):
         known = [size for size in sizes if f"{racer}_b{size}_ms" in samples_ms]
