@@ -161,7 +161,8 @@ class LayerView:
         name: the same as in its note.
         weights: how its weights are spread in the float network.
         reads: how the values are spread that it reads there.
-        read_sqnr_db: signal-to-noise ratio of what it reads in the compressed network, None where that is the same.
+        read_sqnr_db: signal-to-noise ratio of what it reads in the compressed network, None where that is the same or
+            not finite.
         maps_2CHW: some channels of what it reads for one image, in the float and in the compressed network; None
             where it is not shown, or reads no channels.
     """

@@ -10,6 +10,8 @@ from torch import nn
 from bitsweep.artifacts import LayerView
 from bitsweep.axes import Grid
 from bitsweep.quantization import graphs
+from bitsweep.quantization.chains import replace_by_chain
+from bitsweep.quantization.graphs import is_layer
 from bitsweep.quantization.quantizer import quantize_activations
 from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
 from bitsweep.quantization.views import layer_views
@@ -81,3 +83,23 @@ def test_of_large_tensors_a_sample_is_counted() -> None:
     assert sum(view.weights.counts) == 65_536 < weight.numel()
     assert view.weights.high == weight.max().item()
     assert view.weights.deviation == pytest.approx(weight.std().item(), rel=0.02)
+
+
+def test_what_overflows_has_no_ratio(programs: tuple[Any, Any]) -> None:
+    before, _ = programs
+    graph = mixed()
+    graphs.set_attribute(graph, "grouped.weight", torch.full_like(before.state_dict["grouped.weight"], 3e38))
+    found = {view.name: view for view in layer_views(before, graphs.export(graph, image_size=SIZE), images()[0])}
+    assert found["grouped"].read_sqnr_db is None  # what it reads is the same
+    assert found["down"].read_sqnr_db is None  # what it reads is infinite
+    assert found["depthwise"].maps_2CHW is None or not np.isfinite(found["depthwise"].maps_2CHW[1]).all()
+
+
+def test_a_chain_is_known_by_the_layer_that_it_was() -> None:
+    before, graph = graphs.export(mixed(), image_size=SIZE), mixed()
+    (point,) = (node for node in graph.graph.nodes if is_layer(node) and node.args[1].target == "point.weight")
+    replace_by_chain(graph, point, [torch.randn(3, 8, 1, 1), torch.randn(8, 3, 1, 1)])
+    graph.recompile()
+    found = {view.name: view for view in layer_views(before, graphs.export(graph, image_size=SIZE), images()[0])}
+    assert found["point"].read_sqnr_db is None
+    assert found["down"].read_sqnr_db < 10

@@ -41,7 +41,8 @@ def layer_views(before: ExportedProgram, after: ExportedProgram, images: torch.T
         if (read := read_before.get(layer.name)) is None:
             continue
         same = read_after.get(layer.name, read)
-        sqnr_db = grids.sqnr_db(read.values, same.values) if same.values.shape == read.values.shape else math.inf
+        comparable = same.values.shape == read.values.shape and bool(torch.isfinite(same.values).all())
+        sqnr_db = grids.sqnr_db(read.values, same.values) if comparable else math.nan
         views.append(
             LayerView(
                 name=layer.name,
@@ -99,7 +100,7 @@ def _read_by_layers(graph: GraphModule, images: torch.Tensor) -> dict[str, _Read
 def _layer_name(node: Node) -> str:
     """Module path of a layer in the original network, from the path of the parameter that its weights come from."""
     weight = arguments(node)[1]
-    while isinstance(weight, Node) and weight.op == "call_function":
+    while isinstance(weight, Node) and weight.op == "call_function" and weight.args:
         weight = arguments(weight)[0]
     return re.sub(r"\.?weight(_codes|_factor.*)?$", "", str(getattr(weight, "target", "")))
 
