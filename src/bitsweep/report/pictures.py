@@ -74,7 +74,7 @@ def _along_bits(rows: list[Row], dataset: str) -> Picture:
     # Where there is one method, its line starts at the network that it was applied to.
     same = ("precision", "method") if len(methods) <= 1 else ("precision",)
     apart = [axis for axis in _varying(rows) if not axis.startswith(same)] or ["model"]
-    return _along(points, dataset, what, f"{dataset}_bits.png", apart=apart)
+    return _along(points, dataset, what, f"{dataset}_bits.png", apart=apart, ticks=(1, 2, 3, 4, 8, 16, 32))
 
 
 def _varying(rows: list[Row]) -> list[str]:
@@ -83,8 +83,21 @@ def _varying(rows: list[Row]) -> list[str]:
     return [name for name in names if len({row.cell.get(name) for row in rows}) > 1 and not name.endswith("seed")]
 
 
-def _along(points: list[tuple[float, Row]], dataset: str, what: str, file: str, *, apart: list[str]) -> Picture:
-    """Accuracy against a number, a line for the rows that are alike on some axes."""
+def _along(
+    points: list[tuple[float, Row]],
+    dataset: str,
+    what: str,
+    file: str,
+    *,
+    apart: list[str],
+    ticks: Sequence[float] = (),
+) -> Picture:
+    """Accuracy against a number, a line for the rows that are alike on some axes.
+
+    Args:
+        apart: these axes.
+        ticks: of a logarithmic scale; without, it depends on the numbers whether there is one, and they are its ticks.
+    """
     from matplotlib.figure import Figure
 
     curves: dict[str, dict[float, list[float]]] = {}
@@ -101,9 +114,10 @@ def _along(points: list[tuple[float, Row]], dataset: str, what: str, file: str, 
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.scatter([x for x in xs for _ in at[x]], [y for x in xs for y in at[x]], color=colour, s=20, alpha=0.6)
     values = sorted({x for at in curves.values() for x in at})
-    if values[0] > 0 and values[-1] >= 20 * values[0]:
+    if values[0] > 0 and (ticks or values[-1] >= 20 * values[0]):
+        shown = [x for x in ticks if values[0] / 1.2 < x < 1.2 * values[-1]] or values
         axes.set_xscale("log", base=2)
-        axes.set_xticks(values, [f"{x:g}" for x in values])
+        axes.set_xticks(shown, [f"{x:g}" for x in shown])
         axes.minorticks_off()
     axes.set_xlabel(what)
     axes.set_ylabel("top-1 accuracy (%)")
