@@ -224,10 +224,9 @@ def test_data_sets_side_by_side_and_accuracy_against_bits(report: SweepReport, t
     rows = []
     for dataset in ("digits", "mnist"):
         for precision, bits in (("int8", 8.2), ("int4", 4.3), ("fp32", 32.0)):
-            plain = measured("resnet18", precision, 0.9 + bits / 400, 1, 2)
+            plain = row("resnet18", precision, top1=0.9 + bits / 400, bits_per_parameter=bits)
             cell = plain.cell | {"dataset": dataset, "method": "none" if precision == "fp32" else "ptq"}
-            metrics = plain.metrics | {"bits_per_parameter": bits}
-            rows.append(dataclasses.replace(plain, cell=cell, metrics=metrics))
+            rows.append(dataclasses.replace(plain, cell=cell))
     names = [path.name for path in write(dataclasses.replace(report, rows=rows), tmp_path)]
     assert {"datasets.png", "digits_bits.png", "mnist_bits.png"} <= set(names)
     assert "accuracy on each data set" in (tmp_path / "report.md").read_text()
