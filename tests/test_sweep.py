@@ -58,6 +58,20 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert float(int8["parity_agreement"]) > 0.95
     assert float(int8["speedup_low"]) <= float(int8["speedup"]) <= float(int8["speedup_high"])
     assert rows[2]["speedup"] == ""
+    newest = max(Path("multirun").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    drawn = {
+        path.relative_to(newest.parent / "runs").as_posix().partition("/")[2]
+        for path in newest.parent.rglob("runs/**/*.png")
+    }
+    families = {
+        "classification": ("classes", "confusion", "curves", "examples"),
+        "layers": ("feature_maps", "histograms", "sizes"),
+        "speed": ("latency",),
+    }
+    expected = {f"pictures/{family}/{name}.png" for family, names in families.items() for name in names}
+    assert drawn == expected | {"pictures/training.png"}
+    assert newest.read_text().count("<details>") == 3
+    assert {"auc", "ece", "brier", "log_loss", "f1_macro", "balanced_accuracy", "bits_per_parameter"} <= set(int8)
     assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
 
     again = run(*words)

@@ -107,7 +107,8 @@ class Cell:
     def compressed_key(self) -> str:
         """Key of the Q/DQ or float program; backends with the same scheme share it."""
         return fingerprint.digest(
-            "compressed", self.baseline_key, fingerprint.settings(self.method), fingerprint.settings(self.scheme),
+            "compressed", self.baseline_key, "" if self.twin is self else self.twin.compressed_key,
+            fingerprint.settings(self.method), fingerprint.settings(self.scheme),
             fingerprint.code("bitsweep.programs", type(self.method).__module__), _versions("torch", "torchao"),
         )  # fmt: skip
 
