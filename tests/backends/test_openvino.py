@@ -18,7 +18,7 @@ from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
 from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.train import load_weights
+from bitsweep.transfer import load_weights
 
 pytest.importorskip("openvino", reason="openvino is not installed; run: pip install 'bitsweep[openvino]'")
 
