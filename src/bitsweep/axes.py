@@ -177,7 +177,8 @@ class Recipe:
         augment: ``none``; ``shift`` (random translation by up to an eighth); ``shift_flip`` (and mirroring).
         clip_norm: largest norm of the gradient; 0 turns clipping off.
         bn_momentum: share of a batch in BatchNorm's running statistics; networks that were made for long trainings
-            bring one so small that the statistics are still near their start after a short one.
+            bring one so small that the statistics are still near their start after a short one. 0 keeps those of given
+            weights, and normalises by them in training too: few images make worse ones.
         ema_decay: of an exponential average of the weights, which takes their place in validation and in the end; 0
             turns averaging off.
         patience: epochs without a lower validation loss before stopping early.
@@ -200,7 +201,7 @@ class Recipe:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Literal["none", "shift", "shift_flip"] = "shift"
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
-    bn_momentum: Share = 0.1
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+#: The file is written when the time since then is worth it: so many times what writing it took.
+WORTH = 20
+
 
 class Unfinished:
     """A file with the state of a training after one of its epochs, random numbers included.
 
-    It is written as often as that takes at most a twentieth of the time.
+    It is written after every epoch, unless that would take more than a twentieth of the time.
     """
 
     def __init__(self, file: Path | None, device: torch.device) -> None:
@@ -24,8 +27,8 @@ class Unfinished:
             return None
         try:
             kept: dict[str, Any] = torch.load(self._file, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling something else can raise anything
-            print(f"{self._file} cannot be read ({str(error).partition(chr(10))[0]}): training anew", flush=True)
+        except Exception:  # unpickling something else can raise anything
+            print(f"{self._file} is damaged: training anew", flush=True)
             return None
         torch.set_rng_state(kept["random"])
         if self._device.type == "cuda":
@@ -35,7 +38,7 @@ class Unfinished:
     def write(self, state: dict[str, Any]) -> None:
         """Replace the file, whole or not at all, unless that was done too short a time ago."""
         start = time.monotonic()
-        if self._file is None or start - self._written_at < 20 * self._cost_s:
+        if self._file is None or start - self._written_at < WORTH * self._cost_s:
             return
         random = {"random": torch.get_rng_state()}
         if self._device.type == "cuda":

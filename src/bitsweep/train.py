@@ -25,7 +25,7 @@ from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.progress import progress_bar
 from bitsweep.resume import Unfinished
 from bitsweep.splits import preprocess
-from bitsweep.transfer import build_network, freeze_backbone, split_parameters, start_from_weights
+from bitsweep.transfer import build_network, freeze, split_parameters, start_from_weights
 
 #: Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -69,7 +69,9 @@ def fit(
         seed=seed,
         title=model.name,
         head=head,
-        before_epoch=lambda epoch, epochs: freeze_backbone(network, head, frozen=epoch < recipe.frozen_epochs),
+        before_epoch=lambda epoch, epochs: freeze(
+            network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
+        ),
         unfinished=unfinished,
         progress=progress,
     )

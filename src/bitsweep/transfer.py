@@ -72,15 +72,17 @@ def load_weights(network: nn.Module, file: Path, *, head: str = "") -> None:
     _fill(network, state, origin=f"model.weights={file}", head=head)
 
 
-def freeze_backbone(network: nn.Module, head: str, *, frozen: bool) -> None:
-    """Let only the head learn of a network in training mode, or all of it.
+def freeze(network: nn.Module, head: str, *, backbone: bool, statistics: bool) -> None:
+    """Say what of a network in training mode stays as it is: its backbone, or only the statistics of its normalisation.
 
-    A frozen backbone also keeps the running statistics of its batch normalisation.
+    A batch normalisation that keeps its running statistics normalises by them.
     """
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not frozen or _within(name, head))
+        parameter.requires_grad_(not backbone or _within(name, head))
     for name, module in network.named_modules():
-        if frozen and isinstance(module, nn.modules.batchnorm._BatchNorm) and not _within(name, head):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            statistics or (backbone and not _within(name, head))
+        ):
             module.eval()
 
 

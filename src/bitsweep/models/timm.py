@@ -1,8 +1,5 @@
 """Any classifier of PyTorch Image Models."""
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep.axes import Model, axis
@@ -38,8 +35,7 @@ class TimmModel(Model):
         import timm
 
         self._check()
-        with _without_warnings():
-            network: torch.nn.Module = timm.create_model(self.architecture, num_classes=num_classes)
+        network: torch.nn.Module = timm.create_model(self.architecture, num_classes=num_classes)
         return network
 
     def imagenet_state(self) -> "dict[str, torch.Tensor]":
@@ -53,8 +49,7 @@ class TimmModel(Model):
         if not self._about().has_weights:
             raise ConfigError(f"model.architecture={self.architecture}: timm has no weights; use model.weights=''")
         try:
-            with _without_warnings():
-                state: dict[str, torch.Tensor] = timm.create_model(self.architecture, pretrained=True).state_dict()
+            state: dict[str, torch.Tensor] = timm.create_model(self.architecture, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
@@ -94,11 +89,3 @@ class TimmModel(Model):
 
         self._check()
         return timm.models.get_pretrained_cfg(self.architecture)
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """timm warns of its own names and of versions of the hub."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
