@@ -182,7 +182,7 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
         yield images[start : start + batch].astype(np.float32).transpose(0, 3, 1, 2)
 
 
-def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measurement:
+def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **about: Any) -> measure.Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
     test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
@@ -200,6 +200,7 @@ def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measureme
         batches=_batches,
         trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
         compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=exact),
+        saturates=saturates,
         folder=tmp_path,
     )
     return measure.load_measurement(tmp_path)
@@ -225,7 +226,14 @@ def test_an_artifact_that_errs(tmp_path: Path) -> None:
     assert (metrics["flips"], metrics["mcnemar_p"]) == (2, 0.5)
     assert metrics["agreement"] == metrics["parity_agreement"] == 0.8
     assert "diverges" in measurement.flags
+    assert "cannot be seen" in measurement.findings[0]  # there is no program behind this artifact
     assert measurement.notes["float_islands"] == ["Conv b"]
+
+
+def test_kernels_that_saturate_are_flagged(tmp_path: Path) -> None:
+    measurement = evaluated(tmp_path, FLOAT32, saturates=True, bias=9)
+    assert measurement.flags == ("saturates",)
+    assert "largest products saturate" in measurement.findings[0]
 
 
 def test_logits_that_are_not_finite_are_flagged(tmp_path: Path) -> None:

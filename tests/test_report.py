@@ -90,6 +90,15 @@ def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
     assert "nothing can be recommended" in recommendations(only)[0]
 
 
+def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) -> None:
+    told = dataclasses.replace(report.rows[0], verdict="slower", findings=("conversions take <half>", "2 threads"))
+    write(dataclasses.replace(report, rows=[told, *report.rows[1:]]), tmp_path)
+    name = " ".join(told.cell[axis] for axis in report.varying_axes)
+    assert f"- {name}: slower; conversions take \\<half\\>; 2 threads" in (tmp_path / "report.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; 2 threads</li>" in page
+
+
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_terminal_shows_one_line_a_cell(report: SweepReport, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())

@@ -200,12 +200,14 @@ class Kernel:
         op: the engine's name of the kernel, e.g. ``QLinearConv``.
         macs: multiply-accumulates for one batch; 0 for operations without weights.
         integer: whether they were done on integers.
+        ms: milliseconds that it took, the median of a few runs; 0 where the engine does not tell.
     """
 
     name: str
     op: str
     macs: int
     integer: bool
+    ms: float = 0.0
 
 
 Status = Literal["finished", "failed", "skipped"]
@@ -219,14 +221,18 @@ class Measurement:
         metrics: by the names of ``docs/measurement.md``; full precision, units in the names.
         flags: what a reader must know before believing a figure, e.g. ``noisy``.
         verdict: ``faster``, ``slower`` or ``not distinguishable`` than the same backend's fp32; empty where not timed.
+        findings: sentences on what the figures alone do not tell, e.g. why the artifact is not faster than fp32.
         notes: details as JSON types: kernels, noise probes, size by layer.
+        tables: what was found out layer by layer.
         folder: raw latency samples and predictions.
     """
 
     metrics: dict[str, float]
     flags: tuple[str, ...]
     verdict: str
+    findings: tuple[str, ...]
     notes: dict[str, Any]
+    tables: tuple[Table, ...]
     folder: Path
 
 

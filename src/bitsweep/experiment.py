@@ -120,11 +120,21 @@ class Cell:
         )  # fmt: skip
 
     @functools.cached_property
+    def probe_key(self) -> str:
+        """Key of what the engine's kernels do with the largest sums: one for each engine, scheme and CPU."""
+        cpu = current_cpu()
+        return fingerprint.digest(
+            "probe", fingerprint.settings(self.backend), fingerprint.settings(self.scheme), [cpu.model, cpu.isa],
+            fingerprint.code("bitsweep.saturation", type(self.backend).__module__),
+            _versions("torch", "onnxscript", self.backend.package),
+        )  # fmt: skip
+
+    @functools.cached_property
     def key(self) -> str:
         """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
         cpu = current_cpu()
         return fingerprint.digest(
-            "cell", self.artifact_key, self.twin.artifact_key, fingerprint.settings(self.protocol),
+            "cell", self.artifact_key, self.twin.artifact_key, self.probe_key, fingerprint.settings(self.protocol),
             fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores()],
         )  # fmt: skip
 

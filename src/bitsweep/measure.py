@@ -15,8 +15,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +24,17 @@ import numpy as np
 import psutil
 
 from bitsweep import stats
-from bitsweep.artifacts import Array, Compressed, Measurement, Split, Trained
+from bitsweep.artifacts import Array, Compressed, Measurement, Split, Table, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
+from bitsweep.errors import BitsweepError
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
+#: Parity with the reference below which an artifact is not the model that was meant.
+LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
+#: Runs of a quick look at a latency.
+_QUICK_RUNS = 9
 _PASSES = ("evaluate", "race", "weigh")
 T = TypeVar("T")
 
@@ -60,12 +65,14 @@ def evaluate(
     batches: Callable[..., Iterable[Any]],
     trained: Trained,
     compressed: Compressed,
+    saturates: bool,
     folder: Path,
 ) -> None:
     """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
 
     Args:
         batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
+        saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
         folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
     """
     runner = subject.backend.load(subject.artifact, threads=subject.threads)
@@ -78,12 +85,16 @@ def evaluate(
     np.save(folder / "examples.npy", examples)
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
+    findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    if saturates:
+        flags.append("saturates")
+        findings.append("sums of the largest products saturate in this engine's kernels on this CPU")
     notes: dict[str, Any] = {}
     for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, examples)):
         notes |= measured
         metrics |= more_metrics
         flags += more_flags
-    _write(folder, "evaluate", metrics, flags, notes)
+    _write(folder, "evaluate", metrics, flags, notes, findings=findings, tables=tables)
 
 
 def compare(
@@ -111,9 +122,23 @@ def compare(
     flags = []
     if not np.isfinite(logits_NK).all():
         flags.append("non-finite logits")
-    if metrics["parity_agreement"] < 0.99 or metrics["parity_sqnr_db"] < 25:
+    if metrics["parity_agreement"] < LEAST_AGREEMENT or metrics["parity_sqnr_db"] < LEAST_SQNR_DB:
         flags.append("diverges")
     return metrics, flags
+
+
+def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array) -> tuple[list[str], list[Table]]:
+    """The first layer whose values are too far from the reference's, and how far those of all layers are."""
+    from bitsweep.divergence import divergence, first_fault
+    from bitsweep.programs import load_program
+
+    try:
+        program = load_program(compressed.program)
+        table = divergence(program, subject.backend, examples[:8], threads=subject.threads)
+    except BitsweepError as error:
+        return [f"where the engine leaves the reference cannot be seen: {error}"], []
+    fault = first_fault(table, least_sqnr_db=LEAST_SQNR_DB)
+    return [fault or "the engine agrees with the reference when it is asked for the values in between"], [table]
 
 
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
@@ -194,7 +219,28 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
             samples[f"{racer}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
     np.savez_compressed(folder / "latency_samples.npz", allow_pickle=False, **samples)
     notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
-    _write(folder, "race", metrics, flags, notes)
+    findings = []
+    if notes["verdict"] not in ("", "faster"):
+        findings = _why_not_faster(
+            subject, first, metrics["latency_p50_ms"], metrics["latency_p50_ms"] * metrics["speedup"]
+        )
+    _write(folder, "race", metrics, flags, notes, findings=findings)
+
+
+def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: float) -> list[str]:
+    """What the profiles of an artifact and of the same engine's fp32 tell."""
+    from bitsweep.causes import Profile, why_not_faster
+
+    own, fp32 = (
+        subject.backend.kernels(folder, images, threads=subject.threads) for folder in (subject.artifact, subject.twin)
+    )
+    return why_not_faster(
+        Profile(latency=own_ms, kernels=own),
+        Profile(latency=fp32_ms, kernels=fp32),
+        subject.scheme,
+        threads=subject.threads,
+        alone_ms=_settled_ms(subject.backend.load(subject.artifact, threads=1), images),
+    )
 
 
 def _pin(threads: int) -> None:
@@ -211,6 +257,12 @@ def _timed_ms(action: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter_ns()
     result = action()
     return result, (time.perf_counter_ns() - start) / 1e6
+
+
+def _settled_ms(runner: Runner, images: Array) -> float:
+    """Median latency after as many runs again."""
+    samples = [_timed_ms(lambda: runner(images))[1] for _ in range(2 * _QUICK_RUNS)]
+    return float(np.median(samples[_QUICK_RUNS:]))
 
 
 def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tuple[list[list[Array]], dict[str, Any]]:
@@ -352,9 +404,24 @@ def _status_kb(field: str) -> int:
 # --------------------------------------------------------------------------- putting together
 
 
-def _write(folder: Path, name: str, metrics: dict[str, float], flags: list[str], notes: dict[str, Any]) -> None:
-    finite = {metric: value for metric, value in metrics.items() if np.isfinite(value)}
-    (folder / f"{name}.json").write_text(json.dumps({"metrics": finite, "flags": flags, "notes": notes}))
+def _write(
+    folder: Path,
+    name: str,
+    metrics: dict[str, float],
+    flags: list[str],
+    notes: dict[str, Any],
+    *,
+    findings: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+) -> None:
+    written = {
+        "metrics": {metric: value for metric, value in metrics.items() if np.isfinite(value)},
+        "flags": flags,
+        "notes": notes,
+        "findings": list(findings),
+        "tables": [asdict(table) for table in tables],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(written))
 
 
 def load_measurement(folder: Path) -> Measurement:
@@ -365,6 +432,10 @@ def load_measurement(folder: Path) -> Measurement:
         metrics={name: value for one in passes for name, value in one["metrics"].items()},
         flags=tuple(flag for one in passes for flag in one["flags"]),
         verdict=notes.get("verdict", ""),
+        findings=tuple(finding for one in passes for finding in one["findings"]),
         notes=notes,
+        tables=tuple(
+            Table(**(table | {"rows": tuple(map(tuple, table["rows"]))})) for one in passes for table in one["tables"]
+        ),
         folder=folder,
     )

@@ -95,6 +95,15 @@ def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
     cell.backend.lower(load_program(compressed_of(cell, store).program), folder)
 
 
+def probe(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """See whether the engine's kernels hold the largest sums of the scheme."""
+    import json
+
+    from bitsweep.saturation import saturates
+
+    (folder / "probe.json").write_text(json.dumps({"saturates": saturates(cell.backend, cell.scheme)}))
+
+
 def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
     from bitsweep import measure
@@ -107,6 +116,7 @@ def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
         batches=functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size),
         trained=trained_of(cell, store),
         compressed=compressed_of(cell, store),
+        saturates=saturates_of(cell, store),
         folder=folder,
     )
 
@@ -137,6 +147,7 @@ COMPRESSED = Stage(
     name="compressed", key="compressed_key", passes=(compress,), axes=("model", "dataset", "method", "precision")
 )
 ARTIFACT = Stage(name="artifact", key="artifact_key", passes=(lower,), axes=("model", "precision", "backend"))
+PROBE = Stage(name="probe", key="probe_key", passes=(probe,), axes=("precision", "backend"))
 MEASUREMENT = Stage(
     name="measurement",
     key="key",
@@ -152,6 +163,7 @@ def needs(cell: Cell) -> list[tuple[Stage, Cell]]:
         (DATA, cell),
         (BASELINE, cell),
         *((stage, each) for each in dict.fromkeys((cell.twin, cell)) for stage in (COMPRESSED, ARTIFACT)),
+        *([(PROBE, cell)] if cell.scheme.arithmetic == "integer" else []),
         (MEASUREMENT, cell),
     ]
 
@@ -274,6 +286,16 @@ def compressed_of(cell: Cell, store: Store) -> Compressed:
 def artifact_of(cell: Cell, store: Store) -> Path:
     """The folder of files that the engine loads."""
     return _kept(store, ARTIFACT, cell)
+
+
+def saturates_of(cell: Cell, store: Store) -> bool:
+    """Whether the engine's kernels fail to hold the largest sums of the scheme."""
+    import json
+
+    if cell.scheme.arithmetic != "integer":
+        return False
+    found = json.loads((_kept(store, PROBE, cell) / "probe.json").read_text())
+    return bool(found["saturates"])
 
 
 def _kept(store: Store, stage: Stage, cell: Cell) -> Path:

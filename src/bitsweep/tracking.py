@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep import bundle, environment, pipeline
-from bitsweep.artifacts import Compressed, Outcome
+from bitsweep.artifacts import Curve, Measurement, Outcome, Table
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
@@ -188,7 +188,8 @@ class Tracker:
         tags = {
             "cell_key": cell.key, "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
-            "flags": ", ".join(measured.flags) if measured else "", "scheme_why": cell.scheme.why,
+            "flags": ", ".join(measured.flags) if measured else "",
+            "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
             "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
             "cpu": environment.current_cpu().model,
         }  # fmt: skip
@@ -210,14 +211,14 @@ class Tracker:
             if outcome.log_tail:
                 self.client.log_text(run_id, outcome.log_tail, "log.txt")
             if measured:
-                self._log_evidence(run_id, cell, measured.folder, measured.notes)
+                self._log_evidence(run_id, cell, measured)
         return run_id
 
-    def _log_evidence(self, run_id: str, cell: Cell, folder: Path, notes: dict[str, Any]) -> None:
-        compressed = pipeline.compressed_of(cell, self._store)
+    def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        compressed, folder = pipeline.compressed_of(cell, self._store), measured.folder
         self.client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
-        self._log_records(run_id, compressed)
-        self.client.log_dict(run_id, notes, "notes.json")
+        self._log_records(run_id, compressed.curves, [*compressed.tables, *measured.tables])
+        self.client.log_dict(run_id, measured.notes, "notes.json")
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
@@ -228,23 +229,19 @@ class Tracker:
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
 
-    def _log_records(self, run_id: str, compressed: Compressed) -> None:
-        """Log what the method recorded: curves as metrics with steps, and all of it as files."""
+    def _log_records(self, run_id: str, curves: Sequence[Curve], tables: Sequence[Table]) -> None:
+        """Log what was recorded: curves as metrics with steps, and all of it as files."""
         from mlflow.entities import Metric
 
         from bitsweep.report.records import write_records
 
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(curve.name, value, now, step)
-            for curve in compressed.curves
-            for step, value in enumerate(curve.values)
-        ]
+        metrics = [Metric(curve.name, value, now, step) for curve in curves for step, value in enumerate(curve.values)]
         for start in range(0, len(metrics), 1000):  # more are refused
             self.client.log_batch(run_id, metrics[start : start + 1000])
         with tempfile.TemporaryDirectory() as folder:
-            write_records(compressed.curves, compressed.tables, Path(folder))
-            if compressed.curves or compressed.tables:
+            write_records(curves, tables, Path(folder))
+            if curves or tables:
                 self.client.log_artifacts(run_id, folder, "records")
 
     def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
@@ -400,6 +397,7 @@ def _row(entry: Entry, run: "Run | None") -> Row:
         metrics=dict(run.data.metrics) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
         verdict=tags.get("verdict", ""),
+        findings=tuple(tags.get("findings", "").splitlines()),
         scheme=entry.scheme,
         command=entry.command,
         run_id=run.info.run_id if run else "",

@@ -66,28 +66,6 @@ def program_of() -> Callable[[Scheme], ExportedProgram]:
     return _program
 
 
-@cache
-def _largest_products(scheme: Scheme) -> tuple[ExportedProgram, np.ndarray]:
-    torch.manual_seed(0)
-    convolution, linear = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.Linear(8 * 36, 4)
-    with torch.no_grad():
-        convolution.weight.fill_(1.0)
-        linear.weight.fill_(1.0)
-    network = torch.nn.Sequential(convolution, torch.nn.ReLU(), torch.nn.Flatten(), linear)
-    split = Split(images=np.full((64, 8, 8, 3), 255, np.uint8), labels=np.zeros(64, np.int64))
-    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
-    program = PostTrainingQuantization(name="ptq", calibration_images=8, activation_range="minmax").compress(
-        network.eval(), Splits(train=split, val=split, test=split, **about), image_size=8, scheme=scheme, seed=0
-    ).program  # fmt: skip
-    return program, np.full((2, 3, 8, 8), 2.0, np.float32)
-
-
-@pytest.fixture(scope="session")
-def largest_products() -> Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]:
-    """A program in a scheme, and images on which it multiplies the largest codes there are, with a ReLU in between."""
-    return _largest_products
-
-
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
     """float32 images [5, 3, 32, 32]."""

@@ -18,6 +18,7 @@ from bitsweep.axes import Backend, Precision, Scheme
 from bitsweep.environment import current_cpu, version_of
 from bitsweep.errors import BitsweepError, DataError, MissingPackage, StoreError
 from bitsweep.programs import logits_of
+from bitsweep.saturation import saturates
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,14 @@ def test_it_agrees_with_the_reference_at_any_batch(
     assert sum(kernel.macs for kernel in kernels) == macs
     assert sum(kernel.macs for kernel in kernels if kernel.integer) == macs * (scheme.arithmetic == "integer")
     assert all(kernel.name and kernel.op for kernel in kernels)
+
+
+@pytest.mark.parametrize("backend_name", [name for name, precision in RUNNABLE if precision == "int8"])
+def test_the_largest_sums_fit(backend_name: str) -> None:
+    backend = BACKENDS[backend_name]
+    if version_of(backend.package) == "absent":
+        pytest.skip(str(MissingPackage(backend.package, backend.extra)))
+    assert not saturates(backend, backend.scheme(PRECISIONS["int8"], current_cpu()))
 
 
 @each_backend

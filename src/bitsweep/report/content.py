@@ -22,6 +22,7 @@ class Row:
         cell: axis -> choice, and the knobs that were overridden.
         metrics: by the names of ``docs/measurement.md``; any may be missing.
         verdict: on the speed-up; empty where nothing was timed against fp32.
+        findings: sentences on what the figures alone do not tell.
         command: reproduces this cell alone.
     """
 
@@ -32,6 +33,7 @@ class Row:
     metrics: dict[str, float]
     flags: tuple[str, ...] = ()
     verdict: str = ""
+    findings: tuple[str, ...] = ()
     scheme: str = ""
     command: str
     run_id: str = ""
@@ -209,6 +211,16 @@ def _evidence(row: Row) -> list[str]:
     if "noisy" in row.flags:
         sentences.append("The machine was noisy: repeat the measurement before relying on the latency.")
     return sentences
+
+
+def findings(report: SweepReport) -> list[tuple[str, str]]:
+    """What the figures of cells alone do not tell, as the cell and its sentences."""
+    shown = [row for row in report.measured if row.findings]
+    return [(_full_name(report, row), "; ".join((row.verdict or "not timed", *row.findings))) for row in shown]
+
+
+def _full_name(report: SweepReport, row: Row) -> str:
+    return " ".join(row.cell[axis] for axis in report.varying_axes if axis in row.cell)
 
 
 def _percent(row: Row, metric: str) -> str:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
-from bitsweep.report.content import COLUMNS, Baseline, Row, SweepReport, environment_lines, recommendations
+from bitsweep.report.content import COLUMNS, Baseline, Row, SweepReport, environment_lines, findings, recommendations
 from bitsweep.report.pictures import Picture, pictures
 
 _STYLE = """
@@ -76,6 +76,8 @@ def _markdown(report: SweepReport, drawn: list[Picture]) -> str:
             [*(row.cell.get(axis, "") for axis in axes), *(column.text(row) for column in COLUMNS)]
             for row in report.measured
         )), ""]  # fmt: skip
+    if found := findings(report):
+        lines += ["## What explains the figures", "", *(f"- {name}: {_escaped(text)}" for name, text in found), ""]
     for picture in drawn:
         lines += [f"![{picture.title}]({picture.name})", "", _escaped(picture.caption), ""]
     if skipped := [row for row in report.rows if row.status in ("skipped", "interrupted")]:
@@ -116,6 +118,9 @@ def _html(report: SweepReport, drawn: list[Picture]) -> str:
     body += ["<h2>What to deploy</h2>", *(f"<p>{html.escape(text)}</p>" for text in recommendations(report))]
     if report.measured:
         body += ["<h2>Cells</h2>", _html_cells(report)]
+    if found := findings(report):
+        items = (f"<li><b>{html.escape(name)}</b>: {html.escape(text)}</li>" for name, text in found)
+        body += ["<h2>What explains the figures</h2>", "<ul>", *items, "</ul>"]
     for picture in drawn:
         data = base64.b64encode(picture.png).decode()
         caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>"
