@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import inspect
 import shlex
@@ -100,7 +99,8 @@ class Cell:
         return fingerprint.digest(
             "baseline", self.dataset_key, fingerprint.settings(replace(self.model, weights=_weights(self.model))),
             fingerprint.settings(self.train), self.seed,
-            fingerprint.code("bitsweep.train", type(self.model).__module__), _versions("torch", "torchvision"),
+            fingerprint.code("bitsweep.train", type(self.model).__module__),
+            _versions("torch", "torchvision", self.model.package),
         )  # fmt: skip
 
     @functools.cached_property
@@ -141,12 +141,18 @@ class Cell:
 
     def obstacle(self) -> str | None:
         """Why this cell cannot run here, with the cure; None when it can."""
-        if version_of(self.backend.package) == "absent":
-            return str(MissingPackage(self.backend.package, self.backend.extra))
+        for choice in (self.model, self.backend):
+            if version_of(choice.package) == "absent":
+                return str(MissingPackage(choice.package, choice.extra))
         if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
             return reason
         if self.train.epochs == 0 and not self.model.weights:
             return f"train={self.train.name} does not train: set model.weights to a state_dict, or train.epochs"
+        if self.train.frozen_epochs and not self.model.weights:
+            return (
+                f"train.frozen_epochs={self.train.frozen_epochs} freezes random weights: set model.weights=imagenet or "
+                "to a state_dict, or train.frozen_epochs=0"
+            )
         try:
             _weights(self.model)
             _source(self.dataset)
@@ -168,9 +174,7 @@ def _source(dataset: Dataset) -> str:
 
 @functools.cache
 def _weights(model: Model) -> str:
-    """Fingerprint of the file of the weights; empty where there is none."""
-    file = model.weights_file()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
+    return model.weights_source()
 
 
 def _versions(*packages: str) -> list[tuple[str, str]]:

@@ -65,7 +65,11 @@ def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO |
     """Train the fp32 baseline."""
     from bitsweep.train import fit
 
-    fit(cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, progress=progress)
+    unfinished = store.unfinished(BASELINE.name, cell.baseline_key)
+    fit(
+        cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, unfinished=unfinished,
+        progress=progress,
+    )  # fmt: skip
 
 
 def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -75,9 +79,10 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
 
     from bitsweep.programs import load_program, save_compression
     from bitsweep.splits import preprocessed
+    from bitsweep.transfer import build_network
 
     splits = splits_of(cell, store)
-    model = cell.model.build(len(splits.classes))
+    model, _ = build_network(cell.model, len(splits.classes))
     model.load_state_dict(torch.load(trained_of(cell, store).checkpoint, map_location="cpu", weights_only=True))
     compression = cell.method.compress(
         model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
@@ -274,10 +279,15 @@ def machine(*, quiet: bool) -> Iterator[None]:
 
 def splits_of(cell: Cell, store: Store) -> Splits:
     """The data of a cell, with the mean and deviation of the pixels that its model expects."""
-    from bitsweep.splits import load_splits, normalized_for_imagenet
+    from bitsweep.splits import centred, load_splits, normalized_for_imagenet
 
     splits = load_splits(_kept(store, DATA, cell))
-    return normalized_for_imagenet(splits) if cell.model.normalization == "imagenet" else splits
+    match cell.model.pixels:
+        case "imagenet":
+            return normalized_for_imagenet(splits)
+        case "centred":
+            return centred(splits)
+    return splits
 
 
 def trained_of(cell: Cell, store: Store) -> Trained:
