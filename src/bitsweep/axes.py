@@ -387,6 +387,10 @@ class Backend(ABC):
     def unsupported(self, precision: Precision) -> str | None:
         """Why this engine cannot run a precision, with the cure; None when it can."""
 
+    def cannot_run(self) -> str | None:
+        """Why this engine's files cannot be run on this machine, although they can be made here; None when they can."""
+        return None
+
     @abstractmethod
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """The precision resolved against this engine's kernels and the CPU."""
@@ -405,7 +409,10 @@ class Backend(ABC):
 
     @abstractmethod
     def kernels(self, folder: Path, images: "np.ndarray[Any, Any]", *, threads: int) -> "Sequence[Kernel]":
-        """What the engine executed for one batch: its kernels with their multiply-accumulates and arithmetic."""
+        """What the engine executed for one batch: its kernels with their multiply-accumulates and arithmetic.
+
+        Of an engine that cannot run here, what it would execute, as its file tells.
+        """
 
 
 # --------------------------------------------------------------------------- how it is measured

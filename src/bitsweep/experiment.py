@@ -14,7 +14,7 @@ import pydantic
 
 from bitsweep import fingerprint
 from bitsweep.axes import Backend, Dataset, Method, Model, Precision, Protocol, Recipe, Scheme
-from bitsweep.environment import current_cpu, physical_cores, version_of
+from bitsweep.environment import current_cpu, current_gpu, physical_cores, version_of
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
 
@@ -107,7 +107,8 @@ class Cell:
     def compressed_key(self) -> str:
         """Key of the Q/DQ or float program; backends with the same scheme share it."""
         return fingerprint.digest(
-            "compressed", self.baseline_key, fingerprint.settings(self.method), fingerprint.settings(self.scheme),
+            "compressed", self.baseline_key, "" if self.twin is self else self.twin.compressed_key,
+            fingerprint.settings(self.method), fingerprint.settings(self.scheme),
             fingerprint.code("bitsweep.programs", type(self.method).__module__), _versions("torch", "torchao"),
         )  # fmt: skip
 
@@ -132,10 +133,10 @@ class Cell:
     @functools.cached_property
     def key(self) -> str:
         """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
-        cpu = current_cpu()
+        cpu, gpu = current_cpu(), current_gpu()
         return fingerprint.digest(
             "cell", self.artifact_key, self.twin.artifact_key, self.probe_key, fingerprint.settings(self.protocol),
-            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores()],
+            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
         )  # fmt: skip
 
     def obstacle(self) -> str | None:

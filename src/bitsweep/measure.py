@@ -1,5 +1,6 @@
 """Measures an artifact: each pass in a process of its own that has loaded no other engine.
 
+    inspect    of an artifact that cannot be run here: size, kernels that would be executed
     evaluate   accuracy, parity, size, executed kernels; keeps the logits
     race       latency against the same engine's fp32, in interleaved blocks; keeps the raw samples
     weigh      peak memory of loading and running the artifact alone
@@ -24,18 +25,21 @@ import numpy as np
 import psutil
 
 from bitsweep import stats
-from bitsweep.artifacts import Array, Compressed, Measurement, Split, Table, Trained
+from bitsweep.artifacts import Array, Compressed, Kernel, Measurement, Split, Table, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
-from bitsweep.errors import BitsweepError
+from bitsweep.errors import BitsweepError, ran_out_of_memory
+from bitsweep.scores import scores
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
+#: Files of an artifact's folder that no engine loads.
+_NOTED = frozenset({"manifest.json", "kernels.json"})
 #: Parity with the reference below which an artifact is not the model that was meant.
 LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
 #: Runs of a quick look at a latency.
 _QUICK_RUNS = 9
-_PASSES = ("evaluate", "race", "weigh")
+_PASSES = ("inspect", "evaluate", "race", "weigh")
 T = TypeVar("T")
 
 
@@ -56,6 +60,22 @@ class Subject:
 
 
 # --------------------------------------------------------------------------- accuracy, parity, size, kernels
+
+
+def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder: Path) -> None:
+    """Note what the files of an artifact tell that no engine can run here; nothing is computed."""
+    images = np.zeros((1, 3, image_size, image_size), np.float32)
+    kernels = subject.backend.kernels(subject.artifact, images, threads=subject.threads)
+    table = Table(
+        name="kernels",
+        columns=("kernel", "operation", "arithmetic", "multiply-accumulates"),
+        # As text, because engines make up names of fused kernels that leave no room for a picture.
+        rows=tuple((each.name, each.op, "integer" if each.integer else "float", str(each.macs)) for each in kernels),
+    )
+    notes, metrics, flags = _size(subject, compressed)
+    more_notes, more_metrics, more_flags = _kernels(subject, kernels)
+    flags = ["not run", *flags, *more_flags]
+    _write(folder, "inspect", metrics | more_metrics, flags, notes | more_notes, tables=[table])
 
 
 def evaluate(
@@ -89,8 +109,9 @@ def evaluate(
     if saturates:
         flags.append("saturates")
         findings.append("sums of the largest products saturate in this engine's kernels on this CPU")
+    kernels = subject.backend.kernels(subject.artifact, examples[:1], threads=subject.threads)
     notes: dict[str, Any] = {}
-    for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, examples)):
+    for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, kernels)):
         notes |= measured
         metrics |= more_metrics
         flags += more_flags
@@ -120,7 +141,9 @@ def compare(
         "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
     }
     flags = []
-    if not np.isfinite(logits_NK).all():
+    if np.isfinite(logits_NK).all():
+        metrics |= scores(logits_NK, labels_N)
+    else:
         flags.append("non-finite logits")
     if metrics["parity_agreement"] < LEAST_AGREEMENT or metrics["parity_sqnr_db"] < LEAST_SQNR_DB:
         flags.append("diverges")
@@ -144,10 +167,12 @@ def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
     stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    bits = sum(layer.stored_bits for layer in compressed.layers)
     metrics = {
         "size_mb": stored / 1e6,
         "size_ratio": stored / twin,
-        "size_bound_mb": sum(layer.stored_bits for layer in compressed.layers) / 8e6,
+        "size_bound_mb": bits / 8e6,
+        "bits_per_parameter": bits / sum(layer.parameters for layer in compressed.layers),
     }
     left = {layer.name: layer.reason for layer in compressed.layers if layer.reason and "float" in layer.weights}
     large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (
@@ -158,12 +183,11 @@ def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dic
 
 def stored_bytes(folder: Path) -> int:
     """Bytes of an artifact's files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in _NOTED)
 
 
-def _kernels(subject: Subject, examples: Array) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+def _kernels(subject: Subject, kernels: Sequence[Kernel]) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Share of multiply-accumulates that the engine executed on integers, and what it left in float."""
-    kernels = subject.backend.kernels(subject.artifact, examples[:1], threads=subject.threads)
     macs = sum(kernel.macs for kernel in kernels)
     share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
     islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
@@ -196,7 +220,14 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
     samples: dict[str, Array] = {}
     for size in protocol.batch_sizes:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
-        blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        try:
+            blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        except Exception as error:
+            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                raise
+            notes["batches"][str(size)] = {"out_of_memory": str(error).partition("\n")[0]}
+            flags.append(f"no memory for batch {size}")
+            continue
         own = np.concatenate(blocks[0])
         for percentile in (50, 90, 99):
             value = stats.percentile_if_supported(own, percentile / 100)

@@ -32,6 +32,8 @@ def _choices(group: str) -> dict[str, Any]:
 
 
 BACKENDS, PRECISIONS = _choices("backend"), _choices("precision")
+#: Backends whose arithmetic and threads are not the CPU's.
+ON_A_GPU = {"tensorrt"}
 RUNNABLE = [
     (name, precision.name)
     for name, backend in BACKENDS.items()
@@ -49,6 +51,8 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKEND
 def _lower(backend: Backend, precision: Precision, program_of: ProgramOf, folder: Path) -> ExportedProgram:
     if version_of(backend.package) == "absent":
         pytest.skip(str(MissingPackage(backend.package, backend.extra)))
+    if reason := backend.cannot_run():
+        pytest.skip(reason)
     program = program_of(backend.scheme(precision, current_cpu()))
     backend.lower(program, folder)
     return program
@@ -79,6 +83,8 @@ def test_the_largest_sums_fit(backend_name: str) -> None:
     backend = BACKENDS[backend_name]
     if version_of(backend.package) == "absent":
         pytest.skip(str(MissingPackage(backend.package, backend.extra)))
+    if reason := backend.cannot_run():
+        pytest.skip(reason)
     assert not saturates(backend, backend.scheme(PRECISIONS["int8"], current_cpu()))
 
 
@@ -96,7 +102,7 @@ def test_images_of_another_size_are_refused(
 @each_backend
 def test_a_broken_artifact_is_named(backend: Backend, fp32: Precision, program_of: ProgramOf, tmp_path: Path) -> None:
     _lower(backend, fp32, program_of, tmp_path)
-    (file,) = tmp_path.iterdir()
+    file = max(tmp_path.iterdir(), key=lambda each: each.stat().st_size)
     whole = file.read_bytes()
     for broken in (whole[: len(whole) // 2], b""):
         file.write_bytes(broken)
@@ -151,7 +157,7 @@ def test_a_fresh_process_computes_the_same_on_the_threads_asked_for(
     )
     seen = json.loads(finished.stdout)
     np.testing.assert_allclose(seen["logits"], logits_of(program, [images]), rtol=1e-3, atol=1e-4)
-    assert seen["busy"] == threads
+    assert seen["busy"] == (1 if backend_name in ON_A_GPU else threads)
     assert seen["torch"] == (BACKENDS[backend_name].package == "torch")
 
 
@@ -163,7 +169,7 @@ def test_what_cannot_run_has_a_cure(backend: Backend) -> None:
     assert backend.unsupported(PRECISIONS["fp32"]) is None
 
 
-@each_backend
+@pytest.mark.parametrize("backend", [BACKENDS[name] for name in BACKENDS if name not in ON_A_GPU])
 def test_half_precision_without_such_arithmetic_is_storage_only(backend: Backend) -> None:
     plain = current_cpu().__class__(model="plain", architecture="x86_64", flags=frozenset({"avx2"}))
     for name in ("fp16", "bf16"):

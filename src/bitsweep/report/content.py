@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
-RowStatus = Literal["finished", "reused", "failed", "skipped", "interrupted"]
+RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Axes that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
 #: Flags that forbid a recommendation.
@@ -24,6 +25,7 @@ class Row:
         verdict: on the speed-up; empty where nothing was timed against fp32.
         findings: sentences on what the figures alone do not tell.
         command: reproduces this cell alone.
+        pictures: PNG files under the folder of the report.
     """
 
     cell: dict[str, str]
@@ -37,11 +39,17 @@ class Row:
     scheme: str = ""
     command: str
     run_id: str = ""
+    pictures: tuple[Path, ...] = ()
 
     @property
     def measured(self) -> bool:
         """Whether there are figures."""
-        return self.status in ("finished", "reused")
+        return self.status in ("finished", "reused", "lowered")
+
+    @property
+    def not_run(self) -> bool:
+        """Whether no engine ran it; a lowered one has figures all the same."""
+        return self.status in ("lowered", "skipped", "interrupted")
 
     @property
     def name(self) -> str:
@@ -51,12 +59,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A trained fp32 model that cells of the sweep rest on."""
+    """A trained fp32 model that cells of the sweep rest on.
+
+    Attributes:
+        pictures: PNG files under the folder of the report.
+    """
 
     name: str
     run_id: str
     metrics: dict[str, float]
     seconds: float
+    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +247,7 @@ def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     return [
         ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores"),
+        *([("GPU", f"{gpu['model']}, {gpu['architecture']}")] if (gpu := about.get("gpu")) else []),
         ("memory", f"{about.get('memory_gb', '?')} GB"),
         ("platform", f"{about.get('platform', '?')}, Python {about.get('python', '?')}"),
         ("versions", versions),
