@@ -63,6 +63,19 @@ def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None
     assert replace(base, overrides=("a=b",)).key == base.key
 
 
+def test_weights_are_part_of_the_baseline(tmp_path: Path) -> None:
+    """By their content, wherever the file lies."""
+    contents = {"a": b"1", "b": b"1", "c": b"2"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    a, b, c, named, none = (
+        cell(model__weights=weights).baseline_key
+        for weights in (*(str(tmp_path / n) for n in contents), "imagenet", "")
+    )
+    assert a == b
+    assert len({a, c, named, none}) == 4
+
+
 def test_backends_with_the_same_scheme_share_a_program() -> None:
     assert cell(precision="fp32", backend="torch").compressed_key == cell(precision="fp32").compressed_key
     assert cell(precision="fp32", backend="torch").artifact_key != cell(precision="fp32").artifact_key
@@ -125,8 +138,12 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime" in str(cell(backend="torch").obstacle())
     assert "dataset.root" in str(cell(dataset="mnist", dataset__root="/nowhere").obstacle())
     assert cell().obstacle() is None
+    assert "set model.weights=imagenet or to a state_dict" in str(cell(train__frozen_epochs=1).obstacle())
+    assert cell(train__frozen_epochs=1, model__weights="imagenet").obstacle() is None
+    assert "there are none for resnet20" in str(cell(model="resnet20", model__weights="imagenet").obstacle())
     monkeypatch.setattr(experiment, "version_of", lambda package: "absent")
     assert "not installed" in str(cell().obstacle())
+    assert "timm is not installed; run: pip install 'bitsweep[timm]'" in str(cell(model="timm").obstacle())
 
 
 def test_overridden_knobs_are_named() -> None:

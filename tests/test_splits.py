@@ -15,6 +15,7 @@ from bitsweep.artifacts import RawData, RawSplit, Split, Splits
 from bitsweep.errors import DataError
 from bitsweep.splits import (
     calibration_images,
+    centred,
     load_splits,
     make_splits,
     preprocess,
@@ -182,3 +183,11 @@ def test_batches_are_the_whole_in_order(splits: Splits) -> None:
     whole = preprocess(splits.train.images, image_size=6, mean_C=splits.mean_C, std_C=splits.std_C)
     assert [len(part) for part in parts] == [7, 7, 7, 7, 2]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_centred_pixels_against_the_formula(channels: int) -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, axis=3)
+    splits = centred(make_splits(raw(channels=channels), val_share=0.25, seed=0))
+    seen = preprocess(images, image_size=16, mean_C=splits.mean_C, std_C=splits.std_C)
+    np.testing.assert_allclose(seen[0, 0].flatten(), (np.arange(256) - 127) / 128, atol=1e-6)
