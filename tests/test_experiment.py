@@ -125,6 +125,9 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime" in str(cell(backend="torch").obstacle())
     assert "dataset.root" in str(cell(dataset="mnist", dataset__root="/nowhere").obstacle())
     assert cell().obstacle() is None
+    monkeypatch.setattr(experiment, "version_of", lambda package: "1")
+    assert cell(backend="tensorrt").obstacle() is None
+    assert "symmetric, and method=dynamic has no such" in str(cell(backend="tensorrt", method="dynamic").obstacle())
     monkeypatch.setattr(experiment, "version_of", lambda package: "absent")
     assert "not installed" in str(cell().obstacle())
 
