@@ -27,7 +27,7 @@ EXAMPLES = np.zeros((2, 3, 4, 4), np.float32)
 
 @axis
 class Sleeper(Backend):
-    """An engine whose artifact says how long to sleep: {"ms": ..., "bytes": ...}."""
+    """An engine whose artifact says how long to sleep, and what it has memory for."""
 
     name: str = "sleeper"
     package: ClassVar[str] = "numpy"
@@ -48,6 +48,8 @@ class Sleeper(Backend):
         def run(images: np.ndarray) -> np.ndarray:
             time.sleep((about["ms"] + 0 * held[:1].sum()) / 1000)
             affinity.append(os.sched_getaffinity(0))
+            if len(images) > about.get("most_images", 1000):
+                np.empty(1 << 60, np.uint8)  # more than any machine has
             return np.stack([images[:, 0, 0, 0], about.get("bias", 0) - images[:, 0, 0, 0]], axis=1)
 
         return run
@@ -114,6 +116,20 @@ def test_further_batch_sizes_are_suffixed(tmp_path: Path) -> None:
     metrics = raced(subject, tmp_path).metrics
     assert {"latency_p50_ms", "latency_p50_ms_b3", "throughput_ips_b3"} <= set(metrics)
     assert metrics["throughput_ips_b3"] == pytest.approx(3000 / metrics["latency_p50_ms_b3"])
+
+
+def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_path: Path) -> None:
+    one = artifact(tmp_path, "one", ms=0.2, most_images=4)
+    sizes = protocol(batch_sizes=(1, 8, 2), max_spread=1e9, max_drift=1e9, max_foreign_share=1e9)
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=sizes, scheme=FLOAT32)
+    measurement = raced(subject, tmp_path)
+    assert measurement.flags == ("no memory for batch 8",)
+    assert {"throughput_ips", "throughput_ips_b2"} <= set(measurement.metrics)
+    assert "throughput_ips_b8" not in measurement.metrics
+    assert "allocate" in measurement.notes["batches"]["8"]["out_of_memory"]
+    small = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(8,)), scheme=FLOAT32)
+    with pytest.raises(MemoryError):
+        raced(small, tmp_path)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -199,7 +215,7 @@ def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **abou
         test=test,
         batches=_batches,
         trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
-        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=exact),
+        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=exact),
         saturates=saturates,
         folder=tmp_path,
     )
@@ -231,6 +247,8 @@ def test_an_exact_artifact(tmp_path: Path) -> None:
     assert (metrics["top1"], metrics["flips"], metrics["mcnemar_p"], metrics["parity_agreement"]) == (1, 0, 1, 1)
     assert metrics["size_mb"] == (tmp_path / "artifact" / "artifact.json").stat().st_size / 1e6
     assert metrics["size_bound_mb"] == 1
+    assert metrics["bits_per_parameter"] == 800_000
+    assert (metrics["balanced_accuracy"], metrics["f1_macro"], metrics["auc"]) == (1, 1, 1)
     assert metrics["int8_mac_share"] == 0.75
     assert measurement.flags == ()
     assert np.load(tmp_path / "logits.npy").shape == (10, 2)
@@ -256,4 +274,6 @@ def test_kernels_that_saturate_are_flagged(tmp_path: Path) -> None:
 
 
 def test_logits_that_are_not_finite_are_flagged(tmp_path: Path) -> None:
-    assert "non-finite logits" in evaluated(tmp_path, FLOAT32, bias=float("nan")).flags
+    measurement = evaluated(tmp_path, FLOAT32, bias=float("nan"))
+    assert "non-finite logits" in measurement.flags
+    assert "log_loss" not in measurement.metrics

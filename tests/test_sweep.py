@@ -1,6 +1,7 @@
 """The command itself, on real digits."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -58,6 +59,20 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert float(int8["parity_agreement"]) > 0.95
     assert float(int8["speedup_low"]) <= float(int8["speedup"]) <= float(int8["speedup_high"])
     assert rows[2]["speedup"] == ""
+    newest = max(Path("multirun").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    drawn = {
+        path.relative_to(newest.parent / "runs").as_posix().partition("/")[2]
+        for path in newest.parent.rglob("runs/**/*.png")
+    }
+    families = {
+        "classification": ("classes", "confusion", "curves", "examples"),
+        "layers": ("feature_maps", "histograms", "sizes"),
+        "speed": ("latency",),
+    }
+    expected = {f"pictures/{family}/{name}.png" for family, names in families.items() for name in names}
+    assert drawn == expected | {"pictures/training.png"}
+    assert newest.read_text().count("<details>") == 3
+    assert {"auc", "ece", "brier", "log_loss", "f1_macro", "balanced_accuracy", "bits_per_parameter"} <= set(int8)
     assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
 
     again = run(*words)
@@ -112,6 +127,24 @@ def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> No
     assert not [status for _, status in statuses() if status == "RUNNING"]
     assert [kind for kind, status in statuses() if status == "FINISHED"].count("cell") == 2
     assert not list(Path("multirun/store").glob("*/*.partial"))
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None:
+    words = ["stage=baseline", "model=lenet", "model.image_size=28", "train.epochs=15", "train.max_steps=300"]
+    victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(Path("multirun/store/baseline").glob("*.unfinished")):
+        assert victim.poll() is None
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait()
+    run(*words)
+    (log,) = (log for log in Path("multirun").glob("*/log.txt") if "going on after epoch" in log.read_text())
+    epochs = [int(number) for number in re.findall(r"^epoch (\d+):", log.read_text(), re.MULTILINE)]
+    assert epochs[0] > 0
+    (history,) = Path("multirun/store/baseline").glob("*/history.json")
+    assert [epoch["epoch"] for epoch in json.loads(history.read_text())["epochs"]] == list(range(epochs[-1] + 1))
+    assert not list(Path("multirun/store/baseline").glob("*.unfinished"))
 
 
 def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:

@@ -138,6 +138,43 @@ class LayerNote:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How values are spread.
+
+    Attributes:
+        low, high: the least and the largest.
+        counts: of a sample of them, in bins of equal width between the two.
+    """
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerView:
+    """What is seen of a layer on a few validation images, before and after the network was compressed.
+
+    Attributes:
+        name: the same as in its note.
+        weights: how its weights are spread in the float network.
+        reads: how the values are spread that it reads there.
+        read_sqnr_db: signal-to-noise ratio of what it reads in the compressed network, None where that is the same or
+            not finite.
+        maps_2CHW: some channels of what it reads for one image, in the float and in the compressed network; None
+            where it is not shown, or reads no channels.
+    """
+
+    name: str
+    weights: Distribution
+    reads: Distribution
+    read_sqnr_db: float | None = None
+    maps_2CHW: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """How something went while a network was compressed, at steps 0, 1 and so on.
 
@@ -181,6 +218,7 @@ class Compressed:
 
     Attributes:
         program: ``torch.export`` file of the Q/DQ (or float) program.
+        views: of the layers that are in the float network as well.
         test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
     """
 
@@ -188,6 +226,7 @@ class Compressed:
     layers: tuple[LayerNote, ...]
     curves: tuple[Curve, ...]
     tables: tuple[Table, ...]
+    views: tuple[LayerView, ...]
     test_logits_NK: Array
 
 

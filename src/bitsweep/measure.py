@@ -28,7 +28,8 @@ from bitsweep import stats
 from bitsweep.artifacts import Array, Compressed, Kernel, Measurement, Split, Table, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
-from bitsweep.errors import BitsweepError
+from bitsweep.errors import BitsweepError, ran_out_of_memory
+from bitsweep.scores import scores
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
@@ -140,7 +141,9 @@ def compare(
         "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
     }
     flags = []
-    if not np.isfinite(logits_NK).all():
+    if np.isfinite(logits_NK).all():
+        metrics |= scores(logits_NK, labels_N)
+    else:
         flags.append("non-finite logits")
     if metrics["parity_agreement"] < LEAST_AGREEMENT or metrics["parity_sqnr_db"] < LEAST_SQNR_DB:
         flags.append("diverges")
@@ -164,10 +167,12 @@ def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
     stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    bits = sum(layer.stored_bits for layer in compressed.layers)
     metrics = {
         "size_mb": stored / 1e6,
         "size_ratio": stored / twin,
-        "size_bound_mb": sum(layer.stored_bits for layer in compressed.layers) / 8e6,
+        "size_bound_mb": bits / 8e6,
+        "bits_per_parameter": bits / sum(layer.parameters for layer in compressed.layers),
     }
     left = {layer.name: layer.reason for layer in compressed.layers if layer.reason and "float" in layer.weights}
     large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (
@@ -215,7 +220,14 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
     samples: dict[str, Array] = {}
     for size in protocol.batch_sizes:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
-        blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        try:
+            blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        except Exception as error:
+            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                raise
+            notes["batches"][str(size)] = {"out_of_memory": str(error).partition("\n")[0]}
+            flags.append(f"no memory for batch {size}")
+            continue
         own = np.concatenate(blocks[0])
         for percentile in (50, 90, 99):
             value = stats.percentile_if_supported(own, percentile / 100)

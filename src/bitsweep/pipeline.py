@@ -18,6 +18,9 @@ from bitsweep.errors import BitsweepError, StoreError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.store import Store
 
+#: Validation images on which layers are looked at.
+_VIEWED_IMAGES = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -62,25 +65,33 @@ def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO |
     """Train the fp32 baseline."""
     from bitsweep.train import fit
 
-    fit(cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, progress=progress)
+    unfinished = store.unfinished(BASELINE.name, cell.baseline_key)
+    fit(
+        cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, unfinished=unfinished,
+        progress=progress,
+    )  # fmt: skip
 
 
 def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
-    """Compress the baseline to a program, and run that program on the test images: the reference."""
+    """Compress the baseline to a program, look into it, and run it on the test images: the reference."""
     import numpy as np
     import torch
 
-    from bitsweep.programs import save_compression
+    from bitsweep.programs import load_program, save_compression
     from bitsweep.splits import preprocessed
+    from bitsweep.transfer import build_network
 
     splits = splits_of(cell, store)
-    model = cell.model.build(len(splits.classes))
+    model, _ = build_network(cell.model, len(splits.classes))
     model.load_state_dict(torch.load(trained_of(cell, store).checkpoint, map_location="cpu", weights_only=True))
     compression = cell.method.compress(
         model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
     )
-    batches = preprocessed(splits.test.images, splits, image_size=cell.model.image_size, batch=cell.protocol.eval_batch)
-    save_compression(compression, map(np.asarray, batches), folder)
+    as_taken = functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size)
+    batches = as_taken(splits.test.images, batch=cell.protocol.eval_batch)
+    viewed = next(as_taken(splits.val.images[:_VIEWED_IMAGES], batch=_VIEWED_IMAGES))
+    original = None if cell.twin is cell else load_program(compressed_of(cell.twin, store).program)
+    save_compression(compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), original=original)
 
 
 def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -203,7 +214,7 @@ class Workshop:
         key = stage.key_of(cell)
         if folder := self.store.find(stage.name, key):
             return folder
-        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, _machine(quiet=stage.quiet):
+        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, machine(quiet=stage.quiet):
             if folder is None:
                 return self.store.folder(stage.name, key)
             limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
@@ -252,7 +263,7 @@ def _tail(log: Path, lines: int = 30) -> str:
 
 
 @contextlib.contextmanager
-def _machine(*, quiet: bool) -> Iterator[None]:
+def machine(*, quiet: bool) -> Iterator[None]:
     """Keep measuring apart from all other work on this machine: many may work, or one may measure."""
     import getpass
 
@@ -268,10 +279,15 @@ def _machine(*, quiet: bool) -> Iterator[None]:
 
 def splits_of(cell: Cell, store: Store) -> Splits:
     """The data of a cell, with the mean and deviation of the pixels that its model expects."""
-    from bitsweep.splits import load_splits, normalized_for_imagenet
+    from bitsweep.splits import centred, load_splits, normalized_for_imagenet
 
     splits = load_splits(_kept(store, DATA, cell))
-    return normalized_for_imagenet(splits) if cell.model.normalization == "imagenet" else splits
+    match cell.model.pixels:
+        case "imagenet":
+            return normalized_for_imagenet(splits)
+        case "centred":
+            return centred(splits)
+    return splits
 
 
 def trained_of(cell: Cell, store: Store) -> Trained:

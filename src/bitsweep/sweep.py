@@ -227,7 +227,7 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
         tracker.update_sweep(run_id, list(entries.values()))
-        paths = publish(tracker.report(folder.name), folder)
+        paths = publish(tracker.report(folder.name, folder=folder), folder)
         tracker.finish_sweep(run_id, status, paths)
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code

@@ -13,19 +13,22 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from bitsweep import bundle, environment, pipeline
-from bitsweep.artifacts import Curve, Measurement, Outcome, Table
+from bitsweep.artifacts import Compressed, Curve, Measurement, Outcome, Table
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
+from bitsweep.report.cell import Evidence, draw_cell
+from bitsweep.report.training import draw_training
+from bitsweep.scores import scores
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "bitsweep"
+#: Folder of a run's artifacts that its pictures are in.
+PICTURES = "pictures"
+Illustrated = TypeVar("Illustrated", Row, Baseline)
 _COMPARISON = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -164,10 +170,12 @@ class Tracker:
             metrics = [
                 Metric(curve, float(getattr(epoch, curve)), started + int(1000 * epoch.seconds * (step + 1)), step)
                 for step, epoch in enumerate(trained.history)
-                for curve in ("train_loss", "val_loss", "val_top1", "lr")
+                for curve in ("train_loss", "val_loss", "val_top1", "lr", "seconds")
             ]
-            metrics += [Metric("top1", top1, started, 0), Metric("best_epoch", trained.best_epoch, started, 0)]
-            metrics += [Metric("train_s", seconds, started, 0)]
+            figures = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
+            if np.isfinite(trained.test_logits_NK).all():
+                figures |= scores(trained.test_logits_NK, splits.test.labels)
+            metrics += [Metric(figure, value, started, 0) for figure, value in figures.items()]
             params = {
                 "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
@@ -176,6 +184,10 @@ class Tracker:
             self.client.log_dict(run_id, [asdict(epoch) for epoch in trained.history], "history.json")
             self.client.log_dict(run_id, environment.describe(), "environment.json")
             self.client.log_artifact(run_id, str(trained.checkpoint))
+            if trained.history:
+                with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+                    draw_training(trained.history, trained.best_epoch, Path(folder) / "training.png", name=name)
+                    self.client.log_artifacts(run_id, folder, PICTURES)
             self._log_input(run_id, cell, "train")
         return run_id
 
@@ -234,8 +246,25 @@ class Tracker:
             splits = pipeline.splits_of(cell, self._store)
             bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
             self.client.log_artifacts(run_id, facts, "bundle")
+        self._log_pictures(run_id, cell, measured, compressed)
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
+
+    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement, compressed: Compressed) -> None:
+        evidence = Evidence(
+            name=cell.name,
+            precision=cell.precision.name,
+            backend=cell.backend.name,
+            splits=pipeline.splits_of(cell, self._store),
+            trained=pipeline.trained_of(cell, self._store),
+            compressed=compressed,
+            measurement=measured,
+            batch_sizes=cell.protocol.batch_sizes,
+        )
+        # Drawing computes: another cell must not be timed meanwhile.
+        with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+            draw_cell(evidence, Path(folder))
+            self.client.log_artifacts(run_id, folder, PICTURES)
 
     def _log_records(self, run_id: str, curves: Sequence[Curve], tables: Sequence[Table]) -> None:
         """Log what was recorded: curves as metrics with steps, and all of it as files."""
@@ -322,8 +351,11 @@ class Tracker:
             self.client.set_tag(run_id, "status", status)
             self.client.set_terminated(run_id, status.upper())
 
-    def report(self, sweep_id: str) -> SweepReport:
+    def report(self, sweep_id: str, *, folder: Path) -> SweepReport:
         """Everything that is known of a sweep, read back from MLflow alone.
+
+        Args:
+            folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
 
         Raises:
             UsageError: there is no such sweep.
@@ -344,12 +376,21 @@ class Tracker:
                 command=sweep.data.tags["command"],
                 started=started,
                 seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-                rows=[_row(entry, finished.get(entry.key)) for entry in entries],
-                baselines=[_baseline(baselines[key]) for key in wanted if key in baselines],
+                rows=[self._illustrated(_row(entry, finished.get(entry.key)), folder) for entry in entries],
+                baselines=[self._illustrated(_baseline(baselines[key]), folder) for key in wanted if key in baselines],
                 environment=self._read_json(sweep.info.run_id, "environment.json"),
                 tracking_uri=self.uri,
                 compare_url=self.comparison_path,
             )
+
+    def _illustrated(self, what: Illustrated, folder: Path) -> Illustrated:
+        """The same row or baseline, with the pictures of its run copied into a folder."""
+        if not what.run_id or not self.client.list_artifacts(what.run_id, PICTURES):
+            return what
+        target = folder / "runs" / what.run_id
+        target.mkdir(parents=True, exist_ok=True)
+        self.client.download_artifacts(what.run_id, PICTURES, str(target))
+        return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
 
     def download_bundle(self, run_id: str, folder: Path) -> None:
         """Write the artifact that a cell measured, and the facts about it, into a folder, which is created.

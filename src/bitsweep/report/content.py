@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
@@ -24,6 +25,7 @@ class Row:
         verdict: on the speed-up; empty where nothing was timed against fp32.
         findings: sentences on what the figures alone do not tell.
         command: reproduces this cell alone.
+        pictures: PNG files under the folder of the report.
     """
 
     cell: dict[str, str]
@@ -37,6 +39,7 @@ class Row:
     scheme: str = ""
     command: str
     run_id: str = ""
+    pictures: tuple[Path, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -56,12 +59,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A trained fp32 model that cells of the sweep rest on."""
+    """A trained fp32 model that cells of the sweep rest on.
+
+    Attributes:
+        pictures: PNG files under the folder of the report.
+    """
 
     name: str
     run_id: str
     metrics: dict[str, float]
     seconds: float
+    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
