@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from bitsweep import bundle, environment, pipeline
-from bitsweep.artifacts import Compressed, Curve, Measurement, Outcome, Table
+from bitsweep.artifacts import Curve, Measurement, Outcome, Table
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
@@ -227,7 +227,7 @@ class Tracker:
             if outcome.status == "lowered":
                 self.client.log_artifacts(run_id, str(pipeline.artifact_of(cell, self._store)), "model")
             elif measured:
-                self._log_predictions(run_id, cell, measured.folder)
+                self._log_predictions(run_id, cell, measured)
         return run_id
 
     def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
@@ -237,8 +237,9 @@ class Tracker:
         self._log_records(run_id, compressed.curves, [*compressed.tables, *measured.tables])
         self.client.log_dict(run_id, measured.notes, "notes.json")
 
-    def _log_predictions(self, run_id: str, cell: Cell, folder: Path) -> None:
+    def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
         """Log what the artifact computed, and the artifact."""
+        folder = measured.folder
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
@@ -246,18 +247,18 @@ class Tracker:
             splits = pipeline.splits_of(cell, self._store)
             bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
             self.client.log_artifacts(run_id, facts, "bundle")
-        self._log_pictures(run_id, cell, measured, compressed)
+        self._log_pictures(run_id, cell, measured)
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
 
-    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement, compressed: Compressed) -> None:
+    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement) -> None:
         evidence = Evidence(
             name=cell.name,
             precision=cell.precision.name,
             backend=cell.backend.name,
             splits=pipeline.splits_of(cell, self._store),
             trained=pipeline.trained_of(cell, self._store),
-            compressed=compressed,
+            compressed=pipeline.compressed_of(cell, self._store),
             measurement=measured,
             batch_sizes=cell.protocol.batch_sizes,
         )
