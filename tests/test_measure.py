@@ -229,7 +229,9 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     measure.inspect(
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
         image_size=4,
-        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=EXAMPLES),
+        compressed=Compressed(
+            program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=EXAMPLES
+        ),
         folder=tmp_path,
     )
     measurement = measure.load_measurement(tmp_path)
