@@ -141,6 +141,9 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "set model.weights=imagenet or to a state_dict" in str(cell(train__frozen_epochs=1).obstacle())
     assert cell(train__frozen_epochs=1, model__weights="imagenet").obstacle() is None
     assert "there are none for resnet20" in str(cell(model="resnet20", model__weights="imagenet").obstacle())
+    monkeypatch.setattr(experiment, "version_of", lambda package: "1")
+    assert cell(backend="tensorrt").obstacle() is None
+    assert "symmetric, and method=dynamic has no such" in str(cell(backend="tensorrt", method="dynamic").obstacle())
     monkeypatch.setattr(experiment, "version_of", lambda package: "absent")
     assert "not installed" in str(cell().obstacle())
     assert "timm is not installed; run: pip install 'bitsweep[timm]'" in str(cell(model="timm").obstacle())

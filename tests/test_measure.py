@@ -229,11 +229,14 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     measure.inspect(
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
         image_size=4,
-        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=EXAMPLES),
+        compressed=Compressed(
+            program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=EXAMPLES
+        ),
         folder=tmp_path,
     )
     measurement = measure.load_measurement(tmp_path)
-    assert measurement.metrics.keys() == {"size_mb", "size_ratio", "size_bound_mb", "int8_mac_share"}
+    sizes = {"size_mb", "size_ratio", "size_bound_mb", "bits_per_parameter"}
+    assert measurement.metrics.keys() == {*sizes, "int8_mac_share"}
     assert measurement.metrics["size_mb"] == (lowered / "artifact.json").stat().st_size / 1e6
     assert measurement.metrics["int8_mac_share"] == 0.75
     assert measurement.flags == ("not run",)

@@ -146,6 +146,9 @@ class Cell:
                 return str(MissingPackage(choice.package, choice.extra))
         if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
             return reason
+        resolved = replace(self.precision, weights=self.scheme.weights, activations=self.scheme.activations)
+        if self.scheme.arithmetic == "integer" and self.method.unsupported(resolved):
+            return f"{self.scheme.why}, and method={self.method.name} has no such: choose another method or backend"
         if self.train.epochs == 0 and not self.model.weights:
             return f"train={self.train.name} does not train: set model.weights to a state_dict, or train.epochs"
         if self.train.frozen_epochs and not self.model.weights:
