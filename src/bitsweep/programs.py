@@ -96,7 +96,7 @@ def runner_of(program: ExportedProgram, *, memory_format: torch.memory_format = 
     Args:
         memory_format: how images and the weights of 2-d convolutions are laid out in memory.
     """
-    graph, shape = folded_graph(program), _image_shape(program)
+    graph, shape = folded_graph(program), image_shape(program)
     for path, value in dict(graph.named_buffers()).items():
         if value.ndim == 4:
             set_attribute(graph, path, value.contiguous(memory_format=memory_format))
@@ -171,7 +171,7 @@ def _with_state(program: ExportedProgram, state: dict[str, torch.Tensor]) -> Exp
     return changed
 
 
-def _image_shape(program: ExportedProgram) -> tuple[int, ...]:
+def image_shape(program: ExportedProgram) -> tuple[int, ...]:
     """C, H and W of the images that a program takes."""
     (name,) = program.graph_signature.user_inputs
     (images,) = (node for node in program.graph.find_nodes(op="placeholder") if node.name == name)
