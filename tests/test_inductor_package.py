@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch._inductor import config as inductor_config
 
 from bitsweep.axes import Grid, Scheme
-from bitsweep.inductor_package import for_integer_kernels
+from bitsweep.errors import CompressionError
+from bitsweep.inductor_package import compile_package, for_integer_kernels
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
 from bitsweep.quantization import graphs
