@@ -11,7 +11,7 @@ from typing import Any
 
 #: Packages whose versions are stamped on every run.
 REPORTED_PACKAGES = (
-    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "mlflow", "hydra-core", "numpy",
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "mlflow", "hydra-core", "numpy",
 )  # fmt: skip
 
 

@@ -63,7 +63,10 @@ def test_it_agrees_with_the_reference_at_any_batch(
 
     kernels = backend.kernels(artifact, images[:1], threads=1)
     assert sum(kernel.macs for kernel in kernels) == macs
-    assert sum(kernel.macs for kernel in kernels if kernel.integer) == macs * (scheme.arithmetic == "integer")
+    left = sum(kernel.macs for kernel in kernels if not kernel.integer)
+    # XNNPACK's integer kernels yield codes, and the logits are floats.
+    head = 10 * 32 if backend.package == "executorch" else 0
+    assert left == (head if scheme.arithmetic == "integer" else macs)
     assert all(kernel.name and kernel.op for kernel in kernels)
 
 
@@ -137,7 +140,7 @@ def test_a_fresh_process_computes_the_same_on_the_threads_asked_for(
     seen = json.loads(finished.stdout)
     np.testing.assert_allclose(seen["logits"], logits_of(program, [images]), rtol=1e-3, atol=1e-4)
     assert seen["busy"] == threads
-    assert seen["torch"] == (BACKENDS[backend_name].package == "torch")
+    assert seen["torch"] == (BACKENDS[backend_name].package in ("torch", "executorch"))
 
 
 @each_backend
