@@ -65,12 +65,12 @@ def export_executorch(program: ExportedProgram, path: Path, *, max_batch: int) -
 
 
 def for_xnnpack(program: ExportedProgram) -> GraphModule:
-    """Graph of a program with float biases, and float weights in layers that yield no codes."""
+    """Graph of a program with float biases, and float weights in layers without an integer kernel."""
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
     for node in [node for node in graph.graph.nodes if node.target in DEQUANTIZE and reads_attribute(node.args[0])]:
         codes = attribute(graph, node.args[0])
-        if codes.dtype == torch.int32 or not all(_yields_codes(layer) for layer in node.users):
+        if codes.dtype == torch.int32 or not all(_takes_codes(layer) for layer in node.users):
             given = [attribute(graph, each) if isinstance(each, Node) else each for each in arguments(node)]
             set_attribute(graph, f"{node.name}_values", node.target(*given))
             with graph.graph.inserting_before(node):
@@ -81,9 +81,11 @@ def for_xnnpack(program: ExportedProgram) -> GraphModule:
     return graph
 
 
-def _yields_codes(layer: Node) -> bool:
-    """Whether a layer's output is quantized, after a rectifier where there is one."""
-    (reader,) = layer.users
-    if reader.target in RECTIFIERS:
-        (reader,) = reader.users
-    return reader.target == quantized.quantize_per_tensor.default
+def _takes_codes(layer: Node) -> bool:
+    """Whether XNNPACK has an integer kernel: for inputs quantized at run time, or where the output is quantized."""
+    if arguments(layer)[0].target == quantized.dequantize_per_tensor.tensor:
+        return True
+    readers = list(layer.users)
+    if len(readers) == 1 and readers[0].target in RECTIFIERS:
+        readers = list(readers[0].users)
+    return len(readers) == 1 and readers[0].target == quantized.quantize_per_tensor.default
