@@ -27,8 +27,8 @@ def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) 
     cell = _cell([f"{group}={choice}"])
     assert getattr(cell, group).name == choice or cell.precision.name == "fp32"
     (planned,) = sweep.plan([cell], Store(tmp_path), None)
-    assert planned.verdict in ("run", "skip")
-    if planned.verdict == "skip":
+    assert planned.verdict in ("run", "lower", "skip")
+    if planned.verdict != "run":
         assert len(planned.reason) > 20
         assert "\n" not in planned.reason
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from bitsweep import experiment
-from bitsweep.environment import Cpu
+from bitsweep.environment import Cpu, Gpu
 from bitsweep.errors import ConfigError
 from bitsweep.experiment import Cell, bind
 
@@ -83,6 +83,17 @@ def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exact.scheme.weights.bits == 8  # type: ignore[union-attr]
     assert exact.scheme.why == ""
     assert saturating.key != exact.key
+
+
+def test_what_was_only_lowered_is_another_cell_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for gpu in (None, Gpu(model="NVIDIA L4", architecture="sm89")):
+        monkeypatch.setattr(experiment, "current_gpu", lambda gpu=gpu: gpu)
+        bound = cell()
+        keys.add((bound.artifact_key, bound.key))
+    (artifact, before), (again, after) = keys
+    assert artifact == again
+    assert before != after
 
 
 @pytest.mark.parametrize(

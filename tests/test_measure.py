@@ -27,7 +27,7 @@ EXAMPLES = np.zeros((2, 3, 4, 4), np.float32)
 
 @axis
 class Sleeper(Backend):
-    """An engine whose artifact says how long to sleep: {"ms": ..., "bytes": ...}."""
+    """An engine whose artifact says how long to sleep, and what it has memory for."""
 
     name: str = "sleeper"
     package: ClassVar[str] = "numpy"
@@ -48,6 +48,8 @@ class Sleeper(Backend):
         def run(images: np.ndarray) -> np.ndarray:
             time.sleep((about["ms"] + 0 * held[:1].sum()) / 1000)
             affinity.append(os.sched_getaffinity(0))
+            if len(images) > about.get("most_images", 1000):
+                np.empty(1 << 60, np.uint8)  # more than any machine has
             return np.stack([images[:, 0, 0, 0], about.get("bias", 0) - images[:, 0, 0, 0]], axis=1)
 
         return run
@@ -116,6 +118,20 @@ def test_further_batch_sizes_are_suffixed(tmp_path: Path) -> None:
     assert metrics["throughput_ips_b3"] == pytest.approx(3000 / metrics["latency_p50_ms_b3"])
 
 
+def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_path: Path) -> None:
+    one = artifact(tmp_path, "one", ms=0.2, most_images=4)
+    sizes = protocol(batch_sizes=(1, 8, 2), max_spread=1e9, max_drift=1e9, max_foreign_share=1e9)
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=sizes, scheme=FLOAT32)
+    measurement = raced(subject, tmp_path)
+    assert measurement.flags == ("no memory for batch 8",)
+    assert {"throughput_ips", "throughput_ips_b2"} <= set(measurement.metrics)
+    assert "throughput_ips_b8" not in measurement.metrics
+    assert "allocate" in measurement.notes["batches"]["8"]["out_of_memory"]
+    small = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(8,)), scheme=FLOAT32)
+    with pytest.raises(MemoryError):
+        raced(small, tmp_path)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_as_many_cpus_as_threads(threads: int, tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < threads:
@@ -182,7 +198,7 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
         yield images[start : start + batch].astype(np.float32).transpose(0, 3, 1, 2)
 
 
-def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measurement:
+def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **about: Any) -> measure.Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
     test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
@@ -199,10 +215,30 @@ def evaluated(tmp_path: Path, scheme: Scheme, **about: Any) -> measure.Measureme
         test=test,
         batches=_batches,
         trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
-        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=exact),
+        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=exact),
+        saturates=saturates,
         folder=tmp_path,
     )
     return measure.load_measurement(tmp_path)
+
+
+def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
+    lowered, twin = artifact(tmp_path, "artifact", ms=0), artifact(tmp_path, "twin", ms=0, padding="x" * 1000)
+    (lowered / "kernels.json").write_text("[]")
+    layer = LayerNote(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
+    measure.inspect(
+        Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
+        image_size=4,
+        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), test_logits_NK=EXAMPLES),
+        folder=tmp_path,
+    )
+    measurement = measure.load_measurement(tmp_path)
+    assert measurement.metrics.keys() == {"size_mb", "size_ratio", "size_bound_mb", "int8_mac_share"}
+    assert measurement.metrics["size_mb"] == (lowered / "artifact.json").stat().st_size / 1e6
+    assert measurement.metrics["int8_mac_share"] == 0.75
+    assert measurement.flags == ("not run",)
+    (kernels,) = measurement.tables
+    assert kernels.rows[0] == ("a", "QLinearConv", "integer", "30")
 
 
 def test_an_exact_artifact(tmp_path: Path) -> None:
@@ -211,6 +247,8 @@ def test_an_exact_artifact(tmp_path: Path) -> None:
     assert (metrics["top1"], metrics["flips"], metrics["mcnemar_p"], metrics["parity_agreement"]) == (1, 0, 1, 1)
     assert metrics["size_mb"] == (tmp_path / "artifact" / "artifact.json").stat().st_size / 1e6
     assert metrics["size_bound_mb"] == 1
+    assert metrics["bits_per_parameter"] == 800_000
+    assert (metrics["balanced_accuracy"], metrics["f1_macro"], metrics["auc"]) == (1, 1, 1)
     assert metrics["int8_mac_share"] == 0.75
     assert measurement.flags == ()
     assert np.load(tmp_path / "logits.npy").shape == (10, 2)
@@ -225,8 +263,17 @@ def test_an_artifact_that_errs(tmp_path: Path) -> None:
     assert (metrics["flips"], metrics["mcnemar_p"]) == (2, 0.5)
     assert metrics["agreement"] == metrics["parity_agreement"] == 0.8
     assert "diverges" in measurement.flags
+    assert "cannot be seen" in measurement.findings[0]  # there is no program behind this artifact
     assert measurement.notes["float_islands"] == ["Conv b"]
 
 
+def test_kernels_that_saturate_are_flagged(tmp_path: Path) -> None:
+    measurement = evaluated(tmp_path, FLOAT32, saturates=True, bias=9)
+    assert measurement.flags == ("saturates",)
+    assert "largest products saturate" in measurement.findings[0]
+
+
 def test_logits_that_are_not_finite_are_flagged(tmp_path: Path) -> None:
-    assert "non-finite logits" in evaluated(tmp_path, FLOAT32, bias=float("nan")).flags
+    measurement = evaluated(tmp_path, FLOAT32, bias=float("nan"))
+    assert "non-finite logits" in measurement.flags
+    assert "log_loss" not in measurement.metrics

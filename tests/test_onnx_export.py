@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from bitsweep.errors import CompressionError
 from bitsweep.onnx_export import averaging_matrix, export_onnx
+from bitsweep.quantization.weights import quantized
 
 GENERATOR = np.random.default_rng(0)
 
@@ -26,11 +27,11 @@ class Apply(torch.nn.Module):
         return self.function(images)
 
 
-def _export(network: torch.nn.Module, images: np.ndarray, path: Path) -> onnx.ModelProto:
+def _export(network: torch.nn.Module, images: np.ndarray, path: Path, **options: bool) -> onnx.ModelProto:
     dynamic = ({0: torch.export.Dim("some_batch", min=1)},)
     with torch.no_grad():
         program = torch.export.export(network.eval(), (torch.from_numpy(images),), dynamic_shapes=dynamic)
-    export_onnx(program, path)
+    export_onnx(program, path, **options)
     model = onnx.load(path)
     onnx.checker.check_model(model)
     return model
@@ -131,6 +132,31 @@ def test_halves_stay_halves(dtype: torch.dtype, kind: int, tmp_path: Path) -> No
     stored = [tensor.data_type for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64]
     assert stored == [kind, kind]
     np.testing.assert_array_equal(_run(tmp_path / "model.onnx", np.ones((1, 3, 4, 4), np.float32)), np.full((1, 5), 49))
+
+
+class CodedBias(torch.nn.Module):
+    """A convolution whose bias is stored as 32-bit codes, with one scale a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(5, 3, 1, 1))
+        self.register_buffer("codes", torch.tensor([3, -70000, 0, 2**24, 1], dtype=torch.int32))
+        self.register_buffer("scales", torch.tensor([0.5, 0.25, 1.0, 2.0**-20, 4.0]))
+        self.register_buffer("zeros", torch.zeros(5, dtype=torch.int32))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        limits = -(2**31), 2**31 - 1, torch.int32
+        bias = quantized.dequantize_per_channel(self.codes, self.scales, self.zeros, 0, *limits)
+        return functional.conv2d(images, self.weight, bias).flatten(1)
+
+
+@pytest.mark.parametrize("codes", [True, False])
+def test_biases_are_codes_or_the_values_that_these_mean(codes: bool, tmp_path: Path) -> None:
+    images = np.ones((2, 3, 1, 1), np.float32)
+    model = _export(CodedBias(), images, tmp_path / "model.onnx", codes_of_biases=codes)
+    assert ("DequantizeLinear" in {node.op_type for node in model.graph.node}) == codes
+    assert (TensorProto.INT32 in {tensor.data_type for tensor in model.graph.initializer}) == codes
+    np.testing.assert_array_equal(_run(tmp_path / "model.onnx", images)[0], [4.5, -17497, 3, 19, 7])
 
 
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from bitsweep.report import table, write
@@ -88,6 +89,15 @@ def test_what_diverges_is_not_recommended(report: SweepReport) -> None:
 def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
     only = dataclasses.replace(report, rows=[report.rows[2]])
     assert "nothing can be recommended" in recommendations(only)[0]
+
+
+def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) -> None:
+    told = dataclasses.replace(report.rows[0], verdict="slower", findings=("conversions take <half>", "2 threads"))
+    write(dataclasses.replace(report, rows=[told, *report.rows[1:]]), tmp_path)
+    name = " ".join(told.cell[axis] for axis in report.varying_axes)
+    assert f"- {name}: slower; conversions take \\<half\\>; 2 threads" in (tmp_path / "report.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; 2 threads</li>" in page
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -175,6 +185,55 @@ def studied() -> list[Row]:
     return rows
 
 
+def illustrated(report: SweepReport, folder: Path) -> SweepReport:
+    """The same report, with a picture of its first row and one of its baseline."""
+    for picture in (folder / "runs" / "a b" / "confusion.png", folder / "runs" / "base" / "training.png"):
+        picture.parent.mkdir(parents=True)
+        Figure().savefig(picture)
+    first = dataclasses.replace(report.rows[0], pictures=(folder / "runs" / "a b" / "confusion.png",))
+    baseline = dataclasses.replace(report.baselines[0], pictures=(folder / "runs" / "base" / "training.png",))
+    return dataclasses.replace(report, rows=[first, *report.rows[1:]], baselines=[baseline])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_pictures_of_a_cell_are_loaded_when_they_are_opened(report: SweepReport, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    write(illustrated(report, tmp_path), tmp_path)
+    loaded: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: loaded.append(request.url) if "/runs/" in request.url else None)
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.locator("summary").all_inner_texts() == [
+            "resnet18 ptq int8 onnxruntime",
+            "baseline resnet18 digits",
+        ]
+        assert loaded == []
+        page.locator("summary").first.click()
+        picture = page.locator("details img").first
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("image => image.decode()")
+        assert picture.evaluate("image => image.naturalWidth") > 500
+        assert [url.rpartition("/runs/")[2] for url in loaded] == ["a%20b/confusion.png"]
+        browser.close()
+
+
+def test_data_sets_side_by_side_and_accuracy_against_bits(report: SweepReport, tmp_path: Path) -> None:
+    rows = []
+    for dataset in ("digits", "mnist"):
+        for precision, bits in (("int8", 8.2), ("int4", 4.3), ("fp32", 32.0)):
+            plain = row("resnet18", precision, top1=0.9 + bits / 400, bits_per_parameter=bits)
+            cell = plain.cell | {"dataset": dataset, "method": "none" if precision == "fp32" else "ptq"}
+            rows.append(dataclasses.replace(plain, cell=cell))
+    names = [path.name for path in write(dataclasses.replace(report, rows=rows), tmp_path)]
+    assert {"datasets.png", "digits_bits.png", "mnist_bits.png"} <= set(names)
+    assert "accuracy on each data set" in (tmp_path / "report.md").read_text()
+    alone = [path.name for path in write(dataclasses.replace(report, rows=rows[:1]), tmp_path)]
+    assert not {"datasets.png", "digits_bits.png"} & set(alone)
+
+
 def test_numbers_that_were_swept_have_a_picture(report: SweepReport, tmp_path: Path) -> None:
     rows = studied()
     assert swept_numbers(rows) == ["method.calibration_images"]
@@ -185,3 +244,21 @@ def test_numbers_that_were_swept_have_a_picture(report: SweepReport, tmp_path: P
     (picture,) = [path for path in written if path.name == "digits_method.calibration_images.png"]
     assert picture.stat().st_size > 10_000
     assert picture.name in (tmp_path / "report.md").read_text()
+
+
+def test_what_was_only_lowered_is_shown_with_its_size_and_why(report: SweepReport, tmp_path: Path) -> None:
+    lowered = dataclasses.replace(row("resnet18", "int8", "lowered", flags=("not run",), size_mb=14.4), reason="no GPU")
+    only = dataclasses.replace(report, rows=[lowered])
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(only, width=100))
+    figures, why, advice = (line for line in console.export_text().splitlines() if "resnet18" in line or ":" in line)
+    assert "14.4" in figures
+    assert "not run" in figures
+    assert why == "lowered  resnet18 ptq int8 onnxruntime: no GPU"
+    assert "nothing can be recommended" in advice
+    write(only, tmp_path)
+    markdown, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "1 cells: 1 lowered." in markdown
+    assert "- resnet18 ptq int8 onnxruntime: no GPU" in markdown
+    assert ">14.4</td>" in page
+    assert "<li><b>resnet18 ptq int8 onnxruntime</b>: no GPU</li>" in page

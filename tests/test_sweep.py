@@ -1,6 +1,7 @@
 """The command itself, on real digits."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -58,6 +59,20 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert float(int8["parity_agreement"]) > 0.95
     assert float(int8["speedup_low"]) <= float(int8["speedup"]) <= float(int8["speedup_high"])
     assert rows[2]["speedup"] == ""
+    newest = max(Path("multirun").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    drawn = {
+        path.relative_to(newest.parent / "runs").as_posix().partition("/")[2]
+        for path in newest.parent.rglob("runs/**/*.png")
+    }
+    families = {
+        "classification": ("classes", "confusion", "curves", "examples"),
+        "layers": ("feature_maps", "histograms", "sizes"),
+        "speed": ("latency",),
+    }
+    expected = {f"pictures/{family}/{name}.png" for family, names in families.items() for name in names}
+    assert drawn == expected | {"pictures/training.png"}
+    assert newest.read_text().count("<details>") == 3
+    assert {"auc", "ece", "brier", "log_loss", "f1_macro", "balanced_accuracy", "bits_per_parameter"} <= set(int8)
     assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
 
     again = run(*words)
@@ -114,6 +129,24 @@ def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> No
     assert not list(Path("multirun/store").glob("*/*.partial"))
 
 
+@pytest.mark.slow
+def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None:
+    words = ["stage=baseline", "model=lenet", "model.image_size=28", "train.epochs=15", "train.max_steps=300"]
+    victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(Path("multirun/store/baseline").glob("*.unfinished")):
+        assert victim.poll() is None
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait()
+    run(*words)
+    (log,) = (log for log in Path("multirun").glob("*/log.txt") if "going on after epoch" in log.read_text())
+    epochs = [int(number) for number in re.findall(r"^epoch (\d+):", log.read_text(), re.MULTILINE)]
+    assert epochs[0] > 0
+    (history,) = Path("multirun/store/baseline").glob("*/history.json")
+    assert [epoch["epoch"] for epoch in json.loads(history.read_text())["epochs"]] == list(range(epochs[-1] + 1))
+    assert not list(Path("multirun/store/baseline").glob("*.unfinished"))
+
+
 def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
     assert "python run.py" in run("--help") or "precision" in run("--help")
     assert "_target_: bitsweep" in run("--cfg", "job")
@@ -151,3 +184,41 @@ def test_bad_input_is_one_clear_line(words: list[str], message: str, workplace: 
 def test_a_tracking_server_that_does_not_answer(workplace: Path) -> None:
     output = run("precision=int8", code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert "error: MLFLOW_TRACKING_URI=http://127.0.0.1:9: the tracking store cannot be used" in output
+
+
+#: The command on a machine where the reference can be made but not run.
+ELSEWHERE = """
+import runpy, sys
+from bitsweep.backends.torch import Reference
+Reference.cannot_run = lambda self: "there is no such machine here"
+runpy.run_path("run.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_what_cannot_run_here_is_lowered_and_reused(workplace: Path) -> None:
+    words = ["model=mlp", "precision=int8", "backend=reference", *QUICK[:3], "model.image_size=32"]
+
+    def elsewhere() -> str:
+        finished = subprocess.run([sys.executable, "-c", ELSEWHERE, *words], capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout
+
+    output = elsewhere()
+    assert "lower  mlp-ptq-int8-reference-digits  there is no such machine here" in output
+    assert "1 cells: 0 run, 1 lower, 0 reuse, 0 skip" in output
+    assert re.search(r"lowered   mlp-ptq-int8-reference-digits: .* MB, .* s, there is no such machine here", output)
+    (row,) = cells()
+    assert (row["status"], row["reason"]) == ("lowered", "there is no such machine here")
+    assert float(row["size_ratio"]) < 0.35
+    assert not {"top1", "latency_p50_ms", "peak_rss_mb"} & row.keys()
+    (kernels,) = Path("mlruns").rglob("kernels.csv")
+    assert kernels.read_text().startswith("kernel,operation,arithmetic,multiply-accumulates\n")
+    assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
+
+    assert "reuse  mlp-ptq-int8-reference-digits  lowered in run " in elsewhere()
+    assert cells() == [row]
+    bitsweep = Path(sys.executable).with_name("bitsweep")
+    refused = subprocess.run([bitsweep, "export", row["run_id"], "exported"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "not the run of a finished cell" in refused.stderr

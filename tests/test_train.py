@@ -130,6 +130,53 @@ def test_learning_rates_against_the_formulas() -> None:
     assert onecycle[25:] == pytest.approx(4e-6 + (1 - 4e-6) * (1 + np.cos(np.pi * fall)) / 2)
 
 
+def test_a_plateau_against_torch() -> None:
+    losses = [5.0, 4.0, 4.0, 4.5, 3.0, 3.5, 3.1, 3.2, 3.3, 2.0]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    expected = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.2, patience=1, threshold=0)
+    knobs = recipe(schedule="plateau", warmup_share=0, plateau_patience=2, plateau_factor=0.2)
+    for count, loss in enumerate(losses, 1):
+        expected.step(loss)
+        factor = train.lr_factor(50, 100, knobs, losses[:count])
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert train.waited_in_vain(losses, 2) == 3
+
+
+def test_the_learning_rate_falls_on_a_plateau(digits: Splits, tmp_path: Path) -> None:
+    plateau = recipe(schedule="plateau", warmup_share=0, plateau_patience=1, plateau_factor=0.1, epochs=6, lr=0.03)
+    train.fit(Small(), digits, recipe=plateau, seed=0, folder=tmp_path)
+    history = train.load_trained(tmp_path).history
+    losses = [epoch.val_loss for epoch in history]
+    assert [epoch.lr for epoch in history] == pytest.approx(
+        [0.03 * 0.1 ** train.waited_in_vain(losses[: count + 1], 1) for count in range(len(history))]
+    )
+
+
+def test_an_average_takes_the_place_of_the_weights(digits: Splits) -> None:
+    """Against the average written out, after every step of an epoch."""
+
+    class Recorded(torch.optim.SGD):
+        def step(self, closure=None):  # type: ignore[no-untyped-def]
+            super().step(closure)
+            steps.append(network.weight.detach().clone())
+
+    steps: list[torch.Tensor] = []
+    torch.manual_seed(0)
+    network = torch.nn.Linear(192, 10)
+    whole = torch.nn.Sequential(torch.nn.Flatten(), network)
+    average = network.weight.detach().clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Recorded)
+        knobs = recipe(epochs=1, optimizer="sgd", ema_decay=0.8, lr=0.1)
+        train.descend(whole, digits, recipe=knobs, image_size=8, seed=0, title="a")
+    assert len(steps) > 10
+    for step, weight in enumerate(steps):
+        decay = min(0.8, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(network.weight.detach(), average)
+    assert not torch.allclose(steps[-1], average, rtol=1e-3)
+
+
 def test_vectors_are_not_decayed() -> None:
     network = Small().build(10)
     optimizer = train.build_optimizer(network, recipe(weight_decay=0.5), fused=False)

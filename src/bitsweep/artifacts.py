@@ -138,6 +138,43 @@ class LayerNote:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How values are spread.
+
+    Attributes:
+        low, high: the least and the largest.
+        counts: of a sample of them, in bins of equal width between the two.
+    """
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerView:
+    """What is seen of a layer on a few validation images, before and after the network was compressed.
+
+    Attributes:
+        name: the same as in its note.
+        weights: how its weights are spread in the float network.
+        reads: how the values are spread that it reads there.
+        read_sqnr_db: signal-to-noise ratio of what it reads in the compressed network, None where that is the same or
+            not finite.
+        maps_2CHW: some channels of what it reads for one image, in the float and in the compressed network; None
+            where it is not shown, or reads no channels.
+    """
+
+    name: str
+    weights: Distribution
+    reads: Distribution
+    read_sqnr_db: float | None = None
+    maps_2CHW: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """How something went while a network was compressed, at steps 0, 1 and so on.
 
@@ -181,6 +218,7 @@ class Compressed:
 
     Attributes:
         program: ``torch.export`` file of the Q/DQ (or float) program.
+        views: of the layers that are in the float network as well.
         test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
     """
 
@@ -188,6 +226,7 @@ class Compressed:
     layers: tuple[LayerNote, ...]
     curves: tuple[Curve, ...]
     tables: tuple[Table, ...]
+    views: tuple[LayerView, ...]
     test_logits_NK: Array
 
 
@@ -200,15 +239,18 @@ class Kernel:
         op: the engine's name of the kernel, e.g. ``QLinearConv``.
         macs: multiply-accumulates for one batch; 0 for operations without weights.
         integer: whether they were done on integers.
+        ms: milliseconds that it took, the median of a few runs; 0 where the engine does not tell.
     """
 
     name: str
     op: str
     macs: int
     integer: bool
+    ms: float = 0.0
 
 
-Status = Literal["finished", "failed", "skipped"]
+#: ``lowered``: compressed and made into the engine's file, which cannot be run on this machine.
+Status = Literal["finished", "lowered", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,20 +261,27 @@ class Measurement:
         metrics: by the names of ``docs/measurement.md``; full precision, units in the names.
         flags: what a reader must know before believing a figure, e.g. ``noisy``.
         verdict: ``faster``, ``slower`` or ``not distinguishable`` than the same backend's fp32; empty where not timed.
+        findings: sentences on what the figures alone do not tell, e.g. why the artifact is not faster than fp32.
         notes: details as JSON types: kernels, noise probes, size by layer.
+        tables: what was found out layer by layer.
         folder: raw latency samples and predictions.
     """
 
     metrics: dict[str, float]
     flags: tuple[str, ...]
     verdict: str
+    findings: tuple[str, ...]
     notes: dict[str, Any]
+    tables: tuple[Table, ...]
     folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log."""
+    """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log.
+
+    The measurement of a lowered cell holds what its files tell: size and kernels, no accuracy and no latency.
+    """
 
     status: Status
     reason: str = ""

@@ -7,6 +7,7 @@ methods only.
 Shape letters: N images, K classes, C channels, H height, W width.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, da
 import pydantic
 from pydantic import ConfigDict, Field
 
-from bitsweep.environment import Cpu
-from bitsweep.errors import ConfigError
+from bitsweep.environment import Cpu, version_of
+from bitsweep.errors import ConfigError, MissingPackage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,32 +50,78 @@ class Model(ABC):
     Attributes:
         name: short stable name, used in tables.
         image_size: height and width of its input, in pixels.
-        weights: state_dict file to start from; empty for random weights.
-        normalization: of the pixels: by mean and deviation of the training images, or of ImageNet's, as networks
-            expect that were trained there.
+        weights: what to start from: ``imagenet``, the published weights of this network; the path of a state_dict file;
+            empty for random weights. A head for other classes than those of the data set is replaced.
+        normalization: of the pixels: by mean and deviation of the training images (``dataset``) or of ImageNet's
+            (``imagenet``); to about -1 to 1 (``centred``: (x - 127) / 128 for x from 0 to 255); or ``auto``, what
+            ``weights=imagenet`` was trained with, otherwise ``dataset``.
+        head: ``linear``, the network's own last layer; ``mlp``, linear layers of 512 and 128 outputs with ReLU and
+            dropout in front of one for the classes.
+        package, extra: distribution that the network comes in, and the extra of this project that installs it.
+        weights_package, weights_extra: the same for the weights named ``imagenet``; empty where there are none.
     """
 
     name: Name
     image_size: Count
     weights: str = ""
-    normalization: Literal["dataset", "imagenet"] = "dataset"
-
-    def weights_file(self) -> Path | None:
-        """The file of the weights, None for random ones.
-
-        Raises:
-            ConfigError: there is no such file.
-        """
-        if not self.weights:
-            return None
-        file = Path(self.weights).expanduser()
-        if not file.is_file():
-            raise ConfigError(f"model.weights={self.weights}: no such file; give the path of a state_dict")
-        return file
+    normalization: Literal["auto", "dataset", "imagenet", "centred"] = "auto"
+    head: Literal["linear", "mlp"] = "linear"
+    package: ClassVar[str] = "torch"
+    extra: ClassVar[str] = ""
+    weights_package: ClassVar[str] = ""
+    weights_extra: ClassVar[str] = ""
 
     @abstractmethod
     def build(self, num_classes: int) -> "torch.nn.Module":
         """A freshly initialised network that maps float images [N, 3, H, W] to logits [N, num_classes]."""
+
+    def imagenet_state(self) -> "dict[str, torch.Tensor]":
+        """The state_dict that ``weights=imagenet`` means, with a head for ImageNet's 1,000 classes.
+
+        Raises:
+            ConfigError: they cannot be downloaded.
+        """
+        raise AssertionError(f"{type(self).__name__} has no ImageNet weights, see weights_source")
+
+    def imagenet_pixels(self) -> Literal["imagenet", "centred"]:
+        """The normalisation that ``weights=imagenet`` was trained with.
+
+        Raises:
+            ConfigError: it is another one than there are.
+        """
+        return "imagenet"
+
+    def weights_source(self) -> str:
+        """A fingerprint of the weights, the same before and after a download; empty for random ones.
+
+        Raises:
+            ConfigError: there is no such file, or there are no weights of that name.
+            MissingPackage: what they come in is not installed.
+        """
+        if not self.weights:
+            return ""
+        if self.weights == "imagenet":
+            if not self.weights_package:
+                raise ConfigError(
+                    f"model.weights=imagenet: there are none for {self.name}; give the path of a state_dict, or train "
+                    "from scratch with model.weights=''"
+                )
+            if (version := version_of(self.weights_package)) == "absent":
+                raise MissingPackage(self.weights_package, self.weights_extra)
+            return f"imagenet of {self.weights_package} {version}"
+        file = Path(self.weights).expanduser()
+        if not file.is_file():
+            raise ConfigError(
+                f"model.weights={self.weights}: no such file; give the path of a state_dict, or model.weights=imagenet"
+            )
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    @property
+    def pixels(self) -> Literal["dataset", "imagenet", "centred"]:
+        """The normalisation of the pixels, decided."""
+        if self.normalization == "auto":
+            return self.imagenet_pixels() if self.weights == "imagenet" else "dataset"
+        return self.normalization
 
 
 @axis
@@ -119,13 +166,21 @@ class Recipe:
         optimizer: ``adamw`` (decoupled weight decay) or ``sgd`` (Nesterov momentum 0.9).
         lr: peak learning rate.
         weight_decay: decoupled for AdamW; not applied to biases and normalisation.
-        schedule: ``cosine`` after a linear warm-up, or ``onecycle``.
+        backbone_lr_factor: learning rate of all but the head, relative to the head's.
+        frozen_epochs: first epochs in which only the head is trained; as many as ``epochs`` for throughout.
+        schedule: after a linear warm-up ``cosine``, or ``plateau``, which is lowered whenever the validation loss has
+            stopped falling; ``onecycle``, whose warm-up is a cosine too.
         warmup_share: part of the steps spent warming up.
+        plateau_patience: epochs without a lower validation loss before the learning rate is lowered.
+        plateau_factor: by which it is multiplied then.
         label_smoothing: of the cross entropy.
         augment: ``none``; ``shift`` (random translation by up to an eighth); ``shift_flip`` (and mirroring).
         clip_norm: largest norm of the gradient; 0 turns clipping off.
         bn_momentum: share of a batch in BatchNorm's running statistics; networks that were made for long trainings
-            bring one so small that the statistics are still near their start after a short one.
+            bring one so small that the statistics are still near their start after a short one. 0 keeps those of given
+            weights, and normalises by them in training too: few images make worse ones.
+        ema_decay: of an exponential average of the weights, which takes their place in validation and in the end; 0
+            turns averaging off.
         patience: epochs without a lower validation loss before stopping early.
         device: where to train; ``auto`` takes a GPU when there is one.
     """
@@ -137,12 +192,17 @@ class Recipe:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    schedule: Literal["cosine", "onecycle"] = "cosine"
+    backbone_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["cosine", "onecycle", "plateau"] = "cosine"
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    plateau_patience: Count = 2
+    plateau_factor: Share = 0.2
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Literal["none", "shift", "shift_flip"] = "shift"
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
-    bn_momentum: Share = 0.1
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -329,6 +389,10 @@ class Backend(ABC):
     def unsupported(self, precision: Precision) -> str | None:
         """Why this engine cannot run a precision, with the cure; None when it can."""
 
+    def cannot_run(self) -> str | None:
+        """Why this engine's files cannot be run on this machine, although they can be made here; None when they can."""
+        return None
+
     @abstractmethod
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """The precision resolved against this engine's kernels and the CPU."""
@@ -347,7 +411,10 @@ class Backend(ABC):
 
     @abstractmethod
     def kernels(self, folder: Path, images: "np.ndarray[Any, Any]", *, threads: int) -> "Sequence[Kernel]":
-        """What the engine executed for one batch: its kernels with their multiply-accumulates and arithmetic."""
+        """What the engine executed for one batch: its kernels with their multiply-accumulates and arithmetic.
+
+        Of an engine that cannot run here, what it would execute, as its file tells.
+        """
 
 
 # --------------------------------------------------------------------------- how it is measured

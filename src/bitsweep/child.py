@@ -20,10 +20,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TextIO
 
-from bitsweep.errors import BitsweepError, CellFailed
+from bitsweep.errors import BitsweepError, CellFailed, ran_out_of_memory
 
 _TEARDOWN_S = 10
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 _SIGNAL_MEANING = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "aborted",
@@ -160,7 +159,7 @@ def _explain(error: Exception, what: str, folder: Path) -> BaseException:
         if shutil.disk_usage(folder).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     text = str(error).strip()
-    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+    if ran_out_of_memory(error):
         return CellFailed(f"{what} ran out of memory")
     first_line = text.splitlines()[0] if text else ""
     return CellFailed(f"{what} failed: {type(error).__name__}: {first_line}"[:500])

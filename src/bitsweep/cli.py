@@ -51,7 +51,7 @@ def rebuild_report(sweep_id: str, store: Path, folder: Path) -> None:
     from bitsweep.sweep import publish
     from bitsweep.tracking import Tracker
 
-    publish(Tracker(Store(store)).report(sweep_id), folder)
+    publish(Tracker(Store(store)).report(sweep_id, folder=folder), folder)
 
 
 def export_bundle(run_id: str, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Where a measurement was made: CPU and its instruction set, memory, versions, commit. Imports no torch."""
 
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -11,8 +12,11 @@ from typing import Any
 
 #: Packages whose versions are stamped on every run.
 REPORTED_PACKAGES = (
-    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "mlflow", "hydra-core", "numpy",
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx", "mlflow",
+    "hydra-core", "numpy",
 )  # fmt: skip
+#: Attributes of a device, as CUDA's driver numbers them.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,36 @@ def current_cpu() -> Cpu:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """An NVIDIA GPU.
+
+    Attributes:
+        model: marketing name.
+        architecture: its compute capability as engines name it, e.g. ``sm89``.
+    """
+
+    model: str
+    architecture: str
+
+
+@functools.cache
+def current_gpu() -> Gpu | None:
+    """The first NVIDIA GPU that this process may use, as its driver describes it; None where there is no such thing."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    model = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(model, len(model), device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+    return Gpu(model=model.value.decode(), architecture=f"sm{major.value}{minor.value}")
+
+
 def physical_cores() -> int:
     """Physical cores this process may run on, at least one."""
     import psutil
@@ -107,9 +141,10 @@ def describe() -> dict[str, Any]:
     """Everything about this machine and installation that a figure should travel with, as JSON types."""
     import psutil
 
-    cpu = current_cpu()
+    cpu, gpu = current_cpu(), current_gpu()
     return {
         "cpu": {**asdict(cpu), "flags": sorted(cpu.flags), "isa": cpu.isa},
+        "gpu": asdict(gpu) if gpu else None,
         "logical_cores": psutil.cpu_count(logical=True),
         "physical_cores": psutil.cpu_count(logical=False),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),

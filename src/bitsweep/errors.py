@@ -11,6 +11,14 @@ BitsweepError                 exit code 1
     └── MissingPackage        an optional package is not installed
 """
 
+#: How engines that have no error of their own for it say that memory ran out.
+_OUT_OF_MEMORY = ("can't allocate memory", "failed to allocate memory", "out of memory", "bad_alloc")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python or of any engine, says that memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
 
 class BitsweepError(Exception):
     """Base of all errors that are shown as one line, without a traceback."""

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import inspect
 import shlex
@@ -15,7 +14,7 @@ import pydantic
 
 from bitsweep import fingerprint
 from bitsweep.axes import Backend, Dataset, Method, Model, Precision, Protocol, Recipe, Scheme
-from bitsweep.environment import current_cpu, physical_cores, version_of
+from bitsweep.environment import current_cpu, current_gpu, physical_cores, version_of
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
 
@@ -100,14 +99,16 @@ class Cell:
         return fingerprint.digest(
             "baseline", self.dataset_key, fingerprint.settings(replace(self.model, weights=_weights(self.model))),
             fingerprint.settings(self.train), self.seed,
-            fingerprint.code("bitsweep.train", type(self.model).__module__), _versions("torch", "torchvision"),
+            fingerprint.code("bitsweep.train", type(self.model).__module__),
+            _versions("torch", "torchvision", self.model.package),
         )  # fmt: skip
 
     @functools.cached_property
     def compressed_key(self) -> str:
         """Key of the Q/DQ or float program; backends with the same scheme share it."""
         return fingerprint.digest(
-            "compressed", self.baseline_key, fingerprint.settings(self.method), fingerprint.settings(self.scheme),
+            "compressed", self.baseline_key, "" if self.twin is self else self.twin.compressed_key,
+            fingerprint.settings(self.method), fingerprint.settings(self.scheme),
             fingerprint.code("bitsweep.programs", type(self.method).__module__), _versions("torch", "torchao"),
         )  # fmt: skip
 
@@ -122,22 +123,38 @@ class Cell:
         )  # fmt: skip
 
     @functools.cached_property
-    def key(self) -> str:
-        """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
+    def probe_key(self) -> str:
+        """Key of what the engine's kernels do with the largest sums: one for each engine, scheme and CPU."""
         cpu = current_cpu()
         return fingerprint.digest(
-            "cell", self.artifact_key, self.twin.artifact_key, fingerprint.settings(self.protocol),
-            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores()],
+            "probe", fingerprint.settings(self.backend), fingerprint.settings(self.scheme), [cpu.model, cpu.isa],
+            fingerprint.code("bitsweep.saturation", type(self.backend).__module__),
+            _versions("torch", "onnxscript", self.backend.package),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
+        cpu, gpu = current_cpu(), current_gpu()
+        return fingerprint.digest(
+            "cell", self.artifact_key, self.twin.artifact_key, self.probe_key, fingerprint.settings(self.protocol),
+            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
         )  # fmt: skip
 
     def obstacle(self) -> str | None:
         """Why this cell cannot run here, with the cure; None when it can."""
-        if version_of(self.backend.package) == "absent":
-            return str(MissingPackage(self.backend.package, self.backend.extra))
+        for choice in (self.model, self.backend):
+            if version_of(choice.package) == "absent":
+                return str(MissingPackage(choice.package, choice.extra))
         if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
             return reason
         if self.train.epochs == 0 and not self.model.weights:
             return f"train={self.train.name} does not train: set model.weights to a state_dict, or train.epochs"
+        if self.train.frozen_epochs and not self.model.weights:
+            return (
+                f"train.frozen_epochs={self.train.frozen_epochs} freezes random weights: set model.weights=imagenet or "
+                "to a state_dict, or train.frozen_epochs=0"
+            )
         try:
             _weights(self.model)
             _source(self.dataset)
@@ -159,9 +176,7 @@ def _source(dataset: Dataset) -> str:
 
 @functools.cache
 def _weights(model: Model) -> str:
-    """Fingerprint of the file of the weights; empty where there is none."""
-    file = model.weights_file()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
+    return model.weights_source()
 
 
 def _versions(*packages: str) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Measures an artifact: each pass in a process of its own that has loaded no other engine.
 
+    inspect    of an artifact that cannot be run here: size, kernels that would be executed
     evaluate   accuracy, parity, size, executed kernels; keeps the logits
     race       latency against the same engine's fp32, in interleaved blocks; keeps the raw samples
     weigh      peak memory of loading and running the artifact alone
@@ -15,8 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +25,21 @@ import numpy as np
 import psutil
 
 from bitsweep import stats
-from bitsweep.artifacts import Array, Compressed, Measurement, Split, Trained
+from bitsweep.artifacts import Array, Compressed, Kernel, Measurement, Split, Table, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
+from bitsweep.errors import BitsweepError, ran_out_of_memory
+from bitsweep.scores import scores
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
-_PASSES = ("evaluate", "race", "weigh")
+#: Files of an artifact's folder that no engine loads.
+_NOTED = frozenset({"manifest.json", "kernels.json"})
+#: Parity with the reference below which an artifact is not the model that was meant.
+LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
+#: Runs of a quick look at a latency.
+_QUICK_RUNS = 9
+_PASSES = ("inspect", "evaluate", "race", "weigh")
 T = TypeVar("T")
 
 
@@ -53,6 +62,22 @@ class Subject:
 # --------------------------------------------------------------------------- accuracy, parity, size, kernels
 
 
+def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder: Path) -> None:
+    """Note what the files of an artifact tell that no engine can run here; nothing is computed."""
+    images = np.zeros((1, 3, image_size, image_size), np.float32)
+    kernels = subject.backend.kernels(subject.artifact, images, threads=subject.threads)
+    table = Table(
+        name="kernels",
+        columns=("kernel", "operation", "arithmetic", "multiply-accumulates"),
+        # As text, because engines make up names of fused kernels that leave no room for a picture.
+        rows=tuple((each.name, each.op, "integer" if each.integer else "float", str(each.macs)) for each in kernels),
+    )
+    notes, metrics, flags = _size(subject, compressed)
+    more_notes, more_metrics, more_flags = _kernels(subject, kernels)
+    flags = ["not run", *flags, *more_flags]
+    _write(folder, "inspect", metrics | more_metrics, flags, notes | more_notes, tables=[table])
+
+
 def evaluate(
     subject: Subject,
     *,
@@ -60,12 +85,14 @@ def evaluate(
     batches: Callable[..., Iterable[Any]],
     trained: Trained,
     compressed: Compressed,
+    saturates: bool,
     folder: Path,
 ) -> None:
     """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
 
     Args:
         batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
+        saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
         folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
     """
     runner = subject.backend.load(subject.artifact, threads=subject.threads)
@@ -78,12 +105,17 @@ def evaluate(
     np.save(folder / "examples.npy", examples)
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
+    findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    if saturates:
+        flags.append("saturates")
+        findings.append("sums of the largest products saturate in this engine's kernels on this CPU")
+    kernels = subject.backend.kernels(subject.artifact, examples[:1], threads=subject.threads)
     notes: dict[str, Any] = {}
-    for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, examples)):
+    for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, kernels)):
         notes |= measured
         metrics |= more_metrics
         flags += more_flags
-    _write(folder, "evaluate", metrics, flags, notes)
+    _write(folder, "evaluate", metrics, flags, notes, findings=findings, tables=tables)
 
 
 def compare(
@@ -109,20 +141,38 @@ def compare(
         "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
     }
     flags = []
-    if not np.isfinite(logits_NK).all():
+    if np.isfinite(logits_NK).all():
+        metrics |= scores(logits_NK, labels_N)
+    else:
         flags.append("non-finite logits")
-    if metrics["parity_agreement"] < 0.99 or metrics["parity_sqnr_db"] < 25:
+    if metrics["parity_agreement"] < LEAST_AGREEMENT or metrics["parity_sqnr_db"] < LEAST_SQNR_DB:
         flags.append("diverges")
     return metrics, flags
+
+
+def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array) -> tuple[list[str], list[Table]]:
+    """The first layer whose values are too far from the reference's, and how far those of all layers are."""
+    from bitsweep.divergence import divergence, first_fault
+    from bitsweep.programs import load_program
+
+    try:
+        program = load_program(compressed.program)
+        table = divergence(program, subject.backend, examples[:8], threads=subject.threads)
+    except BitsweepError as error:
+        return [f"where the engine leaves the reference cannot be seen: {error}"], []
+    fault = first_fault(table, least_sqnr_db=LEAST_SQNR_DB)
+    return [fault or "the engine agrees with the reference when it is asked for the values in between"], [table]
 
 
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
     stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    bits = sum(layer.stored_bits for layer in compressed.layers)
     metrics = {
         "size_mb": stored / 1e6,
         "size_ratio": stored / twin,
-        "size_bound_mb": sum(layer.stored_bits for layer in compressed.layers) / 8e6,
+        "size_bound_mb": bits / 8e6,
+        "bits_per_parameter": bits / sum(layer.parameters for layer in compressed.layers),
     }
     left = {layer.name: layer.reason for layer in compressed.layers if layer.reason and "float" in layer.weights}
     large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (
@@ -133,12 +183,11 @@ def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dic
 
 def stored_bytes(folder: Path) -> int:
     """Bytes of an artifact's files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in _NOTED)
 
 
-def _kernels(subject: Subject, examples: Array) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+def _kernels(subject: Subject, kernels: Sequence[Kernel]) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Share of multiply-accumulates that the engine executed on integers, and what it left in float."""
-    kernels = subject.backend.kernels(subject.artifact, examples[:1], threads=subject.threads)
     macs = sum(kernel.macs for kernel in kernels)
     share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
     islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
@@ -171,7 +220,14 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
     samples: dict[str, Array] = {}
     for size in protocol.batch_sizes:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
-        blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        try:
+            blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+        except Exception as error:
+            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                raise
+            notes["batches"][str(size)] = {"out_of_memory": str(error).partition("\n")[0]}
+            flags.append(f"no memory for batch {size}")
+            continue
         own = np.concatenate(blocks[0])
         for percentile in (50, 90, 99):
             value = stats.percentile_if_supported(own, percentile / 100)
@@ -194,7 +250,28 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
             samples[f"{racer}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
     np.savez_compressed(folder / "latency_samples.npz", allow_pickle=False, **samples)
     notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
-    _write(folder, "race", metrics, flags, notes)
+    findings = []
+    if notes["verdict"] not in ("", "faster"):
+        findings = _why_not_faster(
+            subject, first, metrics["latency_p50_ms"], metrics["latency_p50_ms"] * metrics["speedup"]
+        )
+    _write(folder, "race", metrics, flags, notes, findings=findings)
+
+
+def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: float) -> list[str]:
+    """What the profiles of an artifact and of the same engine's fp32 tell."""
+    from bitsweep.causes import Profile, why_not_faster
+
+    own, fp32 = (
+        subject.backend.kernels(folder, images, threads=subject.threads) for folder in (subject.artifact, subject.twin)
+    )
+    return why_not_faster(
+        Profile(latency=own_ms, kernels=own),
+        Profile(latency=fp32_ms, kernels=fp32),
+        subject.scheme,
+        threads=subject.threads,
+        alone_ms=_settled_ms(subject.backend.load(subject.artifact, threads=1), images),
+    )
 
 
 def _pin(threads: int) -> None:
@@ -211,6 +288,12 @@ def _timed_ms(action: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter_ns()
     result = action()
     return result, (time.perf_counter_ns() - start) / 1e6
+
+
+def _settled_ms(runner: Runner, images: Array) -> float:
+    """Median latency after as many runs again."""
+    samples = [_timed_ms(lambda: runner(images))[1] for _ in range(2 * _QUICK_RUNS)]
+    return float(np.median(samples[_QUICK_RUNS:]))
 
 
 def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tuple[list[list[Array]], dict[str, Any]]:
@@ -352,9 +435,24 @@ def _status_kb(field: str) -> int:
 # --------------------------------------------------------------------------- putting together
 
 
-def _write(folder: Path, name: str, metrics: dict[str, float], flags: list[str], notes: dict[str, Any]) -> None:
-    finite = {metric: value for metric, value in metrics.items() if np.isfinite(value)}
-    (folder / f"{name}.json").write_text(json.dumps({"metrics": finite, "flags": flags, "notes": notes}))
+def _write(
+    folder: Path,
+    name: str,
+    metrics: dict[str, float],
+    flags: list[str],
+    notes: dict[str, Any],
+    *,
+    findings: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+) -> None:
+    written = {
+        "metrics": {metric: value for metric, value in metrics.items() if np.isfinite(value)},
+        "flags": flags,
+        "notes": notes,
+        "findings": list(findings),
+        "tables": [asdict(table) for table in tables],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(written))
 
 
 def load_measurement(folder: Path) -> Measurement:
@@ -365,6 +463,10 @@ def load_measurement(folder: Path) -> Measurement:
         metrics={name: value for one in passes for name, value in one["metrics"].items()},
         flags=tuple(flag for one in passes for flag in one["flags"]),
         verdict=notes.get("verdict", ""),
+        findings=tuple(finding for one in passes for finding in one["findings"]),
         notes=notes,
+        tables=tuple(
+            Table(**(table | {"rows": tuple(map(tuple, table["rows"]))})) for one in passes for table in one["tables"]
+        ),
         folder=folder,
     )

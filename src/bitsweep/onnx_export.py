@@ -26,10 +26,13 @@ INPUT, OUTPUT = "images", "logits"
 aten = torch.ops.aten
 
 
-def export_onnx(program: ExportedProgram, path: Path) -> None:
+def export_onnx(program: ExportedProgram, path: Path, *, codes_of_biases: bool = True) -> None:
     """Write a program to one ONNX file with a dynamic batch; the same program gives the same bytes.
 
     The graph maps ``images``, float32 [batch, 3, H, W], to ``logits``, float32 [batch, K].
+
+    Args:
+        codes_of_biases: whether biases that are 32-bit codes stay codes; else the values that these mean are written.
 
     Raises:
         CompressionError: ONNX cannot express an operation of the program.
@@ -58,7 +61,10 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
     assert exported is not None
     model = exported.model
     optimizer.optimize_ir(model, should_fold=lambda node: False if _widens_half(node) else None)
-    _drop_zero_points_of_biases(model)
+    if codes_of_biases:
+        _drop_zero_points_of_biases(model)
+    else:
+        _dequantize_biases(model)
     _rectify_codes(model.graph)
     _strip(model)
     ir.save(model, path)
@@ -66,11 +72,27 @@ def export_onnx(program: ExportedProgram, path: Path) -> None:
 
 def _drop_zero_points_of_biases(model: ir.Model) -> None:
     """Leave out the zeros that 32-bit codes are dequantized with: they would take as much space as the codes."""
-    for node in model.graph:
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and len(node.inputs) == 3:
-            codes = node.inputs[0].const_value
-            if codes is not None and codes.dtype == ir.DataType.INT32:
-                node.resize_inputs(2)
+    for node, _ in _biases(model):
+        node.resize_inputs(2)
+
+
+def _dequantize_biases(model: ir.Model) -> None:
+    """Write biases as the float32 values that their codes mean."""
+    for node, codes_O in _biases(model):
+        scale = node.inputs[1]
+        assert scale is not None and scale.const_value is not None
+        values_O = codes_O.astype(np.float32) * scale.const_value.numpy()
+        (dequantized,) = node.outputs
+        bias = ir.Value(name=f"{dequantized.name}_values", const_value=ir.tensor(values_O))
+        model.graph.register_initializer(bias)
+        dequantized.replace_all_uses_with(bias)
+
+
+def _biases(model: ir.Model) -> list[tuple[ir.Node, Array]]:
+    """The nodes that dequantize biases, with their codes, int32 [O]."""
+    dequantized = (node for node in model.graph if node.op_type == "DequantizeLinear")
+    codes = ((node, node.inputs[0].const_value) for node in dequantized if node.inputs[0] is not None)
+    return [(node, each.numpy()) for node, each in codes if each is not None and each.dtype == ir.DataType.INT32]
 
 
 def _rectify_codes(graph: ir.Graph) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +17,9 @@ from bitsweep.artifacts import Compressed, Measurement, Outcome, Splits, Trained
 from bitsweep.errors import BitsweepError, StoreError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.store import Store
+
+#: Validation images on which layers are looked at.
+_VIEWED_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +65,33 @@ def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO |
     """Train the fp32 baseline."""
     from bitsweep.train import fit
 
-    fit(cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, progress=progress)
+    unfinished = store.unfinished(BASELINE.name, cell.baseline_key)
+    fit(
+        cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, unfinished=unfinished,
+        progress=progress,
+    )  # fmt: skip
 
 
 def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
-    """Compress the baseline to a program, and run that program on the test images: the reference."""
+    """Compress the baseline to a program, look into it, and run it on the test images: the reference."""
     import numpy as np
     import torch
 
-    from bitsweep.programs import save_compression
+    from bitsweep.programs import load_program, save_compression
     from bitsweep.splits import preprocessed
+    from bitsweep.transfer import build_network
 
     splits = splits_of(cell, store)
-    model = cell.model.build(len(splits.classes))
+    model, _ = build_network(cell.model, len(splits.classes))
     model.load_state_dict(torch.load(trained_of(cell, store).checkpoint, map_location="cpu", weights_only=True))
     compression = cell.method.compress(
         model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
     )
-    batches = preprocessed(splits.test.images, splits, image_size=cell.model.image_size, batch=cell.protocol.eval_batch)
-    save_compression(compression, map(np.asarray, batches), folder)
+    as_taken = functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size)
+    batches = as_taken(splits.test.images, batch=cell.protocol.eval_batch)
+    viewed = next(as_taken(splits.val.images[:_VIEWED_IMAGES], batch=_VIEWED_IMAGES))
+    original = None if cell.twin is cell else load_program(compressed_of(cell.twin, store).program)
+    save_compression(compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), original=original)
 
 
 def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -88,6 +99,23 @@ def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
     from bitsweep.programs import load_program
 
     cell.backend.lower(load_program(compressed_of(cell, store).program), folder)
+
+
+def probe(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """See whether the engine's kernels hold the largest sums of the scheme."""
+    import json
+
+    from bitsweep.saturation import saturates
+
+    (folder / "probe.json").write_text(json.dumps({"saturates": saturates(cell.backend, cell.scheme)}))
+
+
+def inspect(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+    """Note size and kernels of an artifact that cannot be run here."""
+    from bitsweep import measure
+
+    compressed, image_size = compressed_of(cell, store), cell.model.image_size
+    measure.inspect(_subject(cell, store), image_size=image_size, compressed=compressed, folder=folder)
 
 
 def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -102,6 +130,7 @@ def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
         batches=functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size),
         trained=trained_of(cell, store),
         compressed=compressed_of(cell, store),
+        saturates=saturates_of(cell, store),
         folder=folder,
     )
 
@@ -132,6 +161,8 @@ COMPRESSED = Stage(
     name="compressed", key="compressed_key", passes=(compress,), axes=("model", "dataset", "method", "precision")
 )
 ARTIFACT = Stage(name="artifact", key="artifact_key", passes=(lower,), axes=("model", "precision", "backend"))
+PROBE = Stage(name="probe", key="probe_key", passes=(probe,), axes=("precision", "backend"))
+INSPECTION = Stage(name="inspection", key="key", passes=(inspect,), axes=("model", "backend"))
 MEASUREMENT = Stage(
     name="measurement",
     key="key",
@@ -142,12 +173,17 @@ MEASUREMENT = Stage(
 
 
 def needs(cell: Cell) -> list[tuple[Stage, Cell]]:
-    """Every stage that the measurement of a cell rests on, in order; also those of its fp32 twin."""
+    """Every stage that the measurement of a cell rests on, in order; also those of its fp32 twin.
+
+    Where the engine cannot run, its files are inspected instead of measured.
+    """
+    probes = [(PROBE, cell)] if cell.scheme.arithmetic == "integer" else []
+    last = [(INSPECTION, cell)] if cell.backend.cannot_run() else [*probes, (MEASUREMENT, cell)]
     return [
         (DATA, cell),
         (BASELINE, cell),
         *((stage, each) for each in dict.fromkeys((cell.twin, cell)) for stage in (COMPRESSED, ARTIFACT)),
-        (MEASUREMENT, cell),
+        *last,
     ]
 
 
@@ -178,7 +214,7 @@ class Workshop:
         key = stage.key_of(cell)
         if folder := self.store.find(stage.name, key):
             return folder
-        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, _machine(quiet=stage.quiet):
+        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, machine(quiet=stage.quiet):
             if folder is None:
                 return self.store.folder(stage.name, key)
             limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
@@ -189,7 +225,7 @@ class Workshop:
 
 
 def run(cell: Cell, workshop: Workshop) -> Outcome:
-    """Run a cell to its measurement, or to the reason why there is none."""
+    """Run a cell to its measurement, as far as this machine can, or to the reason why there is none."""
 
     def measured() -> Measurement:
         from bitsweep.measure import load_measurement
@@ -198,7 +234,9 @@ def run(cell: Cell, workshop: Workshop) -> Outcome:
             folder = workshop.make(stage, each)
         return load_measurement(folder)
 
-    return _outcome(measured, workshop)
+    outcome = _outcome(measured, workshop)
+    reason = cell.backend.cannot_run()
+    return replace(outcome, status="lowered", reason=reason) if reason and outcome.measurement else outcome
 
 
 def train(cell: Cell, workshop: Workshop) -> Outcome:
@@ -225,7 +263,7 @@ def _tail(log: Path, lines: int = 30) -> str:
 
 
 @contextlib.contextmanager
-def _machine(*, quiet: bool) -> Iterator[None]:
+def machine(*, quiet: bool) -> Iterator[None]:
     """Keep measuring apart from all other work on this machine: many may work, or one may measure."""
     import getpass
 
@@ -241,10 +279,15 @@ def _machine(*, quiet: bool) -> Iterator[None]:
 
 def splits_of(cell: Cell, store: Store) -> Splits:
     """The data of a cell, with the mean and deviation of the pixels that its model expects."""
-    from bitsweep.splits import load_splits, normalized_for_imagenet
+    from bitsweep.splits import centred, load_splits, normalized_for_imagenet
 
     splits = load_splits(_kept(store, DATA, cell))
-    return normalized_for_imagenet(splits) if cell.model.normalization == "imagenet" else splits
+    match cell.model.pixels:
+        case "imagenet":
+            return normalized_for_imagenet(splits)
+        case "centred":
+            return centred(splits)
+    return splits
 
 
 def trained_of(cell: Cell, store: Store) -> Trained:
@@ -264,6 +307,16 @@ def compressed_of(cell: Cell, store: Store) -> Compressed:
 def artifact_of(cell: Cell, store: Store) -> Path:
     """The folder of files that the engine loads."""
     return _kept(store, ARTIFACT, cell)
+
+
+def saturates_of(cell: Cell, store: Store) -> bool:
+    """Whether the engine's kernels fail to hold the largest sums of the scheme."""
+    import json
+
+    if cell.scheme.arithmetic != "integer":
+        return False
+    found = json.loads((_kept(store, PROBE, cell) / "probe.json").read_text())
+    return bool(found["saturates"])
 
 
 def _kept(store: Store, stage: Stage, cell: Cell) -> Path:

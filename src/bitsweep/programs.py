@@ -6,7 +6,7 @@ Importing this module registers the ``quantized_decomposed`` operations that suc
 import copy
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,44 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitsweep.artifacts import Array, Compressed, Compression, Curve, Kernel, LayerNote, Table
+from bitsweep.artifacts import (
+    Array,
+    Compressed,
+    Compression,
+    Curve,
+    Distribution,
+    Kernel,
+    LayerNote,
+    LayerView,
+    Table,
+)
 from bitsweep.axes import Runner
 from bitsweep.errors import DataError, StoreError
 from bitsweep.quantization.graphs import drop_unread, set_attribute
 from bitsweep.quantization.packing import pack, unpack
+from bitsweep.quantization.views import layer_views
 from bitsweep.quantization.weights import quantized
 
 
-def save_compression(compression: Compression, test_batches: Iterable[Array], folder: Path) -> None:
+def save_compression(
+    compression: Compression,
+    test_batches: Iterable[Array],
+    folder: Path,
+    *,
+    viewed: Array,
+    original: ExportedProgram | None = None,
+) -> None:
     """Write what a method returned into a folder, with what its program yields for the test images.
 
     Args:
         test_batches: float32 images [N, 3, H, W], a batch at a time.
+        viewed: a few images on which the layers are looked at.
+        original: program of the network before it was compressed; None if it was not.
     """
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
     (folder / "records.json").write_text(json.dumps(records))
+    _save_views(layer_views(original or compression.program, compression.program, torch.from_numpy(viewed)), folder)
     np.save(folder / "test_logits.npy", logits_of(compression.program, test_batches))
 
 
@@ -44,8 +65,27 @@ def load_compressed(folder: Path) -> Compressed:
         layers=tuple(LayerNote(**each) for each in records["layers"]),
         curves=tuple(Curve(**each) for each in records["curves"]),
         tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
+        views=_load_views(folder),
         test_logits_NK=np.load(folder / "test_logits.npy"),
     )
+
+
+def _save_views(views: tuple[LayerView, ...], folder: Path) -> None:
+    maps = {view.name: view.maps_2CHW for view in views if view.maps_2CHW is not None}
+    np.savez_compressed(folder / "feature_maps.npz", allow_pickle=False, **maps)
+    (folder / "views.json").write_text(json.dumps([asdict(replace(view, maps_2CHW=None)) for view in views]))
+
+
+def _load_views(folder: Path) -> tuple[LayerView, ...]:
+    with np.load(folder / "feature_maps.npz", allow_pickle=False) as maps:
+        return tuple(
+            LayerView(
+                **view
+                | {what: Distribution(**view[what]) for what in ("weights", "reads")}
+                | {"maps_2CHW": maps.get(view["name"])}
+            )
+            for view in json.loads((folder / "views.json").read_text())
+        )
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

@@ -64,6 +64,12 @@ def preprocessed(images: Array, splits: Splits, *, image_size: int, batch: int) 
         yield preprocess(part, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
 
 
+def centred(splits: Splits) -> Splits:
+    """The same images, whose pixels from 0 to 255 become (x - 127) / 128."""
+    channels = len(splits.mean_C)
+    return replace(splits, mean_C=(127 / 255,) * channels, std_C=(128 / 255,) * channels)
+
+
 def normalized_for_imagenet(splits: Splits) -> Splits:
     """The same images, with mean and deviation of ImageNet's pixels; those of grey images are of their luminance."""
     if len(splits.mean_C) == 1:

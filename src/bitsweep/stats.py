@@ -62,11 +62,12 @@ def sqnr_db(reference: Array, candidate: Array) -> float:
 
 def mean_kl(reference_NK: Array, logits_NK: Array) -> float:
     """Mean Kullback-Leibler divergence, in nats, of the softmax of logits from that of reference logits."""
-    log_p, log_q = _log_softmax(reference_NK), _log_softmax(logits_NK)
+    log_p, log_q = log_softmax(reference_NK), log_softmax(logits_NK)
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
-def _log_softmax(logits_NK: Array) -> Array:
+def log_softmax(logits_NK: Array) -> Array:
+    """Logarithms of the probabilities that logits stand for, in float64 [N, K]."""
     shifted: Array = np.asarray(logits_NK, np.float64) - logits_NK.max(axis=1, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

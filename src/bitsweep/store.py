@@ -2,6 +2,7 @@
 
 <root>/<kind>/<key>/              a finished folder with its manifest.json
 <root>/<kind>/<key>.partial/      being built by the holder of the lock; a leftover is thrown away
+<root>/<kind>/<key>.unfinished    what its builder goes on from after a kill; gone when the folder is finished
 <root>/locks/<kind>-<key>.lock    held while building
 """
 
@@ -50,6 +51,10 @@ class Store:
     def folder(self, kind: str, key: str) -> Path:
         """Where the folder of a key is, or will be."""
         return self.root / kind / key
+
+    def unfinished(self, kind: str, key: str) -> Path:
+        """File in which the builder of a key may keep what it needs to go on after it was killed."""
+        return self.folder(kind, key).with_suffix(".unfinished")
 
     def find(self, kind: str, key: str) -> Path | None:
         """The finished folder of a key, or None.
@@ -112,6 +117,7 @@ class Store:
                     (partial / _MANIFEST).write_text(json.dumps(manifest))
                     shutil.rmtree(final, ignore_errors=True)
                     partial.replace(final)
+                    self.unfinished(kind, key).unlink(missing_ok=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             self._remember(kind, about, seconds)

@@ -80,27 +80,30 @@ def read(config: DictConfig, words: Sequence[str]) -> tuple[Cell, Options]:
 
 # --------------------------------------------------------------------------- planning
 
+#: Verdicts on cells that there is work on.
+_TO_DO = ("run", "lower")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
     """A cell with its verdict.
 
     Attributes:
-        verdict: ``run``, ``reuse`` (finished before) or ``skip`` (cannot run here).
-        reason: why it is reused or skipped, with the cure.
+        verdict: ``run``, ``lower`` (its engine can be made here and not run), ``reuse`` (done before) or ``skip``.
+        reason: why it is not run, with the cure.
         seconds: how long it will take by earlier runs; None where nothing alike has been run.
         trains: whether it is the first cell that needs its baseline, which is not there yet.
     """
 
     cell: Cell
-    verdict: Literal["run", "reuse", "skip"]
+    verdict: Literal["run", "lower", "reuse", "skip"]
     reason: str = ""
     seconds: float | None = None
     trains: bool = False
 
 
 def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None) -> list[Planned]:
-    """Decide for each cell whether to run, reuse or skip it. Duplicates are dropped; nothing is computed.
+    """Decide for each cell whether to run, lower, reuse or skip it. Duplicates are dropped; nothing is computed.
 
     Args:
         finished: cell key -> MLflow run of every finished cell; None to judge by the store of artifacts alone.
@@ -119,12 +122,14 @@ def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None
 
 
 def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
-    if finished is None and store.find(pipeline.MEASUREMENT.name, cell.key):
-        return Planned(cell=cell, verdict="reuse", reason="measured before")
+    needs, cannot_run = pipeline.needs(cell), cell.backend.cannot_run()
+    if finished is None and store.find(needs[-1][0].name, cell.key):
+        return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
     if finished and cell.key in finished:
-        return Planned(cell=cell, verdict="reuse", reason=f"finished in run {finished[cell.key]}")
+        done = "lowered" if cannot_run else "finished"
+        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[cell.key]}")
     missing = []
-    for stage, each in pipeline.needs(cell):
+    for stage, each in needs:
         identity = stage.name, stage.key_of(each)
         if identity not in counted and not store.find(*identity):
             counted.add(identity)
@@ -132,7 +137,8 @@ def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted
     estimates = [store.estimate(stage.name, stage.about(each)) for stage, each in missing]
     return Planned(
         cell=cell,
-        verdict="run",
+        verdict="lower" if cannot_run else "run",
+        reason=cannot_run or "",
         seconds=None if None in estimates else sum(estimate or 0 for estimate in estimates),
         trains=any(stage is pipeline.BASELINE for stage, _ in missing),
     )
@@ -142,12 +148,13 @@ def describe(planned: Sequence[Planned]) -> str:
     """The plan as text: a line a cell, the baselines to be trained, and a time estimate where there is one."""
     names = _names([each.cell for each in planned])
     width = max(map(len, names), default=0)
-    times = [each.seconds for each in planned if each.verdict == "run"]
+    times = [each.seconds for each in planned if each.verdict in _TO_DO]
     lines = []
     for name, each in zip(names, planned, strict=True):
         estimate = f"about {_duration(each.seconds)}" if each.seconds is not None else "no estimate yet"
         lines.append(f"{each.verdict:<6} {name:<{width}}  {each.reason or estimate}")
-    counts = ", ".join(f"{sum(each.verdict == word for each in planned)} {word}" for word in ("run", "reuse", "skip"))
+    counted = {word: sum(each.verdict == word for each in planned) for word in ("run", "lower", "reuse", "skip")}
+    counts = ", ".join(f"{count} {word}" for word, count in counted.items() if count or word != "lower")
     baselines = Counter(f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains)
     training = [f"{name} ({count} times)" if count > 1 else name for name, count in baselines.items()]
     lines.append(f"{len(planned)} cells: {counts}; baselines to train: {', '.join(training) or 'none'}")
@@ -206,7 +213,7 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
     run_id = tracker.start_sweep(folder.name, command, list(entries.values()))
     status = "killed"
     try:
-        todo = [each for each in planned if each.verdict == "run"]
+        todo = [each for each in planned if each.verdict in _TO_DO]
         first = [each.cell for each in todo if each.trains]
         # A single cell trains its baseline itself; the others must not all train the same one.
         broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
@@ -220,7 +227,7 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
         tracker.update_sweep(run_id, list(entries.values()))
-        paths = publish(tracker.report(folder.name), folder)
+        paths = publish(tracker.report(folder.name, folder=folder), folder)
         tracker.finish_sweep(run_id, status, paths)
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
@@ -255,13 +262,15 @@ def work(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcom
 
 def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
     name = cell.name if stage == "cell" else f"baseline {cell.model.name} on {cell.dataset.name}"
+    ended = f"{outcome.status:<10}{name}"
     if outcome.status == "failed":
-        return f"failed    {name}: {outcome.reason}"
+        return f"{ended}: {outcome.reason}"
     metrics = outcome.measurement.metrics if outcome.measurement else {}
     figures = [f"top-1 {100 * metrics['top1']:.2f} %"] if "top1" in metrics else []
     figures += [f"{metrics['latency_p50_ms']:.3g} ms"] if "latency_p50_ms" in metrics else []
     figures += [f"{metrics['size_mb']:.3g} MB"] if "size_mb" in metrics else []
-    return f"finished  {name}: {', '.join([*figures, _duration(sum(outcome.seconds.values()))])}"
+    figures += [_duration(sum(outcome.seconds.values())), *filter(None, [outcome.reason])]
+    return f"{ended}: {', '.join(figures)}"
 
 
 def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:

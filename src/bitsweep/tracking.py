@@ -12,20 +12,23 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from bitsweep import bundle, environment, pipeline
-from bitsweep.artifacts import Compressed, Outcome
+from bitsweep.artifacts import Curve, Measurement, Outcome, Table
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.experiment import Cell
 from bitsweep.fingerprint import settings
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
+from bitsweep.report.cell import Evidence, draw_cell
+from bitsweep.report.training import draw_training
+from bitsweep.scores import scores
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "bitsweep"
+#: Folder of a run's artifacts that its pictures are in.
+PICTURES = "pictures"
+Illustrated = TypeVar("Illustrated", Row, Baseline)
 _COMPARISON = "workflowType=machine_learning&compareRunsMode=CHART"
 
 
@@ -43,7 +49,7 @@ class Entry:
     """One line of a sweep's plan, and how it ended. Kept as an artifact of the sweep's run.
 
     Attributes:
-        verdict: ``run``, ``reuse`` or ``skip`` when planned; ``finished`` or ``failed`` once it has been run.
+        verdict: ``run``, ``lower``, ``reuse`` or ``skip`` when planned; ``finished``, ``lowered`` or ``failed`` later.
     """
 
     cell: dict[str, str]
@@ -112,12 +118,12 @@ class Tracker:
                 return
 
     def finished(self) -> dict[str, str]:
-        """Cell key -> run id of every finished cell."""
+        """Cell key -> run id of every cell that was finished, or lowered where its engine cannot run."""
         with self._explained():
             return {key: run.info.run_id for key, run in self._finished_runs().items()}
 
     def _finished_runs(self) -> "dict[str, Run]":
-        """Cell key -> its finished run; it may have others, that failed."""
+        """Cell key -> its run that was finished or lowered; it may have others, that failed."""
         condition = "tags.kind = 'cell' and attributes.status = 'FINISHED'"
         return {run.data.tags["cell_key"]: run for run in self._search(condition)}
 
@@ -164,10 +170,12 @@ class Tracker:
             metrics = [
                 Metric(curve, float(getattr(epoch, curve)), started + int(1000 * epoch.seconds * (step + 1)), step)
                 for step, epoch in enumerate(trained.history)
-                for curve in ("train_loss", "val_loss", "val_top1", "lr")
+                for curve in ("train_loss", "val_loss", "val_top1", "lr", "seconds")
             ]
-            metrics += [Metric("top1", top1, started, 0), Metric("best_epoch", trained.best_epoch, started, 0)]
-            metrics += [Metric("train_s", seconds, started, 0)]
+            figures = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
+            if np.isfinite(trained.test_logits_NK).all():
+                figures |= scores(trained.test_logits_NK, splits.test.labels)
+            metrics += [Metric(figure, value, started, 0) for figure, value in figures.items()]
             params = {
                 "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
@@ -176,6 +184,10 @@ class Tracker:
             self.client.log_dict(run_id, [asdict(epoch) for epoch in trained.history], "history.json")
             self.client.log_dict(run_id, environment.describe(), "environment.json")
             self.client.log_artifact(run_id, str(trained.checkpoint))
+            if trained.history:
+                with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+                    draw_training(trained.history, trained.best_epoch, Path(folder) / "training.png", name=name)
+                    self.client.log_artifacts(run_id, folder, PICTURES)
             self._log_input(run_id, cell, "train")
         return run_id
 
@@ -184,11 +196,12 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         measured = outcome.measurement
-        status = "FINISHED" if outcome.status == "finished" else "FAILED"
+        status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
             "cell_key": cell.key, "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
-            "flags": ", ".join(measured.flags) if measured else "", "scheme_why": cell.scheme.why,
+            "flags": ", ".join(measured.flags) if measured else "",
+            "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
             "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
             "cpu": environment.current_cpu().model,
         }  # fmt: skip
@@ -210,14 +223,23 @@ class Tracker:
             if outcome.log_tail:
                 self.client.log_text(run_id, outcome.log_tail, "log.txt")
             if measured:
-                self._log_evidence(run_id, cell, measured.folder, measured.notes)
+                self._log_evidence(run_id, cell, measured)
+            if outcome.status == "lowered":
+                self.client.log_artifacts(run_id, str(pipeline.artifact_of(cell, self._store)), "model")
+            elif measured:
+                self._log_predictions(run_id, cell, measured)
         return run_id
 
-    def _log_evidence(self, run_id: str, cell: Cell, folder: Path, notes: dict[str, Any]) -> None:
+    def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        """Log what was done to the layers, and what was found out about the artifact."""
         compressed = pipeline.compressed_of(cell, self._store)
         self.client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
-        self._log_records(run_id, compressed)
-        self.client.log_dict(run_id, notes, "notes.json")
+        self._log_records(run_id, compressed.curves, [*compressed.tables, *measured.tables])
+        self.client.log_dict(run_id, measured.notes, "notes.json")
+
+    def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        """Log what the artifact computed, and the artifact."""
+        folder = measured.folder
         for file in ("logits.npy", "latency_samples.npz"):
             if (folder / file).exists():
                 self.client.log_artifact(run_id, str(folder / file))
@@ -225,26 +247,39 @@ class Tracker:
             splits = pipeline.splits_of(cell, self._store)
             bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
             self.client.log_artifacts(run_id, facts, "bundle")
+        self._log_pictures(run_id, cell, measured)
         self._log_input(run_id, cell, "test")
         self._log_model(run_id, cell, folder / "examples.npy")
 
-    def _log_records(self, run_id: str, compressed: Compressed) -> None:
-        """Log what the method recorded: curves as metrics with steps, and all of it as files."""
+    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        evidence = Evidence(
+            name=cell.name,
+            precision=cell.precision.name,
+            backend=cell.backend.name,
+            splits=pipeline.splits_of(cell, self._store),
+            trained=pipeline.trained_of(cell, self._store),
+            compressed=pipeline.compressed_of(cell, self._store),
+            measurement=measured,
+            batch_sizes=cell.protocol.batch_sizes,
+        )
+        # Drawing computes: another cell must not be timed meanwhile.
+        with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+            draw_cell(evidence, Path(folder))
+            self.client.log_artifacts(run_id, folder, PICTURES)
+
+    def _log_records(self, run_id: str, curves: Sequence[Curve], tables: Sequence[Table]) -> None:
+        """Log what was recorded: curves as metrics with steps, and all of it as files."""
         from mlflow.entities import Metric
 
         from bitsweep.report.records import write_records
 
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(curve.name, value, now, step)
-            for curve in compressed.curves
-            for step, value in enumerate(curve.values)
-        ]
+        metrics = [Metric(curve.name, value, now, step) for curve in curves for step, value in enumerate(curve.values)]
         for start in range(0, len(metrics), 1000):  # more are refused
             self.client.log_batch(run_id, metrics[start : start + 1000])
         with tempfile.TemporaryDirectory() as folder:
-            write_records(compressed.curves, compressed.tables, Path(folder))
-            if compressed.curves or compressed.tables:
+            write_records(curves, tables, Path(folder))
+            if curves or tables:
                 self.client.log_artifacts(run_id, folder, "records")
 
     def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
@@ -317,8 +352,11 @@ class Tracker:
             self.client.set_tag(run_id, "status", status)
             self.client.set_terminated(run_id, status.upper())
 
-    def report(self, sweep_id: str) -> SweepReport:
+    def report(self, sweep_id: str, *, folder: Path) -> SweepReport:
         """Everything that is known of a sweep, read back from MLflow alone.
+
+        Args:
+            folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
 
         Raises:
             UsageError: there is no such sweep.
@@ -339,12 +377,21 @@ class Tracker:
                 command=sweep.data.tags["command"],
                 started=started,
                 seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-                rows=[_row(entry, finished.get(entry.key)) for entry in entries],
-                baselines=[_baseline(baselines[key]) for key in wanted if key in baselines],
+                rows=[self._illustrated(_row(entry, finished.get(entry.key)), folder) for entry in entries],
+                baselines=[self._illustrated(_baseline(baselines[key]), folder) for key in wanted if key in baselines],
                 environment=self._read_json(sweep.info.run_id, "environment.json"),
                 tracking_uri=self.uri,
                 compare_url=self.comparison_path,
             )
+
+    def _illustrated(self, what: Illustrated, folder: Path) -> Illustrated:
+        """The same row or baseline, with the pictures of its run copied into a folder."""
+        if not what.run_id or not self.client.list_artifacts(what.run_id, PICTURES):
+            return what
+        target = folder / "runs" / what.run_id
+        target.mkdir(parents=True, exist_ok=True)
+        self.client.download_artifacts(what.run_id, PICTURES, str(target))
+        return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
 
     def download_bundle(self, run_id: str, folder: Path) -> None:
         """Write the artifact that a cell measured, and the facts about it, into a folder, which is created.
@@ -364,7 +411,7 @@ class Tracker:
                 raise UsageError(
                     f"RUN_ID={run_id}: no such run in {self.uri}; the report's cells.csv has them"
                 ) from error
-            if run.data.tags.get("kind") != "cell" or run.info.status != "FINISHED":
+            if run.data.tags.get("kind") != "cell" or run.data.tags.get("status") != "finished":
                 raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
             with tempfile.TemporaryDirectory() as scratch:
                 shutil.copytree(self.client.download_artifacts(run_id, "bundle", scratch), folder, dirs_exist_ok=True)
@@ -387,6 +434,8 @@ def _row(entry: Entry, run: "Run | None") -> Row:
     status: RowStatus
     if entry.verdict == "skip":
         status = "skipped"
+    elif run is not None and run.data.tags["status"] == "lowered":
+        status = "lowered"
     elif run is not None:
         status = "reused" if entry.verdict == "reuse" else "finished"
     else:
@@ -395,11 +444,12 @@ def _row(entry: Entry, run: "Run | None") -> Row:
     return Row(
         cell=entry.cell,
         status=status,
-        reason=entry.reason,
+        reason=entry.reason or tags.get("reason", ""),
         log_tail=entry.log_tail,
         metrics=dict(run.data.metrics) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
         verdict=tags.get("verdict", ""),
+        findings=tuple(tags.get("findings", "").splitlines()),
         scheme=entry.scheme,
         command=entry.command,
         run_id=run.info.run_id if run else "",

@@ -4,13 +4,12 @@ Shape letters: N images, K classes, C channels, H height, W width.
 """
 
 import contextlib
-import copy
 import ctypes
 import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -24,20 +23,30 @@ from bitsweep.artifacts import Epoch, Split, Splits, Trained
 from bitsweep.axes import Model, Recipe
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.progress import progress_bar
+from bitsweep.resume import Unfinished
 from bitsweep.splits import preprocess
+from bitsweep.transfer import build_network, freeze, split_parameters, start_from_weights
 
 #: Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def fit(
-    model: Model, splits: Splits, *, recipe: Recipe, seed: int, folder: Path, progress: TextIO | None = None
+    model: Model,
+    splits: Splits,
+    *,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    unfinished: Path | None = None,
+    progress: TextIO | None = None,
 ) -> None:
     """Train a network, from scratch or from given weights, and write the baseline into a folder.
 
     Args:
         folder: gets ``checkpoint.pt`` (state_dict with the lowest validation loss, a finer measure than the accuracy
             on few images), ``history.json`` and ``test_logits.npy`` (float32 [N, K], computed in fp32).
+        unfinished: file that training is kept in as far as it has come, and goes on from; None to keep nothing.
         progress: terminal for a progress bar; a line an epoch goes to standard output in any case.
 
     Raises:
@@ -46,15 +55,25 @@ def fit(
     """
     device = choose_device(recipe.device)
     torch.manual_seed(seed)
-    network = model.build(len(splits.classes))
-    if file := model.weights_file():
-        load_weights(network, file)
+    network, head = build_network(model, len(splits.classes))
+    start_from_weights(network, model, head=head if recipe.epochs else "")
     network.to(device)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = recipe.bn_momentum
     best, history = descend(
-        network, splits, recipe=recipe, image_size=model.image_size, seed=seed, title=model.name, progress=progress
+        network,
+        splits,
+        recipe=recipe,
+        image_size=model.image_size,
+        seed=seed,
+        title=model.name,
+        head=head,
+        before_epoch=lambda epoch, epochs: freeze(
+            network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
+        ),
+        unfinished=unfinished,
+        progress=progress,
     )
     load = _loader(splits, model.image_size)
     val_top1 = history[best].val_top1 if history else _validate(network, splits.val, load, device)[1]
@@ -78,16 +97,21 @@ def descend(
     image_size: int,
     seed: int,
     title: str,
+    head: str = "",
     autocast: torch.dtype | None = None,
     before_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+    unfinished: Path | None = None,
     progress: TextIO | None = None,
 ) -> tuple[int, list[Epoch]]:
     """Train a network in place, and leave it in the state with the lowest validation loss.
 
     Args:
         network: on the device where it is to be trained.
+        head: path of what learns at the full rate, the rest at ``recipe.backbone_lr_factor`` of it; empty for all.
         autocast: half-precision type of the arithmetic; gradients are scaled for float16.
         before_epoch: called in training mode, with the number of each epoch, from 0 on, and that of all.
+        unfinished: file that the state after an epoch is kept in, and gone on from if there is one: what comes of it
+            is the same.
 
     Returns:
         The best epoch, -1 if there was none, and the history.
@@ -106,20 +130,35 @@ def descend(
     steps_an_epoch = max(1, len(splits.train) // recipe.batch_size)
     steps = min(recipe.epochs * steps_an_epoch, recipe.max_steps)
     epochs = math.ceil(steps / steps_an_epoch)
-    optimizer = build_optimizer(network, recipe, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, recipe))
+    optimizer = build_optimizer(network, recipe, head=head, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+    average = _state(network) if recipe.ema_decay else None
 
-    best, best_state, history = -1, copy.deepcopy(network.state_dict()), list[Epoch]()
+    best, best_state, history = -1, _state(network), list[Epoch]()
+    keeper = Unfinished(unfinished, device)
+    if kept := keeper.read():
+        network.load_state_dict(kept["network"])
+        optimizer.load_state_dict(kept["optimizer"])
+        scaler.load_state_dict(kept["scaler"])
+        shuffle.set_state(kept["shuffle"])
+        average, best, best_state = kept["average"], kept["best"], kept["best_state"]
+        history = [Epoch(**epoch) for epoch in kept["history"]]
+        print(f"going on after epoch {len(history) - 1}", flush=True)
     with progress_bar(progress, f"training {title} on {device.type}", steps) as advance:
-        for epoch in range(epochs):
+        advance(len(history) * steps_an_epoch)
+        for epoch in range(len(history), epochs):
+            if epoch - 1 - best >= recipe.patience:
+                break
             start = time.monotonic()
             network.train()
             before_epoch(epoch, epochs)
-            losses = []
+            losses, val_losses = [], [past.val_loss for past in history]
             order = torch.randperm(len(splits.train), generator=shuffle)
-            for step in range(min(steps_an_epoch, steps - epoch * steps_an_epoch)):
-                chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            first, last = epoch * steps_an_epoch, min(steps, (epoch + 1) * steps_an_epoch)
+            for step in range(first, last):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * lr_factor(step, steps, recipe, val_losses)
+                chosen = order[(step - first) * recipe.batch_size : (step - first + 1) * recipe.batch_size]
                 images = load(augment(take(chosen), recipe.augment, shuffle))
                 with torch.autocast(device.type, autocast, enabled=autocast is not None):
                     target = labels[chosen].to(device)
@@ -131,11 +170,15 @@ def descend(
                     nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
                 scaler.step(optimizer)
                 scaler.update()
-                scheduler.step()
+                if average:
+                    blend(average, network.state_dict(), ema_share(step, recipe.ema_decay))
                 losses.append(loss.detach())
                 advance(1)
 
             train_loss = float(torch.stack(losses).mean())
+            if average:
+                learning = _state(network)
+                network.load_state_dict(average)
             val_loss, val_top1 = _validate(network, splits.val, load, device)
             if not math.isfinite(train_loss + val_loss):
                 raise CellFailed(
@@ -143,13 +186,14 @@ def descend(
                     f"choose a lower learning rate than {recipe.lr}"
                 )
             seconds = time.monotonic() - start
+            val_losses.append(val_loss)
             history.append(
                 Epoch(
                     epoch=epoch,
                     train_loss=train_loss,
                     val_loss=val_loss,
                     val_top1=val_top1,
-                    lr=float(scheduler.get_last_lr()[0]),
+                    lr=recipe.lr * lr_factor(last, steps, recipe, val_losses),
                     seconds=seconds,
                 )
             )
@@ -158,9 +202,21 @@ def descend(
                 flush=True,
             )
             if best < 0 or val_loss < history[best].val_loss:
-                best, best_state = epoch, copy.deepcopy(network.state_dict())
-            elif epoch - best >= recipe.patience:
-                break
+                best, best_state = epoch, _state(network)
+            if average:
+                network.load_state_dict(learning)
+            keeper.write(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "shuffle": shuffle.get_state(),
+                    "average": average,
+                    "best": best,
+                    "best_state": best_state,
+                    "history": [asdict(past) for past in history],
+                }
+            )
     network.load_state_dict(best_state)
     return best, history
 
@@ -179,41 +235,6 @@ def load_trained(folder: Path) -> Trained:
     )
 
 
-def load_weights(network: nn.Module, file: Path) -> None:
-    """Fill a network with a state_dict, which must fit it exactly.
-
-    A dictionary around it under ``state_dict`` or ``model``, and the prefix ``module.`` of parallel training, are
-    taken off.
-
-    Raises:
-        ConfigError: the file holds no state_dict, or one of another network.
-    """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling something else can raise anything
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"model.weights={file}: not a file of torch.save with tensors only ({reason})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise ConfigError(f"model.weights={file}: holds no state_dict; save network.state_dict()")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    own = network.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    wrong = [f"{name} is missing" for name in own if name not in state and name not in counters]
-    wrong += [f"{name} is not in the network" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {list(state[name].shape)} instead of {list(value.shape)}"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ConfigError(f"model.weights={file}: does not fit the network: {', '.join(wrong[:5])}{more}")
-    network.load_state_dict(own | state)
-
-
 def choose_device(wanted: str) -> torch.device:
     """The device to train on; ``auto`` takes a GPU when there is one.
 
@@ -227,27 +248,42 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def build_optimizer(network: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer:
-    """The recipe's optimiser; biases and normalisation weights (all vectors) are not decayed."""
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+def build_optimizer(network: nn.Module, recipe: Recipe, *, fused: bool, head: str = "") -> torch.optim.Optimizer:
+    """The recipe's optimiser; biases and normalisation weights (all vectors) are not decayed.
+
+    Every group of parameters knows its ``peak_lr``, which is lower for what is not within the head, if one is given.
+    """
+    parts = zip(split_parameters(network, head), (recipe.lr, recipe.lr * recipe.backbone_lr_factor), strict=True)
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {
+            "params": [each for each in part if (each.ndim > 1) == decayed],
+            "peak_lr": lr,
+            "lr": lr,
+            "weight_decay": decay,
+        }
+        for part, lr in parts
+        for decayed, decay in ((True, recipe.weight_decay), (False, 0.0))
     ]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=fused)
+        return torch.optim.AdamW(groups, fused=fused)
+    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=fused)
 
 
-def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
+def lr_factor(step: int, steps: int, recipe: Recipe, val_losses: Sequence[float] = ()) -> float:
     """Learning rate of a step relative to its peak.
 
     ``cosine``: linear from 0 over the warm-up, then (1 + cos(pi t)) / 2 for t from 0 to 1 (arXiv 1608.03983).
     ``onecycle``: cosine from 1/25 up over the warm-up, then cosine down to 1/250,000 (arXiv 1708.07120).
+    ``plateau``: linear from 0 over the warm-up, then ``plateau_factor`` ** n after n times of waiting in vain.
+
+    Args:
+        val_losses: of the epochs before.
     """
     warmup = max(1, round(recipe.warmup_share * steps))
     rise = min(1.0, (step + 1) / warmup)
+    if recipe.schedule == "plateau":
+        return rise * recipe.plateau_factor ** waited_in_vain(val_losses, recipe.plateau_patience)
     fall = (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, steps - warmup)))) / 2
     if recipe.schedule == "cosine":
         return rise if step < warmup else fall
@@ -255,6 +291,33 @@ def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
     if step < warmup:
         return start + (1 - start) * (1 - math.cos(math.pi * rise)) / 2
     return floor + (1 - floor) * fall
+
+
+def waited_in_vain(losses: Sequence[float], patience: int) -> int:
+    """How often so many epochs have passed without a lower loss than the lowest, each time counted anew."""
+    times = waited = 0
+    lowest = math.inf
+    for loss in losses:
+        waited = 0 if loss < lowest else waited + 1
+        lowest = min(lowest, loss)
+        if waited == patience:
+            times, waited = times + 1, 0
+    return times
+
+
+@torch.no_grad()
+def blend(average: dict[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
+    """Move an average towards a state: a + share (s - a); counters are taken as they are."""
+    for name, value in state.items():
+        if value.is_floating_point():
+            average[name].lerp_(value, share)
+        else:
+            average[name].copy_(value)
+
+
+def ema_share(step: int, decay: float) -> float:
+    """Share of the newest weights in their average: 1 - min(decay, (1 + t) / (10 + t)); the start is soon forgotten."""
+    return 1 - min(decay, (1 + step) / (10 + step))
 
 
 def augment(images_NHWC: Tensor, how: str, generator: torch.Generator) -> Tensor:
@@ -271,6 +334,11 @@ def augment(images_NHWC: Tensor, how: str, generator: torch.Generator) -> Tensor
         mirrored = (torch.rand((N, 1), generator=generator) < 0.5).to(device)
         columns = torch.where(mirrored, columns.flip(1), columns)
     return images_NHWC[torch.arange(N, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything that a network holds."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def _keep_freed_memory() -> None:

@@ -77,7 +77,7 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backend, Prec
     def lower(backend: Backend, precision: Precision) -> tuple[ExportedProgram, Path]:
         if version_of(backend.package) == "absent":
             pytest.skip(str(MissingPackage(backend.package, backend.extra)))
-        if reason := backend.unsupported(precision):
+        if reason := backend.unsupported(precision) or backend.cannot_run():
             pytest.skip(reason)
         program = _program(backend.scheme(precision, current_cpu()))
         folder = tmp_path_factory.mktemp(f"{backend.name}-{precision.name}-")
@@ -85,28 +85,6 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backend, Prec
         return program, folder
 
     return lower
-
-
-@cache
-def _largest_products(scheme: Scheme) -> tuple[ExportedProgram, np.ndarray]:
-    torch.manual_seed(0)
-    convolution, linear = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.Linear(8 * 36, 4)
-    with torch.no_grad():
-        convolution.weight.fill_(1.0)
-        linear.weight.fill_(1.0)
-    network = torch.nn.Sequential(convolution, torch.nn.ReLU(), torch.nn.Flatten(), linear)
-    split = Split(images=np.full((64, 8, 8, 3), 255, np.uint8), labels=np.zeros(64, np.int64))
-    about = {"classes": tuple("abcd"), "mean_C": (0.5,) * 3, "std_C": (0.25,) * 3, "fingerprint": ""}
-    program = PostTrainingQuantization(name="ptq", calibration_images=8, activation_range="minmax").compress(
-        network.eval(), Splits(train=split, val=split, test=split, **about), image_size=8, scheme=scheme, seed=0
-    ).program  # fmt: skip
-    return program, np.full((2, 3, 8, 8), 2.0, np.float32)
-
-
-@pytest.fixture(scope="session")
-def largest_products() -> Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]:
-    """A program in a scheme, and images on which it multiplies the largest codes there are, with a ReLU in between."""
-    return _largest_products
 
 
 @pytest.fixture(scope="session")

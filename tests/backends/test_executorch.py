@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 from torch.export import ExportedProgram
 
-from bitsweep.axes import Backend, Grid, Precision, Scheme
+from bitsweep.axes import Backend, Grid, Precision
 from bitsweep.backends.executorch import ExecuTorch
-from bitsweep.environment import Cpu, current_cpu
+from bitsweep.environment import Cpu
 from bitsweep.errors import DataError, MissingPackage
-from bitsweep.programs import logits_of
 
 pytest.importorskip("executorch", reason="executorch is not installed; run: pip install 'bitsweep[executorch]'")
 
 Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
-LargestProducts = Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]
 BACKEND = ExecuTorch(name="executorch", max_batch=1024)
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
@@ -41,14 +39,6 @@ def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid | str, activations
     reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))
     assert reason is not None
     assert f"use backend={cure}" in reason
-
-
-@pytest.mark.slow
-def test_no_product_saturates(largest_products: LargestProducts, tmp_path: Path) -> None:
-    program, batch = largest_products(BACKEND.scheme(INT8, current_cpu()))
-    BACKEND.lower(program, tmp_path)
-    found = BACKEND.load(tmp_path, threads=1)(batch)
-    np.testing.assert_allclose(found, logits_of(program, [batch]), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import MissingPackage
 from bitsweep.programs import logits_of
+from bitsweep.saturation import largest_products
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
-LargestProducts = Callable[[Scheme], tuple[ExportedProgram, np.ndarray]]
 BACKEND = OnnxRuntime(name="onnxruntime")
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
@@ -43,7 +43,7 @@ def test_weights_lose_a_bit_only_where_products_saturate() -> None:
     assert (full.weights, full.why) == (WEIGHTS, "")
 
 
-def test_signed_activations_saturate_nothing(largest_products: LargestProducts, tmp_path: Path) -> None:
+def test_signed_activations_saturate_nothing(tmp_path: Path) -> None:
     """On weights of 8 bits, with a ReLU on codes in between."""
     signed = Precision(name="signed", weights=replace(WEIGHTS, per_channel=False), activations=SIGNED)
     scheme = BACKEND.scheme(signed, _cpu("avx2"))

@@ -6,7 +6,7 @@ import torch
 
 from bitsweep.errors import ConfigError
 from bitsweep.models.cifar_resnet import CifarResNet
-from bitsweep.train import load_weights
+from bitsweep.transfer import load_weights
 
 
 def model(depth: int = 8, **knobs: object) -> CifarResNet:
@@ -75,4 +75,4 @@ def test_files_that_hold_no_weights(content: str, tmp_path: Path) -> None:
 
 def test_a_missing_file() -> None:
     with pytest.raises(ConfigError, match=r"model\.weights=nowhere: no such file"):
-        model(weights="nowhere").weights_file()
+        model(weights="nowhere").weights_source()

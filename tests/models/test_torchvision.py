@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+import torchvision
 
 from bitsweep.errors import ConfigError
 from bitsweep.models.torchvision import TorchvisionModel
@@ -20,3 +23,29 @@ def test_the_head_fits_the_classes(builder: str, image_size: int, parameters: in
 def test_an_unknown_builder_is_named(builder: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.builder={builder}: no such classifier; choose from alexnet"):
         TorchvisionModel(name="a", builder=builder, image_size=32).build(10)
+
+
+def test_imagenet_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    published = torchvision.models.get_model("squeezenet1_1")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(published.state_dict(), tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    made = TorchvisionModel(name="a", builder="squeezenet1_1", image_size=64, weights="imagenet")
+    assert made.weights_source().startswith("imagenet of torchvision 0.")
+    assert made.pixels == "imagenet"
+    state = made.imagenet_state()
+    assert all(torch.equal(value, state[name]) for name, value in published.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [None, b"truncated"])
+def test_imagenet_weights_that_cannot_be_had(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    file = tmp_path / "squeezenet1_1-b8a52dc0.pth"
+    if content:
+        file.write_bytes(content)
+    monkeypatch.setattr(weights.value, "url", file.as_uri(), raising=False)
+    with pytest.raises(ConfigError, match=r"^model\.weights=imagenet: file://.*could not be downloaded.*checkpoints$"):
+        TorchvisionModel(name="a", builder="squeezenet1_1", image_size=64).imagenet_state()

@@ -1,11 +1,7 @@
 """Rounding in training, against its formulas and against what is stored in the end."""
 
-import math
-
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from torch import nn
 
 from bitsweep.axes import Grid
@@ -13,7 +9,7 @@ from bitsweep.quantization import graphs, grids
 from bitsweep.quantization.folding import fold_batch_norm
 from bitsweep.quantization.quantizer import convert, observe
 from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
-from bitsweep.quantization.training import TrainedNetwork, freeze_normalization, scaled_gradient, straight_through
+from bitsweep.quantization.training import TrainedNetwork, freeze_normalization
 from tests.quantization.networks import SIZE, Mixed, images
 
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
@@ -38,33 +34,6 @@ def trained(model: nn.Module, weights: Grid, activations: Grid = UNSIGNED, **kno
     assert normalized == ["stem.weight"]
     observed = observe(graph, activations, minmax_range)
     return TrainedNetwork(observed, weights, minmax_weight_range, images(), normalized=normalized, **knobs)
-
-
-@given(st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4), st.floats(0.125, 2, width=32), st.integers(0, 15))
-def test_rounding_and_its_gradients(values: list[float], step: float, middle: int) -> None:
-    grid = Grid(bits=4, signed=False, symmetric=False)
-    x, scale = torch.tensor(values, requires_grad=True), torch.tensor(step, requires_grad=True)
-    zero_point = torch.tensor(middle)
-    exact = x.detach() / scale.detach() + zero_point
-    assume(not ((exact == grid.lo) | (exact == grid.hi)).any())  # where the gradient jumps
-    rounded = straight_through(x, scale, zero_point, grid)
-    expected = grids.fake_quantize(x.detach(), scale.detach(), zero_point, grid)
-    torch.testing.assert_close(rounded.detach(), expected, rtol=1e-5, atol=1e-6)
-    rounded.sum().backward()
-    inside = (exact > grid.lo) & (exact < grid.hi)
-    pull = torch.where(inside, exact.round() - exact, exact.clamp(grid.lo, grid.hi) - middle)
-    assert x.grad is not None and scale.grad is not None
-    assert torch.equal(x.grad, inside.float())
-    assert float(scale.grad) == pytest.approx(float(pull.sum()), abs=2e-4)
-
-
-def test_the_gradient_of_a_scale_is_that_of_the_paper() -> None:
-    scale = torch.tensor([0.5], requires_grad=True)
-    result = scaled_gradient(scale, 100, weight_grid(4))
-    assert torch.equal(result, scale)
-    result.backward()
-    assert scale.grad is not None
-    assert float(scale.grad) == pytest.approx(1 / math.sqrt(100 * 7))
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

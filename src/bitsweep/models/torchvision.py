@@ -1,6 +1,6 @@
-"""torchvision's own networks, freshly initialised, with a head that fits the classes."""
+"""torchvision's own networks."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bitsweep.axes import Model, axis
 from bitsweep.errors import ConfigError
@@ -17,6 +17,8 @@ class TorchvisionModel(Model):
         builder: name of the function in ``torchvision.models``, e.g. ``resnet18``.
     """
 
+    weights_package: ClassVar[str] = "torchvision"
+
     builder: str
 
     def build(self, num_classes: int) -> "torch.nn.Module":
@@ -32,3 +34,23 @@ class TorchvisionModel(Model):
             raise ConfigError(f"model.builder={self.builder}: no such classifier; choose from {', '.join(names)}")
         network: torch.nn.Module = torchvision.models.get_model(self.builder, weights=None, num_classes=num_classes)
         return network
+
+    def imagenet_state(self) -> "dict[str, torch.Tensor]":
+        """torchvision's default weights, downloaded into the cache of ``torch.hub`` if they are not there.
+
+        Raises:
+            ConfigError: they can be neither downloaded nor read.
+        """
+        import torch
+        import torchvision
+
+        try:
+            network: torch.nn.Module = torchvision.models.get_model(self.builder, weights="DEFAULT", progress=False)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            url = torchvision.models.get_model_weights(self.builder).DEFAULT.url
+            raise ConfigError(
+                f"model.weights=imagenet: {url} could not be downloaded and read ({reason}); connect to the internet, "
+                f"or put it into {torch.hub.get_dir()}/checkpoints"
+            ) from error
+        return network.state_dict()

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
-RowStatus = Literal["finished", "reused", "failed", "skipped", "interrupted"]
+RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Axes that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
 #: Flags that forbid a recommendation.
@@ -22,7 +23,9 @@ class Row:
         cell: axis -> choice, and the knobs that were overridden.
         metrics: by the names of ``docs/measurement.md``; any may be missing.
         verdict: on the speed-up; empty where nothing was timed against fp32.
+        findings: sentences on what the figures alone do not tell.
         command: reproduces this cell alone.
+        pictures: PNG files under the folder of the report.
     """
 
     cell: dict[str, str]
@@ -32,14 +35,21 @@ class Row:
     metrics: dict[str, float]
     flags: tuple[str, ...] = ()
     verdict: str = ""
+    findings: tuple[str, ...] = ()
     scheme: str = ""
     command: str
     run_id: str = ""
+    pictures: tuple[Path, ...] = ()
 
     @property
     def measured(self) -> bool:
         """Whether there are figures."""
-        return self.status in ("finished", "reused")
+        return self.status in ("finished", "reused", "lowered")
+
+    @property
+    def not_run(self) -> bool:
+        """Whether no engine ran it; a lowered one has figures all the same."""
+        return self.status in ("lowered", "skipped", "interrupted")
 
     @property
     def name(self) -> str:
@@ -49,12 +59,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A trained fp32 model that cells of the sweep rest on."""
+    """A trained fp32 model that cells of the sweep rest on.
+
+    Attributes:
+        pictures: PNG files under the folder of the report.
+    """
 
     name: str
     run_id: str
     metrics: dict[str, float]
     seconds: float
+    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +226,16 @@ def _evidence(row: Row) -> list[str]:
     return sentences
 
 
+def findings(report: SweepReport) -> list[tuple[str, str]]:
+    """What the figures of cells alone do not tell, as the cell and its sentences."""
+    shown = [row for row in report.measured if row.findings]
+    return [(_full_name(report, row), "; ".join((row.verdict or "not timed", *row.findings))) for row in shown]
+
+
+def _full_name(report: SweepReport, row: Row) -> str:
+    return " ".join(row.cell[axis] for axis in report.varying_axes if axis in row.cell)
+
+
 def _percent(row: Row, metric: str) -> str:
     return f"{_interval(metric, '.2f', 100)(row)} %"
 
@@ -222,6 +247,7 @@ def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     return [
         ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores"),
+        *([("GPU", f"{gpu['model']}, {gpu['architecture']}")] if (gpu := about.get("gpu")) else []),
         ("memory", f"{about.get('memory_gb', '?')} GB"),
         ("platform", f"{about.get('platform', '?')}, Python {about.get('python', '?')}"),
         ("versions", versions),

@@ -5,8 +5,9 @@ import csv
 import html
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
-from bitsweep.report.content import COLUMNS, Baseline, Row, SweepReport, environment_lines, recommendations
+from bitsweep.report.content import COLUMNS, Baseline, Row, SweepReport, environment_lines, findings, recommendations
 from bitsweep.report.pictures import Picture, pictures
 
 _STYLE = """
@@ -21,6 +22,7 @@ td.figure { text-align: right; white-space: nowrap; }
 .faster { color: #188038; } .slower { color: #c5221f; } .flags { color: #b06000; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: white; }
 figcaption { font-size: 0.87rem; opacity: 0.8; }
+details { margin: 0.3rem 0; } summary { cursor: pointer; }
 pre { background: #8881; padding: 0.6rem; overflow-x: auto; font-size: 0.8rem; }
 code { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
@@ -45,7 +47,7 @@ def write(report: SweepReport, folder: Path) -> list[Path]:
     paths = [folder / picture.name for picture in drawn]
     for path, picture in zip(paths, drawn, strict=True):
         path.write_bytes(picture.png)
-    texts = {"report.md": _markdown(report, drawn), "report.html": _html(report, drawn)}
+    texts = {"report.md": _markdown(report, drawn), "report.html": _html(report, drawn, folder)}
     for name, text in texts.items():
         (folder / name).write_text(text)
     _write_csv(report, folder / "cells.csv")
@@ -76,9 +78,11 @@ def _markdown(report: SweepReport, drawn: list[Picture]) -> str:
             [*(row.cell.get(axis, "") for axis in axes), *(column.text(row) for column in COLUMNS)]
             for row in report.measured
         )), ""]  # fmt: skip
+    if found := findings(report):
+        lines += ["## What explains the figures", "", *(f"- {name}: {_escaped(text)}" for name, text in found), ""]
     for picture in drawn:
         lines += [f"![{picture.title}]({picture.name})", "", _escaped(picture.caption), ""]
-    if skipped := [row for row in report.rows if row.status in ("skipped", "interrupted")]:
+    if skipped := [row for row in report.rows if row.not_run]:
         lines += ["## Not run", "", *(f"- {row.name}: {_escaped(_why(row))}" for row in skipped), ""]
     for row in _failed(report):
         lines += [f"## Failed: {row.name}", "", _escaped(row.reason), "", *_fenced(row.log_tail)]
@@ -110,19 +114,25 @@ def _fenced(text: str) -> list[str]:
 # --------------------------------------------------------------------------- HTML
 
 
-def _html(report: SweepReport, drawn: list[Picture]) -> str:
+def _html(report: SweepReport, drawn: list[Picture], folder: Path) -> str:
     title = html.escape(f"Sweep {report.sweep_id}")
     body = [f"<h1>{title}</h1>", f"<p><code>{html.escape(report.command)}</code></p>", f"<p>{_summary(report)}</p>"]
     body += ["<h2>What to deploy</h2>", *(f"<p>{html.escape(text)}</p>" for text in recommendations(report))]
     if report.measured:
         body += ["<h2>Cells</h2>", _html_cells(report)]
+    if found := findings(report):
+        items = (f"<li><b>{html.escape(name)}</b>: {html.escape(text)}</li>" for name, text in found)
+        body += ["<h2>What explains the figures</h2>", "<ul>", *items, "</ul>"]
     for picture in drawn:
         data = base64.b64encode(picture.png).decode()
         caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>"
         body.append(
             f'<figure><img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">{caption}</figure>'
         )
-    if skipped := [row for row in report.rows if row.status in ("skipped", "interrupted")]:
+    shown = [(row, " ".join(row.cell.get(axis, "") for axis in report.varying_axes)) for row in report.measured]
+    if folded := [part for row, name in shown if (part := _html_pictures(name, row.pictures, folder))]:
+        body += ["<h2>Pictures of each cell</h2>", *folded]
+    if skipped := [row for row in report.rows if row.not_run]:
         items = (f"<li><b>{html.escape(row.name)}</b>: {html.escape(_why(row))}</li>" for row in skipped)
         body += ["<h2>Not run</h2>", "<ul>", *items, "</ul>"]
     for row in _failed(report):
@@ -131,6 +141,7 @@ def _html(report: SweepReport, drawn: list[Picture]) -> str:
     if report.baselines:
         items = (f"<li>{html.escape(text)}</li>" for text in map(_baseline, report.baselines))
         body += ["<h2>Baselines</h2>", "<ul>", *items, "</ul>"]
+        body += [_html_pictures(baseline.name, baseline.pictures, folder) for baseline in report.baselines]
     lines = (
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in environment_lines(report)
@@ -165,13 +176,24 @@ def _html_cells(report: SweepReport) -> str:
     return f'<div class="scroll"><table id="cells">{head}{body}</table></div>'
 
 
+def _html_pictures(name: str, pictures: tuple[Path, ...], folder: Path) -> str:
+    """Pictures behind a line to click on: files beside the page, of which a browser loads only those that are shown."""
+    if not pictures:
+        return ""
+    figures = []
+    for picture in pictures:
+        source = html.escape(quote(picture.relative_to(folder).as_posix()))
+        figures.append(f'<figure><img loading="lazy" src="{source}" alt="{html.escape(picture.stem)}"></figure>')
+    return f"<details><summary>{html.escape(name)}</summary>{''.join(figures)}</details>"
+
+
 # --------------------------------------------------------------------------- sentences of both
 
 
 def _summary(report: SweepReport) -> str:
     counts = ", ".join(
         f"{count} {status}"
-        for status in ("finished", "reused", "failed", "skipped", "interrupted")
+        for status in ("finished", "reused", "lowered", "failed", "skipped", "interrupted")
         if (count := sum(row.status == status for row in report.rows))
     )
     started = report.started.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,14 +1,16 @@
-"""Accuracy against cost, with the Pareto front, and against every knob that was swept."""
+"""Accuracy against cost, with the Pareto front, against bits and every knob that was swept, and across data sets."""
 
 import io
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bitsweep.report.content import Row, SweepReport, pareto_front
 
 _MARKERS = "osD^vPX*"
+_BITS = "bits_per_parameter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +24,21 @@ class Picture:
 
 
 def pictures(report: SweepReport) -> list[Picture]:
-    """For each data set, accuracy against latency, size and every swept number; only where there are figures."""
-    drawn = []
+    """For each data set, accuracy against latency, size, bits and every swept number; and data sets side by side.
+
+    Each only where there are figures for it.
+    """
+    accurate = [row for row in report.measured if "top1" in row.metrics]
+    drawn = [_across(accurate)] if len({row.cell["dataset"] for row in accurate}) > 1 else []
     for dataset in dict.fromkeys(row.cell["dataset"] for row in report.measured):
         rows = [row for row in report.measured if row.cell["dataset"] == dataset and "top1" in row.metrics]
         for metric, what, unit in (("latency_p50_ms", "latency", "ms"), ("size_mb", "size", "MB")):
             with_metric = [row for row in rows if metric in row.metrics]
             if with_metric:
                 drawn.append(_against(with_metric, dataset, metric, what, unit))
-        drawn += [_along(rows, dataset, knob) for knob in swept_numbers(rows)]
+        if len({row.cell["precision"] for row in rows if _BITS in row.metrics}) > 1:
+            drawn.append(_along_bits(rows, dataset))
+        drawn += [_along_knob(rows, dataset, knob) for knob in swept_numbers(rows)]
     return drawn
 
 
@@ -51,45 +59,118 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _along(rows: list[Row], dataset: str, knob: str) -> Picture:
+def _along_knob(rows: list[Row], dataset: str, knob: str) -> Picture:
+    rows = [row for row in rows if knob in row.cell]
+    points = [(float(row.cell[knob]), row) for row in rows]
+    return _along(
+        points, dataset, knob, f"{dataset}_{knob}.png", apart=[axis for axis in _varying(rows) if axis != knob]
+    )
+
+
+def _along_bits(rows: list[Row], dataset: str) -> Picture:
+    points = [(row.metrics[_BITS], row) for row in rows if _BITS in row.metrics]
+    what = "bits per parameter, scales included"
+    methods = {row.cell["method"] for row in rows} - {"none"}
+    # Where there is one method, its line starts at the network that it was applied to.
+    same = ("precision", "method") if len(methods) <= 1 else ("precision",)
+    apart = [axis for axis in _varying(rows) if not axis.startswith(same)] or ["model"]
+    return _along(points, dataset, what, f"{dataset}_bits.png", apart=apart, ticks=(1, 2, 3, 4, 8, 16, 32))
+
+
+def _varying(rows: list[Row]) -> list[str]:
+    """Axes and knobs that differ between rows; seeds are repetitions."""
+    names = dict.fromkeys(name for row in rows for name in row.cell)
+    return [name for name in names if len({row.cell.get(name) for row in rows}) > 1 and not name.endswith("seed")]
+
+
+def _along(
+    points: list[tuple[float, Row]],
+    dataset: str,
+    what: str,
+    file: str,
+    *,
+    apart: list[str],
+    ticks: Sequence[float] = (),
+) -> Picture:
+    """Accuracy against a number, a line for the rows that are alike on some axes.
+
+    Args:
+        apart: these axes.
+        ticks: of a logarithmic scale; without, it depends on the numbers whether there is one, and they are its ticks.
+    """
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if knob in row.cell]
-    varying = [name for name in rows[0].cell if len({row.cell.get(name) for row in rows}) > 1]
-    apart = [name for name in varying if name != knob and not name.endswith("seed")]
     curves: dict[str, dict[float, list[float]]] = {}
-    for row in rows:
+    for value, row in points:
         name = ", ".join(row.cell.get(axis, "") for axis in apart) or row.name
-        curves.setdefault(name, {}).setdefault(float(row.cell[knob]), []).append(100 * row.metrics["top1"])
+        curves.setdefault(name, {}).setdefault(value, []).append(100 * row.metrics["top1"])
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for index, (name, points) in enumerate(curves.items()):
-        xs, colour = sorted(points), f"C{index % 10}"
-        axes.plot(xs, [statistics.median(points[x]) for x in xs], color=colour, label=name, zorder=3)
-        if any(len(points[x]) > 1 for x in xs):
-            low, high = ([end(points[x]) for x in xs] for end in (min, max))
+    for index, (name, at) in enumerate(curves.items()):
+        xs, colour = sorted(at), f"C{index % 10}"
+        axes.plot(xs, [statistics.median(at[x]) for x in xs], color=colour, label=name, zorder=3)
+        if any(len(at[x]) > 1 for x in xs):
+            low, high = ([end(at[x]) for x in xs] for end in (min, max))
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.scatter(
-            [x for x in xs for _ in points[x]], [y for x in xs for y in points[x]], color=colour, s=14, alpha=0.6
-        )
-    values = [x for points in curves.values() for x in points]
-    if min(values) > 0 and max(values) >= 20 * min(values):
+        axes.scatter([x for x in xs for _ in at[x]], [y for x in xs for y in at[x]], color=colour, s=20, alpha=0.6)
+    values = sorted({x for at in curves.values() for x in at})
+    if values[0] > 0 and (ticks or values[-1] >= 20 * values[0]):
+        shown = [x for x in ticks if values[0] / 1.2 < x < 1.2 * values[-1]] or values
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(values)), [f"{x:g}" for x in sorted(set(values))])
+        axes.set_xticks(shown, [f"{x:g}" for x in shown])
         axes.minorticks_off()
-    axes.set_xlabel(knob)
+    axes.set_xlabel(what)
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(f"{dataset}: accuracy against {knob}")
+    axes.set_title(f"{dataset}: accuracy against {what}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return Picture(
+        name=file,
+        title=f"{dataset}: accuracy against {what}",
+        caption="Points are cells; the line joins the medians over seeds, the band reaches from the least to the best.",
+        png=_png(figure),
+    )
+
+
+def _across(rows: list[Row]) -> Picture:
+    """Accuracy on each data set, a bar for the rows that are alike on all other axes."""
+    from matplotlib.figure import Figure
+
+    apart = [axis for axis in _varying(rows) if not axis.startswith("dataset")] or ["method"]
+    datasets = list(dict.fromkeys(row.cell["dataset"] for row in rows))
+    bars: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        name = ", ".join(row.cell.get(axis, "") for axis in apart)
+        bars.setdefault(name, {}).setdefault(row.cell["dataset"], []).append(100 * row.metrics["top1"])
+    width = 0.85 / len(bars)
+    figure = Figure(figsize=(max(8.0, 1.5 + 0.35 * len(bars) * len(datasets)), 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, found) in enumerate(bars.items()):
+        places = [datasets.index(dataset) + (index - (len(bars) - 1) / 2) * width for dataset in found]
+        heights = [statistics.median(values) for values in found.values()]
+        axes.bar(places, heights, width, color=f"C{index % 10}", label=name, edgecolor="white", linewidth=0.5)
+        for place, height in zip(places, heights, strict=True):
+            axes.text(place, height + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=7, rotation=90)
+    axes.set_xticks(range(len(datasets)), datasets)
+    axes.set_ylim(0, 115)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel("data set")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title("accuracy on each data set")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title=", ".join(apart), title_fontsize=8)
+    return Picture(
+        name="datasets.png",
+        title="accuracy on each data set",
+        caption="Bars are medians over seeds.",
+        png=_png(figure),
+    )
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    return Picture(
-        name=f"{dataset}_{knob}.png",
-        title=f"{dataset}: accuracy against {knob}",
-        caption="Points are cells; the line joins the medians over seeds, the band reaches from the least to the best.",
-        png=buffer.getvalue(),
-    )
+    return buffer.getvalue()
 
 
 def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -> Picture:
@@ -122,14 +203,12 @@ def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -
     axes.set_title(f"{dataset}: accuracy against {what}")
     axes.grid(alpha=0.3)
     axes.legend(handles=_legend(models, precisions), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
     names = ", ".join(rows[i].name for i in front)
     return Picture(
         name=f"{dataset}_{what}.png",
         title=f"{dataset}: accuracy against {what}",
         caption=f"Bars are 95 % intervals. Filled: the Pareto front, the cells that no other beats in both: {names}.",
-        png=buffer.getvalue(),
+        png=_png(figure),
     )
 
 

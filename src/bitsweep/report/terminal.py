@@ -21,7 +21,7 @@ def table(report: SweepReport, *, width: int) -> RenderableType:
     """
     parts: list[RenderableType] = [_figures(report, narrow=width < _WIDE)] if report.measured else []
     for row in report.rows:
-        if not row.measured:
+        if row.not_run or not row.measured:
             style = "red" if row.status == "failed" else "yellow"
             parts.append(Text.assemble((f"{row.status}  ", style), f"{row.name}: {row.reason or 'it was not run'}"))
     parts += [Text(paragraph) for paragraph in recommendations(report)]

@@ -1,0 +1,91 @@
+"""Any classifier of PyTorch Image Models."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from bitsweep.axes import Model, axis
+from bitsweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@final
+@axis
+class TimmModel(Model):
+    """A classifier of timm.
+
+    Attributes:
+        architecture: its name in ``timm.list_models()``, e.g. ``resnet10t``, perhaps with that of its weights after a
+            dot, e.g. ``resnet10t.c3_in1k``.
+    """
+
+    package: ClassVar[str] = "timm"
+    extra: ClassVar[str] = "timm"
+    weights_package: ClassVar[str] = "timm"
+    weights_extra: ClassVar[str] = "timm"
+
+    architecture: str
+
+    def build(self, num_classes: int) -> "torch.nn.Module":
+        """The network with ``num_classes`` outputs and random weights.
+
+        Raises:
+            ConfigError: timm has no such classifier.
+        """
+        import timm
+
+        self._check()
+        network: torch.nn.Module = timm.create_model(self.architecture, num_classes=num_classes)
+        return network
+
+    def imagenet_state(self) -> "dict[str, torch.Tensor]":
+        """The weights, downloaded into the cache of the Hugging Face hub if they are not there.
+
+        Raises:
+            ConfigError: there are none, or they can be neither downloaded nor read.
+        """
+        import timm
+
+        if not self._about().has_weights:
+            raise ConfigError(f"model.architecture={self.architecture}: timm has no weights; use model.weights=''")
+        try:
+            state: dict[str, torch.Tensor] = timm.create_model(self.architecture, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"model.weights=imagenet: the download of {self.architecture} failed ({reason}); connect to the "
+                "internet, or set model.weights to a state_dict file"
+            ) from error
+        return state
+
+    def imagenet_pixels(self) -> Literal["imagenet", "centred"]:
+        """What timm says of the weights.
+
+        Raises:
+            ConfigError: the pixels are normalised in another way.
+        """
+        mean = tuple(self._about().mean)
+        if mean == (0.485, 0.456, 0.406):
+            return "imagenet"
+        if mean == (0.5, 0.5, 0.5):
+            return "centred"  # to within a grey level
+        raise ConfigError(
+            f"model.architecture={self.architecture}: its weights expect pixels with mean {mean}; set "
+            "model.normalization to imagenet, centred or dataset to use them nevertheless"
+        )
+
+    def _check(self) -> None:
+        import timm
+
+        if not timm.is_model(self.architecture):
+            close = timm.list_models(f"*{self.architecture}*")[:5] or timm.list_models("resnet*")[:5]
+            raise ConfigError(
+                f"model.architecture={self.architecture}: no such classifier in timm; choose for instance from "
+                f"{', '.join(close)}"
+            )
+
+    def _about(self) -> Any:
+        import timm
+
+        self._check()
+        return timm.models.get_pretrained_cfg(self.architecture)

@@ -1,0 +1,61 @@
+"""Whether an engine's integer kernels hold the largest sums there are.
+
+Kernels for u8 x s8 on x86 without VNNI add pairs of products in 16 bits, and stop at the end of these. What the
+instruction set says of that decides the scheme; this shows on the engine itself that the scheme is right.
+"""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from bitsweep.artifacts import Array
+from bitsweep.axes import Backend, Grid, Scheme
+from bitsweep.programs import runner_of
+from bitsweep.quantization import graphs
+from bitsweep.quantization.calibrated import stored
+from bitsweep.quantization.quantizer import quantize_activations
+from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.weights import nearest_codes, round_weights
+
+SIZE = 8
+#: Largest error that rounding explains; saturated sums are about half of what they should be.
+TOLERANCE = 0.02
+
+
+def largest_products(scheme: Scheme) -> tuple[ExportedProgram, Array]:
+    """A program whose every product is that of the largest codes, and the images on which it is.
+
+    A convolution, a ReLU and a linear layer with equal weights see equal values.
+
+    Returns:
+        The program, and float32 images [2, 3, 8, 8].
+    """
+    assert isinstance(scheme.weights, Grid)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 1.0 if parameter.ndim > 1 else 0.0)
+    images = torch.full((2, 3, SIZE, SIZE), 2.0)
+    graph = graphs.trace(network, image_size=SIZE)
+    originals, clipped = graphs.layers(graph), dict[str, float]()
+    codes = round_weights(graph, partial(nearest_codes, grid=scheme.weights, choose_range=minmax_weight_range))
+    if isinstance(scheme.activations, Grid):
+        graph, clipped = quantize_activations(graph, scheme.activations, minmax_range, [images])
+    return stored(graph, codes, originals=originals, clipped=clipped, image_size=SIZE).program, images.numpy()
+
+
+def saturates(backend: Backend, scheme: Scheme) -> bool:
+    """Whether sums of the largest products come out wrong on an engine.
+
+    Raises:
+        BitsweepError: the engine does not take the program.
+    """
+    program, images = largest_products(scheme)
+    with tempfile.TemporaryDirectory() as folder:
+        backend.lower(program, Path(folder))
+        logits = backend.load(Path(folder), threads=1)(images)
+    return not np.allclose(logits, runner_of(program)(images), rtol=TOLERANCE)

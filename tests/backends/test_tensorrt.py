@@ -1,0 +1,182 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from bitsweep.artifacts import Kernel
+from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
+from bitsweep.backends import tensorrt
+from bitsweep.backends.tensorrt import TensorRt, kernels_of
+from bitsweep.datasets.npz import Npz
+from bitsweep.environment import Gpu, current_cpu, version_of
+from bitsweep.errors import CompressionError, MissingPackage
+from bitsweep.methods.ptq import PostTrainingQuantization
+from bitsweep.models.cifar_resnet import CifarResNet
+from bitsweep.splits import make_splits, normalized_for_imagenet
+from bitsweep.train import load_weights
+
+ProgramOf = Callable[[Scheme], ExportedProgram]
+BACKEND = TensorRt(name="tensorrt")
+WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
+UNSIGNED, SIGNED = Grid(bits=8, signed=False, symmetric=False), Grid(bits=8, signed=True, symmetric=True)
+INT8 = Precision(name="int8", weights=WEIGHTS, activations=UNSIGNED)
+ON_INTEGERS = Scheme(weights=WEIGHTS, activations=SIGNED, arithmetic="integer")
+
+builds = pytest.mark.skipif(
+    version_of(TensorRt.package) == "absent", reason=str(MissingPackage(TensorRt.package, TensorRt.extra))
+)
+
+
+def test_activations_become_symmetric() -> None:
+    scheme = BACKEND.scheme(INT8, current_cpu())
+    assert (scheme.weights, scheme.activations, scheme.arithmetic) == (WEIGHTS, SIGNED, "integer")
+    assert scheme.why == "TensorRT takes no zero points: activations are s8 per-tensor symmetric"
+    symmetric = Precision(name="int8_symmetric", weights=WEIGHTS, activations=SIGNED)
+    assert BACKEND.scheme(symmetric, current_cpu()) == ON_INTEGERS
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_is_computed(kind: str) -> None:
+    scheme = BACKEND.scheme(Precision(name="half", weights=kind, activations=kind), current_cpu())  # type: ignore[arg-type]
+    assert scheme == Scheme(weights=kind, activations=kind, arithmetic=kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "cure"),
+    [
+        (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True), "reference"),
+        (WEIGHTS, "float32", "reference"),
+        (Grid(bits=2, signed=True, symmetric=False, per_channel=True), UNSIGNED, "onnxruntime"),
+    ],
+)
+def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid | str, cure: str) -> None:
+    reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))  # type: ignore[arg-type]
+    assert reason is not None
+    assert f"use backend={cure}" in reason
+
+
+def test_an_engine_runs_on_its_architecture_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "current_gpu", lambda: None)
+    assert "no NVIDIA GPU here to run an engine for sm89 on" in (BACKEND.cannot_run() or "")
+    monkeypatch.setattr(tensorrt, "current_gpu", lambda: Gpu(model="NVIDIA H200", architecture="sm90"))
+    assert BACKEND.cannot_run() == "backend.target=sm89: the GPU here, NVIDIA H200, is sm90"
+    monkeypatch.setattr(tensorrt, "current_gpu", lambda: Gpu(model="NVIDIA L4", architecture="sm89"))
+    assert BACKEND.cannot_run() is None
+
+
+LAYERS = """Layers:
+Name: cast_0, LayerType: kgen, Inputs: [ { Name: images, Dimensions: [-1,3,8,8], Datatype: Float }], Constants: [], \
+Outputs: [ { Name: a, Dimensions: [-1,4,8,8], Datatype: Int8 }], Metadata: [ONNX Layer: c]
+Name: c_1, LayerType: correlation, Inputs: [ { Name: a, Dimensions: [-1,4,8,8], Datatype: Int8 }], Constants: [ \
+{ Name: w, Dimensions: [16,4,3,3], Datatype: Int8 }, { Name: s, Dimensions: [1,16,1,1], Datatype: Float }], \
+Outputs: [ { Name: b, Dimensions: [-1,16,6,6], Datatype: Float }], Metadata: [ONNX Layer: c]
+Name: scale_2, LayerType: kgen, Inputs: [ { Name: b, Dimensions: [-1,16,6,6], Datatype: Float }], Constants: [ \
+{ Name: s, Dimensions: [1,16,1,1], Datatype: Float }], Outputs: [ { Name: d }], Metadata: [ONNX Layer: c][ONNX Layer: r]
+
+I/O Tensors:
+ Name: images, IOMode: Input, DataType: Float, Dimensions: [-1,3,8,8]
+"""
+
+
+def test_products_belong_to_the_layer_with_the_weights() -> None:
+    assert kernels_of(LAYERS, {"[ONNX Layer: c]": 15552}) == [
+        Kernel(name="cast_0", op="kgen Float", macs=0, integer=False),
+        Kernel(name="c_1", op="correlation Int8", macs=15552, integer=True),
+        Kernel(name="scale_2", op="kgen Float", macs=0, integer=False),
+    ]
+
+
+@builds
+@pytest.mark.parametrize("target", ["sm80", "sm120"])
+def test_an_int8_engine_multiplies_integers(
+    target: str, program_of: ProgramOf, images: np.ndarray, macs: int, tmp_path: Path
+) -> None:
+    backend = TensorRt(name="tensorrt", target=target)  # type: ignore[arg-type]
+    backend.lower(program_of(ON_INTEGERS), tmp_path)
+    assert f"accelerators={{{target} }}".encode() in (tmp_path / "model.engine").read_bytes()
+    products = [kernel for kernel in backend.kernels(tmp_path, images, threads=1) if kernel.macs]
+    assert [kernel.op for kernel in products] == ["correlation Int8"] * 4 + ["gemm Int8"]
+    assert all(kernel.integer for kernel in products)
+    assert sum(kernel.macs for kernel in products) == len(images) * macs
+
+
+@builds
+@pytest.mark.parametrize(("kind", "told"), [("float32", "Float"), ("float16", "Half"), ("bfloat16", "BFloat16")])
+def test_a_float_engine_multiplies_what_was_asked_for(
+    kind: str, told: str, program_of: ProgramOf, images: np.ndarray, macs: int, tmp_path: Path
+) -> None:
+    BACKEND.lower(program_of(Scheme(weights=kind, activations=kind, arithmetic=kind)), tmp_path)  # type: ignore[arg-type]
+    products = [kernel for kernel in BACKEND.kernels(tmp_path, images[:1], threads=1) if kernel.macs]
+    assert sum(kernel.macs for kernel in products) == macs
+    assert all(kernel.op.endswith(f" {told}") and not kernel.integer for kernel in products)
+
+
+@builds
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_rounded_only_if_asked_for(tf32: bool, program_of: ProgramOf, tmp_path: Path) -> None:
+    TensorRt(name="tensorrt", tf32=tf32).lower(program_of(FLOAT32), tmp_path)
+    assert f"tf32={int(tf32)}".encode() in (tmp_path / "model.engine").read_bytes()
+
+
+class Transposed(torch.nn.Module):
+    """A transposed and a grouped transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.nn.ConvTranspose2d(3, 4, 3, stride=2)
+        self.grouped = torch.nn.ConvTranspose2d(4, 6, 2, groups=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.grouped(torch.relu(self.plain(images))).flatten(1)
+
+
+@builds
+def test_products_of_transposed_convolutions_are_counted(tmp_path: Path) -> None:
+    batch = torch.zeros(2, 3, 5, 5)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    BACKEND.lower(torch.export.export(Transposed().eval(), (batch,), dynamic_shapes=dynamic), tmp_path)
+    kernels = BACKEND.kernels(tmp_path, batch.numpy(), threads=1)
+    assert sum(kernel.macs for kernel in kernels) == 2 * (3 * 5 * 5 * 4 * 3 * 3 + 4 * 11 * 11 * 3 * 2 * 2)
+
+
+class Determinant(torch.nn.Module):
+    """What ONNX has a name for, and TensorRT no layer."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(images)
+
+
+@builds
+def test_what_tensorrt_does_not_take_is_named(tmp_path: Path) -> None:
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(Determinant(), (torch.ones(2, 3, 4, 4),), dynamic_shapes=dynamic)
+    with pytest.raises(CompressionError, match=r"TensorRT does not take the program: .*Det"):
+        BACKEND.lower(program, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@builds
+@pytest.mark.slow
+def test_a_real_network_is_integers_throughout(sample_data: Path, tmp_path: Path) -> None:
+    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
+    splits = normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
+    network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
+    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
+    method = PostTrainingQuantization(name="ptq", calibration_images=32, calibration_batch=32)
+    program = method.compress(network.eval(), splits, image_size=32, scheme=ON_INTEGERS, seed=0).program
+    BACKEND.lower(program, tmp_path)
+    products = [kernel for kernel in json.loads((tmp_path / "kernels.json").read_text()) if kernel["macs"]]
+    assert len(products) == 20
+    assert all(kernel["integer"] for kernel in products)
+    assert sum(kernel["macs"] for kernel in products) == 40_551_040
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, program_of: ProgramOf, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingPackage, match=r"tensorrt-rtx is not installed; run: pip install 'bitsweep\[tensorrt\]'"):
+        BACKEND.lower(program_of(FLOAT32), tmp_path)
