@@ -9,8 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "bitsweep"
 HEAVY = {
-    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt_rtx", "cuda",
-    "sklearn", "matplotlib", "mlflow", "timm",
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "tensorrt_rtx",
+    "cuda", "sklearn", "matplotlib", "mlflow", "timm",
 }  # fmt: skip
 PLUGINS = ("models", "datasets", "methods", "backends")
 

@@ -372,6 +372,7 @@ class Backend(ABC):
     Attributes:
         package, extra: distribution that the engine comes in, and the extra of this project that installs it.
         timed: whether its latency means anything; False for simulations.
+        portable: whether an artifact runs on other CPUs too; False for machine code.
         runner, runner_needs: program of ``runners/`` that runs the artifact by itself, and the packages that it needs;
             empty where there is nothing to deploy.
     """
@@ -380,6 +381,7 @@ class Backend(ABC):
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     timed: ClassVar[bool] = True
+    portable: ClassVar[bool] = True
     runner: ClassVar[str] = ""
     runner_needs: ClassVar[tuple[str, ...]] = ()
 

@@ -12,8 +12,8 @@ from typing import Any
 
 #: Packages whose versions are stamped on every run.
 REPORTED_PACKAGES = (
-    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "tensorrt-rtx", "mlflow", "hydra-core",
-    "numpy",
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx", "mlflow",
+    "hydra-core", "numpy",
 )  # fmt: skip
 #: Attributes of a device, as CUDA's driver numbers them.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76

@@ -115,9 +115,11 @@ class Cell:
     @functools.cached_property
     def artifact_key(self) -> str:
         """Key of the file that the engine loads."""
+        cpu = current_cpu()
         return fingerprint.digest(
             "artifact", self.compressed_key, fingerprint.settings(self.backend),
             fingerprint.code(type(self.backend).__module__), _versions("torch", "onnxscript", self.backend.package),
+            [] if self.backend.portable else [cpu.model, cpu.isa],
         )  # fmt: skip
 
     @functools.cached_property

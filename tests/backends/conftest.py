@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch.export import ExportedProgram
 
 from bitsweep.artifacts import Split, Splits
-from bitsweep.axes import Precision, Scheme
+from bitsweep.axes import Backend, Precision, Scheme
+from bitsweep.environment import current_cpu, version_of
+from bitsweep.errors import MissingPackage
 from bitsweep.methods.none import NoCompression
 from bitsweep.methods.ptq import PostTrainingQuantization
 
@@ -64,6 +67,24 @@ def _program(scheme: Scheme) -> ExportedProgram:
 def program_of() -> Callable[[Scheme], ExportedProgram]:
     """The small network's program in a scheme."""
     return _program
+
+
+@pytest.fixture(scope="session")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backend, Precision], tuple[ExportedProgram, Path]]:
+    """The small network's program for a backend at a precision, and its artifact, which is made once."""
+
+    @cache
+    def lower(backend: Backend, precision: Precision) -> tuple[ExportedProgram, Path]:
+        if version_of(backend.package) == "absent":
+            pytest.skip(str(MissingPackage(backend.package, backend.extra)))
+        if reason := backend.unsupported(precision) or backend.cannot_run():
+            pytest.skip(reason)
+        program = _program(backend.scheme(precision, current_cpu()))
+        folder = tmp_path_factory.mktemp(f"{backend.name}-{precision.name}-")
+        backend.lower(program, folder)
+        return program, folder
+
+    return lower
 
 
 @pytest.fixture(scope="session")

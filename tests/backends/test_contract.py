@@ -1,6 +1,7 @@
 """What every engine of conf/backend promises."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from omegaconf import OmegaConf
 from torch.export import ExportedProgram
 
 from bitsweep import stats
-from bitsweep.axes import Backend, Precision, Scheme
-from bitsweep.environment import current_cpu, version_of
-from bitsweep.errors import BitsweepError, DataError, MissingPackage, StoreError
+from bitsweep.axes import Backend, Precision
+from bitsweep.environment import current_cpu
+from bitsweep.errors import BitsweepError, DataError, StoreError
 from bitsweep.programs import logits_of
 from bitsweep.saturation import saturates
 
@@ -38,70 +39,62 @@ RUNNABLE = [
     (name, precision.name)
     for name, backend in BACKENDS.items()
     for precision in PRECISIONS.values()
-    if backend.unsupported(precision) is None
+    # Machine code takes long to make, and is the same for narrower codes.
+    if backend.unsupported(precision) is None and (backend.portable or precision.name in ("fp32", "int8"))
 ]
 #: Signal-to-noise ratio that an engine keeps to the reference: its own rounding, in float and on integers.
 PARITY_DB = {"float32": 100, "float16": 40, "bfloat16": 25, "integer": 30, "simulated": 60}
 
-ProgramOf = Callable[[Scheme], ExportedProgram]
+Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
 each = pytest.mark.parametrize(("backend_name", "precision_name"), RUNNABLE, ids=map("-".join, RUNNABLE))
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 
 
-def _lower(backend: Backend, precision: Precision, program_of: ProgramOf, folder: Path) -> ExportedProgram:
-    if version_of(backend.package) == "absent":
-        pytest.skip(str(MissingPackage(backend.package, backend.extra)))
-    if reason := backend.cannot_run():
-        pytest.skip(reason)
-    program = program_of(backend.scheme(precision, current_cpu()))
-    backend.lower(program, folder)
-    return program
-
-
 @each
 def test_it_agrees_with_the_reference_at_any_batch(
-    backend_name: str, precision_name: str, program_of: ProgramOf, images: np.ndarray, macs: int, tmp_path: Path
+    backend_name: str, precision_name: str, lowered: Lowered, images: np.ndarray, macs: int
 ) -> None:
     backend, precision = BACKENDS[backend_name], PRECISIONS[precision_name]
     scheme = backend.scheme(precision, current_cpu())
-    program = _lower(backend, precision, program_of, tmp_path)
-    runner = backend.load(tmp_path, threads=1)
+    program, artifact = lowered(backend, precision)
+    runner = backend.load(artifact, threads=1)
     logits_NK = runner(images)
     assert logits_NK.shape == (5, 10)
     assert logits_NK.dtype == np.float32
     assert stats.sqnr_db(logits_of(program, [images]), logits_NK) > PARITY_DB[scheme.arithmetic]
     np.testing.assert_allclose(runner(images[:1]), logits_NK[:1], rtol=1e-3, atol=1e-4)
 
-    kernels = backend.kernels(tmp_path, images[:1], threads=1)
+    kernels = backend.kernels(artifact, images[:1], threads=1)
     assert sum(kernel.macs for kernel in kernels) == macs
-    assert sum(kernel.macs for kernel in kernels if kernel.integer) == macs * (scheme.arithmetic == "integer")
+    left = sum(kernel.macs for kernel in kernels if not kernel.integer)
+    # XNNPACK's integer kernels yield codes, and the logits are floats.
+    head = 10 * 32 if backend.package == "executorch" else 0
+    assert left == (head if scheme.arithmetic == "integer" else macs)
     assert all(kernel.name and kernel.op for kernel in kernels)
 
 
 @pytest.mark.parametrize("backend_name", [name for name, precision in RUNNABLE if precision == "int8"])
-def test_the_largest_sums_fit(backend_name: str) -> None:
+def test_the_largest_sums_fit(backend_name: str, lowered: Lowered) -> None:
     backend = BACKENDS[backend_name]
-    if version_of(backend.package) == "absent":
-        pytest.skip(str(MissingPackage(backend.package, backend.extra)))
-    if reason := backend.cannot_run():
-        pytest.skip(reason)
+    lowered(backend, PRECISIONS["int8"])
     assert not saturates(backend, backend.scheme(PRECISIONS["int8"], current_cpu()))
 
 
 @each_backend
 def test_images_of_another_size_are_refused(
-    backend: Backend, fp32: Precision, program_of: ProgramOf, images: np.ndarray, tmp_path: Path
+    backend: Backend, fp32: Precision, lowered: Lowered, images: np.ndarray
 ) -> None:
-    _lower(backend, fp32, program_of, tmp_path)
-    runner = backend.load(tmp_path, threads=1)
+    _, artifact = lowered(backend, fp32)
+    runner = backend.load(artifact, threads=1)
     for wrong in (images[..., :16], images[:, :1], images[0], images.astype(np.float64)):
         with pytest.raises(DataError, match=str(list(wrong.shape)).replace("[", r"\[")):
             runner(wrong)
 
 
 @each_backend
-def test_a_broken_artifact_is_named(backend: Backend, fp32: Precision, program_of: ProgramOf, tmp_path: Path) -> None:
-    _lower(backend, fp32, program_of, tmp_path)
+def test_a_broken_artifact_is_named(backend: Backend, fp32: Precision, lowered: Lowered, tmp_path: Path) -> None:
+    _, artifact = lowered(backend, fp32)
+    shutil.copytree(artifact, tmp_path, dirs_exist_ok=True)
     file = max(tmp_path.iterdir(), key=lambda each: each.stat().st_size)
     whole = file.read_bytes()
     for broken in (whole[: len(whole) // 2], b""):
@@ -125,9 +118,9 @@ def used():
     return {task.name: sum(map(int, (task / "stat").read_text().rpartition(")")[2].split()[11:13]))
             for task in Path("/proc/self/task").iterdir()}
 
-conf, folder, threads = sys.argv[1:]
-runner = instantiate(OmegaConf.load(conf)).load(Path(folder), threads=int(threads))
-images = np.load(Path(folder).parent / "images.npy")
+conf, artifact, folder, threads = sys.argv[1:]
+runner = instantiate(OmegaConf.load(conf)).load(Path(artifact), threads=int(threads))
+images = np.load(Path(folder) / "images.npy")
 logits = runner(images)
 many = np.repeat(images, 200, axis=0)
 runner(many)
@@ -144,13 +137,12 @@ print(json.dumps({"logits": logits.tolist(), "busy": sum(each > max(spent) / 5 f
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_a_fresh_process_computes_the_same_on_the_threads_asked_for(
-    backend_name: str, threads: int, program_of: ProgramOf, fp32: Precision, images: np.ndarray, tmp_path: Path
+    backend_name: str, threads: int, lowered: Lowered, fp32: Precision, images: np.ndarray, tmp_path: Path
 ) -> None:
-    (tmp_path / "artifact").mkdir()
     np.save(tmp_path / "images.npy", images)
-    program = _lower(BACKENDS[backend_name], fp32, program_of, tmp_path / "artifact")
+    program, artifact = lowered(BACKENDS[backend_name], fp32)
     finished = subprocess.run(
-        [sys.executable, "-c", FRESH, CONF / "backend" / f"{backend_name}.yaml", tmp_path / "artifact", str(threads)],
+        [sys.executable, "-c", FRESH, CONF / "backend" / f"{backend_name}.yaml", artifact, tmp_path, str(threads)],
         capture_output=True,
         text=True,
         check=True,
@@ -158,7 +150,7 @@ def test_a_fresh_process_computes_the_same_on_the_threads_asked_for(
     seen = json.loads(finished.stdout)
     np.testing.assert_allclose(seen["logits"], logits_of(program, [images]), rtol=1e-3, atol=1e-4)
     assert seen["busy"] == (1 if backend_name in ON_A_GPU else threads)
-    assert seen["torch"] == (BACKENDS[backend_name].package == "torch")
+    assert seen["torch"] == (BACKENDS[backend_name].package in ("torch", "executorch"))
 
 
 @each_backend
@@ -166,7 +158,7 @@ def test_what_cannot_run_has_a_cure(backend: Backend) -> None:
     for precision in PRECISIONS.values():
         reason = backend.unsupported(precision)
         assert reason is None or "use backend=" in reason
-    assert backend.unsupported(PRECISIONS["fp32"]) is None
+        assert reason is None or precision.name != "fp32" or "C++ compiler" in reason
 
 
 @pytest.mark.parametrize("backend", [BACKENDS[name] for name in BACKENDS if name not in ON_A_GPU])
