@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 
@@ -15,11 +17,32 @@ from bitsweep.store import Store
 CONF = Path(__file__).parents[1] / "conf"
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name in AXES]
 SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
+#: The studies, with less of those that have many cells.
+STUDIES: dict[str, dict[str, str]] = {
+    "dissertation": {"model": "mobilenetv3", "precision": "int16,int8"},
+    "three_sigma": {},
+    "cnn_lab": {"precision": "int8"},
+    "resnet_cifar": {},
+    "factorization": {"model": "convnet"},
+}
 
 
 def _cell(words: list[str]) -> sweep.Cell:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return sweep.read(compose("config", words), words)[0]
+
+
+def _grid(words: list[str], **restriction: str) -> list[sweep.Cell]:
+    """The cells of a named sweep."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sweeper = compose("config", words, return_hydra_config=True).hydra.sweeper
+        cells = []
+        for grid in sweeper.grids.values() or [{}]:
+            knobs: dict[str, Any] = {**grid, **sweeper.params, **restriction}
+            overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in knobs.items()])
+            (points,) = BasicSweeper.split_arguments(overrides, None)
+            cells += [sweep.read(compose("config", [*words, *point]), point)[0] for point in points]
+        return cells
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
@@ -53,6 +76,41 @@ def test_a_named_sweep_is_a_grid(name: str) -> None:
     grids = [sweeper.params, *sweeper.grids.values()]
     words = [f"{key}={value}" for grid in grids for key, value in grid.items()]
     assert any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs_as_it_stands(name: str, scale: str, sample_data: Path, tmp_path: Path) -> None:
+    cells = _grid([f"+sweep={name}", f"scale={scale}", f"data={sample_data}"], **STUDIES[name])
+    planned = sweep.plan(cells, Store(tmp_path), None)
+    assert {each.verdict for each in planned} <= {"run", "lower", "skip"}
+    assert all(len(each.reason) > 20 for each in planned if each.verdict != "run")
+    todo = [each.cell for each in planned if each.verdict == "run"]
+    assert {cell.dataset.name for cell in todo} == {cell.dataset.name for cell in cells} - {"imagenet"}
+    assert {cell.method.name for cell in todo} >= {cell.method.name for cell in cells}
+    if scale == "small":
+        assert not any(cell.model.weights for cell in todo)
+        assert all(cell.train.max_steps <= 400 and cell.protocol.name == "smoke" for cell in todo)
+        assert all(getattr(cell.method, "max_steps", 0) <= 40 for cell in todo if cell.method.name == "qat")
+
+
+def test_a_scale_is_for_any_cell() -> None:
+    neutral, small = _cell([]), _cell(["scale=small"])
+    assert (neutral.train.name, neutral.protocol.name) == ("default", "default")
+    assert (small.train.name, small.protocol.name) == ("fast", "smoke")
+    assert dataclasses.replace(small, train=neutral.train, protocol=neutral.protocol, overrides=()) == neutral
+    assert _cell(["scale=small", "train=default"]).train == neutral.train
+
+
+@pytest.mark.parametrize("choice", sorted(file.stem for file in (CONF / "dataset").glob("*.yaml")))
+def test_one_word_places_all_data_sets(choice: str) -> None:
+    before, after = (_cell([f"dataset={choice}", *words]).dataset for words in ([], ["data=/somewhere"]))
+    places = {"root": getattr(after, "root", ""), "folder": getattr(after, "folder", "")}
+    if choice in ("digits", "npz", "table", "image_folder"):
+        assert before == after
+    else:
+        assert any(place.startswith("/somewhere") for place in places.values())
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))

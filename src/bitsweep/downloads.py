@@ -1,16 +1,16 @@
 """Data sets that torchvision downloads."""
 
+from pathlib import Path
+
 from bitsweep.errors import DataError
 
-#: Folder, in the working directory, that downloads go to.
-FOLDER = "data"
 
-
-def with_torchvision(variant: str, *, dataset: str, cure: str) -> None:
+def with_torchvision(variant: str, *, folder: str, dataset: str, cure: str) -> None:
     """Let torchvision download and check a data set.
 
     Args:
         variant: torchvision's name of it.
+        folder: where it goes.
         dataset: ours, for the error.
         cure: what to do by hand instead.
 
@@ -20,7 +20,7 @@ def with_torchvision(variant: str, *, dataset: str, cure: str) -> None:
     import torchvision
 
     try:
-        getattr(torchvision.datasets, variant)(FOLDER, download=True)
+        getattr(torchvision.datasets, variant)(Path(folder).expanduser(), download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(

@@ -54,6 +54,8 @@ class Options:
 
 
 _OPTIONS = tuple(Options.__dataclass_fields__)
+#: What stands at the top of a configuration, Hydra's own settings apart.
+_KEYS = (*AXES, "scale", "seed", "data", *_OPTIONS)
 
 
 def read(config: DictConfig, words: Sequence[str]) -> tuple[Cell, Options]:
@@ -359,6 +361,6 @@ def explain(error: Exception) -> str:
 
 def _did_you_mean(key: str) -> str:
     group, _, name = key.partition(".")
-    known = list(getattr(AXES.get(group, Options), "__dataclass_fields__", {})) if name else [*AXES, *_OPTIONS, "seed"]
+    known = list(getattr(AXES.get(group, Options), "__dataclass_fields__", {})) if name else _KEYS
     close = difflib.get_close_matches(name or group, known, n=1)
     return f"did you mean {'.'.join(filter(None, [group if name else '', close[0]]))}? " if close else ""

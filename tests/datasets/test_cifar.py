@@ -35,6 +35,23 @@ def test_batches_are_joined_and_turned(tmp_path: Path) -> None:
     assert raw.classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize("below", ["", "cifar10"])
+def test_the_folder_of_all_data_sets_is_looked_through(tmp_path: Path, below: str) -> None:
+    cifar = Cifar(name="cifar10", variant="CIFAR10", folder=str(tmp_path))
+    published = cifar.source()
+    (tmp_path / below).mkdir(exist_ok=True)
+    images = np.arange(6 * 3072).astype(np.uint8).reshape(6, 32, 32, 3)
+    arrays = {"x_train": images[:4], "y_train": np.arange(4), "x_test": images[4:], "y_test": np.arange(2)}
+    np.savez(tmp_path / below / "cifar10.npz", **arrays)
+    assert cifar.source() != published
+    raw = cifar.decode()
+    assert np.array_equal(raw.test.images, images[4:])
+    assert raw.classes == ("0", "1", "2", "3")
+    files(tmp_path / below)
+    assert cifar.source() == published
+    assert len(cifar.decode().train) == 15
+
+
 def test_cifar100(tmp_path: Path) -> None:
     names = {"fine_label_names": ["a", "b"]}
     for name, content in (("train", batch(3, "fine_labels")), ("test", batch(1, "fine_labels")), ("meta", names)):

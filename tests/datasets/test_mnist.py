@@ -52,6 +52,12 @@ def test_a_folder_of_the_system_is_found(arrays: list[np.ndarray], tmp_path: Pat
     assert found.source() != dataset().source()
 
 
+@pytest.mark.parametrize("below", ["MNIST/raw", "small/MNIST/raw"])
+def test_the_folder_of_all_data_sets_is_looked_through(arrays: list[np.ndarray], tmp_path: Path, below: str) -> None:
+    put(tmp_path / below, arrays, packed=True)
+    assert len(dataset(folder=str(tmp_path)).decode().train) == 20
+
+
 def test_the_source_changes_with_the_files(arrays: list[np.ndarray], tmp_path: Path) -> None:
     put(tmp_path, arrays, packed=False)
     before = dataset(tmp_path).source()

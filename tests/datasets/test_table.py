@@ -1,5 +1,6 @@
 """Rows as images, against what they say."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_one_file_is_split_with_equal_shares_of_the_classes(tmp_path: Path) -> N
     assert not np.array_equal(other.test.images, data.test.images)
 
 
+@pytest.mark.parametrize("name", ["all.csv", "test.csv.gz"])
+def test_the_only_file_of_a_folder_is_split(name: str, tmp_path: Path) -> None:
+    text = (HEADER + "".join(f"{n},{n},red,{'ab'[n % 5 == 0]}\n" for n in range(100))).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    (tmp_path / "notes.txt").write_text("no table")
+    there, named = table(tmp_path), table(tmp_path / name)
+    assert there.source() == named.source()
+    assert np.array_equal(there.decode().test.images, named.decode().test.images)
+    (tmp_path / "more.csv").write_text(HEADER)
+    with pytest.raises(DataError, match="with one CSV file, but 2 CSV files that are neither; set"):
+        there.source()
+
+
 def test_the_fingerprint_follows_the_files(folder: Path) -> None:
     before = table(folder).source()
     (folder / "test.csv").write_text(HEADER + "0,51,blue,a\n")
@@ -96,8 +110,7 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
 
 
 def test_the_passengers(sample_data: Path) -> None:
-    file = sample_data / "airline" / "test.csv.gz"
-    data = table(file, target="satisfaction", drop=("Unnamed: 0", "id")).decode()
+    data = table(sample_data / "airline", target="satisfaction", drop=("Unnamed: 0", "id")).decode()
     assert len(data.train) + len(data.test) == 25_976
     assert data.classes == ("neutral or dissatisfied", "satisfied")
     assert data.train.images.shape[1:] == (6, 6, 1)

@@ -14,6 +14,7 @@ from bitsweep import downloads
 from bitsweep.artifacts import RawData, Split
 from bitsweep.axes import Dataset, axis
 from bitsweep.errors import DataError
+from bitsweep.npz_files import read_npz
 
 #: Folder, training batches, test batch, file and key of the class names, key of the labels, MD5 of the archive.
 _FORMS: dict[str, tuple[str, tuple[str, ...], str, tuple[str, str], str, str]] = {
@@ -31,49 +32,63 @@ _FORMS: dict[str, tuple[str, tuple[str, ...], str, tuple[str, str], str, str]] =
 @final
 @axis
 class Cifar(Dataset):
-    """50,000 training and 10,000 test images, coloured, 32 x 32.
+    """50,000 training and 10,000 test images, coloured, 32 x 32; or what an archive of NumPy has of them.
 
     Attributes:
         variant: torchvision's name of the data set.
-        root: folder that the unpacked archive lies in.
-        download: whether torchvision may download what is not found, into ``data/``.
+        root: folder that the unpacked archive lies in, or ``cifar10.npz`` with Keras's keys; empty to look for them.
+        folder: that data sets lie in: looked through for both, also below the name of this one.
+        download: whether torchvision may download what is not found, into ``folder``.
     """
 
     variant: Literal["CIFAR10", "CIFAR100"]
     root: str = ""
+    folder: str = "data"
     download: bool = True
 
     def source(self) -> str:
-        """MD5 of the archive, which torchvision checks; of the batches where the folder was named."""
-        folder = self._folder()
-        if not self.root or folder is None:
+        """MD5 of the published archive, which torchvision checks; of what is read where that is something else."""
+        place = self._place()
+        if place is None or (place.is_dir() and not self.root):
             return _FORMS[self.variant][-1]
-        _, train, test, (names, _), *_ = _FORMS[self.variant]
-        return " ".join(hashlib.md5((folder / file).read_bytes()).hexdigest() for file in (*train, test, names))
+        files = [place / file for file in self._batches()] if place.is_dir() else [place]
+        return " ".join(hashlib.md5(file.read_bytes()).hexdigest() for file in files)
 
     def decode(self) -> RawData:
         """Read the batches, after downloading them where they are not on this machine."""
-        folder = self._folder()
-        if folder is None:
-            downloads.with_torchvision(self.variant, dataset=self.name, cure="unpack the archive into a folder")
-            folder = self._folder()
-            assert folder is not None
+        place = self._place()
+        if place is None:
+            cure = "unpack the archive into a folder"
+            downloads.with_torchvision(self.variant, folder=self.folder, dataset=self.name, cure=cure)
+            place = self._place()
+            assert place is not None
+        if place.is_file():
+            return read_npz(place, key=str(place), classes=())
         _, train, test, (names, key), labels, _ = _FORMS[self.variant]
         return RawData(
-            train=_join([_read(folder / file) for file in train], labels),
-            test=_join([_read(folder / test)], labels),
-            classes=tuple(_read(folder / names)[key]),
+            train=_join([_read(place / file) for file in train], labels),
+            test=_join([_read(place / test)], labels),
+            classes=tuple(_read(place / names)[key]),
         )
 
-    def _folder(self) -> Path | None:
-        name, train, test, (names, _), *_ = _FORMS[self.variant]
-        root = Path(self.root or downloads.FOLDER).expanduser()
-        for folder in (root / name, root):
-            if all((folder / file).is_file() for file in (*train, test, names)):
-                return folder
+    def _batches(self) -> list[str]:
+        _, train, test, (names, _), *_ = _FORMS[self.variant]
+        return [*train, test, names]
+
+    def _place(self) -> Path | None:
+        """The folder of batches, or the archive of NumPy, where there is one; None where it is to be downloaded."""
+        root = Path(self.root or self.folder).expanduser()
+        for place in (root, root / self.name):
+            for folder in (place / _FORMS[self.variant][0], place):
+                if all((folder / file).is_file() for file in self._batches()):
+                    return folder
+            if (archive := place / f"{self.variant.lower()}.npz").is_file():
+                return archive
         if self.root or not self.download:
             key = f"dataset.root={self.root}" if self.root else "dataset.download=false"
-            raise DataError(f"{key}: {train[0]} and its companions are not in {root / name}; set dataset.root")
+            first, *_ = self._batches()
+            folder = root / _FORMS[self.variant][0]
+            raise DataError(f"{key}: {first} and its companions are not in {folder}; set dataset.root")
         return None
 
 

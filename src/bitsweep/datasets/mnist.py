@@ -28,15 +28,17 @@ class Mnist(Dataset):
         variant: torchvision's name of the data set: ``MNIST``, ``FashionMNIST``, ``KMNIST``.
         classes: names of the ten classes.
         md5: of the four packed files that would be downloaded, in the order train images, labels, test images, labels.
-        root: folder to look in first: the idx files, packed or not, or torchvision's layout above them.
-        system: folders where a system package puts the files.
-        download: whether torchvision may download what is not found, into ``data/``.
+        root: folder of the idx files, packed or not, or torchvision's layout above them; empty to look for them.
+        folder: that data sets lie in: looked through for torchvision's layout, also below the name of this one.
+        system: folders where a system package puts the files, looked through after it.
+        download: whether torchvision may download what is not found, into ``folder``.
     """
 
     variant: Literal["MNIST", "FashionMNIST", "KMNIST"]
     classes: tuple[str, ...]
     md5: tuple[str, str, str, str]
     root: str = ""
+    folder: str = "data"
     system: tuple[str, ...] = ()
     download: bool = True
 
@@ -49,7 +51,8 @@ class Mnist(Dataset):
         """Read the idx files, after downloading them where they are not on this machine."""
         files = self._files()
         if not files:
-            downloads.with_torchvision(self.variant, dataset=self.name, cure="put the four idx files into a folder")
+            cure = "put the four idx files into a folder"
+            downloads.with_torchvision(self.variant, folder=self.folder, dataset=self.name, cure=cure)
             files = self._files()
         arrays = [read_idx(file) for file in files]
         splits = []
@@ -67,7 +70,9 @@ class Mnist(Dataset):
             root = Path(self.root).expanduser()
             folders = [root, root / self.variant / "raw"]
         else:
-            folders = [Path(downloads.FOLDER) / self.variant / "raw", *(Path(folder) for folder in self.system)]
+            root = Path(self.folder).expanduser()
+            layouts = [place / self.variant / "raw" for place in (root, root / self.name)]
+            folders = [*layouts, *(Path(folder) for folder in self.system)]
         for folder in folders:
             files = [path for name in _FILES for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
             by_name = {path.name.removesuffix(".gz"): path for path in reversed(files)}

@@ -30,7 +30,8 @@ class TableFile(Dataset):
     training rows.
 
     Attributes:
-        root: a CSV file, compressed or not, which is split; or a folder with ``train.csv`` and ``test.csv``.
+        root: a CSV file, compressed or not, which is split; a folder with ``train.csv`` and ``test.csv``; or one that
+            holds a single CSV file, ``*.csv`` or ``*.csv.gz``.
         target: column with the classes.
         drop: columns that are no features.
         test_share: part of a single file's rows to test on.
@@ -70,13 +71,17 @@ class TableFile(Dataset):
         root = Path(self.root).expanduser()
         if self.root and root.is_file():
             return [root]
-        files = [root / "train.csv", root / "test.csv"]
-        if not self.root or not all(file.is_file() for file in files):
-            raise DataError(
-                f"dataset.root={self.root}: neither a CSV file nor a folder with train.csv and test.csv; "
-                "set dataset.root"
-            )
-        return files
+        halves = [root / "train.csv", root / "test.csv"]
+        if self.root and all(file.is_file() for file in halves):
+            return halves
+        files = sorted(file for kind in ("*.csv", "*.csv.gz") for file in root.glob(kind)) if self.root else []
+        if len(files) == 1:
+            return files
+        found = f", but {len(files)} CSV files that are neither" if files else ""
+        raise DataError(
+            f"dataset.root={self.root}: neither a CSV file nor a folder with train.csv and test.csv or with one CSV "
+            f"file{found}; set dataset.root"
+        )
 
     def _read(self, file: Path) -> "pandas.DataFrame":
         import pandas
