@@ -8,11 +8,14 @@ BIN := .venv/bin
 sweep: .venv/ready
 	$(BIN)/python run.py -m model=alexnet,resnet18,mobilenetv3 precision=int8,fp16
 
+# One thread a process: several that each take all CPUs would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

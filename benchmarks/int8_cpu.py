@@ -15,6 +15,9 @@ are paired by round: median, with a bootstrap interval. What is not installed is
     quantize_static                ONNX Runtime's own: QDQ, u8 activations, s8 weights per channel
     openvino                       the model that openvino makes of the same file
     nncf                           its quantize(), default settings, on OpenVINO
+
+Beside them a product of two matrices runs, in float32 by PyTorch and on codes by ONNX Runtime: what the CPU can do, of
+which the last column gives the share that a contestant reaches.
 """
 
 import argparse
@@ -89,7 +92,7 @@ def contestants(arguments: argparse.Namespace) -> dict[str, Build]:
         for precision in ("fp32", "int8"):
             named[f"bitsweep {file.stem} {precision}"] = Ours(file.stem, precision)
     chosen = {name for name in named if not arguments.only or any(part in name for part in arguments.only)}
-    return {name: build for name, build in named.items() if name in chosen | {REFERENCE}}
+    return {name: build for name, build in named.items() if name in chosen | {REFERENCE}} | LIMITS
 
 
 class Ours:
@@ -311,6 +314,34 @@ def compiled_runner(model: Any, arguments: argparse.Namespace) -> Runner:
     return run
 
 
+def product(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+    """Square matrices in float32."""
+    import torch
+
+    left, right = torch.randn(2, SIDE, SIDE).unbind()
+    return lambda images: torch.mm(left, right)[:1].numpy()
+
+
+def integer_product(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+    """Square matrices of u8 by s8 codes, small enough that nothing saturates."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    right = np.random.default_rng(0).integers(-64, 64, (SIDE, SIDE), dtype=np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["images", "right"], ["logits"])],
+        "product",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, (SIDE, SIDE))],
+        [helper.make_tensor_value_info("logits", TensorProto.INT32, (SIDE, SIDE))],
+        [onnx.numpy_helper.from_array(right, "right")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, folder / "product.onnx")
+    left = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    session = session_runner(folder / "product.onnx", arguments)
+    return lambda images: session(left)[:1]
+
+
 def needed(package: str) -> None:
     """Leave a contestant out whose package is not there."""
     if importlib.util.find_spec(package) is None:
@@ -329,6 +360,11 @@ PEERS: dict[str, Build] = {
     "openvino fp32": openvino,
     "nncf int8": nncf,
 }
+
+
+#: Side of the matrices whose product tells what the CPU can do.
+SIDE = 768
+LIMITS: dict[str, Build] = {"limit fp32": product, "limit int8": integer_product}
 
 
 # --------------------------------------------------------------------------- the race
@@ -411,16 +447,20 @@ def print_table(blocks: dict[str, list[Array]], logits_NK: dict[str, Array], arg
         f"{arguments.model}, batch {arguments.batch}, {arguments.image_size} px, {arguments.threads} threads, "
         f"{arguments.rounds} rounds; {', '.join(packages)}; {cpu.model} ({cpu.isa})"
     )
-    print(f"{'':32}{'p50 ms':>9}{REFERENCE + ' / it':>22}{'SQNR dB':>9}{'top-1':>8}")
-    for name, each in sorted(blocks.items(), key=lambda item: float(np.median(np.concatenate(item[1])))):
+    limits = {name.split()[-1]: SIDE**3 / milliseconds(blocks.pop(name)) for name in LIMITS if name in blocks}
+    print(", ".join(f"products of matrices in {kind}: {each / 1e6:.0f} GMAC/s" for kind, each in limits.items()))
+    macs = arguments.batch * macs_of(arguments)
+    print(f"{'':32}{'p50 ms':>9}{REFERENCE + ' / it':>22}{'SQNR dB':>9}{'top-1':>8}{'of limit':>10}")
+    for name, each in sorted(blocks.items(), key=lambda item: milliseconds(item[1])):
         sqnr = stats.sqnr_db(logits_NK[REFERENCE], logits_NK[name]) if name != REFERENCE else float("inf")
         print(
-            f"{name:32}{np.median(np.concatenate(each)):9.2f}{ratio(blocks[REFERENCE], each):>22}{sqnr:9.1f}"
+            f"{name:32}{milliseconds(each):9.2f}{ratio(blocks[REFERENCE], each):>22}{sqnr:9.1f}"
             f"{stats.agreement(logits_NK[REFERENCE], logits_NK[name]):8.1%}"
+            f"{macs / milliseconds(each) / limits[name.split()[-1]]:10.0%}"
         )
     for kind in (" int8", ""):
         ours, theirs = (
-            min(names, key=lambda name: float(np.median(np.concatenate(blocks[name]))), default="")
+            min(names, key=lambda name: milliseconds(blocks[name]), default="")
             for names in (
                 [name for name in blocks if name.endswith(kind) and name.startswith("bitsweep")],
                 [name for name in blocks if name.endswith(kind) and not name.startswith("bitsweep")],
@@ -428,6 +468,21 @@ def print_table(blocks: dict[str, list[Array]], logits_NK: dict[str, Array], arg
         )
         if ours and theirs:
             print(f"best{kind or ' of all'}: {ours} is {ratio(blocks[theirs], blocks[ours])} times as fast as {theirs}")
+
+
+def milliseconds(blocks: list[Array]) -> float:
+    """Median latency."""
+    return float(np.median(np.concatenate(blocks)))
+
+
+def macs_of(arguments: argparse.Namespace) -> int:
+    """Multiply-accumulates of one image."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network_of(arguments)(torch.zeros(1, 3, arguments.image_size, arguments.image_size))
+    return counter.get_total_flops() // 2
 
 
 def ratio(numerator: list[Array], denominator: list[Array]) -> str:

@@ -40,7 +40,7 @@ def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
                 for name in ("mobilenetv3-none-fp32-onnxruntime-digits", "mobilenetv3-ptq-fp16-onnxruntime-digits"):
                     page.get_by_text(name).first.wait_for(timeout=60_000)
                 # A chart for each metric, with the cells as its bars.
-                page.get_by_text("latency_p50_ms").first.wait_for(timeout=60_000)
+                page.get_by_text("agreement", exact=True).first.wait_for(timeout=60_000)
                 browser.close()
         finally:
             os.killpg(server.pid, signal.SIGTERM)

@@ -86,6 +86,20 @@ def test_what_diverges_is_not_recommended(report: SweepReport) -> None:
     assert "99.90 % of the test images" in text
 
 
+def test_engines_are_ranked_for_each_model(report: SweepReport) -> None:
+    first = report.rows[0]
+    others = [
+        dataclasses.replace(first, cell=first.cell | {"backend": name}, metrics=first.metrics | {"latency_p50_ms": ms})
+        for name, ms in (("slow", 90.0), ("quick", 0.01))
+    ]
+    wrong = dataclasses.replace(others[1], cell=first.cell | {"backend": "wrong"}, flags=("diverges",))
+    _, ranked, caution = recommendations(dataclasses.replace(report, rows=[*others, wrong]))
+    assert ranked == (
+        f"{first.cell['model']} on digits, engines from the fastest: quick in int8 (0.0100 ms), slow in int8 (90.0 ms)."
+    )
+    assert "mean little" in caution
+
+
 def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
     only = dataclasses.replace(report, rows=[report.rows[2]])
     assert "nothing can be recommended" in recommendations(only)[0]

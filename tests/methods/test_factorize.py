@@ -11,7 +11,7 @@ from torch import nn
 from bitsweep.artifacts import Compression, Splits
 from bitsweep.axes import FLOAT32, Precision, Scheme
 from bitsweep.errors import CompressionError, ConfigError
-from bitsweep.onnx_export import export_onnx
+from bitsweep.lowering.onnx import export_onnx
 from bitsweep.programs import load_program, logits_of, save_program
 from tests.methods.test_rounding import UNSIGNED, compressed, method, network, noise, scheme
 from tests.quantization.networks import SIZE, noise_splits

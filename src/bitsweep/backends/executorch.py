@@ -51,21 +51,21 @@ class ExecuTorch(Backend):
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, layers and most of what is between them delegated to XNNPACK."""
         self._require()
-        from bitsweep.executorch_export import export_executorch
+        from bitsweep.lowering.executorch import export_executorch
 
         export_executorch(program, folder / MODEL, max_batch=self.max_batch)
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Load the file, without what writes such files."""
         self._require()
-        from bitsweep.executorch_runtime import runner_of
+        from bitsweep.lowering.executorch_runtime import runner_of
 
         return runner_of(folder / MODEL, threads=threads)
 
     def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
         """What XNNPACK executed."""
         self._require()
-        from bitsweep.executorch_runtime import kernels_of
+        from bitsweep.lowering.executorch_runtime import kernels_of
 
         return kernels_of(folder / MODEL, images, threads=threads)
 

@@ -62,7 +62,7 @@ class Inductor(Backend):
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Compile the program, which takes ten seconds and more."""
-        from bitsweep.inductor_package import compile_package
+        from bitsweep.lowering.inductor import compile_package
 
         compile_package(program, folder / MODEL)
 
@@ -70,7 +70,7 @@ class Inductor(Backend):
         """Load the package, to run on as many threads as PyTorch is set to here."""
         import torch
 
-        from bitsweep.inductor_package import runner_of
+        from bitsweep.lowering.inductor import runner_of
 
         torch.set_num_threads(threads)
         return runner_of(folder / MODEL)
@@ -79,7 +79,7 @@ class Inductor(Backend):
         """What oneDNN ran; multiply-accumulates that are not among these were done by generated code, in float."""
         import torch
 
-        from bitsweep.inductor_package import kernels_of
+        from bitsweep.lowering.inductor import kernels_of
 
         torch.set_num_threads(threads)
         return kernels_of(folder / MODEL, images)

@@ -66,7 +66,7 @@ class OnnxRuntime(Backend):
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program as ONNX."""
-        from bitsweep.onnx_export import export_onnx
+        from bitsweep.lowering.onnx import export_onnx
 
         export_onnx(program, folder / MODEL)
 

@@ -66,7 +66,7 @@ class OpenVino(Backend):
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
-        from bitsweep.onnx_export import export_onnx
+        from bitsweep.lowering.onnx import export_onnx
 
         export_onnx(program, folder / MODEL)
         try:

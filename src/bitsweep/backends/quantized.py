@@ -60,9 +60,9 @@ class QuantizedKernels(Backend):
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Put kernels in the place of operations on codes, and write the graph as TorchScript."""
+        from bitsweep.lowering.quantized_kernels import lowered
+        from bitsweep.lowering.torchscript import save_script
         from bitsweep.programs import image_shape
-        from bitsweep.quantization.lowering import lowered
-        from bitsweep.torchscript import save_script
 
         self._choose_engine()
         try:
@@ -75,7 +75,7 @@ class QuantizedKernels(Backend):
         """Load the file, and pack its weights for this CPU."""
         import torch
 
-        from bitsweep.torchscript import load_script
+        from bitsweep.lowering.torchscript import load_script
 
         self._choose_engine()
         torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ class QuantizedKernels(Backend):
         """What ran, as PyTorch's dispatcher saw it."""
         import torch
 
-        from bitsweep.torchscript import executed
+        from bitsweep.lowering.torchscript import executed
 
         self._choose_engine()
         torch.set_num_threads(threads)

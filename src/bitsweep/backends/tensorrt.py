@@ -74,7 +74,7 @@ class TensorRt(Backend):
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Build the engine for the target, and note its kernels: the engine itself tells them on such a GPU only."""
-        from bitsweep.onnx_export import export_onnx
+        from bitsweep.lowering.onnx import export_onnx
 
         trt = self._library()
         listener = _listener(trt)
@@ -97,7 +97,7 @@ class TensorRt(Backend):
         import numpy as np
         from cuda.bindings import runtime as cuda
 
-        from bitsweep.onnx_export import INPUT, OUTPUT
+        from bitsweep.lowering.onnx import INPUT, OUTPUT
 
         trt = self._library()
         listener = _listener(trt)

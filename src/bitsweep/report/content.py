@@ -173,11 +173,42 @@ def recommendations(report: SweepReport) -> list[str]:
     for dataset in dict.fromkeys(row.cell["dataset"] for row in report.rows):
         rows = [row for row in report.measured if row.cell["dataset"] == dataset]
         paragraphs.append(f"{dataset}: {_recommend(rows)}")
+        paragraphs += _engines(dataset, rows)
     return paragraphs
 
 
+def _engines(dataset: str, rows: list[Row]) -> list[str]:
+    """For each model that several engines ran, these from the fastest to the slowest, each with its best cell."""
+    told = []
+    for model in dict.fromkeys(row.cell["model"] for row in rows):
+        sound = [
+            row for row in rows if row.cell["model"] == model and _is_sound(row) and "latency_p50_ms" in row.metrics
+        ]
+        best = max((row.metrics["top1"] for row in sound), default=0.0)
+        fastest: dict[str, Row] = {}
+        for row in sorted(sound, key=lambda row: row.metrics["latency_p50_ms"]):
+            if row.metrics["top1"] >= best - TOLERATED_LOSS:
+                fastest.setdefault(row.cell["backend"], row)
+        if len(fastest) > 1:
+            ranked = (
+                f"{engine} in {row.cell['precision']} ({row.metrics['latency_p50_ms']:#.3g} ms)"
+                for engine, row in fastest.items()
+            )
+            told.append(f"{model} on {dataset}, engines from the fastest: {', '.join(ranked)}.")
+    if told:
+        told.append(
+            "Each engine was timed against its own fp32, one engine after the other: between engines, "
+            "differences of a tenth mean little."
+        )
+    return told
+
+
+def _is_sound(row: Row) -> bool:
+    return "top1" in row.metrics and not DISQUALIFYING & set(row.flags)
+
+
 def _recommend(rows: list[Row]) -> str:
-    sound = [row for row in rows if "top1" in row.metrics and not DISQUALIFYING & set(row.flags)]
+    sound = [row for row in rows if _is_sound(row)]
     if not sound:
         return "nothing can be recommended, because no cell has an accuracy that can be believed."
     best = max(row.metrics["top1"] for row in sound)

@@ -7,7 +7,7 @@ from torch._inductor import config as inductor_config
 
 from bitsweep.axes import Grid, Scheme
 from bitsweep.errors import CompressionError
-from bitsweep.inductor_package import compile_package, for_integer_kernels
+from bitsweep.lowering.inductor import compile_package, for_integer_kernels
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
 from bitsweep.quantization import graphs

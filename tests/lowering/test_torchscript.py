@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bitsweep.errors import DataError, StoreError
+from bitsweep.lowering.torchscript import executed, load_script, save_script
 from bitsweep.quantization.graphs import export
-from bitsweep.torchscript import executed, load_script, save_script
 
 IMAGES = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
 
@@ -77,7 +77,7 @@ def test_a_broken_file_is_named(path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_running_a_file_imports_no_compiler(path: Path) -> None:
     program = (
-        "import json, sys; from pathlib import Path; from bitsweep.torchscript import load_script\n"
+        "import json, sys; from pathlib import Path; from bitsweep.lowering.torchscript import load_script\n"
         f"load_script(Path({str(path)!r}))\n"
         "print(json.dumps(sorted({'torchao', 'torchvision', 'onnx'} & set(sys.modules))))"
     )

@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 
 from bitsweep.axes import Grid
 from bitsweep.errors import CompressionError
+from bitsweep.lowering.quantized_kernels import lowered
 from bitsweep.quantization import dynamic, graphs, ranges
 from bitsweep.quantization.biases import store_biases
-from bitsweep.quantization.lowering import lowered
 from bitsweep.quantization.quantizer import quantize_activations
 from bitsweep.quantization.weights import nearest_codes, round_weights, store_codes
 from tests.quantization.networks import SIZE, images, mixed

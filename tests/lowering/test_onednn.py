@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bitsweep import onednn
+from bitsweep.lowering import onednn
 
 NETWORK = torch.nn.Sequential(
     torch.nn.Conv2d(4, 8, 3, stride=2, groups=2), torch.nn.ReLU(), torch.nn.ConvTranspose2d(8, 6, 2, groups=2)

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Runner
 from bitsweep.errors import DataError, StoreError
+from bitsweep.quantization.graphs import set_attribute
 
 aten, quantized = torch.ops.aten, torch.ops.quantized
 #: Kernels with packed weights -> what unpacks these.
@@ -48,9 +49,9 @@ def save_script(graph: GraphModule, path: Path, *, image_shape: tuple[int, ...])
     (output,) = plain.graph.find_nodes(op="output")
     output.args = tuple(output.all_input_nodes)
     plain.recompile()
-    for value in (*plain.parameters(), *plain.buffers()):
+    for path_inside, value in (*plain.named_parameters(), *plain.named_buffers()):
         if value.ndim == 4:
-            value.data = value.contiguous(memory_format=LAYOUT)
+            set_attribute(plain, path_inside, value.contiguous(memory_format=LAYOUT))
     images = torch.zeros(2, *image_shape).contiguous(memory_format=LAYOUT)
     with torch.no_grad(), _without_advice():
         script = torch.jit.trace(plain, (images,), check_trace=False)  # type: ignore[no-untyped-call]

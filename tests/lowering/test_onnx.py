@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch.nn import functional
 
 from bitsweep.errors import CompressionError
-from bitsweep.onnx_export import averaging_matrix, export_onnx
+from bitsweep.lowering.onnx import averaging_matrix, export_onnx
 from bitsweep.quantization.weights import quantized
 
 GENERATOR = np.random.default_rng(0)

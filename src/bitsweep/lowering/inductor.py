@@ -16,10 +16,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from bitsweep import onednn, programs
+from bitsweep import programs
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Runner
 from bitsweep.errors import CompressionError, DataError, StoreError
+from bitsweep.lowering import onednn
 from bitsweep.programs import image_shape
 from bitsweep.quantization.graphs import arguments, attribute, drop_unread, reads_attribute, set_attribute
 from bitsweep.quantization.weights import quantized
