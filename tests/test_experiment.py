@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -46,6 +47,15 @@ def test_a_method_that_compresses_floats_has_fp32_cells_of_its_own() -> None:
     assert factorized.key != cell(precision="fp32").key
     assert factorized.twin == cell(precision="fp32")
     assert factorized.twin.twin == factorized.twin
+
+
+def test_data_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
+    keys = []
+    for name in ("here.npz", "there.npz"):
+        images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.int64)
+        np.savez(tmp_path / name, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        keys.append(cell(dataset="npz", dataset__root=str(tmp_path / name)).dataset_key)
+    assert keys[0] == keys[1]
 
 
 def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None:

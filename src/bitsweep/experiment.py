@@ -20,6 +20,8 @@ from bitsweep.methods.none import NoCompression
 
 FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
+#: Knobs of data sets that say where files lie, and not what is in them.
+PLACES = ("root", "folder")
 #: Config group -> what its choices are.
 AXES: dict[str, type] = {
     "model": Model,
@@ -169,7 +171,8 @@ class Cell:
 @functools.cache
 def _dataset_key(dataset: Dataset) -> str:
     code = fingerprint.code("bitsweep.splits", type(dataset).__module__)
-    return fingerprint.digest("dataset", fingerprint.settings(dataset), _source(dataset), code)
+    chosen = {knob: value for knob, value in fingerprint.settings(dataset).items() if knob not in PLACES}
+    return fingerprint.digest("dataset", chosen, _source(dataset), code)
 
 
 @functools.cache
