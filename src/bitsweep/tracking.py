@@ -82,6 +82,7 @@ class Tracker:
         self._store = store
         self.uri: str = mlflow.get_tracking_uri()
         with self._explained():
+            _create_database(self.uri)
             self.client: MlflowClient = mlflow.MlflowClient()
             found = self.client.get_experiment_by_name(EXPERIMENT)
             self.experiment_id: str = found.experiment_id if found else self.client.create_experiment(EXPERIMENT)
@@ -428,6 +429,29 @@ class Tracker:
     def _read_json(self, run_id: str, name: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             return json.loads(Path(self.client.download_artifacts(run_id, name, folder)).read_text())
+
+
+def _create_database(uri: str) -> None:
+    """Make the SQLite file of a tracking store where there is none, whole or not at all.
+
+    MLflow makes one in dozens of steps, and cannot go on where it was killed in between.
+    """
+    import psutil
+    from mlflow import MlflowClient
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database if uri.startswith("sqlite:") else None
+    if not name or name == ":memory:" or Path(name).exists():
+        return
+    file = Path(name)
+    for left in file.parent.glob(f"{file.name}.*.partial*"):  # and SQLite's journal of it
+        if not psutil.pid_exists(int(left.name.removeprefix(f"{file.name}.").partition(".")[0])):
+            left.unlink(missing_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):  # another process was first
+        os.link(partial, file)
+    partial.unlink()
 
 
 def _row(entry: Entry, run: "Run | None") -> Row:
