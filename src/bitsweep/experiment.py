@@ -101,7 +101,7 @@ class Cell:
         return fingerprint.digest(
             "baseline", self.dataset_key, fingerprint.settings(replace(self.model, weights=_weights(self.model))),
             fingerprint.settings(self.train), self.seed,
-            fingerprint.code("bitsweep.train", type(self.model).__module__),
+            fingerprint.code("bitsweep.training.baseline", type(self.model).__module__),
             _versions("torch", "torchvision", self.model.package),
         )  # fmt: skip
 
