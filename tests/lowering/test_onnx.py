@@ -159,6 +159,60 @@ def test_biases_are_codes_or_the_values_that_these_mean(codes: bool, tmp_path: P
     np.testing.assert_array_equal(_run(tmp_path / "model.onnx", images)[0], [4.5, -17497, 3, 19, 7])
 
 
+class Padded(torch.nn.Module):
+    """A strided convolution behind a padding, in floats or with a pair before and after the padding."""
+
+    def __init__(self, pad: tuple[int, ...], value: float = 0.0, mode: str = "constant") -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3 + (len(pad) == 6), 4, 3, stride=2, padding=(1, 0))
+        self.pad, self.value, self.mode = pad, value, mode
+        self.scales: tuple[float, ...] = ()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.rounded(images, 0)
+        x = self.rounded(functional.pad(x, self.pad, self.mode, self.value), 1)
+        return self.convolution(x).flatten(1)
+
+    def rounded(self, x: torch.Tensor, place: int) -> torch.Tensor:
+        if not self.scales:
+            return x
+        grid = self.scales[place], 100, 0, 255, torch.uint8
+        return quantized.dequantize_per_tensor(quantized.quantize_per_tensor(x, *grid), *grid)
+
+
+@pytest.mark.parametrize(
+    ("pad", "scales", "paddings"),
+    [
+        ((0, 1, 0, 1), (), 0),
+        ((1, 2, 0, 1), (0.03, 0.03), 0),
+        ((0, 1, 0, 1), (0.03, 0.047), 1),
+        ((0, 1, 0, -1), (), 1),
+        ((0, 0, 0, 1, 0, 1), (), 1),
+    ],
+    ids=["floats", "codes", "other codes", "cropped", "channels"],
+)
+def test_convolutions_pad_by_themselves(
+    pad: tuple[int, ...], scales: tuple[float, ...], paddings: int, tmp_path: Path
+) -> None:
+    """Zeros that are put around what they read, wherever that changes nothing."""
+    network = Padded(pad)
+    network.scales = scales
+    _assert_pads(network, paddings, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("mode", "value"), [("constant", 1.0), ("reflect", 0.0)])
+def test_what_is_not_zeros_is_padded_before_the_convolution(mode: str, value: float, tmp_path: Path) -> None:
+    _assert_pads(Padded((0, 1, 0, 1), value, mode), 1, tmp_path / "model.onnx")
+
+
+def _assert_pads(network: torch.nn.Module, paddings: int, path: Path) -> None:
+    images = GENERATOR.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    model = _export(network, images, path)
+    assert sum(node.op_type == "Pad" for node in model.graph.node) == paddings
+    expected = network(torch.from_numpy(images)).detach().numpy()
+    np.testing.assert_allclose(_run(path, images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match="bessel_j0"):
         _export(Apply(torch.special.bessel_j0), np.ones((2, 3, 4, 4), np.float32), tmp_path / "model.onnx")

@@ -66,6 +66,7 @@ def export_onnx(program: ExportedProgram, path: Path, *, codes_of_biases: bool =
     else:
         _dequantize_biases(model)
     _rectify_codes(model.graph)
+    _pad_in_convolutions(model.graph)
     _strip(model)
     ir.save(model, path)
 
@@ -115,6 +116,59 @@ def _rectify_codes(graph: ir.Graph) -> None:
         graph.insert_after(quantize, rectified)
         for reader, index in [use for use in codes.uses() if use.node is not rectified]:
             reader.replace_input_with(index, rectified.outputs[0])
+
+
+def _pad_in_convolutions(graph: ir.Graph) -> None:
+    """Let every convolution pad by itself what zeros are put around just before it: engines pad codes as floats.
+
+    A pair in between changes nothing where the padded values come from the same grid, since 0 has a code on every grid.
+    """
+    for convolution in [node for node in graph if node.op_type == "Conv"]:
+        values = convolution.inputs[0]
+        pad = _made_by(values, "Pad") or _made_by(values, "DequantizeLinear", "QuantizeLinear", "Pad")
+        if pad is None or convolution.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            continue
+        padded, zeros = pad.inputs[0], _zeros_around(pad)
+        between = _made_by(values, "DequantizeLinear")
+        if zeros is None or not (between is None or _same_grid(between, _made_by(padded, "DequantizeLinear"))):
+            continue
+        own = convolution.attributes.get_ints("pads", [0] * len(zeros))
+        convolution.attributes["pads"] = ir.AttrInt64s("pads", [sum(each) for each in zip(own, zeros, strict=True)])
+        convolution.replace_input_with(0, padded)
+
+
+def _zeros_around(pad: ir.Node) -> list[int] | None:
+    """How many zeros a padding puts before, then after, each dimension of space; None if it does anything else."""
+    _, sizes, fill, axes = (*pad.inputs, None, None)[:4]
+    if pad.attributes.get_string("mode", "constant") != "constant" or axes is not None:
+        return None
+    if fill is not None and (fill.const_value is None or fill.const_value.numpy().any()):
+        return None
+    if sizes is None or sizes.const_value is None:
+        return None
+    before, after = np.split(sizes.const_value.numpy(), 2)
+    if min(*before, *after) < 0 or any((*before[:2], *after[:2])):
+        return None
+    return [int(size) for size in (*before[2:], *after[2:])]
+
+
+def _made_by(value: ir.Value | None, *operations: str) -> ir.Node | None:
+    """The node that a value comes from through the given operations, the nearest first."""
+    node = None
+    for operation in operations:
+        node = None if value is None else value.producer()
+        if node is None or node.op_type != operation:
+            return None
+        value = node.inputs[0]
+    return node
+
+
+def _same_grid(one: ir.Node, other: ir.Node | None) -> bool:
+    """Whether two nodes dequantize codes of the same type with the same scale and zero point."""
+    if other is None or len(one.inputs) != len(other.inputs):
+        return False
+    pairs = [(a.const_value, b.const_value) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True) if a and b]
+    return all(a and b and a.dtype == b.dtype and (a.numpy() == b.numpy()).all() for a, b in pairs)
 
 
 def _strip(model: ir.Model) -> None:
