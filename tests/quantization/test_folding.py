@@ -4,7 +4,7 @@ from torch import nn
 
 from bitsweep.errors import CompressionError
 from bitsweep.quantization import graphs
-from bitsweep.quantization.folding import affine_of_norm, fold_batch_norm, fold_weights
+from bitsweep.quantization.folding import affine_of_norm, fold_batch_norm, fold_hard_sigmoid, fold_weights
 
 
 def lively(network: nn.Module) -> nn.Module:
@@ -89,3 +89,31 @@ def test_statistics_of_the_batch_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     with pytest.raises(CompressionError, match="set track_running_stats=True"):
         fold_batch_norm(graphs.trace(network, image_size=8))
+
+
+class Gates(nn.Module):
+    """A hard-sigmoid that alone reads a layer, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = 9 * nn.functional.hardsigmoid(self.first(3 * images))
+        y = self.second(x)
+        return (y * nn.functional.hardsigmoid(y)).flatten(1)
+
+
+@torch.no_grad()
+def test_what_is_left_of_a_hard_sigmoid_after_a_layer_is_a_clamp() -> None:
+    torch.manual_seed(0)
+    network, images = Gates().eval(), torch.randn(3, 3, 8, 8)
+    expected = network(images)
+    graph = graphs.trace(network, image_size=8)
+    fold_hard_sigmoid(graph)
+    torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
+    gates = [node for node in graph.graph.nodes if "hard" in str(node.target)]
+    assert [str(gate.target) for gate in gates] == ["aten.hardtanh.default", "aten.hardsigmoid.default"]
+    assert gates[0].args[1:] == (0, 1)
+    clamped = graphs.attribute(graph, gates[0].args[0].args[1])
+    torch.testing.assert_close(clamped, network.first.weight / 6)

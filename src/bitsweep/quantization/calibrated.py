@@ -28,7 +28,7 @@ class Prepared:
     """A float network before its weights are put on a grid.
 
     Attributes:
-        graph: without batch normalisation.
+        graph: without batch normalisation, and without hard-sigmoids after layers.
         batches: calibration images, float32 [N, 3, H, W].
         normalized: paths of the weights that a normalisation was folded into.
     """
@@ -133,7 +133,7 @@ class QuantizingMethod(Method):
         """
         from bitsweep.quantization import graphs
         from bitsweep.quantization.equalization import absorb_high_biases, equalize
-        from bitsweep.quantization.folding import fold_batch_norm
+        from bitsweep.quantization.folding import fold_batch_norm, fold_hard_sigmoid
 
         graph = graphs.trace(model, image_size=image_size)
         normalized = tuple(fold_batch_norm(graph))
@@ -142,6 +142,7 @@ class QuantizingMethod(Method):
             equalize(graph)
         if self.absorb_bias:
             absorb_high_biases(graph, batches)
+        fold_hard_sigmoid(graph)
         return Prepared(graph=graph, batches=batches, normalized=normalized)
 
     def finished(

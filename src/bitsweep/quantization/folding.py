@@ -1,10 +1,10 @@
-"""Batch normalisation folded into the convolution or linear layer before it.
+"""Batch normalisation and gates folded into the convolution or linear layer before them.
 
 In evaluation mode the normalisation is an affine map of each channel. With the weights W and the bias b before it,
 
     W' = W gamma / sqrt(v + eps),    b' = beta + (b - mu) gamma / sqrt(v + eps)
 
-compute the same.
+compute the same. So does a hard-sigmoid, min(1, max(0, x / 6 + 1/2)): what is left of it is a clamp.
 
 Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (arXiv 1712.05877), section 3.2.
@@ -80,6 +80,21 @@ def fold_batch_norm(graph: GraphModule) -> list[str]:
     drop_unread(graph)
     graph.recompile()
     return folded
+
+
+def fold_hard_sigmoid(graph: GraphModule) -> None:
+    """Fold, in place, slope and offset of every hard-sigmoid that alone reads a layer; a clamp to 0 and 1 stays.
+
+    Engines clamp in the kernel of the layer, and have none that computes a hard-sigmoid on codes.
+    """
+    for gate in graph.graph.find_nodes(op="call_function", target=aten.hardsigmoid.default):
+        (layer,) = gate.args
+        if _owns_its_parameters(layer):
+            channels = len(attribute(graph, layer.args[1]))
+            slope, offset = torch.tensor([1 / 6, 1 / 2], dtype=torch.float64)
+            _fold_into(graph, layer, slope.expand(channels), offset.expand(channels))
+            gate.target, gate.args = aten.hardtanh.default, (layer, 0.0, 1.0)
+    graph.recompile()
 
 
 def _owns_its_parameters(node: Node) -> bool:
