@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
@@ -13,8 +14,10 @@ from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import MissingPackage
+from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
 from bitsweep.saturation import largest_products
+from tests.quantization.networks import noise_splits
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = OnnxRuntime(name="onnxruntime")
@@ -82,6 +85,43 @@ def test_an_int8_network_runs_on_integers_from_end_to_end(int8_artifact: Path, i
     kernels = BACKEND.kernels(int8_artifact, images, threads=1)
     assert {kernel.op for kernel in kernels if kernel.macs} == {"QLinearConv", "QGemm"}
     assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]
+
+
+class Gated(torch.nn.Module):
+    """An inverted residual block as MobileNetV3 and EfficientNet have it, padded on one side."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], gate: str) -> None:
+        super().__init__()
+        self.function, self.gate = function, getattr(torch.nn.functional, gate)
+        self.stem, self.depthwise = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.squeeze, self.expand = torch.nn.Conv2d(8, 4, 1), torch.nn.Conv2d(4, 8, 1)
+        self.project, self.head = torch.nn.Conv2d(8, 8, 1), torch.nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.function(self.stem(torch.nn.functional.pad(images, (0, 1, 0, 1))))
+        y = self.function(self.depthwise(x))
+        pooled = torch.nn.functional.adaptive_avg_pool2d(y, 1)
+        x = x + self.project(y * self.gate(self.expand(torch.relu(self.squeeze(pooled)))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "gate"),
+    [("hardswish", "hardsigmoid"), ("silu", "sigmoid"), ("relu6", "hardsigmoid")],
+)
+@pytest.mark.parametrize("activations", [ACTIVATIONS, SIGNED], ids=str)
+def test_gated_blocks_run_on_integers_from_end_to_end(
+    function: str, gate: str, activations: Grid, images: np.ndarray, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = Gated(getattr(torch.nn.functional, function), gate)
+    scheme = BACKEND.scheme(Precision(name="any", weights=WEIGHTS, activations=activations), current_cpu())
+    method = PostTrainingQuantization(name="ptq", calibration_images=32)
+    program = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0).program
+    BACKEND.lower(program, tmp_path)
+    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]
+    assert stats.sqnr_db(logits_of(program, [images]), BACKEND.load(tmp_path, threads=1)(images)) > 30
 
 
 def test_without_fused_kernels_it_computes_the_reference(

@@ -38,7 +38,10 @@ def _export(network: torch.nn.Module, images: np.ndarray, path: Path, **options:
 
 
 def _run(path: Path, images: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Else signed codes become unsigned ones on x86, and at the end of a network it gets their type wrong.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(["logits"], {"images": images})[0]
 
 
@@ -211,6 +214,62 @@ def _assert_pads(network: torch.nn.Module, paddings: int, path: Path) -> None:
     assert sum(node.op_type == "Pad" for node in model.graph.node) == paddings
     expected = network(torch.from_numpy(images)).detach().numpy()
     np.testing.assert_allclose(_run(path, images), expected, rtol=1e-4, atol=1e-5)
+
+
+class Function(torch.nn.Module):
+    """A function of images that are rounded to codes of a scale and zero point, whose result is rounded too."""
+
+    def __init__(self, function, *, scale: float, zero_point: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.function, self.dtype = function, dtype
+        self.grid = scale, zero_point, torch.iinfo(dtype).min, torch.iinfo(dtype).max, dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = quantized.dequantize_per_tensor(quantized.quantize_per_tensor(images, *self.grid), *self.grid)
+        y = self.function(x)
+        return quantized.dequantize_per_tensor(quantized.quantize_per_tensor(y, *self.grid), *self.grid).flatten(1)
+
+
+@pytest.mark.parametrize(("function", "gate"), [(functional.hardswish, "Add"), (functional.silu, "Sigmoid")])
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "dtype"),
+    [(0.05, 100, torch.uint8), (0.01, 100, torch.uint8), (0.05, -30, torch.int8), (0.004, 0, torch.int8)],
+)
+def test_gates_as_codes(function, gate: str, scale: float, zero_point: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Rounding the gate adds at most half a code of it, times x, to what rounding the result does."""
+    network = Function(function, scale=scale, zero_point=zero_point, dtype=dtype)
+    images = 8 * GENERATOR.standard_normal((2, 3, 16, 16)).astype(np.float32)
+    expected = network(torch.from_numpy(images)).numpy()
+    model = _export(network, images, tmp_path / "model.onnx", codes_of_gates=True)
+    operations = Counter(node.op_type for node in model.graph.node)
+    assert (operations[gate], operations["Mul"], operations["QuantizeLinear"]) == (1, 1, 3)
+    found = _run(tmp_path / "model.onnx", images)
+    assert np.abs(found - expected).max() <= 3 / 255 + 1.001 * scale
+    assert (found == expected).mean() > 0.8
+
+
+@pytest.mark.parametrize(("function", "operations"), [("hardswish", ["HardSwish"]), ("silu", ["Sigmoid", "Mul"])])
+def test_gates_of_floats_stay_floats(function: str, operations: list[str], tmp_path: Path) -> None:
+    images = GENERATOR.standard_normal((2, 3, 4, 4)).astype(np.float32)
+    network = Apply(getattr(functional, function))
+    model = _export(network, images, tmp_path / "model.onnx", codes_of_gates=True)
+    assert [node.op_type for node in model.graph.node] == operations
+    np.testing.assert_allclose(
+        _run(tmp_path / "model.onnx", images), network(torch.from_numpy(images)).numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("highest", [6.0, 6.35, 9.0])
+def test_clamps_from_0_of_signed_codes_work_on_the_codes(highest: float, tmp_path: Path) -> None:
+    """Unless codes go beyond the clamp; the scale is 0.05, so that they end at 6.35."""
+    network = Function(lambda x: x, scale=0.05, zero_point=0, dtype=torch.int8)
+    clamped = Apply(lambda images: network(functional.hardtanh(images, 0.0, highest)))
+    rectified = highest >= 6.35
+    images = 4 * GENERATOR.standard_normal((2, 3, 16, 16)).astype(np.float32)
+    model = _export(clamped, images, tmp_path / "model.onnx")
+    operations = [node.op_type for node in model.graph.node]
+    assert operations[:2] == (["QuantizeLinear", "Relu"] if rectified else ["Clip", "QuantizeLinear"])
+    np.testing.assert_array_equal(_run(tmp_path / "model.onnx", images), clamped(torch.from_numpy(images)).numpy())
 
 
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class OnnxRuntime(Backend):
         """Write the program as ONNX."""
         from bitsweep.lowering.onnx import export_onnx
 
-        export_onnx(program, folder / MODEL)
+        export_onnx(program, folder / MODEL, codes_of_gates=True)
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Open a session of that many threads, of which none spins between runs."""

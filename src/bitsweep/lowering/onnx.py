@@ -4,6 +4,7 @@ The file holds codes as codes and half-precision parameters as such.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ INPUT, OUTPUT = "images", "logits"
 aten = torch.ops.aten
 
 
-def export_onnx(program: ExportedProgram, path: Path, *, codes_of_biases: bool = True) -> None:
+def export_onnx(
+    program: ExportedProgram, path: Path, *, codes_of_biases: bool = True, codes_of_gates: bool = False
+) -> None:
     """Write a program to one ONNX file with a dynamic batch; the same program gives the same bytes.
 
     The graph maps ``images``, float32 [batch, 3, H, W], to ``logits``, float32 [batch, K].
 
     Args:
         codes_of_biases: whether biases that are 32-bit codes stay codes; else the values that these mean are written.
+        codes_of_gates: whether hard-swish and SiLU of 8-bit codes are written as products of two tensors of codes, for
+            engines without a kernel for these functions.
 
     Raises:
         CompressionError: ONNX cannot express an operation of the program.
@@ -51,6 +56,7 @@ def export_onnx(program: ExportedProgram, path: Path, *, codes_of_biases: bool =
                 quantized.choose_qparams.tensor: choose_qparams,
                 quantized.quantize_per_tensor.tensor: quantize_at_run_time,
                 quantized.dequantize_per_tensor.tensor: dequantize_at_run_time,
+                **({aten.hardswish.default: hard_swish, aten.silu.default: silu} if codes_of_gates else {}),
             },
             optimize=False,
             verbose=False,
@@ -99,13 +105,16 @@ def _biases(model: ir.Model) -> list[tuple[ir.Node, Array]]:
 def _rectify_codes(graph: ir.Graph) -> None:
     """Let every ReLU before signed codes work on the codes, in which 0 is 0: max(0, Q(x)) = Q(max(0, x)).
 
-    Engines fuse a layer with what quantizes its output. A ReLU in between they drop only where clamping codes at 0 does
-    the same, which is so for unsigned codes; else the layer would be computed in float.
+    So does a clamp from 0 to what no code exceeds. Engines fuse a layer with what quantizes its output. A ReLU in
+    between they drop only where clamping codes at 0 does the same, which is so for unsigned codes; else the layer would
+    be computed in float.
     """
     for quantize in [node for node in graph if node.op_type == "QuantizeLinear"]:
-        values, _, zero_point = quantize.inputs
-        relu = None if values is None else values.producer()
-        if relu is None or relu.op_type != "Relu" or zero_point is None or zero_point.const_value is None:
+        values, scale, zero_point = quantize.inputs
+        relu = _made_by(values, "Relu") or _made_by(values, "Clip")
+        if relu is None or zero_point is None or zero_point.const_value is None:
+            continue
+        if relu.op_type == "Clip" and not _clamps_codes_at_zero_only(relu, scale):
             continue
         if zero_point.const_value.dtype != ir.DataType.INT8 or zero_point.const_value.numpy().any():
             continue
@@ -116,6 +125,15 @@ def _rectify_codes(graph: ir.Graph) -> None:
         graph.insert_after(quantize, rectified)
         for reader, index in [use for use in codes.uses() if use.node is not rectified]:
             reader.replace_input_with(index, rectified.outputs[0])
+
+
+def _clamps_codes_at_zero_only(clip: ir.Node, scale: ir.Value | None) -> bool:
+    """Whether a clamp starts at 0, and ends where signed codes of a byte of that scale end, or beyond."""
+    lo, hi, unit = (None if value is None else value.const_value for value in (*clip.inputs[1:3], scale))
+    if lo is None or hi is None or unit is None:
+        return False
+    largest = np.iinfo(np.int8).max * unit.numpy()
+    return not lo.numpy().any() and bool(hi.numpy() >= largest * (1 - 1e-6))
 
 
 def _pad_in_convolutions(graph: ir.Graph) -> None:
@@ -249,6 +267,49 @@ def linear(values: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
+def hard_swish(values: Any) -> Any:
+    """Hard-swish, x min(1, max(0, x / 6 + 1/2)); of 8-bit codes as a product of codes.
+
+    The gate is an addition on codes: those of x, whose scale is a sixth there, and 1/2. It is clamped where codes end.
+    """
+    if (given := _coded(values)) is None:
+        return op.HardSwish(values)
+    codes, scale, zero_point = given
+    one, zero = np.ones_like(zero_point), np.zeros_like(zero_point)
+    sixth = op.DequantizeLinear(codes, _constant(scale / np.float32(6)), _constant(zero_point))
+    gate = op.Add(sixth, op.DequantizeLinear(_constant(one), _constant(np.float32(0.5)), _constant(zero)))
+    return op.Mul(values, _gate_as_codes(gate, lambda x: min(1.0, max(0.0, x / 6 + 0.5)), scale, zero_point))
+
+
+def silu(values: Any) -> Any:
+    """SiLU, x / (1 + exp(-x)); of 8-bit codes as a product of codes."""
+    gate = op.Sigmoid(values)
+    if (given := _coded(values)) is not None:
+        gate = _gate_as_codes(gate, lambda x: 1 / (1 + math.exp(-x)), *given[1:])
+    return op.Mul(values, gate)
+
+
+def _coded(values: Any) -> tuple[Any, Array, Array] | None:
+    """Codes, scale and zero point that a value is dequantized from, if they are 8-bit codes on one known grid."""
+    dequantize = values.producer()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return None
+    codes, *grid = dequantize.inputs
+    scale, zero_point = map(ir.convenience.get_const_tensor, grid)
+    if scale is None or zero_point is None or zero_point.dtype not in {ir.DataType.UINT8, ir.DataType.INT8}:
+        return None
+    return codes, scale.numpy(), zero_point.numpy()
+
+
+def _gate_as_codes(gate: Any, function: Callable[[float], float], scale: Array, zero_point: Array) -> Any:
+    """A gate through codes of its own, from 0 to what a rising function yields for the largest value that is gated."""
+    ends = np.iinfo(zero_point.dtype)
+    largest = function(float(scale) * (ends.max - int(zero_point)))
+    unit = _constant(np.float32(largest / (ends.max - ends.min)))
+    zero = _constant(np.array(ends.min, zero_point.dtype))
+    return op.DequantizeLinear(op.QuantizeLinear(gate, unit, zero), unit, zero)
+
+
 def choose_qparams(values: Any, *limits: Any) -> Any:
     """Scale and zero point of u8 codes that hold all values of a batch."""
     _, scale, zero_point = op.DynamicQuantizeLinear(values)
@@ -274,8 +335,8 @@ def _quantized_at_run_time(values: Any) -> tuple[Any, ...]:
     return dequantize.inputs if source is not None and source.op_type == "DynamicQuantizeLinear" else (None,) * 3
 
 
-def _constant(values: Array) -> Any:
-    return op.Constant(value=ir.serde.serialize_tensor(ir.tensor(np.ascontiguousarray(values))))
+def _constant(values: Array | np.float32) -> Any:
+    return op.Constant(value=ir.serde.serialize_tensor(ir.tensor(np.asarray(values, order="C"))))
 
 
 def _widens_half(node: ir.Node) -> bool:
