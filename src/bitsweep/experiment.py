@@ -237,6 +237,8 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
         return ConfigError(f"{key}: no such key; {hint}")
     if first["type"].startswith("missing"):
         return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
+    if not location:  # keys that do not go together name themselves
+        return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
     # A value that fits no member of a union has an error for each of them.
     alike = [each["msg"] for each in error.errors() if each["input"] == first["input"]]
     messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]
