@@ -384,8 +384,8 @@ class Backend(ABC):
         package, extra: distribution that the engine comes in, and the extra of this project that installs it.
         timed: whether its latency means anything; False for simulations.
         portable: whether an artifact runs on other CPUs too; False for machine code.
-        runner, runner_needs: program of ``runners/`` that runs the artifact by itself, and the packages that it needs;
-            empty where there is nothing to deploy.
+        runner, runner_needs: program of ``runners/`` that runs the artifact without this project, and the packages that
+            it imports; empty where there is nothing to deploy.
     """
 
     name: Name

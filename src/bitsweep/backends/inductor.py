@@ -32,6 +32,8 @@ class Inductor(Backend):
     """Machine code for the CPU that it is compiled on, in one package that takes any batch and is loaded as it is."""
 
     portable: ClassVar[bool] = False
+    runner: ClassVar[str] = "inductor"
+    runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply unsigned activations by weights around 0; parameters are folded into float32."""

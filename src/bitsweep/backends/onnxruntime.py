@@ -49,7 +49,7 @@ class OnnxRuntime(Backend):
 
     package: ClassVar[str] = "onnxruntime"
     runner: ClassVar[str] = "onnxruntime"
-    runner_needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "numpy", "pillow")
+    runner_needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     optimization: Literal["all", "basic", "none"] = "all"
 

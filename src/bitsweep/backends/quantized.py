@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import (
@@ -34,6 +34,9 @@ class QuantizedKernels(Backend):
         engine: who multiplies: ``fbgemm`` and ``onednn`` on x86, ``qnnpack`` on ARM too. Additions and functions of
             activations are PyTorch's own.
     """
+
+    runner: ClassVar[str] = "torchscript"
+    runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
     engine: Literal["fbgemm", "onednn", "qnnpack"]
 

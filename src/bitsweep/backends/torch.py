@@ -72,6 +72,8 @@ class TorchEager(Eager):
     """What a network runs on when nothing is done about deployment: float kernels, channels last."""
 
     channels_last: ClassVar[bool] = True
+    runner: ClassVar[str] = "torch_export"
+    runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer codes would be computed in float: that is the reference, whose latency means nothing."""
