@@ -73,6 +73,12 @@ class Cell:
         return shlex.join(["python", "run.py", *self.overrides, *(["hydra.mode=RUN"] if named else [])])
 
     @property
+    def device(self) -> str:
+        """Model of the processor that its engine runs on; empty where that is a GPU and there is none."""
+        processor = current_gpu() if self.backend.on_gpu else current_cpu()
+        return processor.model if processor else ""
+
+    @property
     def twin(self) -> "Cell":
         """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
         return self._uncompressed if self._compresses else self
@@ -117,11 +123,11 @@ class Cell:
     @functools.cached_property
     def artifact_key(self) -> str:
         """Key of the file that the engine loads."""
-        cpu = current_cpu()
+        cpu, gpu = current_cpu(), current_gpu() if self.backend.on_gpu else None
         return fingerprint.digest(
             "artifact", self.compressed_key, fingerprint.settings(self.backend),
             fingerprint.code(type(self.backend).__module__), _versions("torch", "onnxscript", self.backend.package),
-            [] if self.backend.portable else [cpu.model, cpu.isa],
+            [] if self.backend.portable else [cpu.model, cpu.isa, gpu.architecture if gpu else ""],
         )  # fmt: skip
 
     @functools.cached_property
