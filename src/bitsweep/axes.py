@@ -183,6 +183,10 @@ class Recipe:
             turns averaging off.
         patience: epochs without a lower validation loss before stopping early.
         device: where to train; ``auto`` takes a GPU when there is one.
+        devices: GPUs, or processes on the CPU, that share every batch; what is learned is the same but for rounding
+            and dropout.
+        autocast: half-precision type of the arithmetic; ``auto`` is bfloat16 on a GPU that computes it, else none.
+        compile: whether PyTorch compiles the network, which takes a minute and pays on a GPU; ``auto`` does it there.
     """
 
     name: Name
@@ -205,6 +209,13 @@ class Recipe:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Count = 1
+    autocast: Literal["auto", "none", "float16", "bfloat16"] = "none"
+    compile: Literal["auto", "always", "never"] = "never"
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.devices:
+            raise ValueError(f"devices={self.devices}: must divide batch_size={self.batch_size}")
 
 
 # --------------------------------------------------------------------------- to how many bits, computed by what

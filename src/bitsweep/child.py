@@ -6,6 +6,7 @@ fraction of a second, with no thread pool of another engine in it.
 
 import contextlib
 import errno
+import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -14,8 +15,10 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +26,8 @@ from typing import Any, TextIO
 from bitsweep.errors import BitsweepError, CellFailed, ran_out_of_memory
 
 _TEARDOWN_S = 10
+#: Seconds in which the processes that work together are expected to see that one of them has failed.
+_COMPANION_S = 1
 _SIGNAL_MEANING = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "aborted",
@@ -47,7 +52,13 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 
 def call(
-    function: Callable[..., None], *args: Any, folder: Path, log: Path, timeout_s: float = 0, memory_gb: float = 0
+    function: Callable[..., None],
+    *args: Any,
+    folder: Path,
+    log: Path,
+    timeout_s: float = 0,
+    memory_gb: float = 0,
+    processes: int = 1,
 ) -> None:
     """Call ``function(*args, folder=folder, progress=terminal)`` in a fresh process and wait for it, without spinning.
 
@@ -57,47 +68,92 @@ def call(
         log: file that its standard output and error are appended to.
         timeout_s: seconds it may take; 0 for any.
         memory_gb: how far its data may grow, in 10^9 bytes; 0 for any.
+        processes: how many call it together; where it is more than one, each gives its number as ``rank``, and all end
+            when one fails.
 
     Raises:
         CellFailed: it crashed, was killed, ran out of memory or time, or raised an unexpected error.
         BitsweepError: it raised one itself.
         OSError: the disk is full.
     """
-    context = _context()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(sender, function, args, folder, log, memory_gb), daemon=False)
-    process.start()
-    sender.close()
+    ranks = range(processes) if processes > 1 else [None]
+    children = [_Child.start(function, args, folder, log, memory_gb, rank) for rank in ranks]
     what = function.__name__.replace("_", " ")
+    end = time.monotonic() + timeout_s if timeout_s else math.inf
+    failures: list[BaseException] = []
     try:
-        if not wait([receiver, process.sentinel], timeout=timeout_s or None):
-            raise CellFailed(f"{what} took longer than timeout_s={timeout_s:g} and was stopped")
-        answer = _receive(receiver)
-        # Engines may crash or hang while they are torn down, after all results are on disk: that is no failure.
-        process.join(_TEARDOWN_S)
+        waiting = children
+        while waiting and not failures:
+            answered = _answered(waiting, end - time.monotonic())
+            if not answered:
+                raise CellFailed(f"{what} took longer than timeout_s={timeout_s:g} and was stopped")
+            waiting = [child for child in waiting if child not in answered]
+            failures = [failure for child in answered if (failure := child.failure(what))]
+        # Those that lose a companion fail too, a little later or sooner, and know less of why.
+        if failures and waiting:
+            failures += [failure for child in _answered(waiting, _COMPANION_S) if (failure := child.failure(what))]
     finally:
-        _end(process)
-        receiver.close()
-    if answer is None:
-        raise CellFailed(f"{what} {_describe_exit(process.exitcode or 0)}")
-    if isinstance(answer, BaseException):
-        raise answer
+        for child in children:
+            child.end()
+    if failures:
+        raise min(failures, key=lambda failure: not isinstance(failure, _Ended))
 
 
-def _receive(receiver: Connection) -> Any:
-    with contextlib.suppress(EOFError):
-        return receiver.recv()
-    return None
+class _Ended(CellFailed):
+    """The process ended without an answer."""
 
 
-def _end(process: multiprocessing.context.ForkServerProcess) -> None:
-    assert process.pid is not None
-    # The child leads a process group, so that what it has started ends with it.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    process.join()
+@dataclass(frozen=True, eq=False)
+class _Child:
+    process: multiprocessing.context.ForkServerProcess
+    receiver: Connection
+
+    @classmethod
+    def start(
+        cls,
+        function: Callable[..., None],
+        args: tuple[Any, ...],
+        folder: Path,
+        log: Path,
+        memory_gb: float,
+        rank: int | None,
+    ) -> "_Child":
+        context = _context()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_main, args=(sender, function, args, folder, log, memory_gb, rank), daemon=False
+        )
+        process.start()
+        sender.close()
+        return cls(process, receiver)
+
+    def failure(self, what: str) -> BaseException | None:
+        """The error that a process answered with, or that it did not answer; None if all went well."""
+        answer = None
+        with contextlib.suppress(EOFError):
+            answer = self.receiver.recv()
+        # Engines may crash or hang while they are torn down, after all results are on disk: that is no failure.
+        self.process.join(_TEARDOWN_S)
+        if answer is None:
+            return _Ended(f"{what} {_describe_exit(self.process.exitcode or 0)}")
+        return answer if isinstance(answer, BaseException) else None
+
+    def end(self) -> None:
+        assert self.process.pid is not None
+        # The child leads a process group, so that what it has started ends with it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.join()
+        self.receiver.close()
+
+
+def _answered(children: list[_Child], timeout_s: float) -> list[_Child]:
+    """Those that have answered or ended, once there are any, or that time is over."""
+    handles = [handle for child in children for handle in (child.receiver, child.process.sentinel)]
+    ready = wait(handles, None if math.isinf(timeout_s) else max(0, timeout_s))
+    return [child for child in children if child.receiver in ready or child.process.sentinel in ready]
 
 
 def _describe_exit(exitcode: int) -> str:
@@ -110,7 +166,13 @@ def _describe_exit(exitcode: int) -> str:
 
 
 def _main(
-    sender: Connection, function: Callable[..., None], args: tuple[Any, ...], folder: Path, log: Path, memory_gb: float
+    sender: Connection,
+    function: Callable[..., None],
+    args: tuple[Any, ...],
+    folder: Path,
+    log: Path,
+    memory_gb: float,
+    rank: int | None,
 ) -> None:
     with contextlib.suppress(OSError):
         os.setsid()
@@ -121,8 +183,9 @@ def _main(
         limit = int(memory_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     answer: BaseException | str = "done"
+    numbered = {} if rank is None else {"rank": rank}
     try:
-        function(*args, folder=folder, progress=progress)
+        function(*args, folder=folder, progress=None if rank else progress, **numbered)
     except BitsweepError as error:
         answer = error
     except Exception as error:

@@ -107,7 +107,7 @@ class Cell:
         return fingerprint.digest(
             "baseline", self.dataset_key, fingerprint.settings(replace(self.model, weights=_weights(self.model))),
             fingerprint.settings(self.train), self.seed,
-            fingerprint.code("bitsweep.train", type(self.model).__module__),
+            fingerprint.code("bitsweep.training.baseline", type(self.model).__module__),
             _versions("torch", "torchvision", self.model.package),
         )  # fmt: skip
 
@@ -243,6 +243,8 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
         return ConfigError(f"{key}: no such key; {hint}")
     if first["type"].startswith("missing"):
         return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
+    if not location:  # keys that do not go together name themselves
+        return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
     # A value that fits no member of a union has an error for each of them.
     alike = [each["msg"] for each in error.errors() if each["input"] == first["input"]]
     messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]

@@ -32,6 +32,7 @@ class Stage:
         axes: what makes it take longer or shorter, for estimates.
         quiet: whether nothing else of any sweep may compute on this machine meanwhile.
         limited: whether the time and memory limits apply.
+        processes: how many do a pass together; where more than one may, its functions take their ``rank``.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     axes: tuple[str, ...]
     quiet: bool = False
     limited: bool = True
+    processes: Callable[[Cell], int] = lambda cell: 1
 
     def key_of(self, cell: Cell) -> str:
         """The key of this stage's result for a cell."""
@@ -61,14 +63,14 @@ def load_data(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None
     make_splits(data.decode(), val_share=data.val_share, seed=data.split_seed, folder=folder, progress=progress)
 
 
-def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
-    """Train the fp32 baseline."""
-    from bitsweep.train import fit
+def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None, rank: int = 0) -> None:
+    """Train the fp32 baseline, in one process or several."""
+    from bitsweep.training.baseline import fit
 
     unfinished = store.unfinished(BASELINE.name, cell.baseline_key)
     fit(
-        cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, unfinished=unfinished,
-        progress=progress,
+        cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, rank=rank,
+        unfinished=unfinished, progress=progress,
     )  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
 
     from bitsweep.programs import load_program, save_compression
     from bitsweep.splits import preprocessed
-    from bitsweep.transfer import build_network
+    from bitsweep.training.transfer import build_network
 
     splits = splits_of(cell, store)
     model, _ = build_network(cell.model, len(splits.classes))
@@ -155,7 +157,12 @@ def weigh(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
 
 DATA = Stage(name="dataset", key="dataset_key", passes=(load_data,), axes=("dataset",), limited=False)
 BASELINE = Stage(
-    name="baseline", key="baseline_key", passes=(train_baseline,), axes=("model", "dataset", "train"), limited=False
+    name="baseline",
+    key="baseline_key",
+    passes=(train_baseline,),
+    axes=("model", "dataset", "train"),
+    limited=False,
+    processes=lambda cell: cell.train.devices,
 )
 COMPRESSED = Stage(
     name="compressed", key="compressed_key", passes=(compress,), axes=("model", "dataset", "method", "precision")
@@ -219,7 +226,9 @@ class Workshop:
                 return self.store.folder(stage.name, key)
             limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
             for work in stage.passes:
-                child.call(work, cell, self.store, folder=folder, log=self.log, **limits)
+                child.call(
+                    work, cell, self.store, folder=folder, log=self.log, processes=stage.processes(cell), **limits
+                )
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + self.store.seconds(stage.name, key)
         return self.store.folder(stage.name, key)
 
@@ -292,7 +301,7 @@ def splits_of(cell: Cell, store: Store) -> Splits:
 
 def trained_of(cell: Cell, store: Store) -> Trained:
     """The baseline of a cell."""
-    from bitsweep.train import load_trained
+    from bitsweep.training.baseline import load_trained
 
     return load_trained(_kept(store, BASELINE, cell))
 

@@ -18,7 +18,7 @@ from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
 from bitsweep.saturation import saturates
 from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.transfer import load_weights
+from bitsweep.training.transfer import load_weights
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 ENGINES = ("fbgemm", "onednn", "qnnpack")

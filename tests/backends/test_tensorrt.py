@@ -18,7 +18,7 @@ from bitsweep.errors import CompressionError, MissingPackage
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.splits import make_splits, normalized_for_imagenet
-from bitsweep.transfer import load_weights
+from bitsweep.training.transfer import load_weights
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = TensorRt(name="tensorrt")

@@ -14,7 +14,7 @@ from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.methods.qat import QuantizationAwareTraining
 from bitsweep.programs import logits_of
 from bitsweep.splits import make_splits, preprocess
-from bitsweep.train import descend
+from bitsweep.training.descent import descend
 
 pytestmark = pytest.mark.slow
 

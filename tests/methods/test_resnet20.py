@@ -12,7 +12,7 @@ from bitsweep.datasets.npz import Npz
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
 from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.transfer import load_weights
+from bitsweep.training.transfer import load_weights
 from tests.methods.test_rounding import method
 
 pytestmark = pytest.mark.slow

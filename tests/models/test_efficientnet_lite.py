@@ -9,7 +9,7 @@ from bitsweep.datasets.image_folder import ImageFolder
 from bitsweep.environment import version_of
 from bitsweep.models.efficientnet_lite import EfficientNetLite0
 from bitsweep.splits import preprocess
-from bitsweep.transfer import build_network, start_from_weights
+from bitsweep.training.transfer import build_network, start_from_weights
 
 
 def model(**knobs: object) -> EfficientNetLite0:

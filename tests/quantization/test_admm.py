@@ -24,7 +24,7 @@ from bitsweep.quantization.factorization import (
     relative_error,
 )
 from bitsweep.quantization.ranges import minmax_weight_range, mse_weight_range
-from bitsweep.transfer import load_weights
+from bitsweep.training.transfer import load_weights
 
 pytestmark = pytest.mark.slow
 

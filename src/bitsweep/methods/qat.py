@@ -42,14 +42,13 @@ class QuantizationAwareTraining(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Train, and store what was learned."""
-        import torch
-
         from bitsweep.quantization.training import train
-        from bitsweep.train import choose_device
+        from bitsweep.training.descent import choose_device
 
         recipe = Recipe(
             name=self.name, epochs=self.epochs, max_steps=self.max_steps, batch_size=self.batch_size, lr=self.lr,
             weight_decay=self.weight_decay, schedule="cosine", warmup_share=0.05, augment=self.augment,
+            autocast=scheme.weights if scheme.weights in ("float16", "bfloat16") else "none",
         )  # fmt: skip
         if isinstance(scheme.weights, Grid):
             prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
@@ -59,6 +58,6 @@ class QuantizationAwareTraining(QuantizingMethod):
             )  # fmt: skip
         curves = train(
             model.to(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
-            frozen_share=self.frozen_share, autocast=getattr(torch, scheme.weights),
+            frozen_share=self.frozen_share,
         )  # fmt: skip
         return self.cast(model.cpu().eval(), scheme, image_size=image_size, curves=curves)

@@ -198,7 +198,7 @@ class QuantizingMethod(Method):
         from bitsweep.quantization import graphs
         from bitsweep.quantization.quantizer import convert, observe
         from bitsweep.quantization.training import TrainedNetwork, train
-        from bitsweep.train import choose_device
+        from bitsweep.training.descent import choose_device
 
         assert isinstance(scheme.weights, Grid)
         graph, clipped = prepared.graph, dict[str, float]()

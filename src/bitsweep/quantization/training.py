@@ -23,7 +23,7 @@ from bitsweep.quantization.graphs import (
 )
 from bitsweep.quantization.observers import ActivationObserver
 from bitsweep.quantization.weights import ChooseWeightRange, Codes
-from bitsweep.train import descend
+from bitsweep.training.descent import descend
 
 
 class TrainedNetwork(nn.Module):
@@ -151,7 +151,6 @@ def train(
     image_size: int,
     seed: int,
     frozen_share: float,
-    autocast: torch.dtype | None = None,
 ) -> tuple[Curve, ...]:
     """Train a network in place, with fixed ranges and statistics in the last part of the epochs.
 
@@ -159,7 +158,6 @@ def train(
 
     Args:
         frozen_share: how much that last part is.
-        autocast: half-precision type of the arithmetic.
 
     Returns:
         Losses, accuracy and learning rate of every epoch.
@@ -172,7 +170,7 @@ def train(
             network.choose_ranges()
 
     _, history = descend(
-        network, splits, recipe=recipe, image_size=image_size, seed=seed, title=recipe.name, autocast=autocast,
+        network, splits, recipe=recipe, image_size=image_size, seed=seed, title=recipe.name,
         before_epoch=before_epoch,
     )  # fmt: skip
     return tuple(

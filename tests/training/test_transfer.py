@@ -5,14 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitsweep import train
 from bitsweep.artifacts import Splits
 from bitsweep.axes import Model, Recipe, axis
-from bitsweep.datasets.digits import Digits
 from bitsweep.errors import ConfigError
 from bitsweep.models.torchvision import TorchvisionModel
-from bitsweep.splits import make_splits
-from bitsweep.transfer import build_network, start_from_weights
+from bitsweep.training.baseline import fit
+from bitsweep.training.descent import descend
+from bitsweep.training.transfer import build_network, freeze, start_from_weights
 
 State = dict[str, Tensor]
 
@@ -30,11 +29,6 @@ class Normalised(Model):
         )
 
 
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0)
-
-
 @pytest.fixture
 def given(tmp_path: Path) -> Path:
     """Weights with a head for seven classes."""
@@ -50,7 +44,7 @@ def trained(digits: Splits, given: Path, tmp_path: Path) -> Callable[..., tuple[
     def run(head: str = "linear", **knobs: object) -> tuple[State, State]:
         recipe = Recipe(**{"name": "a", "epochs": 2, "max_steps": 6, "device": "cpu", "lr": 0.01, **knobs})  # type: ignore[arg-type]
         model = Normalised(weights=str(given), head=head)  # type: ignore[arg-type]
-        train.fit(model, digits, recipe=recipe, seed=0, folder=tmp_path)
+        fit(model, digits, recipe=recipe, seed=0, folder=tmp_path)
         return torch.load(given, weights_only=True), torch.load(tmp_path / "checkpoint.pt", weights_only=True)
 
     return run
@@ -80,11 +74,11 @@ def test_a_backbone_is_frozen_in_the_first_epochs_only(digits: Splits, given: Pa
     learns: list[list[bool]] = []
 
     def before_epoch(epoch: int, epochs: int) -> None:
-        train.freeze(network, head, backbone=epoch < recipe.frozen_epochs, statistics=False)
+        freeze(network, head, backbone=epoch < recipe.frozen_epochs, statistics=False)
         learns.append([parameter.requires_grad for parameter in network.parameters()])
 
     first = network[0].weight.clone()
-    train.descend(network, digits, recipe=recipe, image_size=8, seed=0, title="a", head=head, before_epoch=before_epoch)
+    descend(network, digits, recipe=recipe, image_size=8, seed=0, title="a", head=head, before_epoch=before_epoch)
     assert learns == [[False] * 4 + [True] * 2, [True] * 6]
     assert not torch.equal(network[0].weight, first)
 

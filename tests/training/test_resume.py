@@ -4,22 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from bitsweep import train
 from bitsweep.artifacts import Splits
 from bitsweep.axes import Recipe
-from bitsweep.datasets.digits import Digits
-from bitsweep.resume import Unfinished
-from bitsweep.splits import make_splits
+from bitsweep.training import descent
+from bitsweep.training.resume import Unfinished
 
 RECIPE = Recipe(
     name="a", epochs=5, max_steps=1000, lr=0.01, augment="shift_flip", schedule="plateau", plateau_patience=1,
     ema_decay=0.9, device="cpu",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0)
 
 
 class Killed(BaseException):
@@ -38,7 +31,7 @@ def descend(digits: Splits, unfinished: Path | None, kill_before: int = 99) -> t
             raise Killed
         epochs.append(epoch)
 
-    _, history = train.descend(
+    _, history = descent.descend(
         network, digits, recipe=RECIPE, image_size=8, seed=0, title="a", before_epoch=before_epoch,
         unfinished=unfinished,
     )  # fmt: skip
@@ -48,7 +41,7 @@ def descend(digits: Splits, unfinished: Path | None, kill_before: int = 99) -> t
 def test_a_killed_training_ends_as_if_it_had_not_been(
     digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitsweep.resume.WORTH", 0)
+    monkeypatch.setattr("bitsweep.training.resume.WORTH", 0)
     unfinished = tmp_path / "a.unfinished"
     for kill_before in (2, 3):
         with pytest.raises(Killed):
@@ -78,7 +71,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(
 
 def test_writing_takes_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0, 41.0, 43.0, 44.0])
-    monkeypatch.setattr("bitsweep.resume.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("bitsweep.training.resume.time.monotonic", lambda: next(clock))
     unfinished = Unfinished(tmp_path / "a", torch.device("cpu"))
     written = []
     for epoch in range(3):

@@ -1,0 +1,100 @@
+"""The fp32 baseline of a model on a data set: trained, written, and read back.
+
+Shape letters: N images, K classes.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bitsweep.artifacts import Epoch, Splits, Trained
+from bitsweep.axes import Model, Recipe
+from bitsweep.training.descent import choose_device, compute_logits, descend, loader, validate
+from bitsweep.training.teams import Team
+from bitsweep.training.transfer import build_network, freeze, start_from_weights
+
+
+def fit(
+    model: Model,
+    splits: Splits,
+    *,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    rank: int = 0,
+    unfinished: Path | None = None,
+    progress: TextIO | None = None,
+) -> None:
+    """Train a network, from scratch or from given weights, and write the baseline into a folder.
+
+    Args:
+        folder: gets ``checkpoint.pt`` (state_dict with the lowest validation loss, a finer measure than the accuracy
+            on few images), ``history.json`` and ``test_logits.npy`` (float32 [N, K], computed in fp32).
+        rank: number of this process among the ``recipe.devices`` that train together; that of number 0 writes.
+        unfinished: file that training is kept in as far as it has come, and goes on from; None to keep nothing.
+        progress: terminal for a progress bar; a line an epoch goes to standard output in any case.
+
+    Raises:
+        CellFailed: the loss became infinite or not a number.
+        ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
+    """
+    team = Team(rank=rank, size=recipe.devices, meeting=folder.absolute() / "meeting")
+    device = choose_device(recipe.device, rank=team.rank, devices=team.size)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // team.size))
+    torch.manual_seed(seed)
+    network, head = build_network(model, len(splits.classes))
+    start_from_weights(network, model, head=head if recipe.epochs else "")
+    network.to(device)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = recipe.bn_momentum
+    with team.met(device):
+        best, history = descend(
+            network,
+            splits,
+            recipe=recipe,
+            image_size=model.image_size,
+            seed=seed,
+            title=model.name,
+            head=head,
+            before_epoch=lambda epoch, epochs: freeze(
+                network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
+            ),
+            team=team,
+            unfinished=unfinished,
+            progress=progress,
+        )
+    if not team.leads:
+        return
+    load = loader(splits, model.image_size, device)
+    val_top1 = history[best].val_top1 if history else validate(network, splits.val, load, device)[1]
+    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    torch.save(state, folder / "checkpoint.pt")
+    about = {
+        "device": device.type if team.size == 1 else f"{team.size} x {device.type}",
+        "best_epoch": best,
+        "val_top1": val_top1,
+        "epochs": [asdict(epoch) for epoch in history],
+    }
+    (folder / "history.json").write_text(json.dumps(about))
+    np.save(folder / "test_logits.npy", compute_logits(network, splits.test, load, device).cpu().numpy())
+
+
+def load_trained(folder: Path) -> Trained:
+    """Read a baseline back."""
+    about = json.loads((folder / "history.json").read_text())
+    history = tuple(Epoch(**epoch) for epoch in about["epochs"])
+    return Trained(
+        checkpoint=folder / "checkpoint.pt",
+        history=history,
+        best_epoch=about["best_epoch"],
+        val_top1=about["val_top1"],
+        device=about["device"],
+        test_logits_NK=np.load(folder / "test_logits.npy"),
+    )

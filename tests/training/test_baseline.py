@@ -1,0 +1,125 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitsweep.artifacts import Splits
+from bitsweep.axes import Model, Recipe, axis
+from bitsweep.datasets.digits import Digits
+from bitsweep.errors import CellFailed, ConfigError
+from bitsweep.splits import load_splits, make_splits, preprocess
+from bitsweep.training import baseline, descent
+from bitsweep.training.optimization import waited_in_vain
+
+
+@axis
+class Small(Model):
+    """Two convolutions and a linear layer."""
+
+    name: str = "small"
+    image_size: int = 8
+
+    def build(self, num_classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, padding=1),
+            torch.nn.BatchNorm2d(16, momentum=0.001),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 16, 3, padding=1, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(256, num_classes),
+        )
+
+
+def recipe(**knobs: object) -> Recipe:
+    return Recipe(**{"name": "test", "epochs": 4, "max_steps": 1000, "lr": 0.01, "device": "cpu", **knobs})  # type: ignore[arg-type]
+
+
+def test_it_learns_and_keeps_the_best_epoch(digits: Splits, tmp_path: Path) -> None:
+    baseline.fit(Small(), digits, recipe=recipe(), seed=0, folder=tmp_path)
+    trained = baseline.load_trained(tmp_path)
+    assert len(trained.history) == 4
+    assert trained.best_epoch == np.argmin([epoch.val_loss for epoch in trained.history])
+    network = Small().build(10)
+    network.load_state_dict(torch.load(trained.checkpoint, weights_only=True))
+    images = preprocess(digits.test.images, image_size=8, mean_C=digits.mean_C, std_C=digits.std_C)
+    with torch.no_grad():
+        logits = network.eval()(images).numpy()
+    np.testing.assert_allclose(trained.test_logits_NK, logits, atol=1e-3)
+    assert (logits.argmax(1) == digits.test.labels).mean() > 0.9
+
+
+def test_images_are_trained_on_where_they_are_stored(digits: Splits, tmp_path: Path) -> None:
+    for folder in ("store", "stored", "held"):
+        (tmp_path / folder).mkdir()
+    make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0, folder=tmp_path / "store")
+    stored = load_splits(tmp_path / "store")
+    assert isinstance(stored.train.images, np.memmap)
+    quick = recipe(max_steps=5, augment="shift_flip")
+    baseline.fit(Small(), stored, recipe=quick, seed=0, folder=tmp_path / "stored")
+    baseline.fit(Small(), digits, recipe=quick, seed=0, folder=tmp_path / "held")
+    logits = [baseline.load_trained(tmp_path / folder).test_logits_NK for folder in ("stored", "held")]
+    assert np.array_equal(*logits)
+
+
+def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = Small().build(10)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    baseline.fit(Small(weights=str(tmp_path / "weights.pt")), digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
+    trained = baseline.load_trained(tmp_path)
+    assert trained.history == ()
+    images = preprocess(digits.val.images, image_size=8, mean_C=digits.mean_C, std_C=digits.std_C)
+    with torch.no_grad():
+        hits = network.eval()(images).argmax(1).numpy() == digits.val.labels
+    assert trained.val_top1 == pytest.approx(hits.mean())
+    for name, value in torch.load(trained.checkpoint, weights_only=True).items():
+        assert torch.equal(value, network.state_dict()[name])
+
+
+def test_a_seed_is_a_result(digits: Splits, tmp_path: Path) -> None:
+    logits = []
+    for number, seed in enumerate((5, 5, 6)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        baseline.fit(Small(), digits, recipe=recipe(epochs=1, augment="shift_flip"), seed=seed, folder=folder)
+        logits.append(baseline.load_trained(folder).test_logits_NK)
+    assert np.array_equal(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])
+
+
+def test_steps_are_bounded(digits: Splits, tmp_path: Path) -> None:
+    baseline.fit(Small(), digits, recipe=recipe(epochs=50, max_steps=30, batch_size=64), seed=0, folder=tmp_path)
+    epochs = json.loads((tmp_path / "history.json").read_text())["epochs"]
+    assert len(epochs) == math.ceil(30 / (len(digits.train) // 64))
+    assert epochs[-1]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_it_stops_early(digits: Splits, tmp_path: Path) -> None:
+    # With the last rates next to nothing, no epoch is better than one of the first.
+    baseline.fit(Small(), digits, recipe=recipe(epochs=40, lr=1e-12, patience=2), seed=0, folder=tmp_path)
+    assert len(baseline.load_trained(tmp_path).history) < 40
+
+
+def test_divergence_is_named(digits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(CellFailed, match=r"training diverged in epoch \d: loss .* lower learning rate than 1e\+20"):
+        baseline.fit(Small(), digits, recipe=recipe(lr=1e20, optimizer="sgd", clip_norm=0), seed=0, folder=tmp_path)
+
+
+def test_the_learning_rate_falls_on_a_plateau(digits: Splits, tmp_path: Path) -> None:
+    plateau = recipe(schedule="plateau", warmup_share=0, plateau_patience=1, plateau_factor=0.1, epochs=6, lr=0.03)
+    baseline.fit(Small(), digits, recipe=plateau, seed=0, folder=tmp_path)
+    history = baseline.load_trained(tmp_path).history
+    losses = [epoch.val_loss for epoch in history]
+    assert [epoch.lr for epoch in history] == pytest.approx(
+        [0.03 * 0.1 ** waited_in_vain(losses[: count + 1], 1) for count in range(len(history))]
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"train\.device=cuda: PyTorch sees no CUDA device"):
+        descent.choose_device("cuda")
