@@ -193,7 +193,7 @@ class OnnxRuntime(Backend):
             options.add_session_config_entry(NO_FALLBACK, "1")
             onnxruntime.preload_dlls()
         try:
-            return onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[self.device], provider)])
+            session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[self.device], provider)])
         except (
             state.Fail,
             state.InvalidArgument,
@@ -201,12 +201,16 @@ class OnnxRuntime(Backend):
             state.InvalidProtobuf,
             state.NoSuchFile,
         ) as error:
-            if self.on_gpu and "fallback to CPU EP" in str(error):
+            # It says so of layers without a kernel, and of all where CUDA does not start.
+            if self.on_gpu and "fallback to" in str(error):
                 raise ConfigError(
                     "backend.device=cuda: ONNX Runtime cannot run all of this on the GPU; use backend.device=cpu, or, "
                     "where the log says that CUDA cannot be loaded, run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
                 ) from error
             raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {error}") from error
+        # Else a run that fails on the GPU would be tried again on the CPU.
+        session.disable_fallback()
+        return session
 
 
 def _kernel(event: dict[str, Any], *, ms: float) -> Kernel:

@@ -164,7 +164,7 @@ class TensorRt(Backend):
 
         return OnDevice(queue=queue, stream=int(engine.stream))
 
-    def _open(self, folder: Path) -> "_Engine":
+    def _open(self, folder: Path) -> _Engine:
         from cuda.bindings import runtime as cuda
 
         from bitsweep.lowering.onnx import INPUT, OUTPUT
