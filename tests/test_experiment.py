@@ -188,4 +188,6 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_overridden_knobs_are_named() -> None:
     overridden = bind(composed(), ("model=resnet18", "method.calibration_images=32", "seed=3"))
     assert overridden.axes["method.calibration_images"] == "32"
+    assert overridden.name == "resnet18-ptq-int8-onnxruntime-digits"
+    assert bind(composed(), ("backend.device=cuda",)).name == "resnet18-ptq-int8-onnxruntime-cuda-digits"
     assert overridden.command == "python run.py model=resnet18 method.calibration_images=32 seed=3"

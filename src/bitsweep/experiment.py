@@ -22,6 +22,8 @@ FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
 #: Knobs of data sets that say where files lie, and not what is in them.
 PLACES = ("root", "folder")
+#: Choices that make up the name of a cell.
+NAMED = ("model", "method", "precision", "backend", "backend.device", "dataset")
 #: Config group -> what its choices are.
 AXES: dict[str, type] = {
     "model": Model,
@@ -60,9 +62,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A short readable name, not necessarily unique: it leaves out the knobs."""
+        """A short readable name, not necessarily unique: it leaves out the knobs, but for a device that was chosen."""
         axes = self.axes
-        parts = [axes[axis] for axis in ("model", "method", "precision", "backend", "dataset")]
+        parts = [axes[choice] for choice in NAMED if choice in axes]
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property
