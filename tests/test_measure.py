@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import pytest
 
 from bitsweep import measure
 from bitsweep.artifacts import Compressed, Kernel, LayerNote, Split, Trained
-from bitsweep.axes import FLOAT32, Backend, Grid, Precision, Protocol, Runner, Scheme, axis
+from bitsweep.axes import FLOAT32, Backend, Grid, OnDevice, Precision, Protocol, Runner, Scheme, axis
 from bitsweep.environment import Cpu
 from bitsweep.measure import Subject
 
@@ -62,6 +62,19 @@ class Sleeper(Backend):
         ]
 
 
+@axis
+class SleeperOnGpu(Sleeper):
+    """The same on a GPU, where it takes a quarter of the time once the images are there."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return True
+
+    def load_on_device(self, folder: Path, images: np.ndarray, *, threads: int) -> OnDevice:
+        seconds = json.loads((folder / "artifact.json").read_text())["ms"] / 4000
+        return OnDevice(queue=lambda: time.sleep(seconds * len(images)), stream=7)
+
+
 affinity: list[set[int]] = []
 
 
@@ -96,6 +109,7 @@ def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
     assert measurement.verdict == "faster"
     assert metrics["throughput_ips"] == pytest.approx(1000 / metrics["latency_p50_ms"])
     assert "latency_p99_ms" not in metrics
+    assert "device_p50_ms" not in metrics
     samples = np.load(tmp_path / "latency_samples.npz")
     assert np.median(samples["candidate_b1_ms"]) == pytest.approx(metrics["latency_p50_ms"])
     assert samples["fp32_b1_block_lengths"].sum() == len(samples["fp32_b1_ms"])
@@ -130,6 +144,28 @@ def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_pa
     small = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(8,)), scheme=FLOAT32)
     with pytest.raises(MemoryError):
         raced(small, tmp_path)
+
+
+def test_a_gpu_is_timed_apart_from_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the clock in place of CUDA's events, in the stream that the engine runs in."""
+
+    def elapsed_ms(queue: Callable[[], object], stream: int) -> float:
+        assert stream == 7
+        start = time.perf_counter()
+        queue()
+        return 1000 * (time.perf_counter() - start)
+
+    monkeypatch.setattr(measure.cuda, "elapsed_ms", elapsed_ms)
+    one = artifact(tmp_path, "one", ms=4.0)
+    both = protocol(batch_sizes=(1, 3), blocks=6)
+    subject = Subject(artifact=one, twin=one, backend=SleeperOnGpu(), protocol=both, scheme=FLOAT32)
+    metrics = raced(subject, tmp_path).metrics
+    assert metrics["latency_p50_ms"] > 4
+    assert metrics["device_p50_ms"] == pytest.approx(1.1, abs=0.3)
+    assert metrics["device_p50_ms_b3"] == pytest.approx(3.1, abs=0.5)
+    samples = np.load(tmp_path / "latency_samples.npz")
+    assert len(samples["device_b1_ms"]) == 50
+    assert metrics["device_p50_ms_b3"] == np.median(samples["device_b3_ms"])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

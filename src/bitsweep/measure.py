@@ -2,8 +2,8 @@
 
     inspect    of an artifact that cannot be run here: size, kernels that would be executed
     evaluate   accuracy, parity, size, executed kernels; keeps the logits
-    race       latency against the same engine's fp32, in interleaved blocks; keeps the raw samples
-    weigh      peak memory of loading and running the artifact alone
+    race       latency against the same engine's fp32, in interleaved blocks, and a GPU's own; keeps the raw samples
+    weigh      peak memory of loading and running the artifact alone, a GPU's too
 
 Every pass writes one JSON file of metrics, flags and notes; `load_measurement` puts them together. What the metrics
 mean is said in docs/measurement.md.
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from bitsweep import stats
+from bitsweep import cuda, stats
 from bitsweep.artifacts import Array, Compressed, Kernel, Measurement, Split, Table, Trained
 from bitsweep.axes import Backend, Grid, Protocol, Runner, Scheme
 from bitsweep.environment import physical_cores
@@ -39,6 +39,8 @@ _NOTED = frozenset({"manifest.json", "kernels.json"})
 LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
 #: Runs of a quick look at a latency.
 _QUICK_RUNS = 9
+#: Runs whose median is the time that a GPU takes.
+_DEVICE_RUNS = 50
 _PASSES = ("inspect", "evaluate", "race", "weigh")
 T = TypeVar("T")
 
@@ -222,6 +224,9 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
         try:
             blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+            if subject.backend.on_gpu:
+                samples[f"device_b{size}_ms"] = _device_ms(subject, _batch(examples, size))
+                metrics[f"device_p50_ms{suffix}"] = float(np.median(samples[f"device_b{size}_ms"]))
         except Exception as error:
             if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
                 raise
@@ -294,6 +299,12 @@ def _settled_ms(runner: Runner, images: Array) -> float:
     """Median latency after as many runs again."""
     samples = [_timed_ms(lambda: runner(images))[1] for _ in range(2 * _QUICK_RUNS)]
     return float(np.median(samples[_QUICK_RUNS:]))
+
+
+def _device_ms(subject: Subject, images: Array) -> Array:
+    """How long a GPU took for runs of a batch in its memory, after as many that warmed it up."""
+    loaded = subject.backend.load_on_device(subject.artifact, images, threads=subject.threads)
+    return np.array([cuda.elapsed_ms(loaded.queue, loaded.stream) for _ in range(2 * _DEVICE_RUNS)])[_DEVICE_RUNS:]
 
 
 def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tuple[list[list[Array]], dict[str, Any]]:
@@ -405,9 +416,7 @@ def weigh(subject: Subject, *, examples: Path, folder: Path) -> None:
     Args:
         examples: ``.npy`` file of float32 images [N, 3, H, W].
     """
-    script = (
-        "import pickle, sys; from bitsweep.measure import print_peak_mb;print_peak_mb(**pickle.load(sys.stdin.buffer))"
-    )
+    script = "import pickle, sys; from bitsweep.measure import print_peaks;print_peaks(**pickle.load(sys.stdin.buffer))"
     import pickle
 
     request = {"subject": subject, "examples": examples}
@@ -415,16 +424,23 @@ def weigh(subject: Subject, *, examples: Path, folder: Path) -> None:
     if finished.returncode:
         sys.stderr.buffer.write(finished.stderr)
         raise RuntimeError(f"the process that measures memory ended with {finished.returncode}")
-    _write(folder, "weigh", {"peak_rss_mb": float(finished.stdout.split()[-1])}, [], {})
+    _write(folder, "weigh", json.loads(finished.stdout.splitlines()[-1]), [], {})
 
 
-def print_peak_mb(subject: Subject, examples: Path) -> None:
-    """Load and run an artifact in this process, and print by how many MB its resident set grew at most."""
-    images = np.load(examples)[: subject.protocol.batch_sizes[0]]
+def print_peaks(subject: Subject, examples: Path) -> None:
+    """Load and run an artifact in this process, and print by how many MB its resident set grew at most.
+
+    On a GPU also by how many the memory in use grew there, which engines keep as long as they are loaded.
+    """
+    images, on_gpu = np.load(examples)[: subject.protocol.batch_sizes[0]], subject.backend.on_gpu
     before = _status_kb("VmRSS")
+    before_mb = cuda.used_mb() if on_gpu else 0.0
     runner = subject.backend.load(subject.artifact, threads=subject.threads)
     runner(images)
-    print((_status_kb("VmHWM") - before) * 1024 / 1e6)
+    peaks = {"peak_rss_mb": (_status_kb("VmHWM") - before) * 1024 / 1e6}
+    if on_gpu:
+        peaks["peak_device_mb"] = cuda.used_mb() - before_mb
+    print(json.dumps(peaks))
 
 
 def _status_kb(field: str) -> int:

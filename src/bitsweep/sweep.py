@@ -26,7 +26,7 @@ from bitsweep import child, pipeline
 from bitsweep.artifacts import Outcome
 from bitsweep.axes import axis
 from bitsweep.errors import BitsweepError, UsageError
-from bitsweep.experiment import AXES, Cell, bind, invalid
+from bitsweep.experiment import AXES, NAMED, Cell, bind, invalid
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def describe(planned: Sequence[Planned]) -> str:
 def _names(cells: Sequence[Cell]) -> list[str]:
     """Names of cells, with the knobs in which they differ."""
     axes = [cell.axes for cell in cells]
-    knobs = [knob for knob in dict.fromkeys(name for each in axes for name in each) if "." in knob]
+    knobs = dict.fromkeys(name for each in axes for name in each if "." in name and name not in NAMED)
     varying = [knob for knob in knobs if len({each.get(knob) for each in axes}) > 1]
     return [
         " ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)])

@@ -102,7 +102,7 @@ class Journal:
         with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
             now = int(time.time() * 1000)
             params = {
-                **cell.axes, "scheme": str(cell.scheme), "image_size": cell.model.image_size,
+                **cell.axes, "scheme": str(cell.scheme), "device": cell.device, "image_size": cell.model.image_size,
                 **_flat("method", cell.method), "threads": cell.protocol.threads or environment.physical_cores(),
             }  # fmt: skip
             seconds = {f"{stage}_s": value for stage, value in outcome.seconds.items()}
