@@ -97,7 +97,11 @@ def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
         bundle.verify(tmp_path, here=True)
 
 
-def test_a_simulation_is_nothing_to_deploy(made: Path, splits: Splits, tmp_path: Path) -> None:
+def test_what_cannot_be_deployed_is_named(made: Path, splits: Splits, tmp_path: Path) -> None:
     bundle.write_facts(cell(backend="reference"), splits, np.zeros((50, 10), np.float32), tmp_path)
     with pytest.raises(UsageError, match="nothing to deploy"):
+        bundle.complete(tmp_path)
+    of = cell(backend="torch", precision="fp32", backend__device="cuda")
+    bundle.write_facts(of, splits, np.zeros((50, 10), np.float32), tmp_path)
+    with pytest.raises(UsageError, match=r"export the cell of backend.device=cpu"):
         bundle.complete(tmp_path)

@@ -65,6 +65,8 @@ def complete(folder: Path) -> None:
     about = _facts(folder)
     if not about["runner"]:
         raise UsageError(f"{about['cell']}: its backend has nothing to deploy; export a cell of backend=onnxruntime")
+    if about["backend"].get("device") == "cuda":
+        raise UsageError(f"{about['cell']}: programs for a GPU are not written; export the cell of backend.device=cpu")
     runners = importlib.resources.files("bitsweep.runners")
     (folder / "classify.py").write_text((runners / "classify.py").read_text())
     (folder / "engine.py").write_text((runners / f"{about['runner']}.py").read_text())
