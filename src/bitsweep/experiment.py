@@ -22,6 +22,8 @@ FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
 #: Knobs of data sets that say where files lie, and not what is in them.
 PLACES = ("root", "folder")
+#: The modules whose code makes a measurement what it is, with all that they import.
+_PASSES = ("bitsweep.measuring.evaluation", "bitsweep.measuring.latency", "bitsweep.measuring.memory")
 #: Choices that make up the name of a cell.
 NAMED = ("model", "method", "precision", "backend", "backend.device", "dataset")
 #: Config group -> what its choices are.
@@ -138,7 +140,7 @@ class Cell:
         cpu = current_cpu()
         return fingerprint.digest(
             "probe", fingerprint.settings(self.backend), fingerprint.settings(self.scheme), [cpu.model, cpu.isa],
-            fingerprint.code("bitsweep.saturation", type(self.backend).__module__),
+            fingerprint.code("bitsweep.measuring.saturation", type(self.backend).__module__),
             _versions("torch", "onnxscript", self.backend.package),
         )  # fmt: skip
 
@@ -148,7 +150,7 @@ class Cell:
         cpu, gpu = current_cpu(), current_gpu()
         return fingerprint.digest(
             "cell", self.artifact_key, self.twin.artifact_key, self.probe_key, fingerprint.settings(self.protocol),
-            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
+            fingerprint.code(*_PASSES), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
         )  # fmt: skip
 
     def obstacle(self) -> str | None:

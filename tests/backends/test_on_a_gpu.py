@@ -15,7 +15,9 @@ from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.backends.torch import Reference, TorchEager
 from bitsweep.environment import current_cpu
 from bitsweep.errors import DataError
-from bitsweep.measure import Subject, load_measurement, race, weigh
+from bitsweep.measuring.latency import race
+from bitsweep.measuring.memory import weigh
+from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.programs import logits_of
 
 pytestmark = [

@@ -14,8 +14,8 @@ from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.environment import Cpu, Gpu, current_cpu
 from bitsweep.errors import ConfigError, MissingPackage
+from bitsweep.measuring.saturation import largest_products
 from bitsweep.programs import logits_of
-from bitsweep.saturation import largest_products
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = OnnxRuntime(name="onnxruntime")

@@ -15,9 +15,9 @@ from bitsweep import bundle, environment, pipeline
 from bitsweep.artifacts import Curve, Measurement, Outcome, Table
 from bitsweep.experiment import AXES, Cell
 from bitsweep.fingerprint import settings
+from bitsweep.measuring.scores import scores
 from bitsweep.report.cell import Evidence, draw_cell
 from bitsweep.report.training import draw_training
-from bitsweep.scores import scores
 from bitsweep.store import Store
 from bitsweep.tracking.connection import Connection, owner
 from bitsweep.tracking.entries import Entry
