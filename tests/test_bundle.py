@@ -13,7 +13,6 @@ from PIL import Image
 
 from bitsweep import bundle
 from bitsweep.artifacts import Splits
-from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.datasets.digits import Digits
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.quantization.graphs import export
@@ -34,13 +33,32 @@ def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10))
-    backend = OnnxRuntime(name="onnxruntime")
-    backend.lower(export(network.eval(), image_size=SIZE), folder)
+    return bundled(network, "onnxruntime", splits, folder)
+
+
+def bundled(network: torch.nn.Module, backend: str, splits: Splits, folder: Path) -> Path:
+    """The bundle of a float network on an engine."""
+    of = cell(precision="fp32", model__image_size=SIZE, backend=backend, protocol__threads=1)
+    of.backend.lower(export(network.eval(), image_size=SIZE), folder)
     images = preprocess(splits.test.images[:50], image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
-    logits = backend.load(folder, threads=1)(images.numpy())
-    bundle.write_facts(cell(precision="fp32", model__image_size=SIZE), splits, logits, folder)
+    logits = of.backend.load(folder, threads=1)(images.numpy())
+    bundle.write_facts(of, splits, logits, folder)
     bundle.complete(folder)
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["openvino", "qnnpack", "torch", "inductor", "executorch"])
+def test_every_engine_has_its_program(backend: str, splits: Splits, tmp_path: Path) -> None:
+    """With digits that are told apart, so that another network would be noticed."""
+    pytest.importorskip(backend if backend in ("openvino", "executorch") else "torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10))
+    made = bundled(network, backend, splits, tmp_path)
+    assert bundle.verify(made, here=True).startswith("16 of 16 predictions as recorded")
+    assert len(set(np.load(made / "recorded.npz")["logits"].argmax(1))) > 1
+    program = (made / "classify.py").read_text() + (made / "engine.py").read_text()
+    assert "bitsweep" not in program
 
 
 def test_it_does_what_was_recorded(made: Path) -> None:
@@ -48,7 +66,7 @@ def test_it_does_what_was_recorded(made: Path) -> None:
 
 
 def test_it_runs_without_torch_and_without_this_project(made: Path) -> None:
-    program = (made / "classify.py").read_text()
+    program = (made / "classify.py").read_text() + (made / "engine.py").read_text()
     assert "torch" not in program
     assert "bitsweep" not in program
     needs = [line.partition("==")[0] for line in (made / "requirements.txt").read_text().splitlines()]
@@ -79,7 +97,11 @@ def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
         bundle.verify(tmp_path, here=True)
 
 
-def test_a_simulation_is_nothing_to_deploy(made: Path, splits: Splits, tmp_path: Path) -> None:
+def test_what_cannot_be_deployed_is_named(made: Path, splits: Splits, tmp_path: Path) -> None:
     bundle.write_facts(cell(backend="reference"), splits, np.zeros((50, 10), np.float32), tmp_path)
     with pytest.raises(UsageError, match="nothing to deploy"):
+        bundle.complete(tmp_path)
+    about = json.loads((made / "bundle.json").read_text())
+    (tmp_path / "bundle.json").write_text(json.dumps(about | {"backend": about["backend"] | {"device": "cuda"}}))
+    with pytest.raises(UsageError, match=r"export the cell of backend.device=cpu"):
         bundle.complete(tmp_path)

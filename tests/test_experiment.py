@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from bitsweep import experiment
-from bitsweep.environment import Cpu, Gpu
+from bitsweep import axes, experiment
+from bitsweep.environment import Cpu, Gpu, current_cpu
 from bitsweep.errors import ConfigError
 from bitsweep.experiment import Cell, bind
 
@@ -119,9 +119,35 @@ def test_what_was_only_lowered_is_another_cell_where_a_gpu_is(monkeypatch: pytes
     assert before != after
 
 
+def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(model="NVIDIA L4", architecture="sm89")
+    for module in (axes, experiment):
+        monkeypatch.setattr(module, "current_gpu", lambda: gpu)
+    on_cpu, on_gpu = (cell(precision="fp16", backend="torch", backend__device=device) for device in ("cpu", "cuda"))
+    assert on_cpu.key != on_gpu.key
+    assert on_gpu.twin == cell(precision="fp32", backend="torch", backend__device="cuda")
+    assert on_gpu.twin.key != on_cpu.twin.key
+    assert on_gpu.twin.compressed_key == on_cpu.twin.compressed_key
+    assert on_gpu.scheme.arithmetic == "float16"
+    assert (on_gpu.device, on_gpu.twin.device, on_cpu.device) == (gpu.model, gpu.model, current_cpu().model)
+
+
+def test_machine_code_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that for a CPU does not."""
+    keys = {"cpu": set(), "cuda": set()}
+    for architecture in ("sm80", "sm89"):
+        gpu = Gpu(model="any", architecture=architecture)
+        for module in (axes, experiment):
+            monkeypatch.setattr(module, "current_gpu", lambda gpu=gpu: gpu)
+        for device, seen in keys.items():
+            seen.add(cell(precision="fp32", backend="inductor", backend__device=device).artifact_key)
+    assert {device: len(seen) for device, seen in keys.items()} == {"cpu": 1, "cuda": 2}
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
+        ({"backend__device": "gpu"}, "backend.device=gpu: should be 'cpu' or 'cuda'"),
         ({"train__epochs": "many"}, "train.epochs=many: should be a valid integer"),
         ({"train__epochs": -1}, "train.epochs=-1: should be greater than or equal to 0"),
         ({"train__optimizer": "adam"}, "train.optimizer=adam: should be 'adamw' or 'sgd'"),
@@ -162,4 +188,6 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_overridden_knobs_are_named() -> None:
     overridden = bind(composed(), ("model=resnet18", "method.calibration_images=32", "seed=3"))
     assert overridden.axes["method.calibration_images"] == "32"
+    assert overridden.name == "resnet18-ptq-int8-onnxruntime-digits"
+    assert bind(composed(), ("backend.device=cuda",)).name == "resnet18-ptq-int8-onnxruntime-cuda-digits"
     assert overridden.command == "python run.py model=resnet18 method.calibration_images=32 seed=3"

@@ -100,6 +100,30 @@ def test_engines_are_ranked_for_each_model(report: SweepReport) -> None:
     assert "mean little" in caution
 
 
+def test_devices_are_told_apart(report: SweepReport, tmp_path: Path) -> None:
+    """Beside the engine wherever it is named, with the figures that only a GPU has."""
+    one = measured("resnet18", "fp16", 0.98, 0.5, 11.3)
+    on_cpu = dataclasses.replace(one, cell=one.cell | {"backend.device": "cpu"})
+    on_gpu = dataclasses.replace(
+        one,
+        cell=one.cell | {"backend.device": "cuda"},
+        metrics=one.metrics | {"latency_p50_ms": 0.2, "device_p50_ms": 0.125, "peak_device_mb": 31.0},
+    )
+    both = dataclasses.replace(report, rows=[on_cpu, on_gpu])
+    text = "\n".join(recommendations(both))
+    assert "deploy resnet18 ptq fp16 onnxruntime on cuda" in text
+    assert "onnxruntime on cuda in fp16 (0.200 ms), onnxruntime on cpu in fp16 (0.500 ms)" in text
+    write(both, tmp_path / "both")
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "<th>backend.device</th>" in page
+    assert "<th>device ms</th>" in page
+    assert ">0.125</td>" in page
+    alone = dataclasses.replace(report, rows=[on_gpu])
+    assert "backend.device" in alone.varying_axes
+    write(report, tmp_path / "none")
+    assert "device ms" not in (tmp_path / "none" / "report.html").read_text()
+
+
 def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
     only = dataclasses.replace(report, rows=[report.rows[2]])
     assert "nothing can be recommended" in recommendations(only)[0]

@@ -10,14 +10,14 @@ Shape letters: N images, K classes, C channels, H height, W width.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, Field
 
-from bitsweep.environment import Cpu, version_of
+from bitsweep.environment import Cpu, Gpu, current_gpu, version_of
 from bitsweep.errors import ConfigError, MissingPackage
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Recipe:
             raise ValueError(f"devices={self.devices}: must divide batch_size={self.batch_size}")
 
 
-# --------------------------------------------------------------------------- to how many bits
+# --------------------------------------------------------------------------- to how many bits, computed by what
 
 FloatFormat = Literal["float32", "float16", "bfloat16"]
 
@@ -303,6 +303,18 @@ class Scheme:
 
 FLOAT32 = Scheme(weights="float32", activations="float32", arithmetic="float32")
 
+#: What an engine that has kernels for both runs on: the CPU, or the first NVIDIA GPU.
+Device = Literal["cpu", "cuda"]
+
+
+def processor_of(device: Device, cpu: Cpu) -> Cpu | Gpu:
+    """The processor of a device; there is a GPU where a backend said that it can run on it."""
+    if device == "cpu":
+        return cpu
+    gpu = current_gpu()
+    assert gpu is not None
+    return gpu
+
 
 def storage_only(precision: Precision, *, computes: bool, where: str) -> Scheme:
     """Scheme of a float precision: computed in that format where the hardware does, otherwise stored in it only."""
@@ -312,6 +324,12 @@ def storage_only(precision: Precision, *, computes: bool, where: str) -> Scheme:
     stored = precision.weights
     why = f"{where} has no {stored} arithmetic: weights are stored as {stored} and computed in float32"
     return Scheme(weights=precision.weights, activations="float32", arithmetic="float32", why=why)
+
+
+def float_arithmetic(precision: Precision, processor: Cpu | Gpu) -> Scheme:
+    """Scheme of a float precision in an engine that computes all that the processor does, see ``storage_only``."""
+    computes = processor.computes_fp16 if precision.weights == "float16" else processor.computes_bf16
+    return storage_only(precision, computes=computes, where=f"this {processor}")
 
 
 def reduce_range(precision: Precision, cpu: Cpu) -> Scheme:
@@ -376,6 +394,19 @@ class Method(ABC):
 Runner = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """A run of a batch that lies in a GPU's memory, and whose logits stay there.
+
+    Attributes:
+        queue: lets the GPU run it; may return before it is done.
+        stream: handle of the CUDA stream that it runs in.
+    """
+
+    queue: Callable[[], object]
+    stream: int
+
+
 @axis
 class Backend(ABC):
     """An engine. Lowers a program to a file, and runs that file.
@@ -384,8 +415,8 @@ class Backend(ABC):
         package, extra: distribution that the engine comes in, and the extra of this project that installs it.
         timed: whether its latency means anything; False for simulations.
         portable: whether an artifact runs on other CPUs too; False for machine code.
-        runner, runner_needs: program of ``runners/`` that runs the artifact by itself, and the packages that it needs;
-            empty where there is nothing to deploy.
+        runner, runner_needs: program of ``runners/`` that runs the artifact without this project, and the packages that
+            it imports; empty where there is nothing to deploy.
     """
 
     name: Name
@@ -404,9 +435,14 @@ class Backend(ABC):
         """Why this engine's files cannot be run on this machine, although they can be made here; None when they can."""
         return None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its kernels are an NVIDIA GPU's."""
+        return False
+
     @abstractmethod
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """The precision resolved against this engine's kernels and the CPU."""
+        """The precision resolved against this engine's kernels and the CPU, or the GPU where it runs on that."""
 
     @abstractmethod
     def lower(self, program: "torch.export.ExportedProgram", folder: Path) -> None:
@@ -419,6 +455,10 @@ class Backend(ABC):
     @abstractmethod
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Load an artifact in a fresh process, to run on the given number of threads."""
+
+    def load_on_device(self, folder: Path, images: "np.ndarray[Any, Any]", *, threads: int) -> OnDevice:
+        """Load an artifact and a batch into the GPU's memory."""
+        raise AssertionError(f"{self.name} runs on no GPU, see on_gpu")
 
     @abstractmethod
     def kernels(self, folder: Path, images: "np.ndarray[Any, Any]", *, threads: int) -> "Sequence[Kernel]":

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from bitsweep.artifacts import Array, Splits
-from bitsweep.environment import current_cpu, version_of
+from bitsweep.environment import current_cpu, physical_cores, version_of
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.experiment import Cell
+from bitsweep.fingerprint import settings
 
+#: What every bundle imports, whatever runs its artifact.
+_NEEDS = ("numpy", "pillow")
 #: Test images whose logits are recorded.
 RECORDED = 16
 
@@ -36,7 +39,9 @@ def write_facts(cell: Cell, splits: Splits, logits_NK: Array, folder: Path) -> N
         "cell": cell.name,
         "command": cell.command,
         "runner": cell.backend.runner,
-        "requirements": [f"{package}=={version_of(package)}" for package in cell.backend.runner_needs],
+        "backend": settings(cell.backend),
+        "threads": cell.protocol.threads or physical_cores(),
+        "requirements": [f"{package}=={version_of(package)}" for package in (*cell.backend.runner_needs, *_NEEDS)],
         "image_size": cell.model.image_size,
         "stored_shape": images.shape[1:],
         "crop": getattr(cell.dataset, "crop", 1.0),
@@ -59,11 +64,12 @@ def complete(folder: Path) -> None:
     """
     about = _facts(folder)
     if not about["runner"]:
-        raise UsageError(
-            f"{about['cell']}: its backend simulates, and has nothing to deploy; export a cell of backend=onnxruntime"
-        )
-    runner = importlib.resources.files("bitsweep.runners") / f"{about['runner']}.py"
-    (folder / "classify.py").write_text(runner.read_text())
+        raise UsageError(f"{about['cell']}: its backend has nothing to deploy; export a cell of backend=onnxruntime")
+    if about["backend"].get("device") == "cuda":
+        raise UsageError(f"{about['cell']}: programs for a GPU are not written; export the cell of backend.device=cpu")
+    runners = importlib.resources.files("bitsweep.runners")
+    (folder / "classify.py").write_text((runners / "classify.py").read_text())
+    (folder / "engine.py").write_text((runners / f"{about['runner']}.py").read_text())
     (folder / "requirements.txt").write_text("\n".join(about["requirements"]) + "\n")
     (folder / "README.md").write_text(_readme(about))
 

@@ -18,7 +18,6 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="rebuild the report of a sweep from MLflow")
     report.add_argument("sweep_id", metavar="SWEEP_ID", help="the sweep's folder name under multirun/")
-    report.add_argument("--store", type=Path, default=Path("multirun/store"), help="artifact store of the sweep")
     report.add_argument("--folder", type=Path, help="where to write it (default: multirun/SWEEP_ID)")
     ui = commands.add_parser("ui", help="start the MLflow UI, with a link to the comparison of all cells")
     ui.add_argument("--port", type=int, default=5000)
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.command == "report":
-            rebuild_report(options.sweep_id, options.store, options.folder or Path("multirun") / options.sweep_id)
+            rebuild_report(options.sweep_id, options.folder or Path("multirun") / options.sweep_id)
         elif options.command == "export":
             export_bundle(options.run_id, options.folder)
         elif options.command == "verify":
@@ -45,22 +44,22 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def rebuild_report(sweep_id: str, store: Path, folder: Path) -> None:
+def rebuild_report(sweep_id: str, folder: Path) -> None:
     """Print the table of a sweep and write its report files again, from MLflow alone."""
-    from bitsweep.store import Store
     from bitsweep.sweep import publish
-    from bitsweep.tracking import Tracker
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.reading import read_sweep
 
-    publish(Tracker(Store(store)).report(sweep_id, folder=folder), folder)
+    publish(read_sweep(Connection(), sweep_id, folder=folder), folder)
 
 
 def export_bundle(run_id: str, folder: Path) -> None:
     """Write the artifact of a cell, from MLflow alone, with all that it takes to run it."""
     from bitsweep import bundle
-    from bitsweep.store import Store
-    from bitsweep.tracking import Tracker
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.reading import download_bundle
 
-    Tracker(Store(Path("multirun/store"))).download_bundle(run_id, folder)
+    download_bundle(Connection(), run_id, folder)
     bundle.complete(folder)
     print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
@@ -74,12 +73,11 @@ def verify_bundle(folder: Path, *, here: bool) -> None:
 
 def serve_ui(port: int) -> None:
     """Start the MLflow UI with one worker and print the link to the comparison view; ends with the server."""
-    from bitsweep.store import Store
-    from bitsweep.tracking import Tracker
+    from bitsweep.tracking.connection import Connection
 
-    tracker = Tracker(Store(Path("multirun/store")))
-    if tracker.uri.startswith("http"):
-        print(f"compare the cells: {tracker.uri.rstrip('/')}/{tracker.comparison_path}", flush=True)
+    tracked = Connection()
+    if tracked.uri.startswith("http"):
+        print(f"compare the cells: {tracked.uri.rstrip('/')}/{tracked.comparison_path}", flush=True)
         return
     with contextlib.closing(socket.socket()) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -87,7 +85,7 @@ def serve_ui(port: int) -> None:
     # With its defaults the server is fifteen processes and 2.5 GB.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen([*command, "--backend-store-uri", tracker.uri], env=environment)
+    server = subprocess.Popen([*command, "--backend-store-uri", tracked.uri], env=environment)
     try:
         while server.poll() is None:
             with contextlib.closing(socket.socket()) as probe:
@@ -95,7 +93,7 @@ def serve_ui(port: int) -> None:
                     break
             time.sleep(0.2)
         if server.poll() is None:
-            print(f"compare the cells: http://127.0.0.1:{port}/{tracker.comparison_path}", flush=True)
+            print(f"compare the cells: http://127.0.0.1:{port}/{tracked.comparison_path}", flush=True)
         if server.wait():
             raise TrackingError(f"mlflow ui ended with exit code {server.returncode}; its output is above")
     finally:

@@ -1,5 +1,6 @@
 """Where a measurement was made: CPU and its instruction set, memory, versions, commit. Imports no torch."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -15,6 +16,8 @@ REPORTED_PACKAGES = (
     "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx", "mlflow",
     "hydra-core", "numpy",
 )  # fmt: skip
+#: Packages that another distribution holds too, built for GPUs.
+_GPU_BUILDS = {"onnxruntime": "onnxruntime-gpu"}
 #: Attributes of a device, as CUDA's driver numbers them.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
@@ -32,6 +35,9 @@ class Cpu:
     model: str
     architecture: str
     flags: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"CPU ({self.isa})"
 
     @property
     def isa(self) -> str:
@@ -86,6 +92,19 @@ class Gpu:
     model: str
     architecture: str
 
+    def __str__(self) -> str:
+        return f"GPU ({self.architecture})"
+
+    @property
+    def computes_fp16(self) -> bool:
+        """Whether the GPU multiplies half-precision matrices (Volta and later)."""
+        return int(self.architecture.removeprefix("sm")) >= 70
+
+    @property
+    def computes_bf16(self) -> bool:
+        """Whether the GPU multiplies bfloat16 matrices (Ampere and later)."""
+        return int(self.architecture.removeprefix("sm")) >= 80
+
 
 @functools.cache
 def current_gpu() -> Gpu | None:
@@ -115,10 +134,10 @@ def physical_cores() -> int:
 @functools.cache
 def version_of(package: str) -> str:
     """Installed version of a distribution, or ``absent``; does not import it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+    for distribution in filter(None, (package, _GPU_BUILDS.get(package))):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return "absent"
 
 
 @functools.cache

@@ -22,6 +22,10 @@ FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
 #: Knobs of data sets that say where files lie, and not what is in them.
 PLACES = ("root", "folder")
+#: The modules whose code makes a measurement what it is, with all that they import.
+_PASSES = ("bitsweep.measuring.evaluation", "bitsweep.measuring.latency", "bitsweep.measuring.memory")
+#: Choices that make up the name of a cell.
+NAMED = ("model", "method", "precision", "backend", "backend.device", "dataset")
 #: Config group -> what its choices are.
 AXES: dict[str, type] = {
     "model": Model,
@@ -60,9 +64,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A short readable name, not necessarily unique: it leaves out the knobs."""
+        """A short readable name, not necessarily unique: it leaves out the knobs, but for a device that was chosen."""
         axes = self.axes
-        parts = [axes[axis] for axis in ("model", "method", "precision", "backend", "dataset")]
+        parts = [axes[choice] for choice in NAMED if choice in axes]
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property
@@ -71,6 +75,12 @@ class Cell:
         # A named sweep holds settings of its own, besides the grid that this must not start again.
         named = any(word.lstrip("+").startswith("sweep=") for word in self.overrides)
         return shlex.join(["python", "run.py", *self.overrides, *(["hydra.mode=RUN"] if named else [])])
+
+    @property
+    def device(self) -> str:
+        """Model of the processor that its engine runs on; empty where that is a GPU and there is none."""
+        processor = current_gpu() if self.backend.on_gpu else current_cpu()
+        return processor.model if processor else ""
 
     @property
     def twin(self) -> "Cell":
@@ -117,11 +127,11 @@ class Cell:
     @functools.cached_property
     def artifact_key(self) -> str:
         """Key of the file that the engine loads."""
-        cpu = current_cpu()
+        cpu, gpu = current_cpu(), current_gpu() if self.backend.on_gpu else None
         return fingerprint.digest(
             "artifact", self.compressed_key, fingerprint.settings(self.backend),
             fingerprint.code(type(self.backend).__module__), _versions("torch", "onnxscript", self.backend.package),
-            [] if self.backend.portable else [cpu.model, cpu.isa],
+            [] if self.backend.portable else [cpu.model, cpu.isa, gpu.architecture if gpu else ""],
         )  # fmt: skip
 
     @functools.cached_property
@@ -130,7 +140,7 @@ class Cell:
         cpu = current_cpu()
         return fingerprint.digest(
             "probe", fingerprint.settings(self.backend), fingerprint.settings(self.scheme), [cpu.model, cpu.isa],
-            fingerprint.code("bitsweep.saturation", type(self.backend).__module__),
+            fingerprint.code("bitsweep.measuring.saturation", type(self.backend).__module__),
             _versions("torch", "onnxscript", self.backend.package),
         )  # fmt: skip
 
@@ -140,7 +150,7 @@ class Cell:
         cpu, gpu = current_cpu(), current_gpu()
         return fingerprint.digest(
             "cell", self.artifact_key, self.twin.artifact_key, self.probe_key, fingerprint.settings(self.protocol),
-            fingerprint.code("bitsweep.measure"), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
+            fingerprint.code(*_PASSES), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
         )  # fmt: skip
 
     def obstacle(self) -> str | None:
@@ -237,6 +247,8 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
         return ConfigError(f"{key}: no such key; {hint}")
     if first["type"].startswith("missing"):
         return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
+    if not location:  # keys that do not go together name themselves
+        return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
     # A value that fits no member of a union has an error for each of them.
     alike = [each["msg"] for each in error.errors() if each["input"] == first["input"]]
     messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]

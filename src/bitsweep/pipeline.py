@@ -107,26 +107,26 @@ def probe(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) ->
     """See whether the engine's kernels hold the largest sums of the scheme."""
     import json
 
-    from bitsweep.saturation import saturates
+    from bitsweep.measuring.saturation import saturates
 
     (folder / "probe.json").write_text(json.dumps({"saturates": saturates(cell.backend, cell.scheme)}))
 
 
 def inspect(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Note size and kernels of an artifact that cannot be run here."""
-    from bitsweep import measure
+    from bitsweep.measuring import evaluation
 
     compressed, image_size = compressed_of(cell, store), cell.model.image_size
-    measure.inspect(_subject(cell, store), image_size=image_size, compressed=compressed, folder=folder)
+    evaluation.inspect(_subject(cell, store), image_size=image_size, compressed=compressed, folder=folder)
 
 
 def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
-    from bitsweep import measure
+    from bitsweep.measuring import evaluation
     from bitsweep.splits import preprocessed
 
     splits = splits_of(cell, store)
-    measure.evaluate(
+    evaluation.evaluate(
         _subject(cell, store),
         test=splits.test,
         batches=functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size),
@@ -141,18 +141,18 @@ def race(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> 
     """Measure latency against the fp32 artifact of the same engine."""
     import numpy as np
 
-    from bitsweep import measure
+    from bitsweep.measuring import latency
 
     if cell.backend.timed:
-        measure.race(_subject(cell, store), examples=np.load(folder / "examples.npy"), folder=folder)
+        latency.race(_subject(cell, store), examples=np.load(folder / "examples.npy"), folder=folder)
 
 
 def weigh(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
     """Measure peak memory."""
-    from bitsweep import measure
+    from bitsweep.measuring import memory
 
     if cell.protocol.memory and cell.backend.timed:
-        measure.weigh(_subject(cell, store), examples=folder / "examples.npy", folder=folder)
+        memory.weigh(_subject(cell, store), examples=folder / "examples.npy", folder=folder)
 
 
 DATA = Stage(name="dataset", key="dataset_key", passes=(load_data,), axes=("dataset",), limited=False)
@@ -237,7 +237,7 @@ def run(cell: Cell, workshop: Workshop) -> Outcome:
     """Run a cell to its measurement, as far as this machine can, or to the reason why there is none."""
 
     def measured() -> Measurement:
-        from bitsweep.measure import load_measurement
+        from bitsweep.measuring.passes import load_measurement
 
         for stage, each in needs(cell):
             folder = workshop.make(stage, each)
@@ -344,7 +344,7 @@ def _kept(store: Store, stage: Stage, cell: Cell) -> Path:
 
 
 def _subject(cell: Cell, store: Store) -> Any:
-    from bitsweep.measure import Subject
+    from bitsweep.measuring.passes import Subject
 
     return Subject(
         artifact=artifact_of(cell, store),

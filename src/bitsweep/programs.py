@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +28,7 @@ from bitsweep.artifacts import (
     LayerView,
     Table,
 )
-from bitsweep.axes import Runner
+from bitsweep.axes import Device, OnDevice, Runner
 from bitsweep.errors import DataError, StoreError
 from bitsweep.quantization.graphs import drop_unread, set_attribute
 from bitsweep.quantization.packing import pack, unpack
@@ -128,18 +129,18 @@ def logits_of(program: ExportedProgram, batches: Iterable[Array]) -> Array:
     return np.concatenate([runner(images) for images in batches])
 
 
-def runner_of(program: ExportedProgram, *, memory_format: torch.memory_format = torch.contiguous_format) -> Runner:
+def runner_of(
+    program: ExportedProgram, *, memory_format: torch.memory_format = torch.contiguous_format, device: Device = "cpu"
+) -> Runner:
     """A program as a function of images, on as many threads as PyTorch is set to.
 
     What depends on parameters alone, such as the dequantization of weights, is computed here and not in every run.
 
     Args:
         memory_format: how images and the weights of 2-d convolutions are laid out in memory.
+        device: where it runs; a program that runs elsewhere than on the CPU is moved there in place.
     """
-    graph, shape = folded_graph(program), image_shape(program)
-    for path, value in dict(graph.named_buffers()).items():
-        if value.ndim == 4:
-            set_attribute(graph, path, value.contiguous(memory_format=memory_format))
+    graph, shape = _laid_out(program, memory_format, device), image_shape(program)
 
     def run(images: Array) -> Array:
         if images.shape[1:] != shape or images.dtype != np.float32:
@@ -148,11 +149,32 @@ def runner_of(program: ExportedProgram, *, memory_format: torch.memory_format = 
                 f"images: {images.dtype} {list(images.shape)} given; the program takes float32 [N, {expected}]"
             )
         with torch.inference_mode():
-            logits = graph(torch.from_numpy(images).contiguous(memory_format=memory_format))
-        result: Array = logits.numpy()
+            logits = graph(torch.from_numpy(images).to(device).contiguous(memory_format=memory_format))
+        result: Array = logits.cpu().numpy()
         return result
 
     return run
+
+
+def on_gpu(program: ExportedProgram, images: Array, *, memory_format: torch.memory_format) -> OnDevice:
+    """A run of a program on a batch in the GPU's memory; the program is moved there in place."""
+    graph = _laid_out(program, memory_format, "cuda")
+    batch = torch.from_numpy(images).to("cuda").contiguous(memory_format=memory_format)
+
+    def queue() -> None:
+        with torch.inference_mode():
+            graph(batch)
+
+    return OnDevice(queue=queue, stream=torch.cuda.current_stream().cuda_stream)
+
+
+def _laid_out(program: ExportedProgram, memory_format: torch.memory_format, device: Device) -> GraphModule:
+    """Folded graph of a program on a device, with weights of 2-d convolutions in a memory format."""
+    graph = folded_graph(program if device == "cpu" else move_to_device_pass(program, device))
+    for path, value in dict(graph.named_buffers()).items():
+        if value.ndim == 4:
+            set_attribute(graph, path, value.contiguous(memory_format=memory_format))
+    return graph
 
 
 def kernels_of(program: ExportedProgram, images: Array) -> tuple[Kernel, ...]:

@@ -26,12 +26,12 @@ from bitsweep import child, pipeline
 from bitsweep.artifacts import Outcome
 from bitsweep.axes import axis
 from bitsweep.errors import BitsweepError, UsageError
-from bitsweep.experiment import AXES, Cell, bind, invalid
+from bitsweep.experiment import AXES, NAMED, Cell, bind, invalid
 from bitsweep.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.report import SweepReport
-    from bitsweep.tracking import Entry
+    from bitsweep.tracking.entries import Entry
 
 
 @axis
@@ -168,7 +168,7 @@ def describe(planned: Sequence[Planned]) -> str:
 def _names(cells: Sequence[Cell]) -> list[str]:
     """Names of cells, with the knobs in which they differ."""
     axes = [cell.axes for cell in cells]
-    knobs = [knob for knob in dict.fromkeys(name for each in axes for name in each) if "." in knob]
+    knobs = dict.fromkeys(name for each in axes for name in each if "." in name and name not in NAMED)
     varying = [knob for knob in knobs if len({each.get(knob) for each in axes}) > 1]
     return [
         " ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)])
@@ -202,17 +202,20 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
         return 0
     store.check()
     child.warm_up()
-    from bitsweep.tracking import Tracker
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.journal import Journal
+    from bitsweep.tracking.reading import read_sweep
 
-    tracker = Tracker(store)
-    planned = plan(cells, store, tracker.finished())
+    connection = Connection()
+    journal = Journal(connection, store)
+    planned = plan(cells, store, {key: run.info.run_id for key, run in connection.cells().items()})
     print(describe(planned), flush=True)
     if options.stage == "baseline":
         outcomes = launch([each.cell for each in planned if each.trains], "baseline")
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     entries = {each: _entry(each) for each in planned}
-    run_id = tracker.start_sweep(folder.name, command, list(entries.values()))
+    run_id = journal.start_sweep(folder.name, command, list(entries.values()))
     status = "killed"
     try:
         todo = [each for each in planned if each.verdict in _TO_DO]
@@ -228,9 +231,9 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
             entries[each] = _ended(entries[each], outcome)
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
-        tracker.update_sweep(run_id, list(entries.values()))
-        paths = publish(tracker.report(folder.name, folder=folder), folder)
-        tracker.finish_sweep(run_id, status, paths)
+        journal.update_sweep(run_id, list(entries.values()))
+        paths = publish(read_sweep(connection, folder.name, folder=folder), folder)
+        journal.finish_sweep(run_id, status, paths)
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
     return int(status != "finished")
@@ -242,19 +245,20 @@ def work(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcom
     Args:
         folder: where the log of its processes is written.
     """
-    from bitsweep.tracking import Tracker
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.journal import Journal
 
     store = Store(options.store)
     workshop = pipeline.Workshop(
         store=store, log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
     )
-    tracker = Tracker(store)
+    journal = Journal(Connection(), store)
     outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, workshop)
     try:
         trained = store.find(pipeline.BASELINE.name, cell.baseline_key)
-        baseline_run_id = tracker.log_baseline(cell) if trained else ""
+        baseline_run_id = journal.log_baseline(cell) if trained else ""
         if options.stage == "cell":
-            run_id = tracker.log_cell(cell, outcome, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
+            run_id = journal.log_cell(cell, outcome, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
             outcome = replace(outcome, run_id=run_id)
     except BitsweepError as error:
         outcome = replace(outcome, status="failed", reason=str(error))
@@ -284,7 +288,7 @@ def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, O
 
 
 def _entry(planned: Planned) -> "Entry":
-    from bitsweep.tracking import Entry
+    from bitsweep.tracking.entries import Entry
 
     cell, skipped = planned.cell, planned.verdict == "skip"
     return Entry(

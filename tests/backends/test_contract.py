@@ -18,8 +18,8 @@ from bitsweep import stats
 from bitsweep.axes import Backend, Precision
 from bitsweep.environment import current_cpu
 from bitsweep.errors import BitsweepError, DataError, StoreError
+from bitsweep.measuring.saturation import saturates
 from bitsweep.programs import logits_of
-from bitsweep.saturation import saturates
 
 pytestmark = pytest.mark.slow
 

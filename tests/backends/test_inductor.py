@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
+from bitsweep import axes, cuda
 from bitsweep.axes import Backend, Grid, Precision
 from bitsweep.backends.inductor import Inductor
-from bitsweep.environment import Cpu, current_cpu
+from bitsweep.environment import Cpu, Gpu, current_cpu
 
 Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
 BACKEND = Inductor(name="inductor")
@@ -64,6 +65,25 @@ def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid
 def test_halves_are_not_stored_as_floats() -> None:
     computes = BACKEND.scheme(HALF, current_cpu()).arithmetic == "float16"
     assert (BACKEND.unsupported(HALF) is None) == computes
+
+
+def test_without_a_gpu_it_is_the_cpu_that_is_named(fp32: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "current_gpu", lambda: None)
+    reason = Inductor(name="inductor", device="cuda").unsupported(fp32)
+    assert reason == "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
+
+
+@pytest.mark.parametrize(("architecture", "computes"), [("sm61", False), ("sm89", True)])
+def test_a_gpu_computes_halves_and_no_codes(
+    architecture: str, computes: bool, fp32: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(axes, "current_gpu", lambda: Gpu(model="any", architecture=architecture))
+    monkeypatch.setattr(cuda, "no_gpu_for_pytorch", lambda: None)
+    backend = Inductor(name="inductor", device="cuda")
+    assert backend.unsupported(fp32) is None
+    assert (backend.unsupported(HALF) is None) == computes
+    assert (backend.scheme(HALF, _cpu("avx2")).arithmetic == "float16") == computes
+    assert "use backend.device=cpu, or backend=tensorrt" in (backend.unsupported(INT8) or "")
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

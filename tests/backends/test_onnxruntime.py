@@ -5,26 +5,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch.export import ExportedProgram
 
-from bitsweep import stats
+from bitsweep import axes, cuda, stats
 from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.backends.onnxruntime import OnnxRuntime
-from bitsweep.environment import Cpu, current_cpu
-from bitsweep.errors import MissingPackage
+from bitsweep.environment import Cpu, Gpu, current_cpu
+from bitsweep.errors import ConfigError, MissingPackage
+from bitsweep.measuring.saturation import largest_products
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
-from bitsweep.saturation import largest_products
 from tests.quantization.networks import noise_splits
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = OnnxRuntime(name="onnxruntime")
+ON_A_GPU = OnnxRuntime(name="onnxruntime", device="cuda")
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
 SIGNED = Grid(bits=8, signed=True, symmetric=True)
 INT8 = Precision(name="int8", weights=WEIGHTS, activations=ACTIVATIONS)
+without_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime is built for CUDA"
+)
 
 
 def _cpu(*flags: str, architecture: str = "x86_64") -> Cpu:
@@ -153,6 +158,52 @@ def test_no_thread_spins_between_runs(int8_artifact: Path, images: np.ndarray) -
         time.sleep(0.03)
         spent.append(time.process_time() - before)
     assert np.median(spent) < 0.005
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A GPU that decisions are made for; nothing runs on it."""
+    gpu = Gpu(model="NVIDIA L4", architecture="sm89")
+    for module in (axes, cuda):
+        monkeypatch.setattr(module, "current_gpu", lambda: gpu)
+    return gpu
+
+
+def test_without_a_gpu_it_is_the_cpu_that_is_named(fp32: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "current_gpu", lambda: None)
+    assert ON_A_GPU.unsupported(fp32) == "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
+
+
+@without_cuda
+def test_a_build_without_cuda_is_told_which_to_install(gpu: Gpu, fp32: Precision) -> None:
+    reason = ON_A_GPU.unsupported(fp32)
+    assert reason is not None
+    assert "CPUExecutionProvider only" in reason
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]', or use backend.device=cpu" in reason
+
+
+def test_a_gpu_has_kernels_for_floats_only(gpu: Gpu, fp32: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntime, "_no_cuda_build", lambda self: None)
+    assert ON_A_GPU.unsupported(fp32) is None
+    reason = ON_A_GPU.unsupported(INT8)
+    assert reason is not None
+    assert "use backend.device=cpu, or backend=tensorrt" in reason
+
+
+@pytest.mark.parametrize(("kind", "arithmetic"), [("float16", "float16"), ("bfloat16", "float32")])
+def test_half_precision_on_a_gpu(kind: str, arithmetic: str, gpu: Gpu) -> None:
+    half = Precision(name="half", weights=kind, activations=kind)  # type: ignore[arg-type]
+    scheme = ON_A_GPU.scheme(half, _cpu("avx2"))
+    assert (scheme.weights, scheme.arithmetic) == (kind, arithmetic)
+    assert ("ONNX Runtime on this GPU (sm89)" in scheme.why) == (arithmetic == "float32")
+
+
+@without_cuda
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available provider names")
+def test_nothing_runs_on_the_cpu_that_was_meant_for_a_gpu(int8_artifact: Path) -> None:
+    """ONNX Runtime itself would only warn, and be measured on the CPU."""
+    with pytest.raises(ConfigError, match=r"cannot run all of this on the GPU; use backend\.device=cpu"):
+        ON_A_GPU.load(int8_artifact, threads=1)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from bitsweep.backends.openvino import KEPT, OpenVino
 from bitsweep.datasets.npz import Npz
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import CompressionError, MissingPackage
+from bitsweep.measuring.saturation import saturates
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
-from bitsweep.saturation import saturates
 from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
 from bitsweep.training.transfer import load_weights
 

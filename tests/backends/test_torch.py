@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
+from bitsweep import axes, cuda
 from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.backends.torch import Reference, TorchEager
-from bitsweep.environment import Cpu
+from bitsweep.environment import Cpu, Gpu
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = TorchEager(name="torch")
@@ -43,6 +44,38 @@ def test_half_precision_is_computed_where_the_cpu_does() -> None:
     assert BACKEND.scheme(HALF, _cpu("avx512_bf16")).arithmetic == "float32"
     bf16 = Precision(name="bf16", weights="bfloat16", activations="bfloat16")
     assert BACKEND.scheme(bf16, _cpu("avx512_bf16")).arithmetic == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "arithmetic"),
+    [
+        ("sm61", "float16", "float32"),
+        ("sm75", "float16", "float16"),
+        ("sm75", "bfloat16", "float32"),
+        ("sm120", "bfloat16", "bfloat16"),
+    ],
+)
+def test_half_precision_is_computed_where_the_gpu_does(
+    architecture: str, kind: str, arithmetic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(axes, "current_gpu", lambda: Gpu(model="any", architecture=architecture))
+    half = Precision(name="half", weights=kind, activations=kind)  # type: ignore[arg-type]
+    scheme = TorchEager(name="torch", device="cuda").scheme(half, _cpu("avx2"))
+    assert (scheme.weights, scheme.activations, scheme.arithmetic) == (kind, arithmetic, arithmetic)
+    assert (f"this GPU ({architecture}) has no {kind} arithmetic" in scheme.why) == (arithmetic == "float32")
+    # The CPU beside it is asked no more.
+    assert BACKEND.scheme(half, _cpu("avx2")).arithmetic == "float32"
+
+
+@pytest.mark.parametrize(
+    "backend", [TorchEager(name="torch", device="cuda"), Reference(name="reference", device="cuda")]
+)
+def test_without_a_gpu_it_is_the_cpu_that_is_named(
+    backend: TorchEager | Reference, fp32: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "current_gpu", lambda: None)
+    assert backend.unsupported(fp32) == "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
+    assert BACKEND.unsupported(fp32) is None
 
 
 def test_stored_halves_take_half_the_file_and_are_cast_once(

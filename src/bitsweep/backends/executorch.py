@@ -26,6 +26,8 @@ class ExecuTorch(Backend):
 
     package: ClassVar[str] = "executorch"
     extra: ClassVar[str] = "executorch"
+    runner: ClassVar[str] = "executorch"
+    runner_needs: ClassVar[tuple[str, ...]] = ("executorch", "torch")
 
     max_batch: Count = 1024
 

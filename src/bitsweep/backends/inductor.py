@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
+from bitsweep import cuda
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import (
     Backend,
+    Device,
     Grid,
+    OnDevice,
     Precision,
     Runner,
     Scheme,
     axis,
     beyond_byte_kernels,
+    float_arithmetic,
+    processor_of,
     reduce_range,
-    storage_only,
 )
 from bitsweep.environment import Cpu, current_cpu
 
@@ -29,9 +33,24 @@ MODEL = "model.pt2"
 @final
 @axis
 class Inductor(Backend):
-    """Machine code for the CPU that it is compiled on, in one package that takes any batch and is loaded as it is."""
+    """Machine code for the processor that it is compiled on: one package that takes any batch, and is loaded as it is.
+
+    Attributes:
+        device: ``cpu``, with oneDNN's kernels; ``cuda``, an NVIDIA GPU, with Triton's and PyTorch's, for floats only.
+        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa on a GPU.
+    """
 
     portable: ClassVar[bool] = False
+    runner: ClassVar[str] = "inductor"
+    runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
+
+    device: Device = "cpu"
+    tf32: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """By choice."""
+        return self.device == "cuda"
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply unsigned activations by weights around 0; parameters are folded into float32."""
@@ -40,13 +59,15 @@ class Inductor(Backend):
                 f"backend=inductor finds no C++ compiler {_compiler()}: install one, set the environment variable CXX, "
                 "or use backend=onnxruntime"
             )
-        if reason := beyond_byte_kernels(precision, self.name):
+        if reason := (cuda.no_gpu_for_pytorch() if self.on_gpu else None) or beyond_byte_kernels(precision, self.name):
             return reason
         weights, activations = precision.weights, precision.activations
         if not isinstance(weights, Grid) or not isinstance(activations, Grid):
             if self.scheme(precision, current_cpu()).why:
-                return f"backend=inductor would store {weights} weights as float32 on this CPU: use backend=onnxruntime"
+                return f"backend=inductor would store {weights} weights as float32 here: use backend=onnxruntime"
             return None
+        if self.on_gpu:
+            return "backend=inductor has integer kernels on the CPU only: use backend.device=cpu, or backend=tensorrt"
         if not weights.symmetric:
             return f"oneDNN has no kernels for {weights} weights: use backend=onnxruntime"
         if activations.signed:
@@ -54,17 +75,17 @@ class Inductor(Backend):
         return None
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """Half precision where the CPU computes it; weights have 7 bits where sums of products would saturate."""
+        """Half precision where the processor computes it; weights have 7 bits where sums of products would saturate."""
         if precision.is_integer:
             return reduce_range(precision, cpu)
-        computes = cpu.computes_fp16 if precision.weights == "float16" else cpu.computes_bf16
-        return storage_only(precision, computes=computes, where=f"this CPU ({cpu.isa})")
+        return float_arithmetic(precision, processor_of(self.device, cpu))
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Compile the program, which takes ten seconds and more."""
         from bitsweep.lowering.inductor import compile_package
 
-        compile_package(program, folder / MODEL)
+        self._allow_tf32()
+        compile_package(program, folder / MODEL, device=self.device)
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Load the package, to run on as many threads as PyTorch is set to here."""
@@ -72,8 +93,19 @@ class Inductor(Backend):
 
         from bitsweep.lowering.inductor import runner_of
 
+        self._allow_tf32()
         torch.set_num_threads(threads)
         return runner_of(folder / MODEL)
+
+    def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
+        """Load the package and a batch; PyTorch runs it in its current stream."""
+        import torch
+
+        from bitsweep.lowering.inductor import on_gpu
+
+        self._allow_tf32()
+        torch.set_num_threads(threads)
+        return on_gpu(folder / MODEL, images)
 
     def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
         """What oneDNN ran; multiply-accumulates that are not among these were done by generated code, in float."""
@@ -83,6 +115,10 @@ class Inductor(Backend):
 
         torch.set_num_threads(threads)
         return kernels_of(folder / MODEL, images)
+
+    def _allow_tf32(self) -> None:
+        if self.on_gpu:
+            cuda.allow_tf32(self.tf32)
 
 
 def _compiler() -> str:

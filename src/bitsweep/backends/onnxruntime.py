@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: float and 8-bit integer kernels for x86 and ARM."""
+"""ONNX Runtime: float and 8-bit integer kernels for x86 and ARM, and float kernels for NVIDIA GPUs."""
 
 import json
 import math
@@ -8,24 +8,30 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
+from bitsweep import cuda
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import (
     Backend,
+    Device,
+    OnDevice,
     Precision,
     Runner,
     Scheme,
     axis,
     beyond_byte_kernels,
+    processor_of,
     reduce_range,
     storage_only,
 )
-from bitsweep.environment import Cpu
-from bitsweep.errors import DataError, MissingPackage, StoreError
+from bitsweep.environment import Cpu, Gpu
+from bitsweep.errors import ConfigError, DataError, MissingPackage, StoreError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 MODEL = "model.onnx"
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
 BYTE_TYPES = {"uint8", "int8"}
 #: Runs of a batch whose median tells how long a kernel takes.
 TIMED_RUNS = 9
@@ -40,29 +46,58 @@ PRODUCTS = {
 @final
 @axis
 class OnnxRuntime(Backend):
-    """ONNX Runtime's CPU kernels. The artifact is one ONNX file; loading and running it imports no PyTorch.
+    """ONNX Runtime's own kernels. The artifact is one ONNX file; loading and running it imports no PyTorch.
 
     Attributes:
+        device: ``cpu``, or ``cuda`` for an NVIDIA GPU, which has kernels for floats only (CUDAExecutionProvider).
+        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa on a GPU.
         optimization: of the graph when it is loaded: ``all``; ``basic``, which fuses no kernels, so that integer
             programs compute in float32; ``none``.
     """
 
     package: ClassVar[str] = "onnxruntime"
     runner: ClassVar[str] = "onnxruntime"
-    runner_needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "numpy", "pillow")
+    runner_needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
+    device: Device = "cpu"
+    tf32: bool = False
     optimization: Literal["all", "basic", "none"] = "all"
 
+    @property
+    def on_gpu(self) -> bool:
+        """By choice."""
+        return self.device == "cuda"
+
     def unsupported(self, precision: Precision) -> str | None:
-        """Integer kernels multiply codes that fit in a byte."""
+        """Integer kernels multiply codes that fit in a byte, and there are none for GPUs."""
+        if self.on_gpu and (reason := cuda.no_gpu() or self._no_cuda_build()):
+            return reason
+        if self.on_gpu and precision.is_integer:
+            return (
+                f"ONNX Runtime has no integer kernels for {precision.name} on a GPU: use backend.device=cpu, or "
+                "backend=tensorrt"
+            )
         return beyond_byte_kernels(precision, self.name)
 
+    def _no_cuda_build(self) -> str | None:
+        """Why the ONNX Runtime that is installed runs on no GPU, with the cure; None when it does."""
+        providers = self._library().get_available_providers()
+        if PROVIDERS["cuda"] in providers:
+            return None
+        return (
+            f"backend.device=cuda: this ONNX Runtime has {', '.join(providers)} only; run: pip uninstall -y "
+            "onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]', or use backend.device=cpu"
+        )
+
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """Half precision is computed on ARM only; weights have 7 bits where sums of products would saturate."""
+        """Half precision is computed on ARM and GPUs, bfloat16 nowhere; weights have 7 bits where sums of products
+        would saturate."""
         if precision.is_integer:
             return reduce_range(precision, cpu)
-        computes = cpu.architecture == "aarch64" and cpu.computes_fp16 and precision.weights == "float16"
-        return storage_only(precision, computes=computes, where=f"ONNX Runtime on this CPU ({cpu.isa})")
+        processor = processor_of(self.device, cpu)
+        has_kernels = isinstance(processor, Gpu) or processor.architecture == "aarch64"
+        computes = has_kernels and processor.computes_fp16 and precision.weights == "float16"
+        return storage_only(precision, computes=computes, where=f"ONNX Runtime on this {processor}")
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program as ONNX."""
@@ -85,12 +120,28 @@ class OnnxRuntime(Backend):
 
         return run
 
+    def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
+        """Open a session that computes in a stream of one's own, with images and logits bound to the GPU's memory."""
+        stream = cuda.new_stream()
+        session = self._session(folder, threads=threads, stream=stream)
+        onnxruntime = self._library()
+        binding, options = session.io_binding(), onnxruntime.RunOptions()
+        binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0))
+        binding.bind_output("logits", "cuda", 0)
+        # Else a run would return only when the GPU is done, and the way back to Python would be measured too.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return OnDevice(queue=lambda: session.run_with_iobinding(binding, options), stream=stream)
+
     def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
-        """What ran, as ONNX Runtime's profiler tells it; channels that it pads to fill vectors count."""
+        """What ran, as ONNX Runtime's profiler tells it; channels that it pads to fill vectors count.
+
+        Of a GPU's kernels it sees when they are queued, and not how long they take.
+        """
         # Weights that are packed for a kernel are missing from its profile, and kernels are slower without.
         described = self._events(folder, images, threads=threads, prepacked=False, runs=1)
         times = defaultdict(list)
-        for event in self._events(folder, images, threads=threads, prepacked=True, runs=TIMED_RUNS):
+        timed = [] if self.on_gpu else self._events(folder, images, threads=threads, prepacked=True, runs=TIMED_RUNS)
+        for event in timed:
             times[event["name"]].append(event["dur"] / 1e3)
         return tuple(_kernel(event, ms=statistics.median(times[event["name"]] or [0.0])) for event in described)
 
@@ -104,11 +155,17 @@ class OnnxRuntime(Backend):
             events = json.loads(Path(session.end_profiling()).read_text())
         return [event for event in events if event["name"].endswith("_kernel_time")]
 
-    def _session(self, folder: Path, *, threads: int, profile: Path | None = None, prepacked: bool = True) -> Any:
+    def _library(self) -> Any:
         try:
             import onnxruntime
         except ImportError:
             raise MissingPackage(self.package, self.extra) from None
+        return onnxruntime
+
+    def _session(
+        self, folder: Path, *, threads: int, profile: Path | None = None, prepacked: bool = True, stream: int = 0
+    ) -> Any:
+        onnxruntime = self._library()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -129,8 +186,14 @@ class OnnxRuntime(Backend):
         if not prepacked:
             options.add_session_config_entry("session.disable_prepacking", "1")
         path, state = folder / MODEL, onnxruntime.capi.onnxruntime_pybind11_state
+        provider: dict[str, str] = {}
+        if self.on_gpu:
+            provider = {"use_tf32": str(int(self.tf32))} | ({"user_compute_stream": str(stream)} if stream else {})
+            # Else what has no kernel on the GPU would run on the CPU, and all of it where CUDA cannot be loaded.
+            options.add_session_config_entry(NO_FALLBACK, "1")
+            onnxruntime.preload_dlls()
         try:
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[self.device], provider)])
         except (
             state.Fail,
             state.InvalidArgument,
@@ -138,7 +201,16 @@ class OnnxRuntime(Backend):
             state.InvalidProtobuf,
             state.NoSuchFile,
         ) as error:
+            # It says so of layers without a kernel, and of all where CUDA does not start.
+            if self.on_gpu and "fallback to" in str(error):
+                raise ConfigError(
+                    "backend.device=cuda: ONNX Runtime cannot run all of this on the GPU; use backend.device=cpu, or, "
+                    "where the log says that CUDA cannot be loaded, run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                ) from error
             raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {error}") from error
+        # Else a run that fails on the GPU would be tried again on the CPU.
+        session.disable_fallback()
+        return session
 
 
 def _kernel(event: dict[str, Any], *, ms: float) -> Kernel:

@@ -44,6 +44,8 @@ class OpenVino(Backend):
 
     package: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
+    runner: ClassVar[str] = "openvino"
+    runner_needs: ClassVar[tuple[str, ...]] = ("openvino",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply codes that fit in a byte: unsigned activations by weights around 0."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import (
@@ -13,8 +13,8 @@ from bitsweep.axes import (
     Scheme,
     axis,
     beyond_byte_kernels,
+    float_arithmetic,
     reduce_range,
-    storage_only,
 )
 from bitsweep.environment import Cpu
 from bitsweep.errors import CompressionError, ConfigError
@@ -34,6 +34,9 @@ class QuantizedKernels(Backend):
         engine: who multiplies: ``fbgemm`` and ``onednn`` on x86, ``qnnpack`` on ARM too. Additions and functions of
             activations are PyTorch's own.
     """
+
+    runner: ClassVar[str] = "torchscript"
+    runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
     engine: Literal["fbgemm", "onednn", "qnnpack"]
 
@@ -55,8 +58,7 @@ class QuantizedKernels(Backend):
             # Signed codes are shifted to unsigned ones before they are multiplied.
             unsigned = replace(precision, activations=replace(activations, signed=False, symmetric=False))
             return replace(reduce_range(unsigned, cpu), activations=activations)
-        computes = cpu.computes_fp16 if weights == "float16" else cpu.computes_bf16
-        return storage_only(precision, computes=computes, where=f"this CPU ({cpu.isa})")
+        return float_arithmetic(precision, cpu)
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Put kernels in the place of operations on codes, and write the graph as TorchScript."""

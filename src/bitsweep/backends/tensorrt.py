@@ -4,12 +4,24 @@ import json
 import math
 import re
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Backend, Count, Grid, Precision, Runner, Scheme, axis, beyond_byte_kernels, storage_only
+from bitsweep.axes import (
+    Backend,
+    Count,
+    Grid,
+    OnDevice,
+    Precision,
+    Runner,
+    Scheme,
+    axis,
+    beyond_byte_kernels,
+    storage_only,
+)
 from bitsweep.environment import Cpu, current_gpu
 from bitsweep.errors import CompressionError, DataError, MissingPackage, StoreError
 
@@ -22,6 +34,24 @@ _LAYER = re.compile(
     r"^Name: (.*), LayerType: (\w+), Inputs: \[(.*)\], Constants: \[(.*)\], Outputs: \[.*$", re.MULTILINE
 )
 _TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """An engine on the GPU.
+
+    Attributes:
+        queue: lets it run a batch of so many images, in its stream.
+        images, logits: addresses of what it reads and writes.
+        shape: C, H and W of the images.
+    """
+
+    queue: Callable[[int], None]
+    stream: Any
+    images: int
+    logits: int
+    shape: tuple[int, ...]
+    classes: int
 
 
 @final
@@ -53,6 +83,11 @@ class TensorRt(Backend):
         if isinstance(precision.weights, Grid) and not precision.weights.symmetric:
             return f"TensorRT takes no {precision.weights} weights: use backend=onnxruntime"
         return None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Always."""
+        return True
 
     def cannot_run(self) -> str | None:
         """An engine runs on GPUs of its target's architecture only."""
@@ -97,6 +132,41 @@ class TensorRt(Backend):
         import numpy as np
         from cuda.bindings import runtime as cuda
 
+        engine = self._open(folder)
+
+        def run_part(images: Array, logits: Array) -> None:
+            to, back = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            _done(cuda.cudaMemcpyAsync(engine.images, images.ctypes.data, images.nbytes, to, engine.stream))
+            engine.queue(len(images))
+            _done(cuda.cudaMemcpyAsync(logits.ctypes.data, engine.logits, logits.nbytes, back, engine.stream))
+            _done(cuda.cudaStreamSynchronize(engine.stream))
+
+        def run(images: Array) -> Array:
+            if images.shape[1:] != engine.shape or images.dtype != np.float32:
+                given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, engine.shape))
+                raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
+            images, logits = np.ascontiguousarray(images), np.empty((len(images), engine.classes), np.float32)
+            for start in range(0, len(images), self.max_batch):
+                part = slice(start, start + self.max_batch)
+                run_part(images[part], logits[part])
+            return logits
+
+        return run
+
+    def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
+        """Load the engine; what it reads there is whatever the memory holds, which takes as long as images do."""
+        engine = self._open(folder)
+        parts = [len(images[start : start + self.max_batch]) for start in range(0, len(images), self.max_batch)]
+
+        def queue() -> None:
+            for part in parts:
+                engine.queue(part)
+
+        return OnDevice(queue=queue, stream=int(engine.stream))
+
+    def _open(self, folder: Path) -> _Engine:
+        from cuda.bindings import runtime as cuda
+
         from bitsweep.lowering.onnx import INPUT, OUTPUT
 
         trt = self._library()
@@ -108,33 +178,21 @@ class TensorRt(Backend):
             raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}")
         context, stream = engine.create_execution_context(), _done(cuda.cudaStreamCreate())
         shape, classes = tuple(engine.get_tensor_shape(INPUT))[1:], tuple(engine.get_tensor_shape(OUTPUT))[1]
-        on_gpu = {
+        addresses = {
             name: _done(cuda.cudaMalloc(4 * self.max_batch * size))
             for name, size in ((INPUT, math.prod(shape)), (OUTPUT, classes))
         }
-        for name, address in on_gpu.items():
+        for name, address in addresses.items():
             context.set_tensor_address(name, address)
 
-        def run_part(images: Array, logits: Array) -> None:
-            context.set_input_shape(INPUT, images.shape)
-            to, back = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            _done(cuda.cudaMemcpyAsync(on_gpu[INPUT], images.ctypes.data, images.nbytes, to, stream))
+        def queue(batch: int) -> None:
+            context.set_input_shape(INPUT, (batch, *shape))
             if not context.execute_async_v3(int(stream)):
                 raise RuntimeError(f"TensorRT did not run the engine: {listener.errors[-1]}")
-            _done(cuda.cudaMemcpyAsync(logits.ctypes.data, on_gpu[OUTPUT], logits.nbytes, back, stream))
-            _done(cuda.cudaStreamSynchronize(stream))
 
-        def run(images: Array) -> Array:
-            if images.shape[1:] != shape or images.dtype != np.float32:
-                given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
-                raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
-            images, logits = np.ascontiguousarray(images), np.empty((len(images), classes), np.float32)
-            for start in range(0, len(images), self.max_batch):
-                part = slice(start, start + self.max_batch)
-                run_part(images[part], logits[part])
-            return logits
-
-        return run
+        return _Engine(
+            queue=queue, stream=stream, images=addresses[INPUT], logits=addresses[OUTPUT], shape=shape, classes=classes
+        )
 
     def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
         """The layers of the engine, as they were noted when it was built."""

@@ -1,10 +1,22 @@
 """PyTorch itself, operation by operation: as the meaning of every program, and as an engine for the float ones."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from bitsweep import cuda
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis, storage_only
+from bitsweep.axes import (
+    Backend,
+    Device,
+    Grid,
+    OnDevice,
+    Precision,
+    Runner,
+    Scheme,
+    axis,
+    float_arithmetic,
+    processor_of,
+)
 from bitsweep.environment import Cpu
 
 if TYPE_CHECKING:
@@ -15,17 +27,29 @@ PROGRAM = "program.pt2"
 
 @axis
 class Eager(Backend):
-    """Runs a program op by op. The artifact is a ``torch.export`` file."""
+    """Runs a program op by op. The artifact is a ``torch.export`` file, the same for every device.
+
+    Attributes:
+        device: ``cpu``, or ``cuda`` for an NVIDIA GPU.
+        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa on a GPU.
+    """
 
     channels_last: ClassVar[bool]
 
+    device: Device = "cpu"
+    tf32: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """By choice."""
+        return self.device == "cuda"
+
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """Integer grids to the letter, simulated. Half precision is storage only where the CPU does not compute it:
-        PyTorch would emulate it, at a crawl."""
+        """Integer grids to the letter, simulated. Half precision is storage only where the processor does not compute
+        it: PyTorch would emulate it, at a crawl."""
         if isinstance(precision.weights, Grid) or isinstance(precision.activations, Grid):
             return Scheme(weights=precision.weights, activations=precision.activations, arithmetic="simulated")
-        computes = cpu.computes_fp16 if precision.weights == "float16" else cpu.computes_bf16
-        return storage_only(precision, computes=computes, where=f"this CPU ({cpu.isa})")
+        return float_arithmetic(precision, processor_of(self.device, cpu))
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, narrow codes packed."""
@@ -35,16 +59,29 @@ class Eager(Backend):
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Load the program; parameters stored in half precision are cast to float32 here, once."""
-        import torch
-
         from bitsweep.programs import load_program, runner_of
 
+        layout = self._prepare(threads)
+        return runner_of(load_program(folder / PROGRAM), memory_format=layout, device=self.device)
+
+    def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
+        """Load the program and a batch; PyTorch runs it in its current stream."""
+        from bitsweep.programs import load_program, on_gpu
+
+        layout = self._prepare(threads)
+        return on_gpu(load_program(folder / PROGRAM), images, memory_format=layout)
+
+    def _prepare(self, threads: int) -> Any:
+        """Set PyTorch up, and tell the layout in memory of images and weights."""
+        import torch
+
         torch.set_num_threads(threads)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return runner_of(load_program(folder / PROGRAM), memory_format=layout)
+        if self.on_gpu:
+            cuda.allow_tf32(self.tf32)
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def kernels(self, folder: Path, images: Array, *, threads: int) -> tuple[Kernel, ...]:
-        """The operations of the program, all of them in float."""
+        """The operations of the program, all of them in float, on every device the same."""
         import torch
 
         from bitsweep.programs import kernels_of, load_program
@@ -62,8 +99,8 @@ class Reference(Eager):
     channels_last: ClassVar[bool] = False
 
     def unsupported(self, precision: Precision) -> str | None:
-        """Nothing is."""
-        return None
+        """Nothing is, where the device is there."""
+        return cuda.no_gpu_for_pytorch() if self.on_gpu else None
 
 
 @final
@@ -72,11 +109,13 @@ class TorchEager(Eager):
     """What a network runs on when nothing is done about deployment: float kernels, channels last."""
 
     channels_last: ClassVar[bool] = True
+    runner: ClassVar[str] = "torch_export"
+    runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer codes would be computed in float: that is the reference, whose latency means nothing."""
         if not precision.is_integer:
-            return None
+            return cuda.no_gpu_for_pytorch() if self.on_gpu else None
         return (
             f"backend=torch has no integer kernels for {precision.name}: "
             "use backend=onnxruntime to run it, or backend=reference for its accuracy and size"

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 from torch.fx import Graph, GraphModule, Node
 
 from bitsweep import programs
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Runner
+from bitsweep.axes import Device, OnDevice, Runner
 from bitsweep.errors import CompressionError, DataError, StoreError
 from bitsweep.lowering import onednn
 from bitsweep.programs import image_shape
@@ -37,8 +38,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def compile_package(program: ExportedProgram, path: Path) -> None:
-    """Compile a program to one package with a dynamic batch, for CPUs like the one that this runs on.
+def compile_package(program: ExportedProgram, path: Path, *, device: Device = "cpu") -> None:
+    """Compile a program to one package with a dynamic batch, for processors like the one that this runs on.
+
+    Args:
+        device: where the package will run; a program that runs elsewhere than on the CPU is moved there in place.
 
     Raises:
         CompressionError: Inductor or the C++ compiler does not take the program.
@@ -49,8 +53,11 @@ def compile_package(program: ExportedProgram, path: Path) -> None:
 
     x86._register_quantization_weight_pack_pass()
     shape = image_shape(program)
-    one, images = np.zeros((1, *shape), np.float32), torch.zeros(2, *shape)
-    facts = {"shape": shape, "macs": sum(kernel.macs for kernel in programs.kernels_of(program, one))}
+    one, images = np.zeros((1, *shape), np.float32), torch.zeros(2, *shape, device=device)
+    macs = sum(kernel.macs for kernel in programs.kernels_of(program, one))
+    facts = {"shape": shape, "macs": macs, "device": device}
+    if device != "cpu":
+        program = move_to_device_pass(program, device)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         options = OPTIONS | {
@@ -81,17 +88,24 @@ def runner_of(path: Path) -> Runner:
         if images.shape[1:] != shape or images.dtype != np.float32:
             given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
             raise DataError(f"images: {given} given; the package takes float32 [N, {expected}]")
-        (logits,) = package.boxed_run([torch.from_numpy(images)])
-        result: Array = logits.numpy()
+        (logits,) = package.boxed_run([torch.from_numpy(images).to(facts["device"])])
+        result: Array = logits.cpu().numpy()
         return result
 
     return run
 
 
+def on_gpu(path: Path, images: Array) -> OnDevice:
+    """A run of a package for a GPU on a batch in the GPU's memory."""
+    package, facts = _load(path)
+    batch = torch.from_numpy(images).to(facts["device"])
+    return OnDevice(queue=lambda: package.boxed_run([batch]), stream=torch.cuda.current_stream().cuda_stream)
+
+
 def kernels_of(path: Path, images: Array) -> tuple[Kernel, ...]:
     """What oneDNN executes for one batch, and what is left of the program's multiply-accumulates."""
     package, facts = _load(path)
-    kernels = onednn.executed(lambda: package.boxed_run([torch.from_numpy(images)]))
+    kernels = onednn.executed(lambda: package.boxed_run([torch.from_numpy(images).to(facts["device"])]))
     left = facts["macs"] * len(images) - sum(kernel.macs for kernel in kernels)
     rest = Kernel(name="rest", op="generated code", macs=left, integer=False)
     return (*kernels, rest) if left > 0 else kernels

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bitsweep.artifacts import Array, Split
+from bitsweep.measuring.scores import confidences, confusion, decisions, most_confused, reliability
 from bitsweep.report.figures import AFTER, BEFORE, label, panels, save, shortened, tiles
-from bitsweep.scores import confidences, confusion, decisions, most_confused, reliability
 
 #: Classes that a confusion matrix, and bars of classes, have room for.
 _MATRIX, _BARS = 20, 30

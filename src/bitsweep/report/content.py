@@ -9,6 +9,8 @@ from typing import Any, Literal
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Axes that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
+#: Knob that says what an engine with kernels for several processors ran on.
+DEVICE = "backend.device"
 #: Flags that forbid a recommendation.
 DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
 #: A cell this close to the best accuracy, in shares, is as good.
@@ -54,7 +56,12 @@ class Row:
     @property
     def name(self) -> str:
         """Model, method, precision and engine."""
-        return " ".join(self.cell[axis] for axis in SHOWN_AXES)
+        return " ".join([*(self.cell[axis] for axis in SHOWN_AXES if axis != "backend"), self.engine])
+
+    @property
+    def engine(self) -> str:
+        """The engine, and the device that was asked for."""
+        return " on ".join(self.cell[name] for name in ("backend", DEVICE) if name in self.cell)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +104,9 @@ class SweepReport:
 
     @property
     def varying_axes(self) -> list[str]:
-        """Axes and knobs to show: the usual ones, and those that differ between cells."""
+        """Axes and knobs to show: the usual ones, those that differ between cells, and the device if one was chosen."""
         names = dict.fromkeys(name for row in self.rows for name in row.cell)
-        varying = [name for name in names if len({row.cell.get(name) for row in self.rows}) > 1]
+        varying = [name for name in names if name == DEVICE or len({row.cell.get(name) for row in self.rows}) > 1]
         return [*SHOWN_AXES, *(name for name in varying if name not in SHOWN_AXES)]
 
 
@@ -148,8 +155,15 @@ COLUMNS = (
     Column(title="verdict", text=lambda row: row.verdict, metric="speedup", narrow="verdict"),
     Column(title="size MB", text=_number("size_mb", "#.3g"), metric="size_mb", narrow="MB"),
     Column(title="memory MB", text=_number("peak_rss_mb", ".0f"), metric="peak_rss_mb"),
+    Column(title="device ms", text=_number("device_p50_ms", "#.3g"), metric="device_p50_ms"),
+    Column(title="device MB", text=_number("peak_device_mb", ".0f"), metric="peak_device_mb"),
     Column(title="flags", text=lambda row: ", ".join(row.flags), metric="", narrow="flags"),
 )
+
+
+def shown_columns(report: SweepReport) -> list[Column]:
+    """The columns that any row has a figure for."""
+    return [column for column in COLUMNS if any(map(column.text, report.measured))]
 
 
 # --------------------------------------------------------------------------- conclusions
@@ -188,7 +202,7 @@ def _engines(dataset: str, rows: list[Row]) -> list[str]:
         fastest: dict[str, Row] = {}
         for row in sorted(sound, key=lambda row: row.metrics["latency_p50_ms"]):
             if row.metrics["top1"] >= best - TOLERATED_LOSS:
-                fastest.setdefault(row.cell["backend"], row)
+                fastest.setdefault(row.engine, row)
         if len(fastest) > 1:
             ranked = (
                 f"{engine} in {row.cell['precision']} ({row.metrics['latency_p50_ms']:#.3g} ms)"

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from bitsweep.report.content import COLUMNS, Baseline, Row, SweepReport, environment_lines, findings, recommendations
+from bitsweep.report.content import (
+    Baseline,
+    Row,
+    SweepReport,
+    environment_lines,
+    findings,
+    recommendations,
+    shown_columns,
+)
 from bitsweep.report.pictures import Picture, pictures
 
 _STYLE = """
@@ -73,9 +81,9 @@ def _markdown(report: SweepReport, drawn: list[Picture]) -> str:
     lines = [f"# Sweep {report.sweep_id}", "", f"`{report.command}`", "", _summary(report), ""]
     lines += ["## What to deploy", "", *(f"{_escaped(text)}\n" for text in recommendations(report))]
     if report.measured:
-        axes = report.varying_axes
-        lines += ["## Cells", "", *_md_table([*axes, *(column.title for column in COLUMNS)], (
-            [*(row.cell.get(axis, "") for axis in axes), *(column.text(row) for column in COLUMNS)]
+        axes, columns = report.varying_axes, shown_columns(report)
+        lines += ["## Cells", "", *_md_table([*axes, *(column.title for column in columns)], (
+            [*(row.cell.get(axis, "") for axis in axes), *(column.text(row) for column in columns)]
             for row in report.measured
         )), ""]  # fmt: skip
     if found := findings(report):
@@ -162,12 +170,12 @@ def _html(report: SweepReport, drawn: list[Picture], folder: Path) -> str:
 
 
 def _html_cells(report: SweepReport) -> str:
-    axes = report.varying_axes
-    titles = "".join(f"<th>{html.escape(title)}</th>" for title in [*axes, *(column.title for column in COLUMNS)])
+    axes, columns = report.varying_axes, shown_columns(report)
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in [*axes, *(column.title for column in columns)])
     rows = []
     for row in report.measured:
         cells = [f"<td>{html.escape(row.cell.get(axis, ''))}</td>" for axis in axes]
-        for column in COLUMNS:
+        for column in columns:
             value = row.metrics.get(column.metric, "")
             kind = "flags" if column.title == "flags" else row.verdict if column.title == "verdict" else "figure"
             cells.append(f'<td class="{html.escape(kind)}" data-value="{value}">{html.escape(column.text(row))}</td>')

@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitsweep.report.content import COLUMNS, SweepReport, recommendations
+from bitsweep.report.content import SweepReport, recommendations, shown_columns
 
 #: Columns of text that a table with all intervals takes.
 _WIDE = 130
@@ -36,7 +36,7 @@ def _figures(report: SweepReport, *, narrow: bool) -> Table:
     ]
     for axis in axes:
         figures.add_column(axis, overflow="fold")
-    shown = [column for column in COLUMNS if any(map(column.text, report.measured)) and (column.narrow or not narrow)]
+    shown = [column for column in shown_columns(report) if column.narrow or not narrow]
     for column in shown:
         is_text = column.title in ("flags", "verdict")
         figures.add_column(

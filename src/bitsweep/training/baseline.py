@@ -43,7 +43,7 @@ def fit(
         CellFailed: the loss became infinite or not a number.
         ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
     """
-    team = Team(rank=rank, size=recipe.devices, meeting=folder / "meeting")
+    team = Team(rank=rank, size=recipe.devices, meeting=folder.absolute() / "meeting")
     device = choose_device(recipe.device, rank=team.rank, devices=team.size)
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // team.size))

@@ -75,7 +75,7 @@ class Team:
             return network
         device = next(network.parameters()).device
         return DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            network, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
         )
 
 

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from bitsweep.axes import FLOAT32, Backend, Grid, Scheme, axis
 from bitsweep.backends.onnxruntime import OnnxRuntime
-from bitsweep.divergence import divergence, first_fault, tap
+from bitsweep.measuring.divergence import divergence, first_fault, tap
 from bitsweep.methods.none import NoCompression
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import runner_of

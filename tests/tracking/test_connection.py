@@ -13,10 +13,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 CONNECT = """
-from pathlib import Path
-from bitsweep.store import Store
-from bitsweep.tracking import Tracker
-print(Tracker(Store(Path("store"))).experiment_id)
+from bitsweep.tracking.connection import Connection
+print(Connection().experiment_id)
 """
 
 

@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
-from bitsweep import measure
-from bitsweep.artifacts import Compressed, Kernel, LayerNote, Split, Trained
-from bitsweep.axes import FLOAT32, Backend, Grid, Precision, Protocol, Runner, Scheme, axis
+from bitsweep.artifacts import Compressed, Kernel, LayerNote, Measurement, Split, Trained
+from bitsweep.axes import FLOAT32, Backend, Grid, OnDevice, Precision, Protocol, Runner, Scheme, axis
 from bitsweep.environment import Cpu
-from bitsweep.measure import Subject
+from bitsweep.measuring import evaluation, latency, memory
+from bitsweep.measuring.passes import Subject, load_measurement
 
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True, per_channel=True),
@@ -62,6 +62,19 @@ class Sleeper(Backend):
         ]
 
 
+@axis
+class SleeperOnGpu(Sleeper):
+    """The same on a GPU, where it takes a quarter of the time once the images are there."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return True
+
+    def load_on_device(self, folder: Path, images: np.ndarray, *, threads: int) -> OnDevice:
+        seconds = json.loads((folder / "artifact.json").read_text())["ms"] / 4000
+        return OnDevice(queue=lambda: time.sleep(seconds * len(images)), stream=7)
+
+
 affinity: list[set[int]] = []
 
 
@@ -76,13 +89,13 @@ def protocol(**knobs: Any) -> Protocol:
     return Protocol(**quick | knobs)
 
 
-def raced(subject: Subject, folder: Path) -> measure.Measurement:
+def raced(subject: Subject, folder: Path) -> Measurement:
     allowed = os.sched_getaffinity(0)
     try:
-        measure.race(subject, examples=EXAMPLES, folder=folder)
+        latency.race(subject, examples=EXAMPLES, folder=folder)
     finally:
         os.sched_setaffinity(0, allowed)
-    return measure.load_measurement(folder)
+    return load_measurement(folder)
 
 
 def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
@@ -96,6 +109,7 @@ def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
     assert measurement.verdict == "faster"
     assert metrics["throughput_ips"] == pytest.approx(1000 / metrics["latency_p50_ms"])
     assert "latency_p99_ms" not in metrics
+    assert "device_p50_ms" not in metrics
     samples = np.load(tmp_path / "latency_samples.npz")
     assert np.median(samples["candidate_b1_ms"]) == pytest.approx(metrics["latency_p50_ms"])
     assert samples["fp32_b1_block_lengths"].sum() == len(samples["fp32_b1_ms"])
@@ -132,6 +146,28 @@ def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_pa
         raced(small, tmp_path)
 
 
+def test_a_gpu_is_timed_apart_from_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the clock in place of CUDA's events, in the stream that the engine runs in."""
+
+    def elapsed_ms(queue: Callable[[], object], stream: int) -> float:
+        assert stream == 7
+        start = time.perf_counter()
+        queue()
+        return 1000 * (time.perf_counter() - start)
+
+    monkeypatch.setattr(latency.cuda, "elapsed_ms", elapsed_ms)
+    one = artifact(tmp_path, "one", ms=4.0)
+    both = protocol(batch_sizes=(1, 3), blocks=6)
+    subject = Subject(artifact=one, twin=one, backend=SleeperOnGpu(), protocol=both, scheme=FLOAT32)
+    metrics = raced(subject, tmp_path).metrics
+    assert metrics["latency_p50_ms"] > 4
+    assert metrics["device_p50_ms"] == pytest.approx(1.1, abs=0.3)
+    assert metrics["device_p50_ms_b3"] == pytest.approx(3.1, abs=0.5)
+    samples = np.load(tmp_path / "latency_samples.npz")
+    assert len(samples["device_b1_ms"]) == 50
+    assert metrics["device_p50_ms_b3"] == np.median(samples["device_b3_ms"])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_as_many_cpus_as_threads(threads: int, tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < threads:
@@ -161,12 +197,12 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 
     if psutil.cpu_percent(0.3) > 20:
         pytest.skip("something else computes on this machine")
-    with measure.foreign_share() as alone:
+    with latency.foreign_share() as alone:
         work(0.5)
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             time.sleep(0.2)
-            with measure.foreign_share() as crowded:
+            with latency.foreign_share() as crowded:
                 time.sleep(1)
         finally:
             neighbour.kill()
@@ -177,7 +213,7 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 def test_blocks_alternate() -> None:
     turns: list[str] = []
     racers = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
-    blocks = measure.interleaved_blocks(racers, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
+    blocks = latency.interleaved_blocks(racers, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
     assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
     assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2
 
@@ -189,8 +225,8 @@ def test_peak_memory_is_what_the_artifact_takes(tmp_path: Path) -> None:
         folder.mkdir()
         one = artifact(folder, "one", ms=0, bytes=megabytes * 10**6)
         subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
-        measure.weigh(subject, examples=tmp_path / "examples.npy", folder=folder)
-        assert measure.load_measurement(folder).metrics["peak_rss_mb"] == pytest.approx(megabytes, abs=10)
+        memory.weigh(subject, examples=tmp_path / "examples.npy", folder=folder)
+        assert load_measurement(folder).metrics["peak_rss_mb"] == pytest.approx(megabytes, abs=10)
 
 
 def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
@@ -198,13 +234,13 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
         yield images[start : start + batch].astype(np.float32).transpose(0, 3, 1, 2)
 
 
-def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **about: Any) -> measure.Measurement:
+def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **about: Any) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
     test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
     exact = np.stack([values, 9.0 - values], axis=1).astype(np.float32)
     layer = LayerNote(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
-    measure.evaluate(
+    evaluation.evaluate(
         Subject(
             artifact=artifact(tmp_path, "artifact", ms=0, **about),
             twin=artifact(tmp_path, "twin", ms=0, padding="x" * 1000),
@@ -219,14 +255,14 @@ def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **abou
         saturates=saturates,
         folder=tmp_path,
     )
-    return measure.load_measurement(tmp_path)
+    return load_measurement(tmp_path)
 
 
 def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     lowered, twin = artifact(tmp_path, "artifact", ms=0), artifact(tmp_path, "twin", ms=0, padding="x" * 1000)
     (lowered / "kernels.json").write_text("[]")
     layer = LayerNote(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
-    measure.inspect(
+    evaluation.inspect(
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
         image_size=4,
         compressed=Compressed(
@@ -234,7 +270,7 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
         ),
         folder=tmp_path,
     )
-    measurement = measure.load_measurement(tmp_path)
+    measurement = load_measurement(tmp_path)
     sizes = {"size_mb", "size_ratio", "size_bound_mb", "bits_per_parameter"}
     assert measurement.metrics.keys() == {*sizes, "int8_mac_share"}
     assert measurement.metrics["size_mb"] == (lowered / "artifact.json").stat().st_size / 1e6

@@ -4,7 +4,7 @@ import pytest
 
 from bitsweep.artifacts import Kernel
 from bitsweep.axes import FLOAT32, Grid, Scheme
-from bitsweep.causes import Profile, why_not_faster
+from bitsweep.measuring.causes import Profile, why_not_faster
 
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True),

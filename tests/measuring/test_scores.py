@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from bitsweep.scores import confidences, confusion, decisions, most_confused, reliability, scores
+from bitsweep.measuring.scores import confidences, confusion, decisions, most_confused, reliability, scores
 from bitsweep.stats import log_softmax
 
 

@@ -1,0 +1,229 @@
+"""Latency against the same engine's fp32, and how quiet the machine was meanwhile."""
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+
+from bitsweep import cuda, stats
+from bitsweep.artifacts import Array
+from bitsweep.axes import Protocol, Runner
+from bitsweep.errors import ran_out_of_memory
+from bitsweep.measuring.causes import Profile, why_not_faster
+from bitsweep.measuring.passes import Subject, write_pass
+
+#: Runs of a quick look at a latency.
+_QUICK_RUNS = 9
+#: Runs whose median is the time that a GPU takes.
+_DEVICE_RUNS = 50
+T = TypeVar("T")
+
+
+def race(subject: Subject, *, examples: Array, folder: Path) -> None:
+    """Time the artifact against the same engine's fp32 artifact: blocks A B B A, raw samples kept.
+
+    Args:
+        examples: float32 images [N, 3, H, W]; repeated where a batch needs more.
+    """
+    protocol = subject.protocol
+    _pin(subject.threads)
+    runner, load_ms = _timed_ms(lambda: subject.backend.load(subject.artifact, threads=subject.threads))
+    first = _batch(examples, protocol.batch_sizes[0])
+    _, first_run_ms = _timed_ms(lambda: runner(first))
+    racers = [runner]
+    if subject.twin != subject.artifact:
+        racers.append(subject.backend.load(subject.twin, threads=subject.threads))
+
+    metrics: dict[str, float] = {"load_ms": load_ms, "first_run_ms": first_run_ms}
+    flags: list[str] = []
+    notes: dict[str, Any] = {"threads": subject.threads, "batches": {}}
+    samples: dict[str, Array] = {}
+    for size in protocol.batch_sizes:
+        suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
+        try:
+            blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+            if subject.backend.on_gpu:
+                samples[f"device_b{size}_ms"] = _device_ms(subject, _batch(examples, size))
+                metrics[f"device_p50_ms{suffix}"] = float(np.median(samples[f"device_b{size}_ms"]))
+        except Exception as error:
+            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                raise
+            notes["batches"][str(size)] = {"out_of_memory": str(error).partition("\n")[0]}
+            flags.append(f"no memory for batch {size}")
+            continue
+        own = np.concatenate(blocks[0])
+        for percentile in (50, 90, 99):
+            value = stats.percentile_if_supported(own, percentile / 100)
+            if value is not None:
+                metrics[f"latency_p{percentile}_ms{suffix}"] = value
+        metrics[f"throughput_ips{suffix}"] = 1000 * size / float(np.median(own))
+        if len(blocks) == 2:
+            gain = stats.paired_speedup(blocks[1], blocks[0], confidence=protocol.confidence, seed=0)
+            metrics |= {
+                f"speedup{suffix}": gain.ratio,
+                f"speedup_low{suffix}": gain.low,
+                f"speedup_high{suffix}": gain.high,
+            }
+            noise["verdict"] = gain.verdict
+        if noise["noisy"] and "noisy" not in flags:
+            flags.append("noisy")
+        notes["batches"][str(size)] = noise
+        for racer, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
+            samples[f"{racer}_b{size}_ms"] = np.concatenate(its_blocks)
+            samples[f"{racer}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
+    np.savez_compressed(folder / "latency_samples.npz", allow_pickle=False, **samples)
+    notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
+    findings = []
+    if notes["verdict"] not in ("", "faster"):
+        findings = _why_not_faster(
+            subject, first, metrics["latency_p50_ms"], metrics["latency_p50_ms"] * metrics["speedup"]
+        )
+    write_pass(folder, "race", metrics, flags, notes, findings=findings)
+
+
+def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: float) -> list[str]:
+    """What the profiles of an artifact and of the same engine's fp32 tell."""
+    own, fp32 = (
+        subject.backend.kernels(folder, images, threads=subject.threads) for folder in (subject.artifact, subject.twin)
+    )
+    return why_not_faster(
+        Profile(latency=own_ms, kernels=own),
+        Profile(latency=fp32_ms, kernels=fp32),
+        subject.scheme,
+        threads=subject.threads,
+        alone_ms=_settled_ms(subject.backend.load(subject.artifact, threads=1), images),
+    )
+
+
+def _pin(threads: int) -> None:
+    """Let this process run on as many CPUs as the engine has threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, _cpus()[:threads])
+
+
+def _batch(examples: Array, size: int) -> Array:
+    return np.ascontiguousarray(np.resize(examples, (size, *examples.shape[1:])))
+
+
+def _timed_ms(action: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter_ns()
+    result = action()
+    return result, (time.perf_counter_ns() - start) / 1e6
+
+
+def _settled_ms(runner: Runner, images: Array) -> float:
+    """Median latency after as many runs again."""
+    samples = [_timed_ms(lambda: runner(images))[1] for _ in range(2 * _QUICK_RUNS)]
+    return float(np.median(samples[_QUICK_RUNS:]))
+
+
+def _device_ms(subject: Subject, images: Array) -> Array:
+    """How long a GPU took for runs of a batch in its memory, after as many that warmed it up."""
+    loaded = subject.backend.load_on_device(subject.artifact, images, threads=subject.threads)
+    return np.array([cuda.elapsed_ms(loaded.queue, loaded.stream) for _ in range(2 * _DEVICE_RUNS)])[_DEVICE_RUNS:]
+
+
+def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tuple[list[list[Array]], dict[str, Any]]:
+    """Race until the machine was quiet, or the repeats are used up; the quietest attempt counts.
+
+    Returns:
+        Blocks of latencies in ms for each racer, and what is known of the noise.
+    """
+    best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
+    for attempt in range(1 + protocol.repeats):
+        before = reference_ms()
+        with foreign_share() as foreign:
+            blocks = interleaved_blocks(racers, images, protocol)
+        drift = stats.drift(before, reference_ms())
+        spread = stats.relative_iqr(np.concatenate(blocks[0]))
+        badness = max(
+            abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign() / protocol.max_foreign_share
+        )
+        noise = {
+            "noisy": badness > 1,
+            "drift": drift,
+            "spread": spread,
+            "foreign_share": foreign(),
+            "attempts": attempt + 1,
+        }
+        if best is None or badness < best[0]:
+            best = badness, blocks, noise
+        best[2]["attempts"] = attempt + 1
+        if badness <= 1:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def interleaved_blocks(racers: list[Runner], images: Array, protocol: Protocol) -> list[list[Array]]:
+    """Latencies in ms of each racer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
+    runs = [_runs_a_block(racer, images, protocol) for racer in racers]
+    blocks: list[list[Array]] = [[] for _ in racers]
+    gc.disable()
+    try:
+        for turn in range(protocol.blocks):
+            order = range(len(racers)) if turn % 2 == 0 else reversed(range(len(racers)))
+            for index in order:
+                blocks[index].append(_block(racers[index], images, runs[index]))
+    finally:
+        gc.enable()
+    return blocks
+
+
+def _runs_a_block(racer: Runner, images: Array, protocol: Protocol) -> int:
+    """Warm up, and tell how many runs fill a block."""
+    end = time.perf_counter() + protocol.warmup_s
+    durations = [_timed_ms(lambda: racer(images))[1] for _ in range(3)]
+    while time.perf_counter() < end:
+        durations.append(_timed_ms(lambda: racer(images))[1])
+    return max(3, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
+
+
+def _block(racer: Runner, images: Array, runs: int) -> Array:
+    # The first runs of a block meet the other racer's caches and still spinning threads: they are not counted.
+    racer(images)
+    racer(images)
+    samples = np.empty(runs)
+    for index in range(runs):
+        start = time.perf_counter_ns()
+        racer(images)
+        samples[index] = (time.perf_counter_ns() - start) / 1e6
+    return samples
+
+
+def reference_ms() -> float:
+    """Median time of a fixed single-threaded kernel, which tells how fast the machine is just now."""
+    values = np.linspace(0, 1, 1 << 16)
+    return float(np.median([_timed_ms(lambda: np.sort(np.sin(values)))[1] for _ in range(15)]))
+
+
+@contextlib.contextmanager
+def foreign_share() -> Iterator[Callable[[], float]]:
+    """How much of the time of this process's CPUs others took meanwhile, or the hypervisor: a share in [0, 1].
+
+    A neighbour that is busy all the time slows evenly, so that neither drift nor spread tell of it; and it slows a
+    network with more small kernels more than the other.
+    """
+    start, busy, own = time.monotonic(), _busy_s(), time.process_time()
+    share = 0.0
+    yield lambda: share
+    taken = (_busy_s() - busy) - (time.process_time() - own)
+    share = min(1.0, max(0.0, taken / ((time.monotonic() - start) * len(_cpus()))))
+
+
+def _busy_s() -> float:
+    """Seconds that this process's CPUs have been busy, whoever kept them so."""
+    times = psutil.cpu_times(percpu=True)
+    idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are in user time already
+    return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in _cpus())
+
+
+def _cpus() -> list[int]:
+    """The CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

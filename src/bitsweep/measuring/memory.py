@@ -1,0 +1,48 @@
+"""Peak memory of an artifact."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bitsweep import cuda
+from bitsweep.measuring.passes import Subject, write_pass
+
+
+def weigh(subject: Subject, *, examples: Path, folder: Path) -> None:
+    """Measure the peak memory of a new interpreter that imports the engine, loads the artifact and runs it once.
+
+    Args:
+        examples: ``.npy`` file of float32 images [N, 3, H, W].
+    """
+    script = f"import pickle, sys; from {__name__} import print_peaks; print_peaks(**pickle.load(sys.stdin.buffer))"
+    request = {"subject": subject, "examples": examples}
+    finished = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(request), capture_output=True)
+    if finished.returncode:
+        sys.stderr.buffer.write(finished.stderr)
+        raise RuntimeError(f"the process that measures memory ended with {finished.returncode}")
+    write_pass(folder, "weigh", json.loads(finished.stdout.splitlines()[-1]), [], {})
+
+
+def print_peaks(subject: Subject, examples: Path) -> None:
+    """Load and run an artifact in this process, and print by how many MB its resident set grew at most.
+
+    On a GPU also by how many the memory in use grew there, which engines keep as long as they are loaded.
+    """
+    images, on_gpu = np.load(examples)[: subject.protocol.batch_sizes[0]], subject.backend.on_gpu
+    before = _status_kb("VmRSS")
+    before_mb = cuda.used_mb() if on_gpu else 0.0
+    runner = subject.backend.load(subject.artifact, threads=subject.threads)
+    runner(images)
+    peaks = {"peak_rss_mb": (_status_kb("VmHWM") - before) * 1024 / 1e6}
+    if on_gpu:
+        peaks["peak_device_mb"] = cuda.used_mb() - before_mb
+    print(json.dumps(peaks))
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

@@ -1,0 +1,69 @@
+"""What every pass measures, and what it leaves behind."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsweep.artifacts import Measurement, Table
+from bitsweep.axes import Backend, Protocol, Scheme
+from bitsweep.environment import physical_cores
+
+_PASSES = ("inspect", "evaluate", "race", "weigh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured, and the same engine's fp32 artifact to measure it against (itself where it is that one)."""
+
+    artifact: Path
+    twin: Path
+    backend: Backend
+    protocol: Protocol
+    scheme: Scheme
+
+    @property
+    def threads(self) -> int:
+        """Threads of the engine."""
+        return self.protocol.threads or physical_cores()
+
+
+def write_pass(
+    folder: Path,
+    name: str,
+    metrics: dict[str, float],
+    flags: list[str],
+    notes: dict[str, Any],
+    *,
+    findings: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+) -> None:
+    """Write what a pass found; metrics that are not finite are left out."""
+    written = {
+        "metrics": {metric: value for metric, value in metrics.items() if np.isfinite(value)},
+        "flags": flags,
+        "notes": notes,
+        "findings": list(findings),
+        "tables": [asdict(table) for table in tables],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(written))
+
+
+def load_measurement(folder: Path) -> Measurement:
+    """Put the passes of a finished measurement together."""
+    passes = [json.loads(file.read_text()) for name in _PASSES if (file := folder / f"{name}.json").exists()]
+    notes = {key: value for one in passes for key, value in one["notes"].items()}
+    return Measurement(
+        metrics={name: value for one in passes for name, value in one["metrics"].items()},
+        flags=tuple(flag for one in passes for flag in one["flags"]),
+        verdict=notes.get("verdict", ""),
+        findings=tuple(finding for one in passes for finding in one["findings"]),
+        notes=notes,
+        tables=tuple(
+            Table(**(table | {"rows": tuple(map(tuple, table["rows"]))})) for one in passes for table in one["tables"]
+        ),
+        folder=folder,
+    )

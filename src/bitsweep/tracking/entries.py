@@ -1,0 +1,21 @@
+"""What is kept of a sweep's plan."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of a sweep's plan, and how it ended. Kept as an artifact of the sweep's run.
+
+    Attributes:
+        verdict: ``run``, ``lower``, ``reuse`` or ``skip`` when planned; ``finished``, ``lowered`` or ``failed`` later.
+    """
+
+    cell: dict[str, str]
+    key: str
+    baseline_key: str
+    scheme: str
+    command: str
+    verdict: str
+    reason: str = ""
+    log_tail: str = ""
