@@ -45,7 +45,7 @@ from bitsweep.environment import current_cpu, version_of
 if TYPE_CHECKING:
     import torch
 
-MODELS = ("alexnet", "resnet18", "mobilenet_v3_small")
+MODELS = ("alexnet", "resnet18", "mobilenet_v3_small", "efficientnet_b0")
 CONF = Path(__file__).parents[1] / "conf"
 #: Images to calibrate on, and to compare logits on.
 IMAGES = 32

@@ -20,6 +20,7 @@ from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
 from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
 from bitsweep.training.transfer import load_weights
+from tests.quantization.networks import noise_splits
 
 pytest.importorskip("openvino", reason="openvino is not installed; run: pip install 'bitsweep[openvino]'")
 
@@ -40,6 +41,22 @@ def test_weights_lose_a_bit_only_where_products_saturate() -> None:
     assert "VNNI" in reduced.why
     full = BACKEND.scheme(INT8, _cpu("avx2", "avx_vnni"))
     assert (full.weights, full.why) == (WEIGHTS, "")
+
+
+def test_layers_of_two_kinds_with_as_many_outputs_run_on_integers(tmp_path: Path) -> None:
+    """Their zero points are the same: stored once, both layers would be computed in float."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, stride=5), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(576, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU(),
+        torch.nn.Linear(16, 4),
+    )  # fmt: skip
+    method = PostTrainingQuantization(name="ptq", calibration_images=32)
+    scheme = BACKEND.scheme(INT8, current_cpu())
+    compressed = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0)
+    BACKEND.lower(compressed.program, tmp_path)
+    kernels = BACKEND.kernels(tmp_path, np.zeros((1, 3, 32, 32), np.float32), threads=1)
+    assert [kernel.name for kernel in kernels if kernel.macs and not kernel.integer] == []
 
 
 def test_the_scheme_is_the_widest_that_does_not_saturate() -> None:

@@ -71,6 +71,7 @@ def export_onnx(
         _drop_zero_points_of_biases(model)
     else:
         _dequantize_biases(model)
+    _separate_zero_points(model.graph)
     _rectify_codes(model.graph)
     _pad_in_convolutions(model.graph)
     _strip(model)
@@ -100,6 +101,20 @@ def _biases(model: ir.Model) -> list[tuple[ir.Node, Array]]:
     dequantized = (node for node in model.graph if node.op_type == "DequantizeLinear")
     codes = ((node, node.inputs[0].const_value) for node in dequantized if node.inputs[0] is not None)
     return [(node, each.numpy()) for node, each in codes if each is not None and each.dtype == ir.DataType.INT32]
+
+
+def _separate_zero_points(graph: ir.Graph) -> None:
+    """Give every weight zero points of its own: OpenVINO computes in float what shares them otherwise."""
+    for node in graph:
+        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+            continue
+        codes, _, zeros = node.inputs
+        if codes is None or codes.const_value is None or zeros is None or zeros.const_value is None:
+            continue
+        if len(zeros.uses()) > 1 and zeros.const_value.numpy().ndim:
+            own = ir.Value(name=f"{node.name}_zero_points", const_value=ir.tensor(zeros.const_value.numpy()))
+            graph.register_initializer(own)
+            node.replace_input_with(2, own)
 
 
 def _rectify_codes(graph: ir.Graph) -> None:
