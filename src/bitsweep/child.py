@@ -109,20 +109,10 @@ class _Child:
     receiver: Connection
 
     @classmethod
-    def start(
-        cls,
-        function: Callable[..., None],
-        args: tuple[Any, ...],
-        folder: Path,
-        log: Path,
-        memory_gb: float,
-        rank: int | None,
-    ) -> "_Child":
+    def start(cls, *asked: Any) -> "_Child":
         context = _context()
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_main, args=(sender, function, args, folder, log, memory_gb, rank), daemon=False
-        )
+        process = context.Process(target=_main, args=(sender, *asked), daemon=False)
         process.start()
         sender.close()
         return cls(process, receiver)

@@ -1,5 +1,6 @@
 """A small network with the structures that lowering must get right, and its programs at every precision."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,10 +12,14 @@ from torch.export import ExportedProgram
 
 from bitsweep.artifacts import Split, Splits
 from bitsweep.axes import Backend, Precision, Scheme
+from bitsweep.datasets.npz import Npz
 from bitsweep.environment import current_cpu, version_of
 from bitsweep.errors import MissingPackage
 from bitsweep.methods.none import NoCompression
 from bitsweep.methods.ptq import PostTrainingQuantization
+from bitsweep.models.cifar_resnet import CifarResNet
+from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
+from bitsweep.training.transfer import load_weights
 
 SIZE = 32
 CLASSES = 10
@@ -102,3 +107,67 @@ def macs() -> int:
 @pytest.fixture(scope="session")
 def fp32() -> Precision:
     return Precision(name="fp32", weights="float32", activations="float32")
+
+
+@pytest.fixture(scope="session")
+def resnet20_of(sample_data: Path) -> Callable[[Scheme], ExportedProgram]:
+    """The program of ResNet-20 with weights for CIFAR-10, in a scheme."""
+    network = CifarResNet(name="resnet20", depth=20, image_size=SIZE).build(CLASSES)
+    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
+    method = PostTrainingQuantization(name="ptq", calibration_images=128, calibration_batch=32)
+
+    @cache
+    def program(scheme: Scheme) -> ExportedProgram:
+        fresh = copy.deepcopy(network).eval()
+        return method.compress(fresh, _cifar10(sample_data), image_size=SIZE, scheme=scheme, seed=0).program
+
+    return program
+
+
+@pytest.fixture(scope="session")
+def cifar10_batches(sample_data: Path) -> list[np.ndarray]:
+    """400 test images of CIFAR-10 as ResNet-20 takes them, float32 [up to 150, 3, 32, 32]."""
+    splits = _cifar10(sample_data)
+    return list(map(np.asarray, preprocessed(splits.test.images[:400], splits, image_size=SIZE, batch=150)))
+
+
+@cache
+def _cifar10(sample_data: Path) -> Splits:
+    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
+    return normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
+
+
+class Transposed(torch.nn.Module):
+    """A transposed and a grouped transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.nn.ConvTranspose2d(3, 4, 3, stride=2)
+        self.grouped = torch.nn.ConvTranspose2d(4, 6, 2, groups=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.grouped(torch.relu(self.plain(images))).flatten(1)
+
+
+class Determinant(torch.nn.Module):
+    """What ONNX has a name for, and engines no kernel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(images)
+
+
+@pytest.fixture(scope="session")
+def transposed() -> tuple[ExportedProgram, int]:
+    """A program with transposed convolutions of images [N, 3, 5, 5], and its multiply-accumulates for one."""
+    return _exported(Transposed().eval(), size=5), 3 * 5 * 5 * 4 * 3 * 3 + 4 * 11 * 11 * 3 * 2 * 2
+
+
+@pytest.fixture(scope="session")
+def determinant() -> ExportedProgram:
+    """A program that no engine of ONNX files takes."""
+    return _exported(Determinant(), size=4)
+
+
+def _exported(network: torch.nn.Module, *, size: int) -> ExportedProgram:
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    return torch.export.export(network, (torch.ones(2, 3, size, size),), dynamic_shapes=dynamic)

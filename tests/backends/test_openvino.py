@@ -5,21 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
 from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
 from bitsweep.backends.openvino import KEPT, OpenVino
-from bitsweep.datasets.npz import Npz
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import CompressionError, MissingPackage
 from bitsweep.measuring.saturation import saturates
-from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
-from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.training.transfer import load_weights
 from tests.quantization.networks import noise_splits
 
 pytest.importorskip("openvino", reason="openvino is not installed; run: pip install 'bitsweep[openvino]'")
@@ -95,24 +89,13 @@ def test_float32_is_computed_in_float32(program_of: ProgramOf, images: np.ndarra
     assert all(kernel.op.endswith("_f32") for kernel in kernels)
 
 
-class Transposed(torch.nn.Module):
-    """A transposed and a grouped transposed convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = torch.nn.ConvTranspose2d(3, 4, 3, stride=2)
-        self.grouped = torch.nn.ConvTranspose2d(4, 6, 2, groups=2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.grouped(torch.relu(self.plain(images))).flatten(1)
-
-
-def test_products_of_transposed_convolutions_are_counted(tmp_path: Path) -> None:
-    batch = torch.zeros(2, 3, 5, 5)
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    BACKEND.lower(torch.export.export(Transposed().eval(), (batch,), dynamic_shapes=dynamic), tmp_path)
-    kernels = BACKEND.kernels(tmp_path, batch.numpy(), threads=1)
-    assert sum(kernel.macs for kernel in kernels) == 2 * (3 * 5 * 5 * 4 * 3 * 3 + 4 * 11 * 11 * 3 * 2 * 2)
+def test_products_of_transposed_convolutions_are_counted(
+    transposed: tuple[ExportedProgram, int], tmp_path: Path
+) -> None:
+    program, macs = transposed
+    BACKEND.lower(program, tmp_path)
+    kernels = BACKEND.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
+    assert sum(kernel.macs for kernel in kernels) == 2 * macs
 
 
 def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
@@ -126,36 +109,23 @@ def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, image
         np.testing.assert_allclose(logits_NK, expected[size : 2 * size], rtol=1e-3, atol=1e-4)
 
 
-class Determinant(torch.nn.Module):
-    """What ONNX has a name for, and OpenVINO no kernel."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.det(images)
-
-
-def test_what_openvino_does_not_take_is_named(tmp_path: Path) -> None:
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.export.export(Determinant(), (torch.ones(2, 3, 4, 4),), dynamic_shapes=dynamic)
+def test_what_openvino_does_not_take_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"OpenVINO does not take the program: .*Det"):
-        BACKEND.lower(program, tmp_path)
+        BACKEND.lower(determinant, tmp_path)
 
 
 @pytest.mark.slow
-def test_it_agrees_with_the_reference_on_real_images(sample_data: Path, tmp_path: Path) -> None:
-    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
-    splits = normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
-    network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
-    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
-    scheme = BACKEND.scheme(INT8, current_cpu())
-    method = PostTrainingQuantization(name="ptq", calibration_images=128, calibration_batch=32)
-    program = method.compress(network.eval(), splits, image_size=32, scheme=scheme, seed=0).program
-    batches = list(map(np.asarray, preprocessed(splits.test.images[:400], splits, image_size=32, batch=150)))
+def test_it_agrees_with_the_reference_on_real_images(
+    resnet20_of: ProgramOf, cifar10_batches: list[np.ndarray], tmp_path: Path
+) -> None:
+    program = resnet20_of(BACKEND.scheme(INT8, current_cpu()))
     BACKEND.lower(program, tmp_path)
     runner = BACKEND.load(tmp_path, threads=1)
-    reference_NK, logits_NK = logits_of(program, batches), np.concatenate([runner(batch) for batch in batches])
+    reference_NK = logits_of(program, cifar10_batches)
+    logits_NK = np.concatenate([runner(batch) for batch in cifar10_batches])
     assert stats.agreement(reference_NK, logits_NK) >= 0.99
     assert stats.sqnr_db(reference_NK, logits_NK) > 25
-    kernels = BACKEND.kernels(tmp_path, batches[0][:1], threads=1)
+    kernels = BACKEND.kernels(tmp_path, cifar10_batches[0][:1], threads=1)
     assert all(kernel.integer for kernel in kernels if kernel.macs)
 
 

@@ -10,15 +10,10 @@ from torch.export import ExportedProgram
 from bitsweep import stats
 from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
 from bitsweep.backends.quantized import MODEL, QuantizedKernels
-from bitsweep.datasets.npz import Npz
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import ConfigError
 from bitsweep.measuring.saturation import saturates
-from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.programs import logits_of
-from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.training.transfer import load_weights
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 ENGINES = ("fbgemm", "onednn", "qnnpack")
@@ -100,22 +95,16 @@ def test_an_engine_that_pytorch_lacks_is_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.slow
-def test_it_agrees_with_the_reference_on_real_images(sample_data: Path, tmp_path: Path) -> None:
-    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
-    splits = normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
-    network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
-    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
-    backend = BACKENDS["fbgemm"]
-    scheme = backend.scheme(INT8, current_cpu())
-    method = PostTrainingQuantization(name="ptq", calibration_images=128, calibration_batch=32)
-    program = method.compress(network.eval(), splits, image_size=32, scheme=scheme, seed=0).program
-    batches = list(map(np.asarray, preprocessed(splits.test.images[:200], splits, image_size=32, batch=100)))
-    reference_NK = logits_of(program, batches)
+def test_it_agrees_with_the_reference_on_real_images(
+    resnet20_of: ProgramOf, cifar10_batches: list[np.ndarray], tmp_path: Path
+) -> None:
+    program = resnet20_of(BACKENDS["fbgemm"].scheme(INT8, current_cpu()))
+    reference_NK = logits_of(program, cifar10_batches)
     for engine in ("fbgemm", "onednn"):
         BACKENDS[engine].lower(program, tmp_path)
         runner = BACKENDS[engine].load(tmp_path, threads=1)
-        logits_NK = np.concatenate([runner(batch) for batch in batches])
+        logits_NK = np.concatenate([runner(batch) for batch in cifar10_batches])
         assert stats.agreement(reference_NK, logits_NK) >= 0.99
         assert stats.sqnr_db(reference_NK, logits_NK) > 30
-        kernels = BACKENDS[engine].kernels(tmp_path, batches[0][:1], threads=1)
+        kernels = BACKENDS[engine].kernels(tmp_path, cifar10_batches[0][:1], threads=1)
         assert all(kernel.integer for kernel in kernels if kernel.macs)

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch.export import ExportedProgram
 
 from bitsweep.artifacts import Kernel
 from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
 from bitsweep.backends import tensorrt
 from bitsweep.backends.tensorrt import TensorRt, kernels_of
-from bitsweep.datasets.npz import Npz
 from bitsweep.environment import Gpu, current_cpu, version_of
 from bitsweep.errors import CompressionError, MissingPackage
-from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.models.cifar_resnet import CifarResNet
-from bitsweep.splits import make_splits, normalized_for_imagenet
-from bitsweep.training.transfer import load_weights
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = TensorRt(name="tensorrt")
@@ -123,53 +117,27 @@ def test_float32_is_rounded_only_if_asked_for(tf32: bool, program_of: ProgramOf,
     assert f"tf32={int(tf32)}".encode() in (tmp_path / "model.engine").read_bytes()
 
 
-class Transposed(torch.nn.Module):
-    """A transposed and a grouped transposed convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = torch.nn.ConvTranspose2d(3, 4, 3, stride=2)
-        self.grouped = torch.nn.ConvTranspose2d(4, 6, 2, groups=2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.grouped(torch.relu(self.plain(images))).flatten(1)
+@builds
+def test_products_of_transposed_convolutions_are_counted(
+    transposed: tuple[ExportedProgram, int], tmp_path: Path
+) -> None:
+    program, macs = transposed
+    BACKEND.lower(program, tmp_path)
+    kernels = BACKEND.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
+    assert sum(kernel.macs for kernel in kernels) == 2 * macs
 
 
 @builds
-def test_products_of_transposed_convolutions_are_counted(tmp_path: Path) -> None:
-    batch = torch.zeros(2, 3, 5, 5)
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    BACKEND.lower(torch.export.export(Transposed().eval(), (batch,), dynamic_shapes=dynamic), tmp_path)
-    kernels = BACKEND.kernels(tmp_path, batch.numpy(), threads=1)
-    assert sum(kernel.macs for kernel in kernels) == 2 * (3 * 5 * 5 * 4 * 3 * 3 + 4 * 11 * 11 * 3 * 2 * 2)
-
-
-class Determinant(torch.nn.Module):
-    """What ONNX has a name for, and TensorRT no layer."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.det(images)
-
-
-@builds
-def test_what_tensorrt_does_not_take_is_named(tmp_path: Path) -> None:
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.export.export(Determinant(), (torch.ones(2, 3, 4, 4),), dynamic_shapes=dynamic)
+def test_what_tensorrt_does_not_take_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"TensorRT does not take the program: .*Det"):
-        BACKEND.lower(program, tmp_path)
+        BACKEND.lower(determinant, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @builds
 @pytest.mark.slow
-def test_a_real_network_is_integers_throughout(sample_data: Path, tmp_path: Path) -> None:
-    raw = Npz(name="cifar10", root=str(sample_data / "cifar10" / "cifar10.npz")).decode()
-    splits = normalized_for_imagenet(make_splits(raw, val_share=0.1, seed=0))
-    network = CifarResNet(name="resnet20", depth=20, image_size=32).build(10)
-    load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
-    method = PostTrainingQuantization(name="ptq", calibration_images=32, calibration_batch=32)
-    program = method.compress(network.eval(), splits, image_size=32, scheme=ON_INTEGERS, seed=0).program
-    BACKEND.lower(program, tmp_path)
+def test_a_real_network_is_integers_throughout(resnet20_of: ProgramOf, tmp_path: Path) -> None:
+    BACKEND.lower(resnet20_of(ON_INTEGERS), tmp_path)
     products = [kernel for kernel in json.loads((tmp_path / "kernels.json").read_text()) if kernel["macs"]]
     assert len(products) == 20
     assert all(kernel["integer"] for kernel in products)

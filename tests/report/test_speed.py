@@ -45,3 +45,4 @@ def test_a_network_without_a_rival(drawn: list[Any], tmp_path: Path) -> None:
     draw_latency(alone, 1, tmp_path / "latency.png", name="a cell", after="fp32")
     draw_batches({}, alone, (1, 8), tmp_path / "batches.png", name="a cell", after="fp32")
     assert len(drawn[0].axes[1].lines) == len(drawn[1].axes[0].lines) == 1
+    assert len(drawn[1].axes) == 1

@@ -65,33 +65,33 @@ def draw_batches(
     name: str,
     after: str,
 ) -> None:
-    """Draw throughput and speed-up against the batch size.
+    """Draw throughput against the batch size, and speed-up if there was something to compare with.
 
     Args:
         batches: sizes that were run, the protocol's first one first.
     """
-    figure, (throughput, speedup) = panels(f"{name}: batches", columns=2, width=4.2, height=2.5, left=0.75)
     sizes = sorted(batches)
+    suffix = {size: "" if size == batches[0] else f"_b{size}" for size in sizes}
+    compared = [size for size in sizes if f"speedup{suffix[size]}" in metrics]
+    figure, axes = panels(f"{name}: batches", columns=2 if compared else 1, width=4.2, height=2.5, left=0.75)
     for racer, colour, what in (("fp32", BEFORE, "fp32, same engine"), ("candidate", AFTER, after)):
         known = [size for size in sizes if f"{racer}_b{size}_ms" in samples_ms]
         images_s = [1000 * size / np.median(samples_ms[f"{racer}_b{size}_ms"]) for size in known]
         if known:
-            throughput.plot(known, images_s, "o-", color=colour, label=what)
-    suffix = {size: "" if size == batches[0] else f"_b{size}" for size in sizes}
-    known = [size for size in sizes if f"speedup{suffix[size]}" in metrics]
-    if known:
+            axes[0].plot(known, images_s, "o-", color=colour, label=what)
+    label(axes[0], "throughput", "batch size (images)", "images per second", legend=True)
+    axes[0].set_ylim(bottom=0)
+    if compared:
         ratios, lows, highs = (
-            np.array([metrics[f"{what}{suffix[size]}"] for size in known])
+            np.array([metrics[f"{what}{suffix[size]}"] for size in compared])
             for what in ("speedup", "speedup_low", "speedup_high")
         )
         errors = [np.maximum(0, ratios - lows), np.maximum(0, highs - ratios)]
-        speedup.errorbar(known, ratios, errors, fmt="o-", color=AFTER, capsize=3)
-    speedup.axhline(1, color="0.4", linestyle=":")
-    label(throughput, "throughput", "batch size (images)", "images per second", legend=True)
-    label(speedup, "speed-up over fp32, with its interval", "batch size (images)", "fp32 time by this time")
-    for axes in (throughput, speedup):
-        _scale_by_two(axes, sizes)
-    throughput.set_ylim(bottom=0)
+        axes[1].errorbar(compared, ratios, errors, fmt="o-", color=AFTER, capsize=3)
+        axes[1].axhline(1, color="0.4", linestyle=":")
+        label(axes[1], "speed-up over fp32, with its interval", "batch size (images)", "fp32 time by this time")
+    for panel in axes:
+        _scale_by_two(panel, sizes)
     save(figure, path)
 
 

@@ -85,7 +85,7 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
                 shutil.copy(Path(files) / "model.onnx", folder)
             else:
                 files = connection.client.download_artifacts(run_id, "model", scratch)
-                shutil.copytree(files, folder, dirs_exist_ok=True)
+                shutil.copytree(files, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
 
 
 def _illustrated(connection: Connection, what: Illustrated, folder: Path) -> Illustrated:
