@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
@@ -13,6 +14,7 @@ from bitsweep.backends.openvino import KEPT, OpenVino
 from bitsweep.environment import Cpu, current_cpu
 from bitsweep.errors import CompressionError, MissingPackage
 from bitsweep.measuring.saturation import saturates
+from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.programs import logits_of
 from tests.quantization.networks import noise_splits
 
