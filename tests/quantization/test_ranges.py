@@ -88,6 +88,48 @@ def test_the_mse_range_is_as_good_as_a_brute_force_search(grid: Grid) -> None:
     assert error(lo, hi) < 0.7 * error(x.min().item(), x.max().item())
 
 
+def with_one_louder(by: float) -> torch.Tensor:
+    """32 images [32, 100] of noise, of which one is so many times larger."""
+    images = long_tailed(3200).reshape(32, 100).clone()
+    images[7] *= by
+    return images
+
+
+def test_images_like_the_others_count_in_full() -> None:
+    seen = ranges.histogram(with_one_louder(1.1), of_images=True)
+    assert torch.equal(seen.weighed, seen.counts)
+
+
+def test_an_image_of_far_more_power_counts_for_less() -> None:
+    images = with_one_louder(50)
+    images[7, :40] = 0
+    power = images.double().square().sum(1)
+    weights = (ranges.POWER * power.median() / power).clamp(max=1)
+    assert (weights < 1).sum() == 1
+    seen = ranges.merge(
+        ranges.histogram(images, of_images=True), ranges.histogram(with_one_louder(1.1), of_images=True)
+    )
+    edges = seen.edges.numpy()
+    expected = (
+        sum(
+            np.histogram(image[image != 0].double(), edges)[0] * weight.item()
+            for image, weight in zip(images, weights, strict=True)
+        )
+        + np.histogram(with_one_louder(1.1).double(), edges)[0]
+    )
+    np.testing.assert_allclose(seen.weighed, expected, atol=1e-9)
+    assert seen.counts.sum() + seen.zeros == 6400
+
+
+def test_one_loud_image_does_not_cost_the_others_their_steps() -> None:
+    images = with_one_louder(50)
+    louder = images[7].abs().max().item()
+    _, blind = ranges.mse_range(ranges.histogram(images), AFFINE)
+    _, hi = ranges.mse_range(ranges.histogram(images, of_images=True), AFFINE)
+    assert hi < 0.8 * blind
+    assert blind > 0.5 * louder
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_rules_for_histograms_choose_weight_ranges(per_channel: bool) -> None:
     grid = Grid(bits=4, signed=True, symmetric=True, per_channel=per_channel)

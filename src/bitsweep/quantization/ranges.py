@@ -18,6 +18,8 @@ Range = tuple[torch.Tensor, torch.Tensor]
 BINS = 2048
 #: Factors by which a search shrinks a range.
 SHRINK = torch.linspace(1.0, 0.1, 46, dtype=torch.float64)
+#: How far the power of an image may be above the median of its batch, and still count in full.
+POWER = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,14 @@ class Histogram:
 
     Attributes:
         counts: float64 [B], B <= ``BINS``; values that are exactly 0 are not in it.
+        weighed: the same, where a value counts for less if its image has more than ``POWER`` times the power (the mean
+            square) of the median image of its batch: by as much as makes up for it.
         zeros: number of values that are exactly 0.
         ends: smallest and largest value of each batch, in their order.
     """
 
     counts: torch.Tensor
+    weighed: torch.Tensor
     first: int
     exponent: int
     zeros: int
@@ -65,8 +70,11 @@ class Histogram:
         return torch.arange(self.first, self.first + len(self.counts) + 1, dtype=torch.float64) * 2.0**self.exponent
 
 
-def histogram(values: torch.Tensor) -> Histogram:
+def histogram(values: torch.Tensor, *, of_images: bool = False) -> Histogram:
     """Histogram of finite values.
+
+    Args:
+        of_images: whether the first dimension is that of images, and each is to be weighed by its power.
 
     Raises:
         CompressionError: a value is not finite.
@@ -77,12 +85,27 @@ def histogram(values: torch.Tensor) -> Histogram:
     exponent = _exponent(lo, hi)
     width = 2.0**exponent
     first, last = math.floor(lo / width), math.floor(hi / width)
-    bins = values.detach().float().mul(1 / width).floor_().to(torch.int32).flatten().sub_(first)  # exact: 1 / w = 2^n
-    counts = torch.bincount(bins, minlength=last - first + 1).double()
-    zeros = values.numel() - int(torch.count_nonzero(values))
-    if zeros:
-        counts[-first] -= zeros
-    return Histogram(counts=counts, first=first, exponent=exponent, zeros=zeros, ends=((lo, hi),))
+
+    def count(part: torch.Tensor) -> tuple[torch.Tensor, int]:
+        bins = part.detach().float().mul(1 / width).floor_().to(torch.int32).flatten().sub_(first)  # exact: 1 / w = 2^n
+        counts = torch.bincount(bins, minlength=last - first + 1).double()
+        zeros = part.numel() - int(torch.count_nonzero(part))
+        if zeros:
+            counts[-first] -= zeros
+        return counts, zeros
+
+    counts, zeros = count(values)
+    weighed = counts.clone()
+    for image, weight in _overpowering(values) if of_images else ():
+        weighed -= (1 - weight) * count(values[image])[0]
+    return Histogram(counts=counts, weighed=weighed, first=first, exponent=exponent, zeros=zeros, ends=((lo, hi),))
+
+
+def _overpowering(values: torch.Tensor) -> list[tuple[int, float]]:
+    """Images [N, ...] of far more power than the median of them, and what they are to count for."""
+    power = torch.linalg.vector_norm(values.detach().flatten(1).float(), dim=1).double().square()
+    weights = (POWER * power.median() / power).tolist()
+    return [(image, weight) for image, weight in enumerate(weights) if weight < 1]
 
 
 def merge(one: Histogram, other: Histogram) -> Histogram:
@@ -90,12 +113,19 @@ def merge(one: Histogram, other: Histogram) -> Histogram:
     lo, hi = min(one.lo, other.lo), max(one.hi, other.hi)
     exponent = max(one.exponent, other.exponent, _exponent(lo, hi))
     first, last = math.floor(lo / 2.0**exponent), math.floor(hi / 2.0**exponent)
-    counts = torch.zeros(last - first + 1, dtype=torch.float64)
+    counts, weighed = torch.zeros(2, last - first + 1, dtype=torch.float64)
     for part in (one, other):
         bins = torch.arange(part.first, part.first + len(part.counts)) >> (exponent - part.exponent)
-        counts.index_add_(0, (bins - first).clamp(0, last - first), part.counts)
+        bins = (bins - first).clamp(0, last - first)
+        counts.index_add_(0, bins, part.counts)
+        weighed.index_add_(0, bins, part.weighed)
     return Histogram(
-        counts=counts, first=first, exponent=exponent, zeros=one.zeros + other.zeros, ends=one.ends + other.ends
+        counts=counts,
+        weighed=weighed,
+        first=first,
+        exponent=exponent,
+        zeros=one.zeros + other.zeros,
+        ends=one.ends + other.ends,
     )
 
 
@@ -153,13 +183,14 @@ def expected_error(seen: Histogram, lo: torch.Tensor, hi: torch.Tensor, grid: Gr
 
     Values are taken as uniform within their bin, so that the error of a bin from a to b has a closed form: with
     u = x / s + z and r = clamp(round(u), lo, hi), an antiderivative of (u - r)^2 is G(u) = r / 12 + (u - r)^3 / 3, and
-    the mean error is s^3 (G(u_b) - G(u_a)) / (b - a). Exact zeros cost nothing, because 0 has a code.
+    the mean error is s^3 (G(u_b) - G(u_a)) / (b - a). Exact zeros cost nothing, because 0 has a code. Images of far
+    more power than others count for less: else the range would be theirs, and all others would be lost in its steps.
     """
     scale, zero_point = choose_qparams(lo, hi, grid)
     u = seen.edges / scale.double()[:, None] + zero_point[:, None]
     nearest = torch.round(u).clamp(grid.lo, grid.hi)
     antiderivative = nearest / 12 + (u - nearest) ** 3 / 3
-    errors = scale.double() ** 3 * (antiderivative.diff(dim=1) @ seen.counts) / 2.0**seen.exponent
+    errors = scale.double() ** 3 * (antiderivative.diff(dim=1) @ seen.weighed) / 2.0**seen.exponent
     return errors / seen.total
 
 

@@ -177,6 +177,6 @@ class _Watcher(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         if is_layer(n):
-            new = histogram(self.env[arguments(n)[0]])
+            new = histogram(self.env[arguments(n)[0]], of_images=True)
             self.seen[n.name] = merge(self.seen[n.name], new) if n.name in self.seen else new
         return super().run_node(n)
