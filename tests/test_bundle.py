@@ -33,32 +33,13 @@ def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10))
-    return bundled(network, "onnxruntime", splits, folder)
-
-
-def bundled(network: torch.nn.Module, backend: str, splits: Splits, folder: Path) -> Path:
-    """The bundle of a float network on an engine."""
-    of = cell(precision="fp32", model__image_size=SIZE, backend=backend, protocol__threads=1)
+    of = cell(precision="fp32", model__image_size=SIZE, protocol__threads=1)
     of.backend.lower(export(network.eval(), image_size=SIZE), folder)
     images = preprocess(splits.test.images[:50], image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
     logits = of.backend.load(folder, threads=1)(images.numpy())
     bundle.write_facts(of, splits, logits, folder)
     bundle.complete(folder)
     return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["openvino", "qnnpack", "torch", "inductor", "executorch"])
-def test_every_engine_has_its_program(backend: str, splits: Splits, tmp_path: Path) -> None:
-    """With digits that are told apart, so that another network would be noticed."""
-    pytest.importorskip(backend if backend in ("openvino", "executorch") else "torch")
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10))
-    made = bundled(network, backend, splits, tmp_path)
-    assert bundle.verify(made, here=True).startswith("16 of 16 predictions as recorded")
-    assert len(set(np.load(made / "recorded.npz")["logits"].argmax(1))) > 1
-    program = (made / "classify.py").read_text() + (made / "engine.py").read_text()
-    assert "bitsweep" not in program
 
 
 def test_it_does_what_was_recorded(made: Path) -> None:

@@ -1,5 +1,6 @@
 """What every engine of conf/backend promises."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from bitsweep import stats
 from bitsweep.axes import Backend, Precision
 from bitsweep.environment import current_cpu
 from bitsweep.errors import BitsweepError, DataError, StoreError
+from bitsweep.fingerprint import settings
 from bitsweep.measuring.saturation import saturates
 from bitsweep.programs import logits_of
 
@@ -33,6 +35,8 @@ def _choices(group: str) -> dict[str, Any]:
 
 
 BACKENDS, PRECISIONS = _choices("backend"), _choices("precision")
+#: A backend for each way to load an artifact.
+LOADERS = list({type(backend).load: name for name, backend in reversed(BACKENDS.items())}.values())
 #: Backends whose arithmetic and threads are not the CPU's.
 ON_A_GPU = {"tensorrt"}
 RUNNABLE = [
@@ -71,6 +75,20 @@ def test_it_agrees_with_the_reference_at_any_batch(
     head = 10 * 32 if backend.package == "executorch" else 0
     assert left == (head if scheme.arithmetic == "integer" else macs)
     assert all(kernel.name and kernel.op for kernel in kernels)
+
+
+@each
+def test_a_bundle_does_the_same_without_this_project(
+    backend_name: str, precision_name: str, lowered: Lowered, images: np.ndarray
+) -> None:
+    backend = BACKENDS[backend_name]
+    if not backend.runner:
+        pytest.skip("there is nothing to deploy")
+    _, artifact = lowered(backend, PRECISIONS[precision_name])
+    engine = importlib.import_module(f"bitsweep.runners.{backend.runner}")
+    logits_NK = engine.load(artifact, {"threads": 1, "backend": settings(backend)})(images)
+    np.testing.assert_allclose(logits_NK, backend.load(artifact, threads=1)(images), rtol=1e-3, atol=1e-4)
+    assert "bitsweep" not in Path(engine.__file__).read_text()
 
 
 @pytest.mark.parametrize("backend_name", [name for name, precision in RUNNABLE if precision == "int8"])
@@ -135,7 +153,7 @@ print(json.dumps({"logits": logits.tolist(), "busy": sum(each > max(spent) / 5 f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("backend_name", LOADERS)
 def test_a_fresh_process_computes_the_same_on_the_threads_asked_for(
     backend_name: str, threads: int, lowered: Lowered, fp32: Precision, images: np.ndarray, tmp_path: Path
 ) -> None:

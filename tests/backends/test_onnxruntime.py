@@ -111,10 +111,15 @@ class Gated(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("function", "gate"),
-    [("hardswish", "hardsigmoid"), ("silu", "sigmoid"), ("relu6", "hardsigmoid")],
+    ("function", "gate", "activations"),
+    [
+        ("hardswish", "hardsigmoid", ACTIVATIONS),
+        ("hardswish", "hardsigmoid", SIGNED),
+        ("silu", "sigmoid", ACTIVATIONS),
+        ("relu6", "hardsigmoid", SIGNED),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("activations", [ACTIVATIONS, SIGNED], ids=str)
 def test_gated_blocks_run_on_integers_from_end_to_end(
     function: str, gate: str, activations: Grid, images: np.ndarray, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def trained(splits: Splits, folder: Path, knobs: Recipe) -> tuple[np.ndarray, np
     return losses, made.test_logits_NK, torch.load(made.checkpoint, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [{}, {"frozen_epochs": 1, "batch_size": 90}], ids=["all", "first the head"])
 def test_two_processes_learn_what_one_does(digits: Splits, tmp_path: Path, knobs: dict[str, int]) -> None:
     losses, logits, state = trained(digits, tmp_path / "one", recipe(**knobs))
