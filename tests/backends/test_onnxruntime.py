@@ -110,6 +110,7 @@ class Gated(torch.nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "gate", "activations"),
     [

@@ -99,6 +99,7 @@ def test_linear_layers(dims: int, operations: set[str], bias: bool, tmp_path: Pa
     np.testing.assert_allclose(_run(tmp_path / "model.onnx", images), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_file_is_lean_and_the_same_every_time(tmp_path: Path) -> None:
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)
