@@ -152,6 +152,8 @@ def test_machine_code_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"train__epochs": -1}, "train.epochs=-1: should be greater than or equal to 0"),
         ({"train__optimizer": "adam"}, "train.optimizer=adam: should be 'adamw' or 'sgd'"),
         ({"train__epoch": 3}, r"train.epoch: no such key; did you mean train.epochs\?"),
+        ({"train__devices": 3}, r"train.devices=3: must divide batch_size=64$"),
+        ({"backend__tf32": True}, r"backend.tf32=true: there is no such arithmetic on device=cpu; use device=cuda$"),
         ({"protocol__batch_sizes": [1, 0]}, "protocol.batch_sizes.1=0: should be greater"),
         (
             {"precision__weights": "float8"},

@@ -10,7 +10,7 @@ Shape letters: N images, K classes, C channels, H height, W width.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -218,7 +218,7 @@ class Recipe:
             raise ValueError(f"devices={self.devices}: must divide batch_size={self.batch_size}")
 
 
-# --------------------------------------------------------------------------- to how many bits, computed by what
+# --------------------------------------------------------------------------- to how many bits
 
 FloatFormat = Literal["float32", "float16", "bfloat16"]
 
@@ -303,59 +303,6 @@ class Scheme:
 
 FLOAT32 = Scheme(weights="float32", activations="float32", arithmetic="float32")
 
-#: What an engine that has kernels for both runs on: the CPU, or the first NVIDIA GPU.
-Device = Literal["cpu", "cuda"]
-
-
-def processor_of(device: Device, cpu: Cpu) -> Cpu | Gpu:
-    """The processor of a device; there is a GPU where a backend said that it can run on it."""
-    if device == "cpu":
-        return cpu
-    gpu = current_gpu()
-    assert gpu is not None
-    return gpu
-
-
-def storage_only(precision: Precision, *, computes: bool, where: str) -> Scheme:
-    """Scheme of a float precision: computed in that format where the hardware does, otherwise stored in it only."""
-    assert not isinstance(precision.weights, Grid) and not isinstance(precision.activations, Grid)
-    if precision.weights == "float32" or computes:
-        return Scheme(weights=precision.weights, activations=precision.activations, arithmetic=precision.weights)
-    stored = precision.weights
-    why = f"{where} has no {stored} arithmetic: weights are stored as {stored} and computed in float32"
-    return Scheme(weights=precision.weights, activations="float32", arithmetic="float32", why=why)
-
-
-def float_arithmetic(precision: Precision, processor: Cpu | Gpu) -> Scheme:
-    """Scheme of a float precision in an engine that computes all that the processor does, see ``storage_only``."""
-    computes = processor.computes_fp16 if precision.weights == "float16" else processor.computes_bf16
-    return storage_only(precision, computes=computes, where=f"this {processor}")
-
-
-def reduce_range(precision: Precision, cpu: Cpu) -> Scheme:
-    """Scheme of an 8-bit precision on integer kernels: 7-bit weights where sums of u8 x s8 products would saturate."""
-    weights, activations = precision.weights, precision.activations
-    assert isinstance(weights, Grid) and isinstance(activations, Grid)
-    if weights.bits < 8 or activations.signed or not cpu.saturates_u8s8:
-        return Scheme(weights=weights, activations=activations, arithmetic="integer")
-    why = f"{cpu.isa} without VNNI saturates sums of two u8 x s8 products: weights have 7 bits"
-    return Scheme(weights=replace(weights, bits=7), activations=activations, arithmetic="integer", why=why)
-
-
-def beyond_byte_kernels(precision: Precision, backend: str) -> str | None:
-    """Why an engine whose integer kernels multiply bytes by bytes cannot run a precision; None when it can."""
-    weights, activations = precision.weights, precision.activations
-    if not isinstance(weights, Grid) and not isinstance(activations, Grid):
-        return None
-    if not isinstance(weights, Grid) or not isinstance(activations, Grid):
-        return (
-            f"backend={backend} has no kernels for {weights} weights with {activations} activations: "
-            "use backend=reference"
-        )
-    if max(weights.bits, activations.bits) > 8:
-        return f"{precision.name} is simulated, no kernel takes codes of more than 8 bits: use backend=reference"
-    return None
-
 
 # --------------------------------------------------------------------------- how, and on which engine
 
@@ -390,6 +337,8 @@ class Method(ABC):
         """
 
 
+#: What an engine that has kernels for both runs on.
+Device = Literal["cpu", "cuda"]
 #: Runs an artifact: float32 images [N, 3, H, W] to float32 logits [N, K].
 Runner = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 
@@ -466,6 +415,36 @@ class Backend(ABC):
 
         Of an engine that cannot run here, what it would execute, as its file tells.
         """
+
+
+@axis
+class CpuOrGpu(Backend):
+    """An engine with kernels for both.
+
+    Attributes:
+        device: ``cpu``, or ``cuda`` for the first NVIDIA GPU.
+        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa, which GPUs only do.
+    """
+
+    device: Device = "cpu"
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tf32 and not self.on_gpu:
+            raise ValueError(f"tf32=true: there is no such arithmetic on device={self.device}; use device=cuda")
+
+    @property
+    def on_gpu(self) -> bool:
+        """By choice."""
+        return self.device == "cuda"
+
+    def processor(self, cpu: Cpu) -> Cpu | Gpu:
+        """What it computes on; there is a GPU where `unsupported` found nothing against it."""
+        if not self.on_gpu:
+            return cpu
+        gpu = current_gpu()
+        assert gpu is not None
+        return gpu
 
 
 # --------------------------------------------------------------------------- how it is measured

@@ -10,7 +10,8 @@ from onnx import TensorProto
 from torch.nn import functional
 
 from bitsweep.errors import CompressionError
-from bitsweep.lowering.onnx import averaging_matrix, export_onnx
+from bitsweep.lowering.onnx import export_onnx
+from bitsweep.lowering.onnx_operations import averaging_matrix
 from bitsweep.quantization.weights import quantized
 
 GENERATOR = np.random.default_rng(0)

@@ -11,12 +11,13 @@ from torch import nn
 
 from bitsweep import stats
 from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Precision, Scheme, reduce_range
+from bitsweep.axes import Grid, Precision, Scheme
 from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.environment import current_cpu
 from bitsweep.errors import CompressionError
 from bitsweep.methods.dynamic import DynamicQuantization
 from bitsweep.programs import logits_of
+from bitsweep.schemes import reduce_range
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
 pytestmark = pytest.mark.slow

@@ -3,59 +3,32 @@ import functools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bitsweep.axes import Grid
-from bitsweep.errors import CompressionError
-from bitsweep.quantization import ranges
+from bitsweep.quantization import histograms, ranges
 from bitsweep.quantization.grids import choose_qparams, fake_quantize
+from tests.quantization.test_histograms import long_tailed, with_one_louder
 
 AFFINE = Grid(bits=8, signed=False, symmetric=False)
 SYMMETRIC = Grid(bits=4, signed=True, symmetric=True)
 values = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-100, 100, width=16))
 
 
-def long_tailed(n: int = 20_000) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).laplace(size=n).astype(np.float32))
-
-
-@given(values)
-def test_a_histogram_counts_everything(x: np.ndarray) -> None:
-    seen = ranges.histogram(torch.from_numpy(x))
-    assert (seen.lo, seen.hi) == (x.min(), x.max())
-    assert seen.zeros == (x == 0).sum()
-    assert seen.counts.sum() + seen.zeros == x.size
-    assert len(seen.counts) <= ranges.BINS
-    expected, _ = np.histogram(x[x != 0].astype(np.float64), seen.edges.numpy())
-    assert np.array_equal(seen.counts.numpy(), expected)
-
-
-@given(values, values)
-def test_merging_is_counting_together(one: np.ndarray, other: np.ndarray) -> None:
-    parts = [ranges.histogram(torch.from_numpy(x)) for x in (one, other)]
-    merged, backwards = ranges.merge(*parts), ranges.merge(*reversed(parts))
-    both = np.concatenate([one, other])
-    assert (merged.lo, merged.hi, merged.zeros) == (both.min(), both.max(), (both == 0).sum())
-    expected, _ = np.histogram(both[both != 0].astype(np.float64), merged.edges.numpy())
-    assert np.array_equal(merged.counts.numpy(), expected)
-    assert torch.equal(merged.counts, backwards.counts)
-
-
 def test_percentiles_against_numpy() -> None:
     x = long_tailed()
-    lo, hi = ranges.percentile_range(ranges.histogram(x), AFFINE, percentile=99.0)
+    lo, hi = ranges.percentile_range(histograms.histogram(x), AFFINE, percentile=99.0)
     width = (x.max() - x.min()).item() / 1000
     assert lo.item() == pytest.approx(np.percentile(x, 1), abs=width)
     assert hi.item() == pytest.approx(np.percentile(x, 99), abs=width)
-    ends = ranges.percentile_range(ranges.histogram(x), AFFINE, percentile=100)
+    ends = ranges.percentile_range(histograms.histogram(x), AFFINE, percentile=100)
     assert [end.item() for end in ends] == pytest.approx([x.min().item(), x.max().item()], rel=1e-3)
 
 
 def test_percentiles_count_exact_zeros() -> None:
     x = torch.cat([torch.zeros(900), torch.linspace(1, 2, 100)])
-    _, hi = ranges.percentile_range(ranges.histogram(x), AFFINE, percentile=95)
+    _, hi = ranges.percentile_range(histograms.histogram(x), AFFINE, percentile=95)
     assert hi.item() == pytest.approx(np.percentile(x, 95), abs=0.02)
 
 
@@ -63,7 +36,7 @@ def test_percentiles_count_exact_zeros() -> None:
 def test_the_expected_error_is_the_error(grid: Grid) -> None:
     x = long_tailed()
     lo, hi = torch.tensor([-4.0, -9.0]).double(), torch.tensor([5.0, 9.0]).double()
-    expected = ranges.expected_error(ranges.histogram(x), lo, hi, grid)
+    expected = ranges.expected_error(histograms.histogram(x), lo, hi, grid)
     for column in range(2):
         qparams = choose_qparams(lo[column], hi[column], grid)
         error = (fake_quantize(x, *qparams, grid) - x).square().mean().item()
@@ -78,7 +51,7 @@ def test_the_mse_range_is_as_good_as_a_brute_force_search(grid: Grid) -> None:
         qparams = choose_qparams(torch.tensor(lo), torch.tensor(hi), grid)
         return (fake_quantize(x, *qparams, grid) - x).square().mean().item()
 
-    lo, hi = (end.item() for end in ranges.mse_range(ranges.histogram(x), grid))
+    lo, hi = (end.item() for end in ranges.mse_range(histograms.histogram(x), grid))
     ends = np.linspace(0.1, 1, 30)
     if grid.symmetric:
         best = min(error(-bound, bound) for bound in ends * x.abs().max().item())
@@ -88,44 +61,11 @@ def test_the_mse_range_is_as_good_as_a_brute_force_search(grid: Grid) -> None:
     assert error(lo, hi) < 0.7 * error(x.min().item(), x.max().item())
 
 
-def with_one_louder(by: float) -> torch.Tensor:
-    """32 images [32, 100] of noise, of which one is so many times larger."""
-    images = long_tailed(3200).reshape(32, 100).clone()
-    images[7] *= by
-    return images
-
-
-def test_images_like_the_others_count_in_full() -> None:
-    seen = ranges.histogram(with_one_louder(1.1), of_images=True)
-    assert torch.equal(seen.weighed, seen.counts)
-
-
-def test_an_image_of_far_more_power_counts_for_less() -> None:
-    images = with_one_louder(50)
-    images[7, :40] = 0
-    power = images.double().square().sum(1)
-    weights = (ranges.POWER * power.median() / power).clamp(max=1)
-    assert (weights < 1).sum() == 1
-    seen = ranges.merge(
-        ranges.histogram(images, of_images=True), ranges.histogram(with_one_louder(1.1), of_images=True)
-    )
-    edges = seen.edges.numpy()
-    expected = (
-        sum(
-            np.histogram(image[image != 0].double(), edges)[0] * weight.item()
-            for image, weight in zip(images, weights, strict=True)
-        )
-        + np.histogram(with_one_louder(1.1).double(), edges)[0]
-    )
-    np.testing.assert_allclose(seen.weighed, expected, atol=1e-9)
-    assert seen.counts.sum() + seen.zeros == 6400
-
-
 def test_one_loud_image_does_not_cost_the_others_their_steps() -> None:
     images = with_one_louder(50)
     louder = images[7].abs().max().item()
-    _, blind = ranges.mse_range(ranges.histogram(images), AFFINE)
-    _, hi = ranges.mse_range(ranges.histogram(images, of_images=True), AFFINE)
+    _, blind = ranges.mse_range(histograms.histogram(images), AFFINE)
+    _, hi = ranges.mse_range(histograms.histogram(images, of_images=True), AFFINE)
     assert hi < 0.8 * blind
     assert blind > 0.5 * louder
 
@@ -162,32 +102,24 @@ def test_weight_ranges(per_channel: bool) -> None:
 
 def test_moving_averages_go_through_the_batches_in_order() -> None:
     batches = [torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 1.0]), torch.tensor([0.5, 4.0])]
-    seen = functools.reduce(ranges.merge, map(ranges.histogram, batches))
+    seen = functools.reduce(histograms.merge, map(histograms.histogram, batches))
     lo, hi = ranges.moving_average_range(seen, AFFINE, momentum=0.9)
     assert lo.item() == pytest.approx(0.9 * (0.9 * -1 + 0.1 * -3) + 0.1 * 0.5)
     assert hi.item() == pytest.approx(0.9 * (0.9 * 2 + 0.1 * 1) + 0.1 * 4)
 
 
-@given(values)
-def test_moments(x: np.ndarray) -> None:
-    mean, deviation = ranges.moments(ranges.histogram(torch.from_numpy(x)))
-    resolution = float(2 * np.abs(x).max() / 500 + 1e-9)
-    assert mean == pytest.approx(x.astype(np.float64).mean(), abs=resolution)
-    assert deviation == pytest.approx(x.astype(np.float64).std(), abs=resolution)
-
-
 def test_sigma_ranges_stay_within_the_values() -> None:
     x = long_tailed()
-    lo, hi = ranges.sigma_range(ranges.histogram(x), AFFINE, sigmas=3)
+    lo, hi = ranges.sigma_range(histograms.histogram(x), AFFINE, sigmas=3)
     mean, deviation = x.mean().item(), x.std().item()
     assert (lo.item(), hi.item()) == pytest.approx((mean - 3 * deviation, mean + 3 * deviation), abs=0.02)
-    assert ranges.sigma_range(ranges.histogram(x), AFFINE, sigmas=1e3)[1] == pytest.approx(x.max().item())
+    assert ranges.sigma_range(histograms.histogram(x), AFFINE, sigmas=1e3)[1] == pytest.approx(x.max().item())
 
 
 def test_deviations_around_zero() -> None:
     """127 / (k std) and min(127 / (4 std), 127 / max|a|), whatever the mean."""
     for x in (long_tailed(), torch.linspace(-1, 3, 1000)):
-        seen, deviation = ranges.histogram(x), x.double().std(correction=0).item()
+        seen, deviation = histograms.histogram(x), x.double().std(correction=0).item()
         lo, hi = ranges.deviation_range(seen, SYMMETRIC, sigmas=3.0)
         assert hi.item() == pytest.approx(3 * deviation, rel=1e-4)
         assert lo == -hi
@@ -198,7 +130,7 @@ def test_deviations_around_zero() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-3, 5.0])
 def test_values_without_deviation_are_not_clipped(value: float) -> None:
-    _, hi = ranges.deviation_range(ranges.histogram(torch.full((9,), -value)), SYMMETRIC, sigmas=3.0)
+    _, hi = ranges.deviation_range(histograms.histogram(torch.full((9,), -value)), SYMMETRIC, sigmas=3.0)
     assert hi.item() == pytest.approx(value)
 
 
@@ -217,7 +149,7 @@ def test_aciq_is_near_the_least_error_for_its_distribution(distribution: str, re
     rng = np.random.default_rng(0)
     x = torch.from_numpy(getattr(rng, {"laplace": "laplace", "gauss": "normal"}[distribution])(size=100_000)).float()
     grid = Grid(bits=4, signed=False, symmetric=False)
-    seen = ranges.histogram(x.clamp(min=0) if rectified else x)
+    seen = histograms.histogram(x.clamp(min=0) if rectified else x)
     lo, hi = ranges.aciq_range(seen, grid, distribution=distribution)
     best = ranges.mse_range(seen, grid)
     errors = ranges.expected_error(seen, torch.stack([lo, best[0]]), torch.stack([hi, best[1]]), grid)
@@ -246,7 +178,7 @@ def naive_divergence(x: np.ndarray, edges: np.ndarray, lo: float, hi: float, lev
 def test_entropy_against_the_definition() -> None:
     x = torch.cat([long_tailed(5000), torch.tensor([-40.0, 50.0])])
     grid = Grid(bits=4, signed=False, symmetric=False)
-    seen = ranges.histogram(x)
+    seen = histograms.histogram(x)
     lo, hi = (end.item() for end in ranges.entropy_range(seen, grid))
     edges = seen.edges.numpy()
     divergences = [naive_divergence(x.numpy(), edges, seen.lo * f, seen.hi * f, 16) for f in ranges.SHRINK.tolist()]
@@ -261,9 +193,3 @@ def test_chunks_of_wide_layers_change_nothing() -> None:
     whole = ranges.mse_weight_range(weight, grid)
     rows = [ranges.mse_weight_range(row[None], grid) for row in weight]
     assert torch.equal(whole[1], torch.cat([hi for _, hi in rows]))
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_values_that_are_not_finite_are_refused(value: float) -> None:
-    with pytest.raises(CompressionError, match="not finite on its calibration images"):
-        ranges.histogram(torch.tensor([1.0, value]))

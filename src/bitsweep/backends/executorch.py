@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import Backend, Count, Grid, Precision, Runner, Scheme, axis, beyond_byte_kernels, storage_only
+from bitsweep.axes import Backend, Count, Grid, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu
 from bitsweep.errors import MissingPackage
+from bitsweep.schemes import beyond_byte_kernels, storage_only
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -8,21 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from bitsweep import cuda
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import (
-    Backend,
-    Device,
-    Grid,
-    OnDevice,
-    Precision,
-    Runner,
-    Scheme,
-    axis,
-    beyond_byte_kernels,
-    float_arithmetic,
-    processor_of,
-    reduce_range,
-)
+from bitsweep.axes import CpuOrGpu, Grid, OnDevice, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu, current_cpu
+from bitsweep.schemes import beyond_byte_kernels, float_arithmetic, reduce_range
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -32,25 +20,15 @@ MODEL = "model.pt2"
 
 @final
 @axis
-class Inductor(Backend):
+class Inductor(CpuOrGpu):
     """Machine code for the processor that it is compiled on: one package that takes any batch, and is loaded as it is.
 
-    Attributes:
-        device: ``cpu``, with oneDNN's kernels; ``cuda``, an NVIDIA GPU, with Triton's and PyTorch's, for floats only.
-        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa on a GPU.
+    On the CPU layers are oneDNN's kernels; on a GPU they are Triton's and PyTorch's, for floats only.
     """
 
     portable: ClassVar[bool] = False
     runner: ClassVar[str] = "inductor"
     runner_needs: ClassVar[tuple[str, ...]] = ("torch",)
-
-    device: Device = "cpu"
-    tf32: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        """By choice."""
-        return self.device == "cuda"
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply unsigned activations by weights around 0; parameters are folded into float32."""
@@ -78,7 +56,7 @@ class Inductor(Backend):
         """Half precision where the processor computes it; weights have 7 bits where sums of products would saturate."""
         if precision.is_integer:
             return reduce_range(precision, cpu)
-        return float_arithmetic(precision, processor_of(self.device, cpu))
+        return float_arithmetic(precision, self.processor(cpu))
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Compile the program, which takes ten seconds and more."""

@@ -10,27 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep import cuda
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import (
-    Backend,
-    Device,
-    OnDevice,
-    Precision,
-    Runner,
-    Scheme,
-    axis,
-    beyond_byte_kernels,
-    processor_of,
-    reduce_range,
-    storage_only,
-)
+from bitsweep.axes import CpuOrGpu, OnDevice, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu, Gpu
 from bitsweep.errors import ConfigError, DataError, MissingPackage, StoreError
+from bitsweep.schemes import beyond_byte_kernels, reduce_range, storage_only
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 MODEL = "model.onnx"
-PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 BYTE_TYPES = {"uint8", "int8"}
 #: Runs of a batch whose median tells how long a kernel takes.
@@ -45,12 +34,12 @@ PRODUCTS = {
 
 @final
 @axis
-class OnnxRuntime(Backend):
-    """ONNX Runtime's own kernels. The artifact is one ONNX file; loading and running it imports no PyTorch.
+class OnnxRuntime(CpuOrGpu):
+    """ONNX Runtime's own kernels, on a GPU for floats only.
+
+    The artifact is one ONNX file; loading and running it imports no PyTorch.
 
     Attributes:
-        device: ``cpu``, or ``cuda`` for an NVIDIA GPU, which has kernels for floats only (CUDAExecutionProvider).
-        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa on a GPU.
         optimization: of the graph when it is loaded: ``all``; ``basic``, which fuses no kernels, so that integer
             programs compute in float32; ``none``.
     """
@@ -59,14 +48,7 @@ class OnnxRuntime(Backend):
     runner: ClassVar[str] = "onnxruntime"
     runner_needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
-    device: Device = "cpu"
-    tf32: bool = False
     optimization: Literal["all", "basic", "none"] = "all"
-
-    @property
-    def on_gpu(self) -> bool:
-        """By choice."""
-        return self.device == "cuda"
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply codes that fit in a byte, and there are none for GPUs."""
@@ -94,7 +76,7 @@ class OnnxRuntime(Backend):
         would saturate."""
         if precision.is_integer:
             return reduce_range(precision, cpu)
-        processor = processor_of(self.device, cpu)
+        processor = self.processor(cpu)
         has_kernels = isinstance(processor, Gpu) or processor.architecture == "aarch64"
         computes = has_kernels and processor.computes_fp16 and precision.weights == "float16"
         return storage_only(precision, computes=computes, where=f"ONNX Runtime on this {processor}")

@@ -6,19 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import (
-    Backend,
-    Grid,
-    Precision,
-    Runner,
-    Scheme,
-    axis,
-    beyond_byte_kernels,
-    reduce_range,
-    storage_only,
-)
+from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu
 from bitsweep.errors import CompressionError, DataError, MissingPackage, StoreError
+from bitsweep.schemes import beyond_byte_kernels, reduce_range, storage_only
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -5,19 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import (
-    Backend,
-    Grid,
-    Precision,
-    Runner,
-    Scheme,
-    axis,
-    beyond_byte_kernels,
-    float_arithmetic,
-    reduce_range,
-)
+from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu
 from bitsweep.errors import CompressionError, ConfigError
+from bitsweep.schemes import beyond_byte_kernels, float_arithmetic, reduce_range
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

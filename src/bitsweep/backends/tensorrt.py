@@ -10,20 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import (
-    Backend,
-    Count,
-    Grid,
-    OnDevice,
-    Precision,
-    Runner,
-    Scheme,
-    axis,
-    beyond_byte_kernels,
-    storage_only,
-)
+from bitsweep.axes import Backend, Count, Grid, OnDevice, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu, current_gpu
 from bitsweep.errors import CompressionError, DataError, MissingPackage, StoreError
+from bitsweep.schemes import beyond_byte_kernels, storage_only
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -5,19 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from bitsweep import cuda
 from bitsweep.artifacts import Array, Kernel
-from bitsweep.axes import (
-    Backend,
-    Device,
-    Grid,
-    OnDevice,
-    Precision,
-    Runner,
-    Scheme,
-    axis,
-    float_arithmetic,
-    processor_of,
-)
+from bitsweep.axes import CpuOrGpu, Grid, OnDevice, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu
+from bitsweep.schemes import float_arithmetic
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -26,30 +16,17 @@ PROGRAM = "program.pt2"
 
 
 @axis
-class Eager(Backend):
-    """Runs a program op by op. The artifact is a ``torch.export`` file, the same for every device.
-
-    Attributes:
-        device: ``cpu``, or ``cuda`` for an NVIDIA GPU.
-        tf32: whether float32 layers may round what they multiply to 10 bits of mantissa on a GPU.
-    """
+class Eager(CpuOrGpu):
+    """Runs a program op by op. The artifact is a ``torch.export`` file, the same for every device."""
 
     channels_last: ClassVar[bool]
-
-    device: Device = "cpu"
-    tf32: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        """By choice."""
-        return self.device == "cuda"
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """Integer grids to the letter, simulated. Half precision is storage only where the processor does not compute
         it: PyTorch would emulate it, at a crawl."""
         if isinstance(precision.weights, Grid) or isinstance(precision.activations, Grid):
             return Scheme(weights=precision.weights, activations=precision.activations, arithmetic="simulated")
-        return float_arithmetic(precision, processor_of(self.device, cpu))
+        return float_arithmetic(precision, self.processor(cpu))
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, narrow codes packed."""

@@ -10,7 +10,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from bitsweep.axes import Grid
 from bitsweep.quantization.grids import choose_qparams, storage_dtype
-from bitsweep.quantization.ranges import Histogram, Range, histogram, histogram_clipped_share, merge
+from bitsweep.quantization.histograms import Histogram, clipped_share, histogram, merge
+from bitsweep.quantization.ranges import Range
 
 ChooseRange = Callable[[Histogram, Grid], Range]
 
@@ -67,4 +68,4 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
     def clipped_share(self) -> float:
         """Share of what it has seen, in [0, 1], that lies beyond the ends of the range."""
         assert self.seen is not None
-        return histogram_clipped_share(self.seen, *self.calculate_qparams(), self.grid)
+        return clipped_share(self.seen, *self.calculate_qparams(), self.grid)

@@ -13,8 +13,8 @@ from bitsweep.artifacts import Table
 from bitsweep.axes import Grid
 from bitsweep.quantization import grids
 from bitsweep.quantization.graphs import arguments, is_layer
+from bitsweep.quantization.histograms import Histogram, histogram, merge
 from bitsweep.quantization.observers import ChooseRange
-from bitsweep.quantization.ranges import Histogram, histogram, merge
 from bitsweep.quantization.weights import Codes
 
 
