@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ class Apply(torch.nn.Module):
         return self.function(images)
 
 
-def _export(network: torch.nn.Module, images: np.ndarray, path: Path, **options: bool) -> onnx.ModelProto:
+def _export(network: torch.nn.Module, images: np.ndarray, path: Path, **options: Any) -> onnx.ModelProto:
     dynamic = ({0: torch.export.Dim("some_batch", min=1)},)
     with torch.no_grad():
         program = torch.export.export(network.eval(), (torch.from_numpy(images),), dynamic_shapes=dynamic)
@@ -162,6 +163,44 @@ def test_biases_are_codes_or_the_values_that_these_mean(codes: bool, tmp_path: P
     assert ("DequantizeLinear" in {node.op_type for node in model.graph.node}) == codes
     assert (TensorProto.INT32 in {tensor.data_type for tensor in model.graph.initializer}) == codes
     np.testing.assert_array_equal(_run(tmp_path / "model.onnx", images)[0], [4.5, -17497, 3, 19, 7])
+
+
+class CodedWeight(torch.nn.Module):
+    """A layer that is used twice, whose weights are stored as codes of one byte."""
+
+    def __init__(self, lo: int, hi: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.from_numpy(GENERATOR.permutation(np.arange(48) % (hi - lo + 1) + lo)))
+        self.codes = self.codes.to(torch.int8).reshape(4, 12)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        weight = quantized.dequantize_per_tensor(self.codes, 0.25, 0, -128, 127, torch.int8)
+        x = images.flatten(1)
+        return functional.linear(x, weight) - functional.linear(x + 1, weight)
+
+
+@pytest.mark.parametrize(
+    ("codes", "fewest", "kind"),
+    [
+        ((-8, 7), 2, TensorProto.INT4),
+        ((-8, 7), 8, TensorProto.INT8),
+        ((-8, 8), 2, TensorProto.INT8),
+        ((-9, 0), 4, TensorProto.INT8),
+        ((-2, 1), 2, TensorProto.INT2),
+        ((-1, 1), 4, TensorProto.INT4),
+        ((-1, 2), 2, TensorProto.INT4),
+    ],
+)
+def test_weights_take_the_narrowest_type(codes: tuple[int, int], fewest: int, kind: int, tmp_path: Path) -> None:
+    network, images = CodedWeight(*codes), GENERATOR.random((2, 3, 2, 2), dtype=np.float32)
+    model = _export(network, images, tmp_path / "model.onnx", bits_of_weights=fewest)
+    (weights,) = (tensor for tensor in model.graph.initializer if list(tensor.dims) == [4, 12])
+    assert weights.data_type == kind
+    bits = {TensorProto.INT2: 2, TensorProto.INT4: 4, TensorProto.INT8: 8}[kind]
+    assert len(weights.raw_data) == 4 * 12 * bits // 8
+    np.testing.assert_allclose(
+        _run(tmp_path / "model.onnx", images), network(torch.from_numpy(images)), rtol=1e-5, atol=1e-5
+    )
 
 
 class Padded(torch.nn.Module):

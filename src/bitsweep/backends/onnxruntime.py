@@ -85,7 +85,7 @@ class OnnxRuntime(CpuOrGpu):
         """Write the program as ONNX."""
         from bitsweep.lowering.onnx import export_onnx
 
-        export_onnx(program, folder / MODEL, codes_of_gates=True)
+        export_onnx(program, folder / MODEL, codes_of_gates=True, bits_of_weights=2)
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Open a session of that many threads, of which none spins between runs."""

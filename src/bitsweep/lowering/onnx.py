@@ -1,10 +1,11 @@
 """Programs as ONNX files, in the form that integer engines recognise: explicit QuantizeLinear and DequantizeLinear.
 
-The file holds codes as codes and half-precision parameters as such.
+The file holds codes as codes, weights in as few bits as ONNX has a type for, and half-precision parameters as such.
 """
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -16,13 +17,20 @@ from bitsweep.artifacts import Array
 from bitsweep.errors import CompressionError
 from bitsweep.lowering.onnx_operations import translations
 
-#: The first opset with 16-bit codes.
+#: The first opset with 4-bit codes and 16-bit ones.
 OPSET = 21
+#: Types of codes narrower than a byte, by their bits, with the first opset that has them.
+NARROW = {2: (ml_dtypes.int2, 25), 4: (ml_dtypes.int4, OPSET)}
 INPUT, OUTPUT = "images", "logits"
 
 
 def export_onnx(
-    program: ExportedProgram, path: Path, *, codes_of_biases: bool = True, codes_of_gates: bool = False
+    program: ExportedProgram,
+    path: Path,
+    *,
+    codes_of_biases: bool = True,
+    codes_of_gates: bool = False,
+    bits_of_weights: int = 8,
 ) -> None:
     """Write a program to one ONNX file with a dynamic batch; the same program gives the same bytes.
 
@@ -32,6 +40,8 @@ def export_onnx(
         codes_of_biases: whether biases that are 32-bit codes stay codes; else the values that these mean are written.
         codes_of_gates: whether hard-swish and SiLU of 8-bit codes are written as products of two tensors of codes, for
             engines without a kernel for these functions.
+        bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
+            followed by a cast to bytes, for engines that do this once, when they load the file.
 
     Raises:
         CompressionError: ONNX cannot express an operation of the program.
@@ -60,6 +70,7 @@ def export_onnx(
     _separate_zero_points(model.graph)
     _rectify_codes(model.graph)
     _pad_in_convolutions(model.graph)
+    _narrow_weights(model, bits_of_weights)
     _strip(model)
     ir.save(model, path)
 
@@ -169,6 +180,31 @@ def _zeros_around(pad: ir.Node) -> list[int] | None:
     if min(*before, *after) < 0 or any((*before[:2], *after[:2])):
         return None
     return [int(size) for size in (*before[2:], *after[2:])]
+
+
+def _narrow_weights(model: ir.Model, fewest_bits: int) -> None:
+    """Write 8-bit codes of weights in the narrowest type that holds them all, and cast that back to bytes."""
+    for node in [node for node in model.graph if node.op_type == "DequantizeLinear"]:
+        codes = node.inputs[0]
+        if codes is None or codes.const_value is None or codes.const_value.dtype != ir.DataType.INT8:
+            continue
+        values = codes.const_value.numpy()
+        bits = next((bits for bits in sorted(NARROW) if bits >= fewest_bits and _fits(values, bits)), None)
+        if bits is None:
+            continue
+        dtype, opset = NARROW[bits]
+        narrow = ir.Value(name=f"{codes.name}_{bits}_bits", const_value=ir.tensor(values.astype(dtype)))
+        model.graph.register_initializer(narrow)
+        cast = ir.node("Cast", [narrow], {"to": ir.DataType.INT8}, name=f"{narrow.name}_cast")
+        cast.outputs[0].name = f"{codes.name}_bytes"
+        model.graph.insert_before(node, cast)
+        for reader, index in list(codes.uses()):
+            reader.replace_input_with(index, cast.outputs[0])
+        model.opset_imports[""] = max(opset, model.opset_imports[""])
+
+
+def _fits(codes: Array, bits: int) -> bool:
+    return bool(-(2 ** (bits - 1)) <= codes.min() and codes.max() < 2 ** (bits - 1))
 
 
 def _made_by(value: ir.Value | None, *operations: str) -> ir.Node | None:
