@@ -76,9 +76,11 @@ def test_it_brings_back_what_rounding_loses(learned_scales: bool, network: torch
     assert curves["train_loss"].values[-1] < curves["train_loss"].values[0]
 
 
-@pytest.mark.parametrize("half", ["float16", "bfloat16"])
-def test_halves_are_trained_in_their_own_arithmetic(half: str, network: torch.nn.Module, digits: Splits) -> None:
-    wanted = Scheme(weights=half, activations="float32", arithmetic="float32")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("half", "activations"), [("float16", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_halves_are_trained(half: str, activations: str, network: torch.nn.Module, digits: Splits) -> None:
+    wanted = Scheme(weights=half, activations=activations, arithmetic=activations)  # type: ignore[arg-type]
     made = dataclasses.replace(QAT, epochs=2, lr=1e-3)
     result = compressed(made, network, digits, wanted)
     assert {layer.weights for layer in result.layers} == {half}

@@ -1,15 +1,17 @@
 """Rounding that gradients pass through, against its formulas."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import nn
 
 from bitsweep.axes import Grid
 from bitsweep.quantization import grids
-from bitsweep.quantization.fake_quantization import scaled_gradient, straight_through
+from bitsweep.quantization.fake_quantization import scaled_gradient, stored_as, straight_through
 
 
 @given(st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4), st.floats(0.125, 2, width=32), st.integers(0, 15))
@@ -37,3 +39,23 @@ def test_the_gradient_of_a_scale_is_that_of_the_paper() -> None:
     result.backward()
     assert scale.grad is not None
     assert float(scale.grad) == pytest.approx(1 / math.sqrt(100 * 7))
+
+
+def test_layers_compute_with_halves_and_learn_in_full() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    names, before = list(network.state_dict()), {name: x.clone() for name, x in network.named_parameters()}
+    rounded = copy.deepcopy(network)
+    for layer in (rounded[0], rounded[3]):
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+    images = torch.rand(4, 2, 1, 1)
+    expected = rounded(images)
+    expected.square().sum().backward()
+    with stored_as(network, torch.bfloat16):
+        logits = network(images)
+        logits.square().sum().backward()
+    torch.testing.assert_close(logits, expected)
+    assert list(network.state_dict()) == names
+    for (name, parameter), learned in zip(network.named_parameters(), rounded.parameters(), strict=True):
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+        torch.testing.assert_close(parameter.grad, learned.grad)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @final
 @axis
 class QuantizationAwareTraining(QuantizingMethod):
-    """Trains with rounded weights and activations; for float16 and bfloat16, with arithmetic of that format.
+    """Trains with rounded weights and activations; float16 and bfloat16 in their arithmetic where the engine has it.
 
     Ranges are chosen anew on the calibration images before each epoch, or learned. In the last part of the epochs they
     stay as they are, and batch normalisation uses its running statistics.
@@ -42,13 +42,16 @@ class QuantizationAwareTraining(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Train, and store what was learned."""
+        import torch
+
+        from bitsweep.quantization.fake_quantization import stored_as
         from bitsweep.quantization.training import train
         from bitsweep.training.descent import choose_device
 
         recipe = Recipe(
             name=self.name, epochs=self.epochs, max_steps=self.max_steps, batch_size=self.batch_size, lr=self.lr,
             weight_decay=self.weight_decay, schedule="cosine", warmup_share=0.05, augment=self.augment,
-            autocast=scheme.weights if scheme.weights in ("float16", "bfloat16") else "none",
+            autocast=scheme.arithmetic if scheme.arithmetic in ("float16", "bfloat16") else "none",
         )  # fmt: skip
         if isinstance(scheme.weights, Grid):
             prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
@@ -56,8 +59,9 @@ class QuantizationAwareTraining(QuantizingMethod):
                 prepared, splits, recipe=recipe, scheme=scheme, image_size=image_size, seed=seed,
                 frozen_share=self.frozen_share, learned_scales=self.learned_scales,
             )  # fmt: skip
-        curves = train(
-            model.to(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
-            frozen_share=self.frozen_share,
-        )  # fmt: skip
+        with stored_as(model, getattr(torch, scheme.weights)):
+            curves = train(
+                model.to(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
+                frozen_share=self.frozen_share,
+            )  # fmt: skip
         return self.cast(model.cpu().eval(), scheme, image_size=image_size, curves=curves)

@@ -10,12 +10,15 @@ Papers: Jacob et al., "Quantization and Training of Neural Networks for Efficien
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.utils import parametrize
 
 from bitsweep.axes import Grid
 from bitsweep.quantization.graphs import arguments
@@ -133,3 +136,33 @@ class TrainedLayer(nn.Module):
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = self.operation(x, weight, bias, *self.options)
         return result
+
+
+class _Rounded(nn.Module):
+    """Parameters as they are in another float format, with the gradient of what they were."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter + (parameter.to(self.dtype).to(parameter.dtype) - parameter).detach()
+
+
+@contextmanager
+def stored_as(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let convolutions and linear layers compute, within the block, with parameters rounded to a float format.
+
+    Gradients pass straight through the rounding; after the block the parameters are what they have become, not rounded.
+    """
+    rounded = [
+        (module, name)
+        for module in network.modules()
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+        for name, _ in list(module.named_parameters(recurse=False))
+    ]
+    for module, name in rounded:
+        parametrize.register_parametrization(module, name, _Rounded(dtype))
+    yield
+    for module, name in rounded:
+        parametrize.remove_parametrizations(module, name, leave_parametrized=False)
