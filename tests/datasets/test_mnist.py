@@ -84,6 +84,7 @@ def test_missing_files_are_named(knobs: dict[str, object], workplace: Path) -> N
         ("a", b"<html>", "not an idx file"),
         ("a", b"", "not an idx file"),
     ],
+    ids=["cut", "not packed", "short", "a page", "empty"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
