@@ -1,5 +1,6 @@
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,13 @@ def test_it_runs_elsewhere_and_its_output_is_logged(tmp_path: Path) -> None:
     _call(write_pid, tmp_path)
     assert int((tmp_path / "pid").read_text()) != os.getpid()
     assert "hello from the child" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_crash_without_room_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: used._replace(free=4096))
+    with pytest.raises(OSError, match="No space left"):
+        _call(crash, tmp_path)
 
 
 @pytest.mark.parametrize(

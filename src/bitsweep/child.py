@@ -11,7 +11,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import resource
-import shutil
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TextIO
 
-from bitsweep.errors import BitsweepError, CellFailed, ran_out_of_memory
+from bitsweep.errors import BitsweepError, CellFailed, ran_out_of_memory, ran_out_of_space
 
 _TEARDOWN_S = 10
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
@@ -96,7 +95,8 @@ def call(
         for child in children:
             child.end()
     if failures:
-        raise min(failures, key=lambda failure: not isinstance(failure, _Ended))
+        failure = min(failures, key=lambda failure: not isinstance(failure, _Ended))
+        raise _no_space() if isinstance(failure, _Ended) and ran_out_of_space(failure, folder) else failure
 
 
 class _Ended(CellFailed):
@@ -208,11 +208,14 @@ def _redirect(log: Path) -> TextIO | None:
 
 def _explain(error: Exception, what: str, folder: Path) -> BaseException:
     """The error as the parent should see it; the traceback is in the log."""
-    with contextlib.suppress(OSError):
-        if shutil.disk_usage(folder).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC:
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if ran_out_of_space(error, folder):
+        return _no_space()
     text = str(error).strip()
     if ran_out_of_memory(error):
         return CellFailed(f"{what} ran out of memory")
     first_line = text.splitlines()[0] if text else ""
     return CellFailed(f"{what} failed: {type(error).__name__}: {first_line}"[:500])
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -11,6 +11,12 @@ BitsweepError                 exit code 1
     └── MissingPackage        an optional package is not installed
 """
 
+import errno
+import shutil
+from pathlib import Path
+
+#: Free bytes below which a disk counts as full.
+_FULL = 1 << 20
 #: How engines that have no error of their own for it say that memory ran out.
 _OUT_OF_MEMORY = ("can't allocate memory", "failed to allocate memory", "out of memory", "bad_alloc")
 
@@ -18,6 +24,13 @@ _OUT_OF_MEMORY = ("can't allocate memory", "failed to allocate memory", "out of 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error, of Python or of any engine, says that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def ran_out_of_space(error: BaseException, *folders: str | Path) -> bool:
+    """Whether an error says that a disk is full, or says something else while the disk under one of the folders is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(Path(folder).exists() and shutil.disk_usage(folder).free < _FULL for folder in folders)
 
 
 class BitsweepError(Exception):

@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import errno
 import functools
 import json
 import logging
@@ -22,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from bitsweep.errors import StoreError
+from bitsweep.errors import StoreError, ran_out_of_space
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +143,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if ran_out_of_space(error):
                 why = f"the disk under {self.root} is full; free some space, or move the store: store=/another/folder"
             else:
                 why = f"store={self.root}: cannot be written ({error.strerror or error}); choose a folder that can be"

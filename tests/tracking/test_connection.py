@@ -1,4 +1,4 @@
-"""The database of the tracking store, killed while it is made, and made twice at once."""
+"""The database of the tracking store, killed while it is made, made twice at once, and without room."""
 
 import contextlib
 import os
@@ -13,15 +13,23 @@ import pytest
 pytestmark = pytest.mark.slow
 
 CONNECT = """
+from bitsweep.errors import BitsweepError
 from bitsweep.tracking.connection import Connection
 print(Connection().experiment_id)
 """
+WRITE = """
+try:
+    with Connection().explained(), open("/dev/full", "w") as full:
+        full.write("x")
+except BitsweepError as error:
+    print(error)
+"""
 
 
-def connect(folder: Path) -> subprocess.Popen[str]:
+def connect(folder: Path, script: str = CONNECT) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.Popen(
-        [sys.executable, "-c", CONNECT], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE
+        [sys.executable, "-c", script], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE
     )
 
 
@@ -57,3 +65,10 @@ def test_two_that_start_at_once_share_one(tmp_path: Path) -> None:
     with connect(tmp_path) as one, connect(tmp_path) as other:
         assert {process.communicate()[0].strip() for process in (one, other)} == {"1"}
     assert [file.name for file in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    with connect(tmp_path, CONNECT + WRITE) as full:
+        *_, line = full.communicate()[0].splitlines()
+    assert line.startswith(f"MLFLOW_TRACKING_URI=sqlite:///{tmp_path}/mlflow.db: a disk is full, of {tmp_path} or ")
+    assert line.endswith("what was finished is kept")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.errors import TrackingError
+from bitsweep.errors import TrackingError, ran_out_of_space
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,6 +69,11 @@ class Connection:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            if ran_out_of_space(error, Path.cwd(), tempfile.gettempdir()):
+                raise TrackingError(
+                    f"MLFLOW_TRACKING_URI={self.uri}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "
+                    "some space, and run the same command again: what was finished is kept"
+                ) from error
             reason = " ".join(str(error).split())[:300]
             raise TrackingError(
                 f"MLFLOW_TRACKING_URI={self.uri}: the tracking store cannot be used ({reason}); start it, make it "
