@@ -86,6 +86,15 @@ def test_what_diverges_is_not_recommended(report: SweepReport) -> None:
     assert "99.90 % of the test images" in text
 
 
+def test_what_has_learned_nothing_is_not_recommended(report: SweepReport) -> None:
+    guessing = [dataclasses.replace(row, flags=("at chance",)) for row in report.rows[:2]]
+    (text,) = recommendations(dataclasses.replace(report, rows=guessing))
+    assert "nothing can be recommended" in text
+    assert "train longer" in text
+    (text,) = recommendations(dataclasses.replace(report, rows=[guessing[0], report.rows[1]]))
+    assert text.startswith("digits: deploy resnet18 ptq fp16")
+
+
 def test_engines_are_ranked_for_each_model(report: SweepReport) -> None:
     first = report.rows[0]
     others = [

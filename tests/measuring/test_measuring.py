@@ -234,7 +234,9 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
         yield images[start : start + batch].astype(np.float32).transpose(0, 3, 1, 2)
 
 
-def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **about: Any) -> Measurement:
+def evaluated(
+    tmp_path: Path, scheme: Scheme, *, saturates: bool = False, guesses: bool = False, **about: Any
+) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
     test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
@@ -250,7 +252,14 @@ def evaluated(tmp_path: Path, scheme: Scheme, *, saturates: bool = False, **abou
         ),
         test=test,
         batches=_batches,
-        trained=Trained(checkpoint=tmp_path, history=(), best_epoch=0, val_top1=1, device="cpu", test_logits_NK=exact),
+        trained=Trained(
+            checkpoint=tmp_path,
+            history=(),
+            best_epoch=0,
+            val_top1=1,
+            device="cpu",
+            test_logits_NK=np.zeros_like(exact) if guesses else exact,
+        ),
         compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=exact),
         saturates=saturates,
         folder=tmp_path,
@@ -304,6 +313,12 @@ def test_an_artifact_that_errs(tmp_path: Path) -> None:
     assert "diverges" in measurement.flags
     assert "cannot be seen" in measurement.findings[0]  # there is no program behind this artifact
     assert measurement.notes["float_islands"] == ["Conv b"]
+
+
+def test_a_baseline_that_guesses_is_flagged(tmp_path: Path) -> None:
+    measurement = evaluated(tmp_path, FLOAT32, bias=9, guesses=True)
+    assert measurement.flags == ("at chance",)
+    assert measurement.metrics["top1_drop_pp"] == -50
 
 
 def test_kernels_that_saturate_are_flagged(tmp_path: Path) -> None:

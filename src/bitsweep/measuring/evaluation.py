@@ -100,6 +100,9 @@ def compare(
         "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
     }
     flags = []
+    baseline_low, _ = stats.wilson_interval(int(baseline_correct.sum()), n, subject.protocol.confidence)
+    if baseline_low <= np.bincount(labels_N).max() / n:
+        flags.append("at chance")
     if np.isfinite(logits_NK).all():
         metrics |= scores(logits_NK, labels_N)
     else:

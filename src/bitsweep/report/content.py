@@ -11,8 +11,10 @@ RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "inter
 SHOWN_AXES = ("model", "method", "precision", "backend")
 #: Knob that says what an engine with kernels for several processors ran on.
 DEVICE = "backend.device"
-#: Flags that forbid a recommendation.
+#: Flags of cells whose figures are not those of the model that was meant.
 DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
+#: Flag of cells whose baseline has learned nothing: their speed and size can be believed.
+AT_CHANCE = "at chance"
 #: A cell this close to the best accuracy, in shares, is as good.
 TOLERATED_LOSS = 0.01
 
@@ -222,7 +224,12 @@ def _is_sound(row: Row) -> bool:
 
 
 def _recommend(rows: list[Row]) -> str:
-    sound = [row for row in rows if _is_sound(row)]
+    sound = [row for row in rows if _is_sound(row) and AT_CHANCE not in row.flags]
+    if not sound and any(AT_CHANCE in row.flags for row in rows):
+        return (
+            "nothing can be recommended, because no fp32 baseline is known to do better than the most frequent class "
+            "as the answer to everything: train longer, or with another train.lr."
+        )
     if not sound:
         return "nothing can be recommended, because no cell has an accuracy that can be believed."
     best = max(row.metrics["top1"] for row in sound)

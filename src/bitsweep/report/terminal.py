@@ -1,14 +1,13 @@
 """The table that ends a sweep in the terminal."""
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from bitsweep.report.content import SweepReport, recommendations, shown_columns
 
-#: Columns of text that a table with all intervals takes.
-_WIDE = 130
 _STYLE = {"faster": "green", "slower": "red"}
 _SHORT = {"not distinguishable": "unclear"}
 
@@ -17,9 +16,9 @@ def table(report: SweepReport, *, width: int) -> RenderableType:
     """One line a cell; below it the cells without figures and why, and what to deploy.
 
     Args:
-        width: of the terminal; a narrow one shows no intervals.
+        width: of the terminal; where the whole table does not fit, it has no intervals.
     """
-    parts: list[RenderableType] = [_figures(report, narrow=width < _WIDE)] if report.measured else []
+    parts: list[RenderableType] = [_figures(report, width)] if report.measured else []
     for row in report.rows:
         if row.not_run or not row.measured:
             style = "red" if row.status == "failed" else "yellow"
@@ -28,7 +27,13 @@ def table(report: SweepReport, *, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _figures(report: SweepReport, *, narrow: bool) -> Table:
+def _figures(report: SweepReport, width: int) -> Table:
+    whole, endless = _filled(report, narrow=False), Console(width=10_000)
+    fits = Measurement.get(endless, endless.options, whole).maximum <= width
+    return whole if fits else _filled(report, narrow=True)
+
+
+def _filled(report: SweepReport, *, narrow: bool) -> Table:
     figures = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     alike = {axis for axis in report.varying_axes if len({row.cell.get(axis) for row in report.rows}) == 1}
     axes = [
