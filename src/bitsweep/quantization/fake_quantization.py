@@ -163,6 +163,8 @@ def stored_as(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     ]
     for module, name in rounded:
         parametrize.register_parametrization(module, name, _Rounded(dtype))
-    yield
-    for module, name in rounded:
-        parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    try:
+        yield
+    finally:
+        for module, name in rounded:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
