@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from bitsweep.report import table, write
-from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, recommendations
+from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, recommendations, telling
 from bitsweep.report.pictures import swept_numbers
 
 CHROMIUM = shutil.which("chromium")
@@ -107,6 +107,19 @@ def test_engines_are_ranked_for_each_model(report: SweepReport) -> None:
         f"{first.cell['model']} on digits, engines from the fastest: quick in int8 (0.0100 ms), slow in int8 (90.0 ms)."
     )
     assert "mean little" in caution
+
+
+def test_knobs_that_the_method_implies_tell_nothing(report: SweepReport) -> None:
+    cells = (
+        {"method": "gpfq", "method.radius": "1.16", "seed": "0"},
+        {"method": "factorize", "method.solver": "admm", "method.keep_first": "False", "seed": "0"},
+        {"method": "factorize", "method.solver": "svd", "method.keep_first": "False", "seed": "1"},
+    )
+    one = report.rows[0]
+    rows = [dataclasses.replace(one, cell=one.cell | cell) for cell in cells]
+    assert telling(rows) == ["method", "seed", "method.solver"]
+    shown = dataclasses.replace(report, rows=rows).varying_axes
+    assert shown == ["model", "method", "precision", "backend", "seed", "method.solver"]
 
 
 def test_devices_are_told_apart(report: SweepReport, tmp_path: Path) -> None:

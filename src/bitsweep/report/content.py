@@ -106,10 +106,23 @@ class SweepReport:
 
     @property
     def varying_axes(self) -> list[str]:
-        """Axes and knobs to show: the usual ones, those that differ between cells, and the device if one was chosen."""
-        names = dict.fromkeys(name for row in self.rows for name in row.cell)
-        varying = [name for name in names if name == DEVICE or len({row.cell.get(name) for row in self.rows}) > 1]
-        return [*SHOWN_AXES, *(name for name in varying if name not in SHOWN_AXES)]
+        """Axes and knobs to show: the usual ones, those that tell cells apart, and the device if one was chosen."""
+        chosen = [DEVICE] if any(DEVICE in row.cell for row in self.rows) else []
+        return list(dict.fromkeys([*SHOWN_AXES, *telling(self.rows), *chosen]))
+
+
+def telling(rows: Sequence[Row]) -> list[str]:
+    """Axes that differ between rows, and knobs that do between rows with the same choice on the knob's axis.
+
+    Where all rows with ``method=gpfq`` have the same ``method.radius``, the radius tells nothing beyond the method.
+    """
+    names = dict.fromkeys(name for row in rows for name in row.cell)
+    values: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        for name in names:
+            axis, dot, _ = name.partition(".")
+            values.setdefault((name, row.cell.get(axis, "") if dot else ""), set()).add(row.cell.get(name, ""))
+    return [name for name in names if any(len(found) > 1 for (of, _), found in values.items() if of == name)]
 
 
 # --------------------------------------------------------------------------- columns

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitsweep.report.content import Row, SweepReport, pareto_front
+from bitsweep.report.content import Row, SweepReport, pareto_front, telling
 
 _MARKERS = "osD^vPX*"
 _BITS = "bits_per_parameter"
@@ -78,9 +78,12 @@ def _along_bits(rows: list[Row], dataset: str) -> Picture:
 
 
 def _varying(rows: list[Row]) -> list[str]:
-    """Axes and knobs that differ between rows; seeds are repetitions."""
-    names = dict.fromkeys(name for row in rows for name in row.cell)
-    return [name for name in names if len({row.cell.get(name) for row in rows}) > 1 and not name.endswith("seed")]
+    """Axes and knobs that tell rows apart; seeds are repetitions."""
+    return [name for name in telling(rows) if not name.endswith("seed")]
+
+
+def _name(row: Row, axes: Sequence[str]) -> str:
+    return ", ".join(filter(None, (row.cell.get(axis) for axis in axes)))
 
 
 def _along(
@@ -102,7 +105,7 @@ def _along(
 
     curves: dict[str, dict[float, list[float]]] = {}
     for value, row in points:
-        name = ", ".join(row.cell.get(axis, "") for axis in apart) or row.name
+        name = _name(row, apart) or row.name
         curves.setdefault(name, {}).setdefault(value, []).append(100 * row.metrics["top1"])
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -133,32 +136,40 @@ def _along(
 
 
 def _across(rows: list[Row]) -> Picture:
-    """Accuracy on each data set, a bar for the rows that are alike on all other axes."""
+    """Accuracy on each data set, a panel for each model, a bar for the rows that are alike on all other axes."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    apart = [axis for axis in _varying(rows) if not axis.startswith("dataset")] or ["method"]
-    datasets = list(dict.fromkeys(row.cell["dataset"] for row in rows))
-    bars: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        name = ", ".join(row.cell.get(axis, "") for axis in apart)
-        bars.setdefault(name, {}).setdefault(row.cell["dataset"], []).append(100 * row.metrics["top1"])
-    width = 0.85 / len(bars)
-    figure = Figure(figsize=(max(8.0, 1.5 + 0.35 * len(bars) * len(datasets)), 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (name, found) in enumerate(bars.items()):
-        places = [datasets.index(dataset) + (index - (len(bars) - 1) / 2) * width for dataset in found]
-        heights = [statistics.median(values) for values in found.values()]
-        axes.bar(places, heights, width, color=f"C{index % 10}", label=name, edgecolor="white", linewidth=0.5)
-        for place, height in zip(places, heights, strict=True):
-            axes.text(place, height + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=7, rotation=90)
-    axes.set_xticks(range(len(datasets)), datasets)
-    axes.set_ylim(0, 115)
-    axes.set_yticks(range(0, 101, 20))
+    apart = [axis for axis in _varying(rows) if axis != "model" and not axis.startswith("dataset")]
+    apart = apart or ["method"]
+    datasets, models = (list(dict.fromkeys(row.cell[axis] for row in rows)) for axis in ("dataset", "model"))
+    names = list(dict.fromkeys(_name(row, apart) for row in rows))
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    width = 0.85 / len(names)
+    size = max(8.0, 3.5 + 0.35 * len(names) * len(datasets)), 1.0 + 3.4 * len(models)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(models), sharex=True, squeeze=False).flat
+    for axes, model in zip(panels, models, strict=True):
+        for index, name in enumerate(names):
+            found: dict[str, list[float]] = {}
+            for row in rows:
+                if (row.cell["model"], _name(row, apart)) == (model, name):
+                    found.setdefault(row.cell["dataset"], []).append(100 * row.metrics["top1"])
+            places = [datasets.index(dataset) + (index - (len(names) - 1) / 2) * width for dataset in found]
+            heights = [statistics.median(values) for values in found.values()]
+            axes.bar(places, heights, width, color=colours(index % colours.N), edgecolor="white", linewidth=0.5)
+            for place, height in zip(places, heights, strict=True):
+                axes.text(place, height + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=7, rotation=90)
+        axes.set_xticks(range(len(datasets)), datasets)
+        axes.set_ylim(0, 115)
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_ylabel("top-1 accuracy (%)")
+        axes.set_title(f"{model}: accuracy on each data set")
+        axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("data set")
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title("accuracy on each data set")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title=", ".join(apart), title_fontsize=8)
+    keys = [Patch(color=colours(index % colours.N), label=name) for index, name in enumerate(names)]
+    figure.legend(handles=keys, fontsize=8, loc="outside right center", title=", ".join(apart), title_fontsize=8)
     return Picture(
         name="datasets.png",
         title="accuracy on each data set",
