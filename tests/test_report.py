@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from bitsweep.report import table, write
-from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, recommendations, telling
+from bitsweep.report.advice import recommendations
+from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, telling
 from bitsweep.report.pictures import swept_numbers
 
 CHROMIUM = shutil.which("chromium")

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from bitsweep.report.advice import recommendations
 from bitsweep.report.content import (
     Baseline,
     Row,
     SweepReport,
     environment_lines,
     findings,
-    recommendations,
     shown_columns,
 )
 from bitsweep.report.pictures import Picture, pictures

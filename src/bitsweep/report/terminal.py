@@ -6,7 +6,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bitsweep.report.content import SweepReport, recommendations, shown_columns
+from bitsweep.report.advice import recommendations
+from bitsweep.report.content import SweepReport, shown_columns
 
 _STYLE = {"faster": "green", "slower": "red"}
 _SHORT = {"not distinguishable": "unclear"}
