@@ -135,13 +135,16 @@ def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.Monkey
 def test_machine_code_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """And that for a CPU does not."""
     keys = {"cpu": set(), "cuda": set()}
-    for architecture in ("sm80", "sm89"):
-        gpu = Gpu(model="any", architecture=architecture)
+    for gpu in (
+        Gpu(model="NVIDIA A100", architecture="sm80"),
+        Gpu(model="NVIDIA L4", architecture="sm89"),
+        Gpu(model="NVIDIA L40S", architecture="sm89"),
+    ):
         for module in (axes, experiment):
             monkeypatch.setattr(module, "current_gpu", lambda gpu=gpu: gpu)
         for device, seen in keys.items():
             seen.add(cell(precision="fp32", backend="inductor", backend__device=device).artifact_key)
-    assert {device: len(seen) for device, seen in keys.items()} == {"cpu": 1, "cuda": 2}
+    assert {device: len(seen) for device, seen in keys.items()} == {"cpu": 1, "cuda": 3}
 
 
 @pytest.mark.parametrize(

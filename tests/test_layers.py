@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "bitsweep"
 HEAVY = {
     "torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "tensorrt_rtx",
-    "cuda", "sklearn", "matplotlib", "mlflow", "timm",
+    "torch_tensorrt", "cuda", "sklearn", "matplotlib", "mlflow", "timm",
 }  # fmt: skip
 PLUGINS = ("models", "datasets", "methods", "backends")
 

@@ -11,14 +11,14 @@ from typing import Any
 from bitsweep.environment import current_gpu, version_of
 
 
-def no_gpu() -> str | None:
-    """Why ``backend.device=cuda`` cannot be had on this machine, with the cure; None where there is a GPU."""
-    return None if current_gpu() else "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
+def no_gpu(*, asked: str = "backend.device=cuda", instead: str = "backend.device=cpu") -> str | None:
+    """Why what was asked for cannot be had on this machine, with the cure; None where there is a GPU."""
+    return None if current_gpu() else f"{asked}: there is no NVIDIA GPU here; use {instead}"
 
 
-def no_gpu_for_pytorch() -> str | None:
+def no_gpu_for_pytorch(*, asked: str = "backend.device=cuda", instead: str = "backend.device=cpu") -> str | None:
     """The same for what runs in PyTorch; None where PyTorch sees a GPU."""
-    if reason := no_gpu():
+    if reason := no_gpu(asked=asked, instead=instead):
         return reason
     import torch
 
@@ -26,7 +26,7 @@ def no_gpu_for_pytorch() -> str | None:
         return None
     cuda = torch.version.cuda
     cure = f"install a driver for CUDA {cuda}" if cuda else "it is a build without CUDA, install one with it"
-    return f"backend.device=cuda: PyTorch {version_of('torch')} sees no GPU; {cure}, or use backend.device=cpu"
+    return f"{asked}: PyTorch {version_of('torch')} sees no GPU; {cure}, or use {instead}"
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 #: Packages whose versions are stamped on every run.
 REPORTED_PACKAGES = (
-    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx", "mlflow",
-    "hydra-core", "numpy",
+    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx",
+    "torch-tensorrt", "mlflow", "hydra-core", "numpy",
 )  # fmt: skip
 #: Packages that another distribution holds too, built for GPUs.
 _GPU_BUILDS = {"onnxruntime": "onnxruntime-gpu"}

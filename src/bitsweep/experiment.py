@@ -131,7 +131,7 @@ class Cell:
         return fingerprint.digest(
             "artifact", self.compressed_key, fingerprint.settings(self.backend),
             fingerprint.code(type(self.backend).__module__), _versions("torch", "onnxscript", self.backend.package),
-            [] if self.backend.portable else [cpu.model, cpu.isa, gpu.architecture if gpu else ""],
+            [] if self.backend.portable else [cpu.model, cpu.isa, *((gpu.model, gpu.architecture) if gpu else ())],
         )  # fmt: skip
 
     @functools.cached_property
@@ -155,10 +155,13 @@ class Cell:
 
     def obstacle(self) -> str | None:
         """Why this cell cannot run here, with the cure; None when it can."""
+        # Packages come second: none of them makes up for a GPU, or for kernels.
+        if reason := self.backend.unsupported(self.precision):
+            return reason
         for choice in (self.model, self.backend):
             if version_of(choice.package) == "absent":
                 return str(MissingPackage(choice.package, choice.extra))
-        if reason := self.backend.unsupported(self.precision) or self.method.unsupported(self.precision):
+        if reason := self.method.unsupported(self.precision):
             return reason
         resolved = replace(self.precision, weights=self.scheme.weights, activations=self.scheme.activations)
         if self.scheme.arithmetic == "integer" and self.method.unsupported(resolved):

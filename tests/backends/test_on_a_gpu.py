@@ -13,6 +13,7 @@ from bitsweep.axes import Backend, Precision, Protocol
 from bitsweep.backends.inductor import Inductor
 from bitsweep.backends.onnxruntime import OnnxRuntime
 from bitsweep.backends.torch import Reference, TorchEager
+from bitsweep.backends.torch_tensorrt import TorchTensorRt
 from bitsweep.environment import current_cpu
 from bitsweep.errors import DataError
 from bitsweep.measuring.latency import race
@@ -30,6 +31,7 @@ BACKENDS: list[Backend] = [
     TorchEager(name="torch", device="cuda"),
     Inductor(name="inductor", device="cuda"),
     OnnxRuntime(name="onnxruntime", device="cuda"),
+    TorchTensorRt(name="torch_tensorrt"),
 ]
 #: Signal-to-noise ratio that an engine keeps to the reference, which is computed by the CPU.
 PARITY_DB = {"float32": 90, "float16": 40, "bfloat16": 25}

@@ -188,6 +188,13 @@ def test_a_build_without_cuda_is_told_which_to_install(gpu: Gpu, fp32: Precision
     assert "pip install 'onnxruntime-gpu[cuda,cudnn]', or use backend.device=cpu" in reason
 
 
+def test_a_gpu_does_not_make_up_for_a_missing_package(
+    gpu: Gpu, fp32: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "onnxruntime is not installed" in (ON_A_GPU.unsupported(fp32) or "")
+
+
 def test_a_gpu_has_kernels_for_floats_only(gpu: Gpu, fp32: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntime, "_no_cuda_build", lambda self: None)
     assert ON_A_GPU.unsupported(fp32) is None

@@ -63,7 +63,10 @@ class OnnxRuntime(CpuOrGpu):
 
     def _no_cuda_build(self) -> str | None:
         """Why the ONNX Runtime that is installed runs on no GPU, with the cure; None when it does."""
-        providers = self._library().get_available_providers()
+        try:
+            providers = self._library().get_available_providers()
+        except MissingPackage as missing:
+            return str(missing)
         if PROVIDERS["cuda"] in providers:
             return None
         return (
