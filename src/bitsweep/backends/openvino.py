@@ -61,7 +61,7 @@ class OpenVino(Backend):
         """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx import export_onnx
 
-        export_onnx(program, folder / MODEL, bits_of_weights=4)
+        export_onnx(program, folder / MODEL, fused_gates=True, pointwise_linear=True, bits_of_weights=4)
         try:
             self._compiled(self._read(folder), batch=1, threads=1)
         except RuntimeError as error:
