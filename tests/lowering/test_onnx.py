@@ -203,6 +203,41 @@ def test_weights_take_the_narrowest_type(codes: tuple[int, int], fewest: int, ki
     )
 
 
+class CodedLinear(torch.nn.Module):
+    """A linear layer whose weights are codes with a scale for each output, on codes or on floats."""
+
+    def __init__(self, *, reads_codes: bool, bias: bool) -> None:
+        super().__init__()
+        codes = GENERATOR.integers(-128, 128, (5, 12), dtype=np.int8)
+        self.register_buffer("codes", torch.from_numpy(codes))
+        self.register_buffer("scales", torch.linspace(0.01, 0.05, 5))
+        self.register_buffer("zeros", torch.arange(5) - 2)
+        self.register_buffer("bias", torch.arange(5.0) if bias else None)
+        self.reads_codes = reads_codes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grid = 0.02, 100, 0, 255, torch.uint8
+        x = quantized.quantize_per_tensor(images.flatten(1), *grid)
+        x = quantized.dequantize_per_tensor(x, *grid) if self.reads_codes else images.flatten(1)
+        weight = quantized.dequantize_per_channel(self.codes, self.scales, self.zeros, 0, -128, 127, torch.int8)
+        return functional.linear(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("reads_codes", [False, True])
+def test_linear_layers_of_codes_as_convolutions(reads_codes: bool, bias: bool, tmp_path: Path) -> None:
+    """For any batch; the weights are stored once."""
+    network = CodedLinear(reads_codes=reads_codes, bias=bias)
+    images = GENERATOR.standard_normal((7, 3, 2, 2)).astype(np.float32)
+    model = _export(network, images[:2], tmp_path / "model.onnx", pointwise_linear=True)
+    operations = Counter(node.op_type for node in model.graph.node)
+    assert (operations["Conv"], operations["Gemm"]) == ((1, 0) if reads_codes else (0, 1))
+    assert [list(tensor.dims)[:2] for tensor in model.graph.initializer].count([5, 12]) == 1
+    for batch in (1, 7):
+        expected = network(torch.from_numpy(images[:batch])).numpy()
+        np.testing.assert_allclose(_run(tmp_path / "model.onnx", images[:batch]), expected, rtol=1e-5, atol=1e-5)
+
+
 class Padded(torch.nn.Module):
     """A strided convolution behind a padding, in floats or with a pair before and after the padding."""
 
@@ -298,6 +333,34 @@ def test_gates_of_floats_stay_floats(function: str, operations: list[str], tmp_p
     np.testing.assert_allclose(
         _run(tmp_path / "model.onnx", images), network(torch.from_numpy(images)).numpy(), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize(
+    ("function", "rewritten"),
+    [
+        (functional.hardswish, 1),
+        (functional.silu, 1),
+        (torch.sigmoid, 1),
+        (lambda x: functional.hardswish(x) + x, 0),
+        (lambda x: torch.sigmoid(x) * (x + 1), 0),
+        (functional.relu, 0),
+    ],
+    ids=["hard-swish", "silu", "sigmoid", "hard-swish and sum", "sigmoid and sum", "relu"],
+)
+def test_what_only_a_gate_reads_is_dequantized_by_arithmetic(
+    function, rewritten: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Which gives the same values, to the last bit."""
+    network = Function(function, scale=0.05, zero_point=20, dtype=dtype)
+    images = 8 * GENERATOR.standard_normal((2, 3, 16, 16)).astype(np.float32)
+    model = _export(network, images, tmp_path / "model.onnx", fused_gates=True)
+    operations = Counter(node.op_type for node in model.graph.node)
+    assert (operations["Cast"], operations["Sub"]) == (rewritten, rewritten)
+    assert operations["DequantizeLinear"] == 2 - rewritten
+    plain = _export(network, images, tmp_path / "plain.onnx")
+    assert "Cast" not in {node.op_type for node in plain.graph.node}
+    np.testing.assert_array_equal(_run(tmp_path / "model.onnx", images), _run(tmp_path / "plain.onnx", images))
 
 
 @pytest.mark.parametrize("highest", [6.0, 6.35, 9.0])
