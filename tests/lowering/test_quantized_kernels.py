@@ -91,6 +91,25 @@ def test_codes_are_those_of_the_program(engine: str, activations: Grid) -> None:
     assert (operations(found)["quantized.clamp"] > 0) == (activations != U8)
 
 
+class Perceptron(nn.Sequential):
+    """Linear layers of codes to codes, one with a rectifier and one without."""
+
+    def __init__(self) -> None:
+        layers = nn.Linear(3 * SIZE**2, 16), nn.ReLU(), nn.Linear(16, 8), nn.Sigmoid(), nn.Linear(8, 4)
+        super().__init__(nn.Flatten(), *layers)
+
+
+def test_linear_layers_are_convolutions_where_these_are_faster(engine: str) -> None:
+    meant = meant_by(Perceptron, U8)
+    found = lowered(meant)
+    assert_same_logits(meant, found)
+    assert len(found(images()[0][:1])) == 1
+    used = operations(found)
+    linear = used["quantized.linear_relu"], used["quantized.linear"]
+    convolutions = used["quantized.conv2d_relu.new"], used["quantized.conv2d.new"]
+    assert (linear, convolutions) == (((0, 0), (1, 1)) if engine == "onednn" else ((1, 1), (0, 0)))
+
+
 @pytest.mark.parametrize("activations", [U8, S8], ids=str)
 def test_what_has_no_kernel_stays_in_float(engine: str, activations: Grid) -> None:
     meant = meant_by(Gated, activations)

@@ -128,14 +128,19 @@ class _Lowering:
             return codes if codes in self.codings else None  # type: ignore[return-value]
         return None
 
-    def weight_of(self, layer: Node, *, unit: float = 1.0) -> Tensor | None:
-        """The weights of a layer, times a unit, as a quantized tensor; None where they are no signed bytes."""
+    def weight_of(self, layer: Node, *, unit: float = 1.0, pointwise: bool = False) -> Tensor | None:
+        """The weights of a layer, times a unit, as a quantized tensor; None where they are no signed bytes.
+
+        Args:
+            pointwise: whether those of a linear layer [O, I] are given as a 1x1 convolution's, [O, I, 1, 1].
+        """
         weight = arguments(layer)[1]
         if weight.op == "get_attr" or not reads_attribute(weight.args[0]):
             return None
         codes = attribute(self.graph, weight.args[0])
         if codes.dtype != torch.int8:
             return None
+        codes = codes[..., None, None] if pointwise else codes
         with warnings.catch_warnings():
             # PyTorch calls tensors that carry a scale deprecated; its kernels take no others.
             warnings.simplefilter("ignore")
@@ -230,12 +235,29 @@ def _convolution(lowering: _Lowering, node: Node, coding: Coding, rectified: boo
 
 
 def _linear(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
+    if torch.backends.quantized.engine == "onednn" and node.meta["val"].ndim == 2:
+        return _pointwise_linear(lowering, node, coding, rectified)
     codes, weight = lowering.codes_of(node.args[0]), lowering.weight_of(node)
     if codes is None or weight is None:
         return None
     packed = kernels.linear_prepack(weight, lowering.float_bias_of(node))
     kernel = kernels.linear_relu.default if rectified else kernels.linear.default
     return lowering.call(kernel, codes, lowering.keep(f"{node.name}_packed", packed), *coding.qparams)
+
+
+def _pointwise_linear(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
+    """A linear layer on [N, I] as a 1x1 convolution on [1, I, N, 1]: oneDNN's kernel for it is twice as fast."""
+    codes, weight = lowering.codes_of(node.args[0]), lowering.weight_of(node, pointwise=True)
+    if codes is None or weight is None:
+        return None
+    outputs, inputs, *_ = weight.shape
+    packed = kernels.conv2d_prepack(weight, lowering.float_bias_of(node), [1, 1], [0, 0], [1, 1], 1)
+    kernel = kernels.conv2d_relu.new if rectified else kernels.conv2d.new
+    rows = lowering.call(
+        aten.permute.default, lowering.call(aten.reshape.default, codes, [1, -1, 1, inputs]), [0, 3, 1, 2]
+    )
+    sums = lowering.call(kernel, rows, lowering.keep(f"{node.name}_packed", packed), *coding.qparams)
+    return lowering.call(aten.reshape.default, lowering.call(aten.permute.default, sums, [0, 2, 3, 1]), [-1, outputs])
 
 
 def _add(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
