@@ -308,6 +308,12 @@ def _function(kernel: Any) -> Callable[..., Node | None]:
     return lower
 
 
+def _sigmoid(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
+    if torch.backends.quantized.engine == "qnnpack" and coding.qparams != (1 / 256, 0):
+        return None  # QNNPACK's kernel yields no other codes
+    return _function(kernels.sigmoid.default)(lowering, node, coding, rectified)
+
+
 def _move(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
     """An operation that is the same on values and on their codes, as long as these keep their coding."""
     codes = lowering.codes_of(node.args[0])
@@ -324,7 +330,7 @@ KERNELS: dict[Any, Callable[[_Lowering, Node, Coding, bool], Node | None]] = {
     aten.mul.Tensor: _multiply,
     aten.cat.default: _concatenate,
     aten.hardswish.default: _function(kernels.hardswish.default),
-    aten.sigmoid.default: _function(kernels.sigmoid.default),
+    aten.sigmoid.default: _sigmoid,
     **dict.fromkeys(MOVES, _move),
     aten.pad.default: _move,
     aten.adaptive_avg_pool2d.default: _move,
