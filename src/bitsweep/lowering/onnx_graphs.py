@@ -19,9 +19,9 @@ def drop_zero_points_of_biases(graph: ir.Graph) -> None:
 def dequantize_biases(graph: ir.Graph) -> None:
     """Write biases as the float32 values that their codes mean."""
     for node, codes_O in _biases(graph):
-        scale = node.inputs[1]
-        assert scale is not None and scale.const_value is not None
-        values_O = codes_O.astype(np.float32) * scale.const_value.numpy()
+        scale = _constant(node.inputs[1])
+        assert scale is not None
+        values_O = codes_O.astype(np.float32) * scale
         (dequantized,) = node.outputs
         bias = ir.Value(name=f"{dequantized.name}_values", const_value=ir.tensor(values_O))
         graph.register_initializer(bias)
@@ -30,9 +30,8 @@ def dequantize_biases(graph: ir.Graph) -> None:
 
 def _biases(graph: ir.Graph) -> list[tuple[ir.Node, Array]]:
     """The nodes that dequantize biases, with their codes, int32 [O]."""
-    dequantized = (node for node in graph if node.op_type == "DequantizeLinear")
-    codes = ((node, node.inputs[0].const_value) for node in dequantized if node.inputs[0] is not None)
-    return [(node, each.numpy()) for node, each in codes if each is not None and each.dtype == ir.DataType.INT32]
+    dequantized = ((node, _constant(node.inputs[0])) for node in graph if node.op_type == "DequantizeLinear")
+    return [(node, codes) for node, codes in dequantized if codes is not None and codes.dtype == np.int32]
 
 
 def separate_zero_points(graph: ir.Graph) -> None:
@@ -40,11 +39,12 @@ def separate_zero_points(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
             continue
-        codes, _, zeros = node.inputs
-        if codes is None or codes.const_value is None or zeros is None or zeros.const_value is None:
+        codes, _, shared = node.inputs
+        zeros = _constant(shared)
+        if shared is None or zeros is None or _constant(codes) is None:
             continue
-        if len(zeros.uses()) > 1 and zeros.const_value.numpy().ndim:
-            own = ir.Value(name=f"{node.name}_zero_points", const_value=ir.tensor(zeros.const_value.numpy()))
+        if len(shared.uses()) > 1 and zeros.ndim:
+            own = ir.Value(name=f"{node.name}_zero_points", const_value=ir.tensor(zeros))
             graph.register_initializer(own)
             node.replace_input_with(2, own)
 
@@ -57,13 +57,11 @@ def rectify_codes(graph: ir.Graph) -> None:
     be computed in float.
     """
     for quantize in [node for node in graph if node.op_type == "QuantizeLinear"]:
-        values, scale, zero_point = quantize.inputs
-        relu = _made_by(values, "Relu") or _made_by(values, "Clip")
-        if relu is None or zero_point is None or zero_point.const_value is None:
+        values, scale, _ = quantize.inputs
+        relu, zero = _made_by(values, "Relu") or _made_by(values, "Clip"), _constant(quantize.inputs[2])
+        if relu is None or zero is None or zero.dtype != np.int8 or zero.any():
             continue
         if relu.op_type == "Clip" and not _clamps_codes_at_zero_only(relu, scale):
-            continue
-        if zero_point.const_value.dtype != ir.DataType.INT8 or zero_point.const_value.numpy().any():
             continue
         quantize.replace_input_with(0, relu.inputs[0])
         (codes,) = quantize.outputs
@@ -76,11 +74,10 @@ def rectify_codes(graph: ir.Graph) -> None:
 
 def _clamps_codes_at_zero_only(clip: ir.Node, scale: ir.Value | None) -> bool:
     """Whether a clamp starts at 0, and ends where signed codes of a byte of that scale end, or beyond."""
-    lo, hi, unit = (None if value is None else value.const_value for value in (*clip.inputs[1:3], scale))
+    lo, hi, unit = map(_constant, (*clip.inputs[1:3], scale))
     if lo is None or hi is None or unit is None:
         return False
-    largest = np.iinfo(np.int8).max * unit.numpy()
-    return not lo.numpy().any() and bool(hi.numpy() >= largest * (1 - 1e-6))
+    return not lo.any() and bool(hi >= np.iinfo(np.int8).max * unit * (1 - 1e-6))
 
 
 def pad_in_convolutions(graph: ir.Graph) -> None:
@@ -107,11 +104,10 @@ def _zeros_around(pad: ir.Node) -> list[int] | None:
     _, sizes, fill, axes = (*pad.inputs, None, None)[:4]
     if pad.attributes.get_string("mode", "constant") != "constant" or axes is not None:
         return None
-    if fill is not None and (fill.const_value is None or fill.const_value.numpy().any()):
+    value, counts = np.zeros(()) if fill is None else _constant(fill), _constant(sizes)
+    if value is None or value.any() or counts is None:
         return None
-    if sizes is None or sizes.const_value is None:
-        return None
-    before, after = np.split(sizes.const_value.numpy(), 2)
+    before, after = np.split(counts, 2)
     if min(*before, *after) < 0 or any((*before[:2], *after[:2])):
         return None
     return [int(size) for size in (*before[2:], *after[2:])]
@@ -177,9 +173,9 @@ def narrow_weights(model: ir.Model, fewest_bits: int) -> None:
     """Write 8-bit codes of weights in the narrowest type that holds them all, and cast that back to bytes."""
     for node in [node for node in model.graph if node.op_type == "DequantizeLinear"]:
         codes = node.inputs[0]
-        if codes is None or codes.const_value is None or codes.const_value.dtype != ir.DataType.INT8:
+        values = _constant(codes)
+        if codes is None or values is None or values.dtype != np.int8:
             continue
-        values = codes.const_value.numpy()
         bits = next((bits for bits in sorted(NARROW) if bits >= fewest_bits and _fits(values, bits)), None)
         if bits is None:
             continue
@@ -218,5 +214,5 @@ def _same_grid(one: ir.Node, other: ir.Node | None) -> bool:
     """Whether two nodes dequantize codes of the same type with the same scale and zero point."""
     if other is None or len(one.inputs) != len(other.inputs):
         return False
-    pairs = [(a.const_value, b.const_value) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True) if a and b]
-    return all(a and b and a.dtype == b.dtype and (a.numpy() == b.numpy()).all() for a, b in pairs)
+    pairs = [(_constant(a), _constant(b)) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)]
+    return all(a is not None and b is not None and a.dtype == b.dtype and (a == b).all() for a, b in pairs)
