@@ -14,6 +14,10 @@ BitsweepError                 exit code 1
 import errno
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitsweep.artifacts import Array
 
 #: Free bytes below which a disk counts as full.
 _FULL = 1 << 20
@@ -77,3 +81,17 @@ class MissingPackage(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'bitsweep[{extra}]'")
+
+
+def require_images(images: "Array", shape: tuple[int, ...]) -> None:
+    """Refuse images that an artifact does not take.
+
+    Args:
+        shape: C, H and W of those that it takes, in float32.
+
+    Raises:
+        DataError: they are of another type or shape.
+    """
+    if images.dtype != "float32" or images.shape[1:] != shape:
+        given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
+        raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")

@@ -29,7 +29,7 @@ from bitsweep.artifacts import (
     Table,
 )
 from bitsweep.axes import Device, OnDevice, Runner
-from bitsweep.errors import DataError, StoreError
+from bitsweep.errors import StoreError, require_images
 from bitsweep.quantization.graphs import drop_unread, set_attribute
 from bitsweep.quantization.packing import pack, unpack
 from bitsweep.quantization.views import layer_views
@@ -143,11 +143,7 @@ def runner_of(
     graph, shape = _laid_out(program, memory_format, device), image_shape(program)
 
     def run(images: Array) -> Array:
-        if images.shape[1:] != shape or images.dtype != np.float32:
-            expected = ", ".join(map(str, shape))
-            raise DataError(
-                f"images: {images.dtype} {list(images.shape)} given; the program takes float32 [N, {expected}]"
-            )
+        require_images(images, shape)
         with torch.inference_mode():
             logits = graph(torch.from_numpy(images).to(device).contiguous(memory_format=memory_format))
         result: Array = logits.cpu().numpy()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Backend, Grid, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu
-from bitsweep.errors import CompressionError, DataError, MissingPackage, StoreError
+from bitsweep.errors import CompressionError, MissingPackage, StoreError, require_images
 from bitsweep.schemes import beyond_byte_kernels, reduce_range, storage_only
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ class OpenVino(Backend):
 
     def load(self, folder: Path, *, threads: int) -> Runner:
         """Read the file; the first run of each batch size compiles it."""
-        import numpy as np
 
         try:
             model = self._read(folder)
@@ -83,9 +82,7 @@ class OpenVino(Backend):
             return self._compiled(model, batch=batch, threads=threads).create_infer_request()
 
         def run(images: Array) -> Array:
-            if images.shape[1:] != shape or images.dtype != np.float32:
-                given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
-                raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
+            require_images(images, shape)
             logits: Array = request_for(len(images)).infer([images], share_inputs=True)[0]
             return logits
 

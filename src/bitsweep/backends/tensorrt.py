@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Backend, Count, Grid, OnDevice, Precision, Runner, Scheme, axis
 from bitsweep.environment import Cpu, current_gpu
-from bitsweep.errors import CompressionError, DataError, MissingPackage, StoreError
+from bitsweep.errors import CompressionError, MissingPackage, StoreError, require_images
 from bitsweep.schemes import beyond_byte_kernels, storage_only
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ class TensorRt(Backend):
             _done(cuda.cudaStreamSynchronize(engine.stream))
 
         def run(images: Array) -> Array:
-            if images.shape[1:] != engine.shape or images.dtype != np.float32:
-                given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, engine.shape))
-                raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
+            require_images(images, engine.shape)
             images, logits = np.ascontiguousarray(images), np.empty((len(images), engine.classes), np.float32)
             for start in range(0, len(images), self.max_batch):
                 part = slice(start, start + self.max_batch)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401  (kernels of what XNNPACK leaves over)
-import numpy as np
 import torch
 from executorch.extension.pybindings import portable_lib
 
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Runner
-from bitsweep.errors import DataError, StoreError
+from bitsweep.errors import DataError, StoreError, require_images
 
 #: XNNPACK's operators that multiply and accumulate, and its types of codes.
 LAYERS = ("Convolution", "Deconvolution", "Fully Connected", "Batch Matrix Multiply")
@@ -31,9 +30,7 @@ def runner_of(path: Path, *, threads: int) -> Runner:
     shape, max_batch = tuple(facts["shape"]), facts["max_batch"]
 
     def run(images: Array) -> Array:
-        if images.shape[1:] != shape or images.dtype != np.float32:
-            given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
-            raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
+        require_images(images, shape)
         if len(images) > max_batch:
             raise DataError(f"images: {len(images)} given; the artifact takes {max_batch}: set backend.max_batch")
         (logits,) = module.forward([torch.from_numpy(images)])

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from bitsweep import programs
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Device, OnDevice, Runner
-from bitsweep.errors import CompressionError, DataError, StoreError
+from bitsweep.errors import CompressionError, StoreError, require_images
 from bitsweep.lowering import onednn
 from bitsweep.programs import image_shape
 from bitsweep.quantization.graphs import arguments, attribute, drop_unread, reads_attribute, set_attribute
@@ -85,9 +85,7 @@ def runner_of(path: Path) -> Runner:
     shape = tuple(facts["shape"])
 
     def run(images: Array) -> Array:
-        if images.shape[1:] != shape or images.dtype != np.float32:
-            given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
-            raise DataError(f"images: {given} given; the package takes float32 [N, {expected}]")
+        require_images(images, shape)
         (logits,) = package.boxed_run([torch.from_numpy(images).to(facts["device"])])
         result: Array = logits.cpu().numpy()
         return result

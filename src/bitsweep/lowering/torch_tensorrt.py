@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from bitsweep import programs
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import OnDevice, Runner
-from bitsweep.errors import CompressionError, DataError, StoreError
+from bitsweep.errors import CompressionError, StoreError, require_images
 from bitsweep.programs import image_shape
 
 # Importing torch_tensorrt asks for the compute capability of a GPU: it is done where there must be one.
@@ -80,9 +80,7 @@ def runner_of(folder: Path, *, max_batch: int) -> Runner:
     shape = tuple(facts["shape"])
 
     def run(images: Array) -> Array:
-        if images.shape[1:] != shape or images.dtype != np.float32:
-            given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, shape))
-            raise DataError(f"images: {given} given; the engine takes float32 [N, {expected}]")
+        require_images(images, shape)
         parts = torch.split(torch.from_numpy(images).to("cuda"), max_batch)
         logits: Array = torch.cat([module(part) for part in parts]).cpu().numpy()
         return logits

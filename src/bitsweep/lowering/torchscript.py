@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bitsweep.artifacts import Array, Kernel
 from bitsweep.axes import Runner
-from bitsweep.errors import DataError, StoreError
+from bitsweep.errors import StoreError, require_images
 from bitsweep.quantization.graphs import set_attribute
 
 aten, quantized = torch.ops.aten, torch.ops.quantized
@@ -69,9 +69,7 @@ def load_script(path: Path) -> Runner:
     script, image_shape = _read(path)
 
     def run(images: Array) -> Array:
-        if images.shape[1:] != image_shape or images.dtype != np.float32:
-            given, expected = f"{images.dtype} {list(images.shape)}", ", ".join(map(str, image_shape))
-            raise DataError(f"images: {given} given; the artifact takes float32 [N, {expected}]")
+        require_images(images, image_shape)
         with torch.inference_mode():
             logits: Array = script(torch.from_numpy(images).contiguous(memory_format=LAYOUT)).numpy()
         return logits
