@@ -74,15 +74,22 @@ def program_of() -> Callable[[Scheme], ExportedProgram]:
     return _program
 
 
+def skip_unless_lowered(backend: Backend, precision: Precision) -> None:
+    """Skip a test, with the reason, where a backend makes no artifacts of a precision."""
+    if version_of(backend.package) == "absent":
+        pytest.skip(str(MissingPackage(backend.package, backend.extra)))
+    if reason := backend.unsupported(precision):
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def lowered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backend, Precision], tuple[ExportedProgram, Path]]:
     """The small network's program for a backend at a precision, and its artifact, which is made once."""
 
     @cache
     def lower(backend: Backend, precision: Precision) -> tuple[ExportedProgram, Path]:
-        if version_of(backend.package) == "absent":
-            pytest.skip(str(MissingPackage(backend.package, backend.extra)))
-        if reason := backend.unsupported(precision) or backend.cannot_run():
+        skip_unless_lowered(backend, precision)
+        if reason := backend.cannot_run():
             pytest.skip(reason)
         program = _program(backend.scheme(precision, current_cpu()))
         folder = tmp_path_factory.mktemp(f"{backend.name}-{precision.name}-")

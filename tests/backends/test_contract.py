@@ -22,6 +22,7 @@ from bitsweep.errors import BitsweepError, DataError, StoreError
 from bitsweep.fingerprint import settings
 from bitsweep.measuring.saturation import saturates
 from bitsweep.programs import logits_of
+from tests.backends.conftest import skip_unless_lowered
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +97,17 @@ def test_the_largest_sums_fit(backend_name: str, lowered: Lowered) -> None:
     backend = BACKENDS[backend_name]
     lowered(backend, PRECISIONS["int8"])
     assert not saturates(backend, backend.scheme(PRECISIONS["int8"], current_cpu()))
+
+
+@each_backend
+def test_products_of_transposed_convolutions_are_counted(
+    backend: Backend, fp32: Precision, transposed: tuple[ExportedProgram, int], tmp_path: Path
+) -> None:
+    skip_unless_lowered(backend, fp32)
+    program, macs = transposed
+    backend.lower(program, tmp_path)
+    kernels = backend.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
+    assert sum(kernel.macs for kernel in kernels) == 2 * macs
 
 
 @each_backend

@@ -112,15 +112,6 @@ def test_float32_is_computed_in_float32(program_of: ProgramOf, images: np.ndarra
     assert all(kernel.op.endswith("_f32") for kernel in kernels)
 
 
-def test_products_of_transposed_convolutions_are_counted(
-    transposed: tuple[ExportedProgram, int], tmp_path: Path
-) -> None:
-    program, macs = transposed
-    BACKEND.lower(program, tmp_path)
-    kernels = BACKEND.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
-    assert sum(kernel.macs for kernel in kernels) == 2 * macs
-
-
 def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
     BACKEND.lower(program_of(FLOAT32), tmp_path)
     runner = BACKEND.load(tmp_path, threads=1)

@@ -118,16 +118,6 @@ def test_float32_is_rounded_only_if_asked_for(tf32: bool, program_of: ProgramOf,
 
 
 @builds
-def test_products_of_transposed_convolutions_are_counted(
-    transposed: tuple[ExportedProgram, int], tmp_path: Path
-) -> None:
-    program, macs = transposed
-    BACKEND.lower(program, tmp_path)
-    kernels = BACKEND.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
-    assert sum(kernel.macs for kernel in kernels) == 2 * macs
-
-
-@builds
 def test_what_tensorrt_does_not_take_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"TensorRT does not take the program: .*Det"):
         BACKEND.lower(determinant, tmp_path)

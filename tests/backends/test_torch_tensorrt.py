@@ -147,17 +147,6 @@ def test_more_images_than_an_engine_takes_are_run_in_parts(
 
 @on_a_gpu
 @pytest.mark.slow
-def test_products_of_transposed_convolutions_are_counted(
-    transposed: tuple[ExportedProgram, int], tmp_path: Path
-) -> None:
-    program, macs = transposed
-    BACKEND.lower(program, tmp_path)
-    kernels = BACKEND.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
-    assert sum(kernel.macs for kernel in kernels) == 2 * macs
-
-
-@on_a_gpu
-@pytest.mark.slow
 def test_an_operation_without_a_converter_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"Torch-TensorRT does not convert the program: .*_linalg_det"):
         BACKEND.lower(determinant, tmp_path)
