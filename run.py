@@ -8,9 +8,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from bitsweep.artifacts import Outcome
 from bitsweep.errors import BitsweepError
-from bitsweep.sweep import explain, run_job
+from bitsweep.hydra_app import explain, run_job
+from bitsweep.results import Outcome
 
 
 @hydra.main(  # type: ignore[untyped-decorator]

@@ -14,8 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+from bitsweep.data.splits import make_splits
 from bitsweep.datasets.image_folder import ImageFolder
-from bitsweep.splits import make_splits
 
 COUNTS = (1000, 4000)
 

@@ -38,9 +38,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep import stats
-from bitsweep.artifacts import Array, Split, Splits
-from bitsweep.axes import Grid, Precision, Runner
-from bitsweep.environment import current_cpu, version_of
+from bitsweep.config.backend import InferenceFn
+from bitsweep.config.precision import Grid, Precision
+from bitsweep.results import Array, Split, Splits
+from bitsweep.runtime.environment import current_cpu, version_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ def main() -> None:
     """Let the contestants race, and print a table."""
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as scratch:
-        blocks, logits_NK, missing = race(contestants(arguments), arguments, Path(scratch))
+        blocks, logits_NK, missing = measure_latency(contestants(arguments), arguments, Path(scratch))
     print_table(blocks, logits_NK, arguments)
     for name, reason in missing.items():
         print(f"left out: {name}: {reason}")
@@ -82,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
 # --------------------------------------------------------------------------- the contestants
 
 #: Builds what a contestant runs, from the arguments, the calibration images [N, 3, H, W] and an empty folder.
-Build = Callable[[argparse.Namespace, Array, Path], Runner]
+Build = Callable[[argparse.Namespace, Array, Path], InferenceFn]
 
 
 def contestants(arguments: argparse.Namespace) -> dict[str, Build]:
@@ -101,7 +102,7 @@ class Ours:
     def __init__(self, backend: str, precision: str) -> None:
         self.backend, self.precision = backend, precision
 
-    def __call__(self, arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+    def __call__(self, arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
         from hydra.utils import instantiate
         from omegaconf import OmegaConf
 
@@ -122,8 +123,8 @@ class Ours:
             network_of(arguments), splits_of(arguments), image_size=arguments.image_size, scheme=scheme, seed=0
         )
         backend.lower(compression.program, folder)
-        runner: Runner = backend.load(folder, threads=arguments.threads)
-        return runner
+        infer: InferenceFn = backend.load(folder, threads=arguments.threads)
+        return infer
 
 
 class LeftOut(Exception):
@@ -150,14 +151,14 @@ def splits_of(arguments: argparse.Namespace) -> Splits:
     return Splits(train=split, val=split, test=split, classes=("any",), mean_C=HALF, std_C=HALF, fingerprint="")
 
 
-def eager(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def eager(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """PyTorch itself."""
     import torch
 
     return torch_runner(network_of(arguments).to(memory_format=torch.channels_last))
 
 
-def inductor(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def inductor(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """torch.compile."""
     import torch
 
@@ -168,7 +169,7 @@ def inductor(arguments: argparse.Namespace, images: Array, folder: Path) -> Runn
 def fx(engine: str) -> Build:
     """FX graph mode quantization for an engine."""
 
-    def build(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+    def build(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
         import torch
         from torch.ao.quantization import get_default_qconfig_mapping
         from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -185,7 +186,7 @@ def fx(engine: str) -> Build:
     return build
 
 
-def torchao_inductor(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def torchao_inductor(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """torchao's PT2E flow, compiled."""
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -206,7 +207,7 @@ def torchao_inductor(arguments: argparse.Namespace, images: Array, folder: Path)
         return torch_runner(torch.compile(convert_pt2e(prepared)), batch=arguments.batch)
 
 
-def torch_runner(network: "Callable[[torch.Tensor], torch.Tensor]", *, batch: int = 0) -> Runner:
+def torch_runner(network: "Callable[[torch.Tensor], torch.Tensor]", *, batch: int = 0) -> InferenceFn:
     """A network as a function of images; of that many at a time, if it takes no others."""
     import torch
 
@@ -231,12 +232,12 @@ def onnx_file(arguments: argparse.Namespace, images: Array, folder: Path) -> Pat
     return folder / "plain.onnx"
 
 
-def onnxruntime(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def onnxruntime(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """ONNX Runtime in fp32."""
     return session_runner(onnx_file(arguments, images, folder), arguments)
 
 
-def session_runner(file: Path, arguments: argparse.Namespace) -> Runner:
+def session_runner(file: Path, arguments: argparse.Namespace) -> InferenceFn:
     """A file as a function, in a session with ONNX Runtime's defaults."""
     import onnxruntime
 
@@ -249,7 +250,7 @@ def session_runner(file: Path, arguments: argparse.Namespace) -> Runner:
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def quantize_static(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def quantize_static(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """ONNX Runtime's own static quantization, as its documentation recommends it for x86."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -276,12 +277,12 @@ def quantize_static(arguments: argparse.Namespace, images: Array, folder: Path) 
     return session_runner(target, arguments)
 
 
-def openvino(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def openvino(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """OpenVINO in fp32."""
     return compiled_runner(openvino_model(arguments, images, folder), arguments)
 
 
-def nncf(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def nncf(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """NNCF's post-training quantization on OpenVINO."""
     needed("nncf")
     import nncf
@@ -299,7 +300,7 @@ def openvino_model(arguments: argparse.Namespace, images: Array, folder: Path) -
     return openvino.Core().read_model(onnx_file(arguments, images, folder))
 
 
-def compiled_runner(model: Any, arguments: argparse.Namespace) -> Runner:
+def compiled_runner(model: Any, arguments: argparse.Namespace) -> InferenceFn:
     """A model as a function of batches of the size that is raced; larger ones are run in parts."""
     import openvino
 
@@ -314,7 +315,7 @@ def compiled_runner(model: Any, arguments: argparse.Namespace) -> Runner:
     return run
 
 
-def product(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def product(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """Square matrices in float32."""
     import torch
 
@@ -322,7 +323,7 @@ def product(arguments: argparse.Namespace, images: Array, folder: Path) -> Runne
     return lambda images: torch.mm(left, right)[:1].numpy()
 
 
-def integer_product(arguments: argparse.Namespace, images: Array, folder: Path) -> Runner:
+def integer_product(arguments: argparse.Namespace, images: Array, folder: Path) -> InferenceFn:
     """Square matrices of u8 by s8 codes, small enough that nothing saturates."""
     import onnx
     from onnx import TensorProto, helper
@@ -370,7 +371,7 @@ LIMITS: dict[str, Build] = {"limit fp32": product, "limit int8": integer_product
 # --------------------------------------------------------------------------- the race
 
 
-def race(
+def measure_latency(
     building: dict[str, Build], arguments: argparse.Namespace, scratch: Path
 ) -> tuple[dict[str, list[Array]], dict[str, Array], dict[str, str]]:
     """Run every contestant in a process of its own, block by block in turn.
@@ -405,7 +406,7 @@ def run_lane(lane: Connection, name: str, arguments: argparse.Namespace, scratch
     """Build one contestant, send its logits, then answer every number of seconds with latencies in ms."""
     import torch
 
-    from bitsweep.splits import preprocess
+    from bitsweep.data.preprocessing import preprocess
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -416,8 +417,8 @@ def run_lane(lane: Connection, name: str, arguments: argparse.Namespace, scratch
     folder.mkdir()
     try:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            runner = contestants(arguments)[name](copy.deepcopy(arguments), images, folder)
-            logits_NK = runner(images)
+            infer = contestants(arguments)[name](copy.deepcopy(arguments), images, folder)
+            logits_NK = infer(images)
     except LeftOut as reason:
         lane.send(str(reason))
         return
@@ -430,11 +431,11 @@ def run_lane(lane: Connection, name: str, arguments: argparse.Namespace, scratch
         seconds = lane.recv()
         samples: list[float] = []
         for _ in range(3):
-            runner(batch)
+            infer(batch)
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(samples) < 3:
             start = time.perf_counter_ns()
-            runner(batch)
+            infer(batch)
             samples.append((time.perf_counter_ns() - start) / 1e6)
         lane.send(np.array(samples))
 

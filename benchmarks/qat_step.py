@@ -17,13 +17,13 @@ from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 
-from bitsweep.axes import Grid
-from bitsweep.environment import current_cpu
-from bitsweep.quantization import graphs
-from bitsweep.quantization.folding import fold_batch_norm
-from bitsweep.quantization.quantizer import observe
-from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
-from bitsweep.quantization.training import TrainedNetwork
+from bitsweep.config.precision import Grid
+from bitsweep.graphs import tracing
+from bitsweep.graphs.folding import fold_batch_norm
+from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.learned.training import TrainedNetwork
+from bitsweep.quantization.placement import observe
+from bitsweep.runtime.environment import current_cpu
 
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
@@ -31,7 +31,7 @@ ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
 
 def ours(network: nn.Module, images: torch.Tensor, *, learned_scales: bool) -> nn.Module:
     """The network as method=qat trains it."""
-    graph = graphs.trace(network, image_size=images.shape[-1])
+    graph = tracing.trace(network, image_size=images.shape[-1])
     normalized = fold_batch_norm(graph)
     observed = observe(graph, ACTIVATIONS, minmax_range)
     return TrainedNetwork(

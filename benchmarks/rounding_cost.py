@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import torch
 
-from bitsweep.axes import Grid
-from bitsweep.environment import current_cpu
-from bitsweep.quantization.alphabets import Alphabet, rounder
-from bitsweep.quantization.gpfq import gpfq_codes
-from bitsweep.quantization.gptq import gptq_codes
-from bitsweep.quantization.inputs import gram
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.im2col import gram
+from bitsweep.quantization.rounding.alphabets import Alphabet, rounder
+from bitsweep.quantization.rounding.gpfq import gpfq_codes
+from bitsweep.quantization.rounding.gptq import gptq_codes
+from bitsweep.runtime.environment import current_cpu
 
 GRID = Grid(bits=4, signed=True, symmetric=True, per_channel=True)
 OUTPUTS = 64

@@ -20,12 +20,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from bitsweep.artifacts import Split, Splits
-from bitsweep.axes import Model, Recipe
-from bitsweep.environment import current_cpu
-from bitsweep.splits import preprocess
+from bitsweep.config.model import Model
+from bitsweep.config.recipe import Recipe
+from bitsweep.data.preprocessing import preprocess
+from bitsweep.results import Split, Splits
+from bitsweep.runtime.environment import current_cpu
 from bitsweep.training.augmentation import draw_moves, move
-from bitsweep.training.descent import descend
+from bitsweep.training.loop import train
 
 CONF = Path(__file__).parents[1] / "conf"
 CLASSES = 10
@@ -88,7 +89,7 @@ def random_splits(count: int, size: int) -> Splits:
 
 def ours(network: nn.Module, splits: Splits, recipe: Recipe, image_size: int) -> float:
     """Seconds of an epoch, validation of one image included."""
-    _, (epoch,) = descend(network, splits, recipe=recipe, image_size=image_size, seed=0, title="")
+    _, (epoch,) = train(network, splits, recipe=recipe, image_size=image_size, seed=0, title="")
     return epoch.seconds
 
 

@@ -10,12 +10,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 
-from bitsweep import sweep
-from bitsweep.experiment import AXES
-from bitsweep.store import Store
+from bitsweep import hydra_app, plan
+from bitsweep.cell import Cell
+from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.runtime.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"
-CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name in AXES]
+CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name in CONFIG_GROUPS]
 SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
 #: The studies, with less of those that have many cells.
 STUDIES: dict[str, dict[str, str]] = {
@@ -27,12 +28,12 @@ STUDIES: dict[str, dict[str, str]] = {
 }
 
 
-def _cell(words: list[str]) -> sweep.Cell:
+def _cell(words: list[str]) -> Cell:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return sweep.read(compose("config", words), words)[0]
+        return hydra_app.read(compose("config", words), words)[0]
 
 
-def _grid(words: list[str], **restriction: str) -> list[sweep.Cell]:
+def _grid(words: list[str], **restriction: str) -> list[Cell]:
     """The cells of a named sweep."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         sweeper = compose("config", words, return_hydra_config=True).hydra.sweeper
@@ -41,7 +42,7 @@ def _grid(words: list[str], **restriction: str) -> list[sweep.Cell]:
             knobs: dict[str, Any] = {**grid, **sweeper.params, **restriction}
             overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in knobs.items()])
             (points,) = BasicSweeper.split_arguments(overrides, None)
-            cells += [sweep.read(compose("config", [*words, *point]), point)[0] for point in points]
+            cells += [hydra_app.read(compose("config", [*words, *point]), point)[0] for point in points]
         return cells
 
 
@@ -49,7 +50,7 @@ def _grid(words: list[str], **restriction: str) -> list[sweep.Cell]:
 def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) -> None:
     cell = _cell([f"{group}={choice}"])
     assert getattr(cell, group).name == choice or cell.precision.name == "fp32"
-    (planned,) = sweep.plan([cell], Store(tmp_path), None)
+    (planned,) = plan.plan([cell], Store(tmp_path), None)
     assert planned.verdict in ("run", "lower", "skip")
     if planned.verdict != "run":
         assert len(planned.reason) > 20
@@ -65,7 +66,7 @@ def test_every_knob_can_be_overridden(group: str, choice: str) -> None:
 
 
 def test_every_group_has_a_choice() -> None:
-    assert {group for group, _ in CHOICES} == set(AXES)
+    assert {group for group, _ in CHOICES} == set(CONFIG_GROUPS)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -83,7 +84,7 @@ def test_a_named_sweep_is_a_grid(name: str) -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_as_it_stands(name: str, scale: str, sample_data: Path, tmp_path: Path) -> None:
     cells = _grid([f"+sweep={name}", f"scale={scale}", f"data={sample_data}"], **STUDIES[name])
-    planned = sweep.plan(cells, Store(tmp_path), None)
+    planned = plan.plan(cells, Store(tmp_path), None)
     assert {each.verdict for each in planned} <= {"run", "lower", "skip"}
     assert all(len(each.reason) > 20 for each in planned if each.verdict != "run")
     todo = [each.cell for each in planned if each.verdict == "run"]

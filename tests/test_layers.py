@@ -13,6 +13,25 @@ HEAVY = {
     "torch_tensorrt", "cuda", "sklearn", "matplotlib", "mlflow", "timm",
 }  # fmt: skip
 PLUGINS = ("models", "datasets", "methods", "backends")
+#: Folders and modules of the package from the bottom up. Each may import what stands in its own row or in one below.
+LAYERS = (
+    ("results", "errors", "stats"),
+    ("runtime",),
+    ("config", "data"),
+    ("graphs", "training", "models", "datasets"),
+    ("quantization",),
+    ("methods", "lowering", "backends"),
+    ("measuring", "plots"),
+    ("cell",),
+    ("stages",),
+    ("cell_results",),
+    ("stage_work",),
+    ("pipeline",),
+    ("plan", "deploy", "tracking", "report"),
+    ("sweep",),
+    ("hydra_app", "cli"),
+)
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 
 def _imports(file: Path, *, top_level_only: bool) -> set[str]:
@@ -37,34 +56,58 @@ def _tops(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
+FILES = sorted(file for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py")
+
+
+def _own(names: set[str]) -> set[str]:
+    """The parts of this package among imported names: its folders, and the modules at its top."""
+    return {name.split(".")[1] for name in names if name.startswith("bitsweep.")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_arrows_point_downwards(file: Path) -> None:
+    part = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    above = {name for name in _own(_imports(file, top_level_only=False)) if RANK[name] > RANK[part]}
+    assert not above, f"{part} imports {above}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_who_knows_whom(file: Path) -> None:
     path = str(file.relative_to(SOURCE))
     anywhere = _imports(file, top_level_only=False)
-    if path != "sweep.py":
+    if path not in ("hydra_app.py", "cli.py"):
         assert not _tops(anywhere) & {"hydra", "omegaconf"}
     if not path.startswith("tracking/"):
         assert "mlflow" not in _tops(anywhere)
-    if path in ("errors.py", "stats.py", "environment.py"):
+    if path in ("errors.py", "stats.py", "results.py") or path.startswith(("runtime/environment", "config/")):
         assert "torch" not in _tops(anywhere)
+
+
+def _plugin_files(group: str) -> list[Path]:
+    """Where the plug-ins of a group are: an engine is a folder, everything else a file."""
+    pattern = "*/backend.py" if group == "backends" else "*.py"
+    return [file for file in (SOURCE / group).glob(pattern) if file.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("group", PLUGINS)
 def test_plugins_are_light_and_do_not_import_siblings(group: str) -> None:
-    files = [file for file in (SOURCE / group).glob("*.py") if file.name != "__init__.py"]
+    files = _plugin_files(group)
     assert files
     for file in files:
         assert not _tops(_imports(file, top_level_only=True)) & HEAVY, file
-        siblings = {f"bitsweep.{group}.{other.stem}" for other in files if other != file}
-        assert not _imports(file, top_level_only=False) & siblings, file
+        own = file.relative_to(SOURCE / group).parts[0].removesuffix(".py")
+        parts = [name.split(".") for name in _imports(file, top_level_only=False)]
+        siblings = {part[2] for part in parts if part[:2] == ["bitsweep", group] and len(part) > 2} - {own}
+        assert not siblings, file
 
 
 def test_planning_imports_nothing_heavy() -> None:
+    modules = ["bitsweep.hydra_app", "bitsweep.measuring.latency"]
+    for group in PLUGINS:
+        for file in _plugin_files(group):
+            modules.append(".".join(["bitsweep", *file.relative_to(SOURCE).with_suffix("").parts]))
     program = (
-        "import sys, bitsweep.sweep, bitsweep.measuring.latency; from pathlib import Path; import importlib\n"
-        f"for group in {PLUGINS}:\n"
-        f"    for file in (Path({str(SOURCE)!r}) / group).glob('*.py'):\n"
-        "        importlib.import_module(f'bitsweep.{group}.{file.stem}')\n"
+        f"import importlib, sys\nfor module in {modules}: importlib.import_module(module)\n"
         f"print(*({HEAVY} & set(sys.modules)))"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

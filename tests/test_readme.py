@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from bitsweep.axes import Grid, Scheme
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.data.splits import make_splits
 from bitsweep.datasets.digits import Digits
-from bitsweep.splits import make_splits
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -55,7 +55,7 @@ def rebuild_report(sweep_id: str, folder: Path) -> None:
 
 def export_bundle(run_id: str, folder: Path) -> None:
     """Write the artifact of a cell, from MLflow alone, with all that it takes to run it."""
-    from bitsweep import bundle
+    from bitsweep.deploy import bundle
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import download_bundle
 
@@ -66,7 +66,7 @@ def export_bundle(run_id: str, folder: Path) -> None:
 
 def verify_bundle(folder: Path, *, here: bool) -> None:
     """Say whether a bundle still does what was recorded."""
-    from bitsweep import bundle
+    from bitsweep.deploy import bundle
 
     print(bundle.verify(folder, here=here))
 

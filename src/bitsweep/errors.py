@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bitsweep.artifacts import Array
+    from bitsweep.results import Array
 
 #: Free bytes below which a disk counts as full.
 _FULL = 1 << 20

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from bitsweep.artifacts import Array
+from bitsweep.results import Array
 
 Verdict = Literal["faster", "slower", "not distinguishable"]
 

@@ -4,37 +4,28 @@ This, ``run.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra.
 so heavy imports stand inside.
 """
 
-import difflib
-import re
-import shlex
-import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import pydantic
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import MissingConfigException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from bitsweep import child, pipeline
-from bitsweep.artifacts import Outcome
-from bitsweep.axes import axis
+from bitsweep import pipeline, stages
+from bitsweep.cell import Cell
+from bitsweep.config.configurable import configurable
 from bitsweep.errors import BitsweepError, UsageError
-from bitsweep.experiment import AXES, NAMED, Cell, bind, invalid
-from bitsweep.store import Store
+from bitsweep.plan import TO_DO, Planned, describe, duration, plan
+from bitsweep.results import Outcome
+from bitsweep.runtime import child
+from bitsweep.runtime.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.report import SweepReport
     from bitsweep.tracking.entries import Entry
 
 
-@axis
+@configurable
 class Options:
     """The settings of a run that change no result, so that no key contains them.
 
@@ -53,140 +44,11 @@ class Options:
     memory_gb: Annotated[float, Field(ge=0)] = 0
 
 
-_OPTIONS = tuple(Options.__dataclass_fields__)
-#: What stands at the top of a configuration, Hydra's own settings apart.
-_KEYS = (*AXES, "scale", "seed", "data", *_OPTIONS)
-
-
-def read(config: DictConfig, words: Sequence[str]) -> tuple[Cell, Options]:
-    """Bind a composed configuration; no part of it travels further.
-
-    Args:
-        words: the command-line words that it was composed from.
-
-    Raises:
-        ConfigError: naming key, value and what is allowed.
-    """
-    plain = {str(name): config[name] for name in config if name != "hydra"}
-    plain = {
-        name: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for name, v in plain.items()
-    }
-    options = {name: plain.pop(name) for name in _OPTIONS}
-    try:
-        checked = Options(**options)
-    except pydantic.ValidationError as error:
-        raise invalid(Options, error) from None
-    kept = tuple(word for word in words if word.split("=")[0].lstrip("+~") not in _OPTIONS)
-    return bind(plain, kept), checked
-
-
-# --------------------------------------------------------------------------- planning
-
-#: Verdicts on cells that there is work on.
-_TO_DO = ("run", "lower")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A cell with its verdict.
-
-    Attributes:
-        verdict: ``run``, ``lower`` (its engine can be made here and not run), ``reuse`` (done before) or ``skip``.
-        reason: why it is not run, with the cure.
-        seconds: how long it will take by earlier runs; None where nothing alike has been run.
-        trains: whether it is the first cell that needs its baseline, which is not there yet.
-    """
-
-    cell: Cell
-    verdict: Literal["run", "lower", "reuse", "skip"]
-    reason: str = ""
-    seconds: float | None = None
-    trains: bool = False
-
-
-def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None) -> list[Planned]:
-    """Decide for each cell whether to run, lower, reuse or skip it. Duplicates are dropped; nothing is computed.
-
-    Args:
-        finished: cell key -> MLflow run of every finished cell; None to judge by the store of artifacts alone.
-
-    Returns:
-        The cells in the order in which to run them: those that need a new baseline first.
-    """
-    planned: dict[str, Planned] = {}
-    counted: set[tuple[str, str]] = set()
-    for cell in cells:
-        if reason := cell.obstacle():
-            planned[cell.name + reason] = Planned(cell=cell, verdict="skip", reason=reason)
-        elif cell.key not in planned:
-            planned[cell.key] = _judge(cell, store, finished, counted)
-    return sorted(planned.values(), key=lambda each: not each.trains)
-
-
-def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
-    needs, cannot_run = pipeline.needs(cell), cell.backend.cannot_run()
-    if finished is None and store.find(needs[-1][0].name, cell.key):
-        return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
-    if finished and cell.key in finished:
-        done = "lowered" if cannot_run else "finished"
-        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[cell.key]}")
-    missing = []
-    for stage, each in needs:
-        identity = stage.name, stage.key_of(each)
-        if identity not in counted and not store.find(*identity):
-            counted.add(identity)
-            missing.append((stage, each))
-    estimates = [store.estimate(stage.name, stage.about(each)) for stage, each in missing]
-    return Planned(
-        cell=cell,
-        verdict="lower" if cannot_run else "run",
-        reason=cannot_run or "",
-        seconds=None if None in estimates else sum(estimate or 0 for estimate in estimates),
-        trains=any(stage is pipeline.BASELINE for stage, _ in missing),
-    )
-
-
-def describe(planned: Sequence[Planned]) -> str:
-    """The plan as text: a line a cell, the baselines to be trained, and a time estimate where there is one."""
-    names = _names([each.cell for each in planned])
-    width = max(map(len, names), default=0)
-    times = [each.seconds for each in planned if each.verdict in _TO_DO]
-    lines = []
-    for name, each in zip(names, planned, strict=True):
-        estimate = f"about {_duration(each.seconds)}" if each.seconds is not None else "no estimate yet"
-        lines.append(f"{each.verdict:<6} {name:<{width}}  {each.reason or estimate}")
-    counted = {word: sum(each.verdict == word for each in planned) for word in ("run", "lower", "reuse", "skip")}
-    counts = ", ".join(f"{count} {word}" for word, count in counted.items() if count or word != "lower")
-    baselines = Counter(f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains)
-    training = [f"{name} ({count} times)" if count > 1 else name for name, count in baselines.items()]
-    lines.append(f"{len(planned)} cells: {counts}; baselines to train: {', '.join(training) or 'none'}")
-    if times and None not in times:
-        lines.append(f"estimated time: {_duration(sum(seconds or 0 for seconds in times))}")
-    return "\n".join(lines)
-
-
-def _names(cells: Sequence[Cell]) -> list[str]:
-    """Names of cells, with the knobs in which they differ."""
-    axes = [cell.axes for cell in cells]
-    knobs = dict.fromkeys(name for each in axes for name in each if "." in name and name not in NAMED)
-    varying = [knob for knob in knobs if len({each.get(knob) for each in axes}) > 1]
-    return [
-        " ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)])
-        for cell, each in zip(cells, axes, strict=True)
-    ]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
-# --------------------------------------------------------------------------- running
-
 #: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
 Launch = Callable[[Sequence[Cell], str], Sequence[Outcome]]
 
 
-def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Path, launch: Launch) -> int:
+def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: Path, launch: Launch) -> int:
     """Plan cells, train their baselines, run them, and report.
 
     Args:
@@ -203,11 +65,11 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
     store.check()
     child.warm_up()
     from bitsweep.tracking.connection import Connection
-    from bitsweep.tracking.journal import Journal
+    from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.reading import read_sweep
 
     connection = Connection()
-    journal = Journal(connection, store)
+    logger = RunLogger(connection, store)
     planned = plan(cells, store, {key: run.info.run_id for key, run in connection.cells().items()})
     print(describe(planned), flush=True)
     if options.stage == "baseline":
@@ -215,10 +77,10 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     entries = {each: _entry(each) for each in planned}
-    run_id = journal.start_sweep(folder.name, command, list(entries.values()))
+    run_id = logger.start_sweep(folder.name, command, list(entries.values()))
     status = "killed"
     try:
-        todo = [each for each in planned if each.verdict in _TO_DO]
+        todo = [each for each in planned if each.verdict in TO_DO]
         first = [each.cell for each in todo if each.trains]
         # A single cell trains its baseline itself; the others must not all train the same one.
         broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
@@ -231,34 +93,34 @@ def conduct(cells: Sequence[Cell], options: Options, *, command: str, folder: Pa
             entries[each] = _ended(entries[each], outcome)
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
-        journal.update_sweep(run_id, list(entries.values()))
+        logger.update_sweep(run_id, list(entries.values()))
         paths = publish(read_sweep(connection, folder.name, folder=folder), folder)
-        journal.finish_sweep(run_id, status, paths)
+        logger.finish_sweep(run_id, status, paths)
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
     return int(status != "finished")
 
 
-def work(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:
+def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:
     """Run one cell as far as the options say, and log it to MLflow.
 
     Args:
         folder: where the log of its processes is written.
     """
     from bitsweep.tracking.connection import Connection
-    from bitsweep.tracking.journal import Journal
+    from bitsweep.tracking.logger import RunLogger
 
     store = Store(options.store)
-    workshop = pipeline.Workshop(
+    runner = pipeline.StageRunner(
         store=store, log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
     )
-    journal = Journal(Connection(), store)
-    outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, workshop)
+    logger = RunLogger(Connection(), store)
+    outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
     try:
-        trained = store.find(pipeline.BASELINE.name, cell.baseline_key)
-        baseline_run_id = journal.log_baseline(cell) if trained else ""
+        trained = store.find(stages.BASELINE.name, cell.baseline_key)
+        baseline_run_id = logger.log_baseline(cell) if trained else ""
         if options.stage == "cell":
-            run_id = journal.log_cell(cell, outcome, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
+            run_id = logger.log_cell(cell, outcome, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
             outcome = replace(outcome, run_id=run_id)
     except BitsweepError as error:
         outcome = replace(outcome, status="failed", reason=str(error))
@@ -275,7 +137,7 @@ def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
     figures = [f"top-1 {100 * metrics['top1']:.2f} %"] if "top1" in metrics else []
     figures += [f"{metrics['latency_p50_ms']:.3g} ms"] if "latency_p50_ms" in metrics else []
     figures += [f"{metrics['size_mb']:.3g} MB"] if "size_mb" in metrics else []
-    figures += [_duration(sum(outcome.seconds.values())), *filter(None, [outcome.reason])]
+    figures += [duration(sum(outcome.seconds.values())), *filter(None, [outcome.reason])]
     return f"{ended}: {', '.join(figures)}"
 
 
@@ -292,7 +154,7 @@ def _entry(planned: Planned) -> "Entry":
 
     cell, skipped = planned.cell, planned.verdict == "skip"
     return Entry(
-        cell=cell.axes,
+        cell=cell.choices,
         key="" if skipped else cell.key,
         baseline_key="" if skipped else cell.baseline_key,
         scheme="" if skipped else str(cell.scheme),
@@ -319,52 +181,3 @@ def publish(report: "SweepReport", folder: Path) -> list[Path]:
     console.print(table(report, width=console.width))
     print(f"report: {folder / 'report.html'}    compare: bitsweep ui")
     return paths
-
-
-# --------------------------------------------------------------------------- Hydra
-
-
-def run_job(config: DictConfig) -> Outcome | None:
-    """What Hydra runs: a cell on its own, or a job of a sweep.
-
-    Returns:
-        The outcome of a job of a sweep. A cell on its own ends the program with its exit code instead.
-    """
-    hydra = HydraConfig.get()
-    cell, options = read(config, hydra.overrides.task)
-    folder = Path(hydra.runtime.output_dir)
-    if hydra.mode == RunMode.MULTIRUN:
-        return work(cell, options, folder=folder, sweep_id=Path(hydra.sweep.dir).name)
-
-    def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
-        return [work(each, options, folder=folder, sweep_id=folder.name) for each in cells]
-
-    sys.exit(conduct([cell], options, command=command_of(sys.argv), folder=folder, launch=launch))
-
-
-def command_of(argv: Sequence[str]) -> str:
-    """The command that started this program, as a user would type it."""
-    return shlex.join(["python", Path(argv[0]).name, *argv[1:]])
-
-
-def explain(error: Exception) -> str:
-    """A Hydra or OmegaConf error in one line: key, value, what is allowed."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        close = difflib.get_close_matches(choice, error.options, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{group}={choice}: no such choice; {hint}choose from {', '.join(error.options)}"
-    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{match[1]}: several values are a grid; add -m, as in `python run.py -m {match[1]}`"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: no such key; {_did_you_mean(match[1])}`python run.py --cfg job` prints all keys"
-    return " ".join(text.split())
-
-
-def _did_you_mean(key: str) -> str:
-    group, _, name = key.partition(".")
-    known = list(getattr(AXES.get(group, Options), "__dataclass_fields__", {})) if name else _KEYS
-    close = difflib.get_close_matches(name or group, known, n=1)
-    return f"did you mean {'.'.join(filter(None, [group if name else '', close[0]]))}? " if close else ""

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from bitsweep.artifacts import Split, Splits
-from bitsweep.axes import Backend, Precision, Scheme
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Precision, Scheme
+from bitsweep.data.preprocessing import normalized_for_imagenet, preprocessed
+from bitsweep.data.splits import make_splits
 from bitsweep.datasets.npz import Npz
-from bitsweep.environment import current_cpu, version_of
 from bitsweep.errors import MissingPackage
 from bitsweep.methods.none import NoCompression
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.models.cifar_resnet import CifarResNet
-from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.training.transfer import load_weights
+from bitsweep.results import Split, Splits
+from bitsweep.runtime.environment import current_cpu, version_of
+from bitsweep.training.network import load_weights
 
 SIZE = 32
 CLASSES = 10

@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from torch.export import ExportedProgram
 
 from bitsweep import stats
-from bitsweep.axes import Backend, Precision
-from bitsweep.environment import current_cpu
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Precision
 from bitsweep.errors import BitsweepError, DataError, StoreError
-from bitsweep.fingerprint import settings
+from bitsweep.graphs.program import logits_of
 from bitsweep.measuring.saturation import saturates
-from bitsweep.programs import logits_of
+from bitsweep.runtime.environment import current_cpu
+from bitsweep.runtime.fingerprint import settings
 from tests.backends.conftest import skip_unless_lowered
 
 pytestmark = pytest.mark.slow
@@ -62,14 +63,14 @@ def test_it_agrees_with_the_reference_at_any_batch(
     backend, precision = BACKENDS[backend_name], PRECISIONS[precision_name]
     scheme = backend.scheme(precision, current_cpu())
     program, artifact = lowered(backend, precision)
-    runner = backend.load(artifact, threads=1)
-    logits_NK = runner(images)
+    infer = backend.load(artifact, threads=1)
+    logits_NK = infer(images)
     assert logits_NK.shape == (5, 10)
     assert logits_NK.dtype == np.float32
     assert stats.sqnr_db(logits_of(program, [images]), logits_NK) > PARITY_DB[scheme.arithmetic]
-    np.testing.assert_allclose(runner(images[:1]), logits_NK[:1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(infer(images[:1]), logits_NK[:1], rtol=1e-3, atol=1e-4)
 
-    kernels = backend.kernels(artifact, images[:1], threads=1)
+    kernels = backend.profile(artifact, images[:1], threads=1)
     assert sum(kernel.macs for kernel in kernels) == macs
     left = sum(kernel.macs for kernel in kernels if not kernel.integer)
     # XNNPACK's integer kernels yield codes, and the logits are floats.
@@ -83,10 +84,10 @@ def test_a_bundle_does_the_same_without_this_project(
     backend_name: str, precision_name: str, lowered: Lowered, images: np.ndarray
 ) -> None:
     backend = BACKENDS[backend_name]
-    if not backend.runner:
+    if not backend.deploy_module:
         pytest.skip("there is nothing to deploy")
     _, artifact = lowered(backend, PRECISIONS[precision_name])
-    engine = importlib.import_module(f"bitsweep.runners.{backend.runner}")
+    engine = importlib.import_module(backend.deploy_module)
     logits_NK = engine.load(artifact, {"threads": 1, "backend": settings(backend)})(images)
     np.testing.assert_allclose(logits_NK, backend.load(artifact, threads=1)(images), rtol=1e-3, atol=1e-4)
     assert "bitsweep" not in Path(engine.__file__).read_text()
@@ -106,7 +107,7 @@ def test_products_of_transposed_convolutions_are_counted(
     skip_unless_lowered(backend, fp32)
     program, macs = transposed
     backend.lower(program, tmp_path)
-    kernels = backend.kernels(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
+    kernels = backend.profile(tmp_path, np.zeros((2, 3, 5, 5), np.float32), threads=1)
     assert sum(kernel.macs for kernel in kernels) == 2 * macs
 
 
@@ -115,10 +116,10 @@ def test_images_of_another_size_are_refused(
     backend: Backend, fp32: Precision, lowered: Lowered, images: np.ndarray
 ) -> None:
     _, artifact = lowered(backend, fp32)
-    runner = backend.load(artifact, threads=1)
+    infer = backend.load(artifact, threads=1)
     for wrong in (images[..., :16], images[:, :1], images[0], images.astype(np.float64)):
         with pytest.raises(DataError, match=str(list(wrong.shape)).replace("[", r"\[")):
-            runner(wrong)
+            infer(wrong)
 
 
 @each_backend
@@ -149,14 +150,14 @@ def used():
             for task in Path("/proc/self/task").iterdir()}
 
 conf, artifact, folder, threads = sys.argv[1:]
-runner = instantiate(OmegaConf.load(conf)).load(Path(artifact), threads=int(threads))
+infer = instantiate(OmegaConf.load(conf)).load(Path(artifact), threads=int(threads))
 images = np.load(Path(folder) / "images.npy")
-logits = runner(images)
+logits = infer(images)
 many = np.repeat(images, 200, axis=0)
-runner(many)
+infer(many)
 before, end = used(), time.perf_counter() + 1
 while time.perf_counter() < end:
-    runner(many)
+    infer(many)
 spent = [ticks - before.get(task, 0) for task, ticks in used().items()]
 print(json.dumps({"logits": logits.tolist(), "busy": sum(each > max(spent) / 5 for each in spent),
                   "torch": "torch" in sys.modules}))

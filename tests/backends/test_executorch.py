@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from torch.export import ExportedProgram
 
-from bitsweep.axes import Backend, Grid, Precision
-from bitsweep.backends.executorch import ExecuTorch
-from bitsweep.environment import Cpu
+from bitsweep.backends.executorch.backend import ExecuTorch
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Grid, Precision
 from bitsweep.errors import DataError, MissingPackage
+from bitsweep.runtime.environment import Cpu
 
 pytest.importorskip("executorch", reason="executorch is not installed; run: pip install 'bitsweep[executorch]'")
 
@@ -28,34 +29,34 @@ def test_activations_are_signed_and_weights_keep_their_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations", "cure"),
+    ("weights", "activations", "hint"),
     [
         (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True), "reference"),
         (Grid(bits=2, signed=True, symmetric=False, per_channel=True), UNSIGNED, "onnxruntime"),
         ("float16", "float16", "onnxruntime"),
     ],
 )
-def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid | str, activations: Grid | str, cure: str) -> None:
+def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid | str, activations: Grid | str, hint: str) -> None:
     reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))
     assert reason is not None
-    assert f"use backend={cure}" in reason
+    assert f"use backend={hint}" in reason
 
 
 @pytest.mark.slow
 def test_only_what_yields_logits_is_computed_in_float(lowered: Lowered, images: np.ndarray) -> None:
     _, artifact = lowered(BACKEND, INT8)
-    kernels = [kernel for kernel in BACKEND.kernels(artifact, images, threads=1) if kernel.macs]
+    kernels = [kernel for kernel in BACKEND.profile(artifact, images, threads=1) if kernel.macs]
     assert [kernel.integer for kernel in kernels] == [True, True, True, True, False]
     assert kernels[-1].op == "Fully Connected (NC, F32) GEMM"
 
 
 @pytest.mark.slow
 def test_more_images_than_the_artifact_takes_are_refused(lowered: Lowered, images: np.ndarray) -> None:
-    runner = BACKEND.load(lowered(BACKEND, INT8)[1], threads=1)
+    infer = BACKEND.load(lowered(BACKEND, INT8)[1], threads=1)
     many = np.zeros((BACKEND.max_batch + 1, *images.shape[1:]), np.float32)
-    assert len(runner(many[1:])) == BACKEND.max_batch
+    assert len(infer(many[1:])) == BACKEND.max_batch
     with pytest.raises(DataError, match=r"1025 given; the artifact takes 1024: set backend\.max_batch"):
-        runner(many)
+        infer(many)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from bitsweep import axes, cuda
-from bitsweep.axes import Backend, Grid, Precision
-from bitsweep.backends.inductor import Inductor
-from bitsweep.environment import Cpu, Gpu, current_cpu
+from bitsweep.backends.inductor.backend import Inductor
+from bitsweep.config import backend as backend_module
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Grid, Precision
+from bitsweep.runtime import gpu as gpu_module
+from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
 
 Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
 BACKEND = Inductor(name="inductor")
@@ -49,17 +51,17 @@ def test_the_scheme_is_the_widest_that_does_not_saturate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations", "cure"),
+    ("weights", "activations", "hint"),
     [
         (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True), "reference"),
         (Grid(bits=2, signed=True, symmetric=False, per_channel=True), UNSIGNED, "onnxruntime"),
         (WEIGHTS, Grid(bits=8, signed=True, symmetric=True), "onnxruntime"),
     ],
 )
-def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid, cure: str) -> None:
+def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid, hint: str) -> None:
     reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))
     assert reason is not None
-    assert f"use backend={cure}" in reason
+    assert f"use backend={hint}" in reason
 
 
 def test_halves_are_not_stored_as_floats() -> None:
@@ -68,7 +70,7 @@ def test_halves_are_not_stored_as_floats() -> None:
 
 
 def test_without_a_gpu_it_is_the_cpu_that_is_named(fp32: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "current_gpu", lambda: None)
+    monkeypatch.setattr(gpu_module, "current_gpu", lambda: None)
     reason = Inductor(name="inductor", device="cuda").unsupported(fp32)
     assert reason == "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
 
@@ -77,8 +79,8 @@ def test_without_a_gpu_it_is_the_cpu_that_is_named(fp32: Precision, monkeypatch:
 def test_a_gpu_computes_halves_and_no_codes(
     architecture: str, computes: bool, fp32: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(axes, "current_gpu", lambda: Gpu(model="any", architecture=architecture))
-    monkeypatch.setattr(cuda, "no_gpu_for_pytorch", lambda: None)
+    monkeypatch.setattr(backend_module, "current_gpu", lambda: Gpu(model="any", architecture=architecture))
+    monkeypatch.setattr(gpu_module, "no_gpu_for_pytorch", lambda: None)
     backend = Inductor(name="inductor", device="cuda")
     assert backend.unsupported(fp32) is None
     assert (backend.unsupported(HALF) is None) == computes
@@ -96,14 +98,14 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_weights_of_float_layers_are_laid_out_once(lowered: Lowered, fp32: Precision, images: np.ndarray) -> None:
     _, artifact = lowered(BACKEND, fp32)
-    kernels = BACKEND.kernels(artifact, images[:1], threads=1)
+    kernels = BACKEND.profile(artifact, images[:1], threads=1)
     assert {kernel.op.split()[0] for kernel in kernels} == {"convolution", "inner_product"}
 
 
 @pytest.mark.slow
 def test_an_int8_network_runs_on_integers_with_fused_rectifiers(lowered: Lowered, images: np.ndarray) -> None:
     _, artifact = lowered(BACKEND, INT8)
-    kernels = BACKEND.kernels(artifact, images[:2], threads=1)
+    kernels = BACKEND.profile(artifact, images[:2], threads=1)
     assert [kernel.op.split()[0] for kernel in kernels] == ["convolution"] * 4 + ["matmul"]
     assert all((kernel.integer and "avx" in kernel.op) or "gemm" in kernel.op for kernel in kernels)
 

@@ -8,18 +8,21 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from bitsweep import cuda, stats
-from bitsweep.axes import Backend, Precision, Protocol
-from bitsweep.backends.inductor import Inductor
-from bitsweep.backends.onnxruntime import OnnxRuntime
-from bitsweep.backends.torch import Reference, TorchEager
-from bitsweep.backends.torch_tensorrt import TorchTensorRt
-from bitsweep.environment import current_cpu
+from bitsweep import stats
+from bitsweep.backends.inductor.backend import Inductor
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from bitsweep.backends.torch.backend import Reference, TorchEager
+from bitsweep.backends.torch_tensorrt.backend import TorchTensorRt
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Precision
+from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.errors import DataError
-from bitsweep.measuring.latency import race
-from bitsweep.measuring.memory import weigh
+from bitsweep.graphs.program import logits_of
+from bitsweep.measuring.latency import measure_latency
+from bitsweep.measuring.memory import measure_memory
 from bitsweep.measuring.passes import Subject, load_measurement
-from bitsweep.programs import logits_of
+from bitsweep.runtime import gpu
+from bitsweep.runtime.environment import current_cpu
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,16 +50,16 @@ def test_it_agrees_with_the_reference_at_any_batch(
     precision = Precision(name=kind, weights=kind, activations=kind)  # type: ignore[arg-type]
     scheme = backend.scheme(precision, current_cpu())
     program, artifact = lowered(backend, precision)
-    runner = backend.load(artifact, threads=1)
-    logits_NK = runner(images)
+    infer = backend.load(artifact, threads=1)
+    logits_NK = infer(images)
     assert (logits_NK.shape, logits_NK.dtype) == ((5, 10), np.float32)
     assert stats.sqnr_db(logits_of(program, [images]), logits_NK) > PARITY_DB[scheme.arithmetic]
-    assert runner(images[:1]).argmax() == logits_NK[0].argmax()
-    kernels = backend.kernels(artifact, images[:1], threads=1)
+    assert infer(images[:1]).argmax() == logits_NK[0].argmax()
+    kernels = backend.profile(artifact, images[:1], threads=1)
     assert sum(kernel.macs for kernel in kernels) == macs
     assert not any(kernel.integer for kernel in kernels)
     with pytest.raises(DataError, match="images: float64"):
-        runner(images.astype(np.float64))
+        infer(images.astype(np.float64))
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -75,7 +78,7 @@ def test_its_own_time_and_memory_are_measured(
 ) -> None:
     _, artifact = lowered(backend, fp32)
     batch = np.repeat(images, 200, axis=0)
-    protocol = Protocol(name="test", threads=1, batch_sizes=(len(batch),), blocks=6, block_s=0.02, repeats=0)
+    protocol = MeasurementProtocol(name="test", threads=1, batch_sizes=(len(batch),), blocks=6, block_s=0.02, repeats=0)
     subject = Subject(
         artifact=artifact,
         twin=artifact,
@@ -84,8 +87,8 @@ def test_its_own_time_and_memory_are_measured(
         scheme=backend.scheme(fp32, current_cpu()),
     )
     np.save(tmp_path / "examples.npy", batch)
-    race(subject, examples=batch, folder=tmp_path)
-    weigh(subject, examples=tmp_path / "examples.npy", folder=tmp_path)
+    measure_latency(subject, examples=batch, folder=tmp_path)
+    measure_memory(subject, examples=tmp_path / "examples.npy", folder=tmp_path)
     metrics = load_measurement(tmp_path).metrics
     # A latency contains the copies besides.
     assert 0 < metrics["device_p50_ms"] < metrics["latency_p50_ms"]
@@ -101,5 +104,5 @@ def test_a_larger_batch_takes_the_device_longer(
     times_ms = []
     for batch in (images, np.repeat(images, 2000, axis=0)):
         loaded = backend.load_on_device(artifact, batch, threads=1)
-        times_ms.append(np.median([cuda.elapsed_ms(loaded.queue, loaded.stream) for _ in range(10)]))
+        times_ms.append(np.median([gpu.elapsed_ms(loaded.queue, loaded.stream) for _ in range(10)]))
     assert times_ms[1] > 2 * times_ms[0]

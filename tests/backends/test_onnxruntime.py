@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from bitsweep import axes, cuda, stats
-from bitsweep.axes import Grid, Precision, Scheme
-from bitsweep.backends.onnxruntime import OnnxRuntime
-from bitsweep.environment import Cpu, Gpu, current_cpu
+from bitsweep import stats
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from bitsweep.config import backend as backend_module
+from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.errors import ConfigError, MissingPackage
+from bitsweep.graphs.program import logits_of
 from bitsweep.measuring.saturation import largest_products
 from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.programs import logits_of
+from bitsweep.runtime import gpu as gpu_module
+from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
 from tests.quantization.networks import noise_splits
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
@@ -61,7 +63,7 @@ def test_signed_activations_saturate_nothing(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         BACKEND.load(tmp_path, threads=1)(batch), logits_of(program, [batch]), rtol=1e-5, atol=1e-5
     )
-    kernels = BACKEND.kernels(tmp_path, batch, threads=1)
+    kernels = BACKEND.profile(tmp_path, batch, threads=1)
     assert all(kernel.integer for kernel in kernels if kernel.macs)
     assert [kernel.integer for kernel in kernels if kernel.op == "Relu"] == [True]
 
@@ -87,7 +89,7 @@ def test_what_no_kernel_takes_is_simulated(weights: Grid, activations: Grid) -> 
 
 
 def test_an_int8_network_runs_on_integers_from_end_to_end(int8_artifact: Path, images: np.ndarray) -> None:
-    kernels = BACKEND.kernels(int8_artifact, images, threads=1)
+    kernels = BACKEND.profile(int8_artifact, images, threads=1)
     assert {kernel.op for kernel in kernels if kernel.macs} == {"QLinearConv", "QGemm"}
     assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]
 
@@ -130,7 +132,7 @@ def test_gated_blocks_run_on_integers_from_end_to_end(
     method = PostTrainingQuantization(name="ptq", calibration_images=32)
     program = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0).program
     BACKEND.lower(program, tmp_path)
-    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    kernels = BACKEND.profile(tmp_path, images, threads=1)
     assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]
     assert stats.sqnr_db(logits_of(program, [images]), BACKEND.load(tmp_path, threads=1)(images)) > 30
 
@@ -141,7 +143,7 @@ def test_without_fused_kernels_it_computes_the_reference(
     plain = OnnxRuntime(name="onnxruntime", optimization="none")
     reference_NK = logits_of(program_of(BACKEND.scheme(INT8, current_cpu())), [images])
     assert stats.sqnr_db(reference_NK, plain.load(int8_artifact, threads=1)(images)) > 40
-    kernels = plain.kernels(int8_artifact, images, threads=1)
+    kernels = plain.profile(int8_artifact, images, threads=1)
     assert {kernel.op for kernel in kernels if kernel.macs} == {"Conv", "Gemm"}
     assert not any(kernel.integer for kernel in kernels if kernel.macs)
 
@@ -156,10 +158,10 @@ def test_an_int8_artifact_is_small(int8_artifact: Path, program_of: ProgramOf) -
 
 
 def test_no_thread_spins_between_runs(int8_artifact: Path, images: np.ndarray) -> None:
-    runner = BACKEND.load(int8_artifact, threads=2)
+    infer = BACKEND.load(int8_artifact, threads=2)
     spent = []
     for _ in range(10):
-        runner(images)
+        infer(images)
         before = time.process_time()
         time.sleep(0.03)
         spent.append(time.process_time() - before)
@@ -170,13 +172,13 @@ def test_no_thread_spins_between_runs(int8_artifact: Path, images: np.ndarray) -
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """A GPU that decisions are made for; nothing runs on it."""
     gpu = Gpu(model="NVIDIA L4", architecture="sm89")
-    for module in (axes, cuda):
+    for module in (backend_module, gpu_module):
         monkeypatch.setattr(module, "current_gpu", lambda: gpu)
     return gpu
 
 
 def test_without_a_gpu_it_is_the_cpu_that_is_named(fp32: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "current_gpu", lambda: None)
+    monkeypatch.setattr(gpu_module, "current_gpu", lambda: None)
     assert ON_A_GPU.unsupported(fp32) == "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
 
 

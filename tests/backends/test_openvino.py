@@ -9,13 +9,13 @@ import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
-from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
-from bitsweep.backends.openvino import KEPT, OpenVino
-from bitsweep.environment import Cpu, current_cpu
+from bitsweep.backends.openvino.backend import KEPT, OpenVino
+from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.errors import CompressionError, MissingPackage
+from bitsweep.graphs.program import logits_of
 from bitsweep.measuring.saturation import saturates
 from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.programs import logits_of
+from bitsweep.runtime.environment import Cpu, current_cpu
 from tests.quantization.networks import noise_splits
 
 pytest.importorskip("openvino", reason="openvino is not installed; run: pip install 'bitsweep[openvino]'")
@@ -51,7 +51,7 @@ def test_layers_of_two_kinds_with_as_many_outputs_run_on_integers(tmp_path: Path
     scheme = BACKEND.scheme(INT8, current_cpu())
     compressed = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0)
     BACKEND.lower(compressed.program, tmp_path)
-    kernels = BACKEND.kernels(tmp_path, np.zeros((1, 3, 32, 32), np.float32), threads=1)
+    kernels = BACKEND.profile(tmp_path, np.zeros((1, 3, 32, 32), np.float32), threads=1)
     assert [kernel.name for kernel in kernels if kernel.macs and not kernel.integer] == []
 
 
@@ -62,7 +62,7 @@ def test_the_scheme_is_the_widest_that_does_not_saturate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations", "cure"),
+    ("weights", "activations", "hint"),
     [
         (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True), "reference"),
         (WEIGHTS, "float32", "reference"),
@@ -70,17 +70,17 @@ def test_the_scheme_is_the_widest_that_does_not_saturate() -> None:
         (WEIGHTS, Grid(bits=8, signed=True, symmetric=True), "onnxruntime"),
     ],
 )
-def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid | str, cure: str) -> None:
+def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid | str, hint: str) -> None:
     reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))
     assert reason is not None
-    assert f"use backend={cure}" in reason
+    assert f"use backend={hint}" in reason
 
 
 def test_an_int8_network_runs_on_integers_from_end_to_end(
     program_of: ProgramOf, images: np.ndarray, tmp_path: Path
 ) -> None:
     BACKEND.lower(program_of(BACKEND.scheme(INT8, current_cpu())), tmp_path)
-    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    kernels = BACKEND.profile(tmp_path, images, threads=1)
     assert [kernel.op.split()[0] for kernel in kernels if kernel.macs] == ["Convolution"] * 5
     assert [kernel.name for kernel in kernels if not kernel.integer] == ["node_quantize_per_tensor"]
 
@@ -99,7 +99,7 @@ def test_activation_functions_run_in_the_layer_before(
     scheme = BACKEND.scheme(INT8, current_cpu())
     compressed = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0)
     BACKEND.lower(compressed.program, tmp_path)
-    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    kernels = BACKEND.profile(tmp_path, images, threads=1)
     # OpenVINO itself decides, not always alike, whether a kernel of its own dequantizes the logits.
     apart = {kernel.name for kernel in kernels if kernel.op.startswith("Subgraph")}
     assert apart <= {"node_quantize_per_tensor", "logits"}
@@ -108,16 +108,16 @@ def test_activation_functions_run_in_the_layer_before(
 
 def test_float32_is_computed_in_float32(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
     BACKEND.lower(program_of(FLOAT32), tmp_path)
-    kernels = BACKEND.kernels(tmp_path, images, threads=1)
+    kernels = BACKEND.profile(tmp_path, images, threads=1)
     assert all(kernel.op.endswith("_f32") for kernel in kernels)
 
 
 def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, images: np.ndarray, tmp_path: Path) -> None:
     BACKEND.lower(program_of(FLOAT32), tmp_path)
-    runner = BACKEND.load(tmp_path, threads=1)
+    infer = BACKEND.load(tmp_path, threads=1)
     sizes = [*range(1, KEPT + 2), 1, KEPT]
     many = np.concatenate([images, images[::-1]])
-    found = [runner(many[size : 2 * size]) for size in sizes]
+    found = [infer(many[size : 2 * size]) for size in sizes]
     expected = logits_of(program_of(FLOAT32), [many])
     for size, logits_NK in zip(sizes, found, strict=True):
         np.testing.assert_allclose(logits_NK, expected[size : 2 * size], rtol=1e-3, atol=1e-4)
@@ -134,12 +134,12 @@ def test_it_agrees_with_the_reference_on_real_images(
 ) -> None:
     program = resnet20_of(BACKEND.scheme(INT8, current_cpu()))
     BACKEND.lower(program, tmp_path)
-    runner = BACKEND.load(tmp_path, threads=1)
+    infer = BACKEND.load(tmp_path, threads=1)
     reference_NK = logits_of(program, cifar10_batches)
-    logits_NK = np.concatenate([runner(batch) for batch in cifar10_batches])
+    logits_NK = np.concatenate([infer(batch) for batch in cifar10_batches])
     assert stats.agreement(reference_NK, logits_NK) >= 0.99
     assert stats.sqnr_db(reference_NK, logits_NK) > 25
-    kernels = BACKEND.kernels(tmp_path, cifar10_batches[0][:1], threads=1)
+    kernels = BACKEND.profile(tmp_path, cifar10_batches[0][:1], threads=1)
     assert all(kernel.integer for kernel in kernels if kernel.macs)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from torch.export import ExportedProgram
 
-from bitsweep.artifacts import Kernel
-from bitsweep.axes import FLOAT32, Grid, Precision, Scheme
-from bitsweep.backends import tensorrt
-from bitsweep.backends.tensorrt import TensorRt, kernels_of
-from bitsweep.environment import Gpu, current_cpu, version_of
+from bitsweep.backends.tensorrt import backend as tensorrt
+from bitsweep.backends.tensorrt.backend import TensorRt, profile_of
+from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.errors import CompressionError, MissingPackage
+from bitsweep.results import OpProfile
+from bitsweep.runtime.environment import Gpu, current_cpu, version_of
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = TensorRt(name="tensorrt")
@@ -41,17 +41,17 @@ def test_half_precision_is_computed(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations", "cure"),
+    ("weights", "activations", "hint"),
     [
         (Grid(bits=16, signed=True, symmetric=True), Grid(bits=16, signed=True, symmetric=True), "reference"),
         (WEIGHTS, "float32", "reference"),
         (Grid(bits=2, signed=True, symmetric=False, per_channel=True), UNSIGNED, "onnxruntime"),
     ],
 )
-def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid | str, cure: str) -> None:
+def test_what_no_kernel_takes_is_sent_elsewhere(weights: Grid, activations: Grid | str, hint: str) -> None:
     reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))  # type: ignore[arg-type]
     assert reason is not None
-    assert f"use backend={cure}" in reason
+    assert f"use backend={hint}" in reason
 
 
 def test_an_engine_runs_on_its_architecture_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,10 +78,10 @@ I/O Tensors:
 
 
 def test_products_belong_to_the_layer_with_the_weights() -> None:
-    assert kernels_of(LAYERS, {"[ONNX Layer: c]": 15552}) == [
-        Kernel(name="cast_0", op="kgen Float", macs=0, integer=False),
-        Kernel(name="c_1", op="correlation Int8", macs=15552, integer=True),
-        Kernel(name="scale_2", op="kgen Float", macs=0, integer=False),
+    assert profile_of(LAYERS, {"[ONNX Layer: c]": 15552}) == [
+        OpProfile(name="cast_0", op="kgen Float", macs=0, integer=False),
+        OpProfile(name="c_1", op="correlation Int8", macs=15552, integer=True),
+        OpProfile(name="scale_2", op="kgen Float", macs=0, integer=False),
     ]
 
 
@@ -93,7 +93,7 @@ def test_an_int8_engine_multiplies_integers(
     backend = TensorRt(name="tensorrt", target=target)  # type: ignore[arg-type]
     backend.lower(program_of(ON_INTEGERS), tmp_path)
     assert f"accelerators={{{target} }}".encode() in (tmp_path / "model.engine").read_bytes()
-    products = [kernel for kernel in backend.kernels(tmp_path, images, threads=1) if kernel.macs]
+    products = [kernel for kernel in backend.profile(tmp_path, images, threads=1) if kernel.macs]
     assert [kernel.op for kernel in products] == ["correlation Int8"] * 4 + ["gemm Int8"]
     assert all(kernel.integer for kernel in products)
     assert sum(kernel.macs for kernel in products) == len(images) * macs
@@ -105,7 +105,7 @@ def test_a_float_engine_multiplies_what_was_asked_for(
     kind: str, told: str, program_of: ProgramOf, images: np.ndarray, macs: int, tmp_path: Path
 ) -> None:
     BACKEND.lower(program_of(Scheme(weights=kind, activations=kind, arithmetic=kind)), tmp_path)  # type: ignore[arg-type]
-    products = [kernel for kernel in BACKEND.kernels(tmp_path, images[:1], threads=1) if kernel.macs]
+    products = [kernel for kernel in BACKEND.profile(tmp_path, images[:1], threads=1) if kernel.macs]
     assert sum(kernel.macs for kernel in products) == macs
     assert all(kernel.op.endswith(f" {told}") and not kernel.integer for kernel in products)
 

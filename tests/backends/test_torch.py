@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from bitsweep import axes, cuda
-from bitsweep.axes import Grid, Precision, Scheme
-from bitsweep.backends.torch import Reference, TorchEager
-from bitsweep.environment import Cpu, Gpu
+from bitsweep.backends.torch.backend import Reference, TorchEager
+from bitsweep.config import backend as backend_module
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.runtime import gpu as gpu_module
+from bitsweep.runtime.environment import Cpu, Gpu
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 BACKEND = TorchEager(name="torch")
@@ -58,7 +59,7 @@ def test_half_precision_is_computed_where_the_cpu_does() -> None:
 def test_half_precision_is_computed_where_the_gpu_does(
     architecture: str, kind: str, arithmetic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(axes, "current_gpu", lambda: Gpu(model="any", architecture=architecture))
+    monkeypatch.setattr(backend_module, "current_gpu", lambda: Gpu(model="any", architecture=architecture))
     half = Precision(name="half", weights=kind, activations=kind)  # type: ignore[arg-type]
     scheme = TorchEager(name="torch", device="cuda").scheme(half, _cpu("avx2"))
     assert (scheme.weights, scheme.activations, scheme.arithmetic) == (kind, arithmetic, arithmetic)
@@ -73,7 +74,7 @@ def test_half_precision_is_computed_where_the_gpu_does(
 def test_without_a_gpu_it_is_the_cpu_that_is_named(
     backend: TorchEager | Reference, fp32: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "current_gpu", lambda: None)
+    monkeypatch.setattr(gpu_module, "current_gpu", lambda: None)
     assert backend.unsupported(fp32) == "backend.device=cuda: there is no NVIDIA GPU here; use backend.device=cpu"
     assert BACKEND.unsupported(fp32) is None
 
@@ -84,7 +85,7 @@ def test_stored_halves_take_half_the_file_and_are_cast_once(
     program = program_of(BACKEND.scheme(HALF, _cpu("avx2")))
     assert {value.dtype for value in program.state_dict.values()} == {torch.float16}
     BACKEND.lower(program, tmp_path)
-    executed = {kernel.op for kernel in BACKEND.kernels(tmp_path, images, threads=1)}
+    executed = {kernel.op for kernel in BACKEND.profile(tmp_path, images, threads=1)}
     assert "aten.conv2d.default" in executed
     assert "aten.to.dtype" not in executed
 

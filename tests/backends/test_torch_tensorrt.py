@@ -10,16 +10,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.export import ExportedProgram
 
-from bitsweep import cuda, experiment, stats, sweep
-from bitsweep.artifacts import Kernel
-from bitsweep.axes import FLOAT32, Backend, Grid, Precision, Scheme
-from bitsweep.backends import torch_tensorrt
-from bitsweep.backends.torch_tensorrt import TorchTensorRt
-from bitsweep.environment import Gpu, current_cpu, version_of
+from bitsweep import cell as cell_module
+from bitsweep import hydra_app, plan, stats
+from bitsweep.backends.torch_tensorrt import backend as torch_tensorrt
+from bitsweep.backends.torch_tensorrt.backend import TorchTensorRt
+from bitsweep.backends.torch_tensorrt.lowering import described
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.errors import CompressionError, MissingPackage
-from bitsweep.lowering.torch_tensorrt import described
-from bitsweep.programs import logits_of
-from bitsweep.store import Store
+from bitsweep.graphs.program import logits_of
+from bitsweep.results import OpProfile
+from bitsweep.runtime import gpu as gpu_module
+from bitsweep.runtime.environment import Gpu, current_cpu, version_of
+from bitsweep.runtime.store import Store
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
@@ -40,15 +43,15 @@ on_a_gpu = pytest.mark.skipif(
 
 def _place(gpu: Gpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let decisions be made for a machine with that GPU, which PyTorch sees; nothing runs on it."""
-    for module in (cuda, experiment, torch_tensorrt):
+    for module in (gpu_module, cell_module, torch_tensorrt):
         monkeypatch.setattr(module, "current_gpu", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
 
 
-def _plan(words: list[str], folder: Path) -> sweep.Planned:
+def _plan(words: list[str], folder: Path) -> plan.Planned:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cell, *_ = sweep.read(compose("config", words), words)
-    (planned,) = sweep.plan([cell], Store(folder), None)
+        cell, *_ = hydra_app.read(compose("config", words), words)
+    (planned,) = plan.plan([cell], Store(folder), None)
     return planned
 
 
@@ -57,9 +60,9 @@ def _plan(words: list[str], folder: Path) -> sweep.Planned:
 def test_without_a_gpu_a_cell_is_skipped_with_the_cure(
     precision: str, installed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nor is there another cure in installing what cannot be imported there."""
+    """Nor is there another hint in installing what cannot be imported there."""
     _place(None, monkeypatch)
-    monkeypatch.setattr(experiment, "version_of", lambda package: installed)
+    monkeypatch.setattr(cell_module, "version_of", lambda package: installed)
     planned = _plan(["backend=torch_tensorrt", f"precision={precision}"], tmp_path)
     assert (planned.verdict, planned.reason) == ("skip", NO_GPU)
 
@@ -67,7 +70,7 @@ def test_without_a_gpu_a_cell_is_skipped_with_the_cure(
 def test_with_a_gpu_it_is_the_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _place(Gpu(model="NVIDIA L4", architecture="sm89"), monkeypatch)
     versions = {TorchTensorRt.package: "absent"}
-    monkeypatch.setattr(experiment, "version_of", lambda package: versions.get(package, "1"))
+    monkeypatch.setattr(cell_module, "version_of", lambda package: versions.get(package, "1"))
     words = ["backend=torch_tensorrt", "precision=fp16"]
     planned = _plan(words, tmp_path)
     assert (planned.verdict, planned.reason) == ("skip", MISSING)
@@ -76,13 +79,13 @@ def test_with_a_gpu_it_is_the_package_that_is_missing(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations", "cure"),
+    ("weights", "activations", "hint"),
     [(WEIGHTS, UNSIGNED, "tensorrt"), (WIDE, WIDE, "reference"), (WEIGHTS, "float32", "reference")],
 )
-def test_integers_are_sent_elsewhere(weights: Grid, activations: Grid | str, cure: str) -> None:
+def test_integers_are_sent_elsewhere(weights: Grid, activations: Grid | str, hint: str) -> None:
     reason = BACKEND.unsupported(Precision(name="any", weights=weights, activations=activations))  # type: ignore[arg-type]
     assert reason is not None
-    assert reason.endswith(f"use backend={cure}")
+    assert reason.endswith(f"use backend={hint}")
 
 
 def test_half_precision_is_computed_or_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +107,9 @@ def test_layers_are_told_with_their_types(key: str) -> None:
     conv = {"Name": "conv", "LayerType": "correlation", "Inputs": read}
     shape = {"Name": "shape", "LayerType": "shape_call", "Inputs": []}
     assert described(json.dumps({"Layers": [shape, conv], "Bindings": ["images", "logits"]}), macs=7) == (
-        Kernel(name="shape", op="shape_call", macs=0, integer=False),
-        Kernel(name="conv", op="correlation Half", macs=0, integer=False),
-        Kernel(name="all layers", op="multiply-accumulates", macs=7, integer=False),
+        OpProfile(name="shape", op="shape_call", macs=0, integer=False),
+        OpProfile(name="conv", op="correlation Half", macs=0, integer=False),
+        OpProfile(name="all layers", op="multiply-accumulates", macs=7, integer=False),
     )
 
 
@@ -117,7 +120,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, program_of:
         lambda: BACKEND.lower(program_of(FLOAT32), tmp_path),
         lambda: BACKEND.load(tmp_path, threads=1),
         lambda: BACKEND.load_on_device(tmp_path, images, threads=1),
-        lambda: BACKEND.kernels(tmp_path, images, threads=1),
+        lambda: BACKEND.profile(tmp_path, images, threads=1),
     ):
         with pytest.raises(MissingPackage) as caught:
             use()
@@ -132,7 +135,7 @@ def test_an_engine_computes_in_the_type_that_was_asked_for(
 ) -> None:
     precision = Precision(name=kind, weights=kind, activations=kind)  # type: ignore[arg-type]
     _, artifact = lowered(BACKEND, precision)
-    assert any(re.search(told, kernel.op) for kernel in BACKEND.kernels(artifact, images, threads=1))
+    assert any(re.search(told, kernel.op) for kernel in BACKEND.profile(artifact, images, threads=1))
 
 
 @on_a_gpu

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitsweep import splits
-from bitsweep.artifacts import RawData
+from bitsweep.data import splits
+from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.datasets.image_folder import ImageFolder
 from bitsweep.errors import DataError
-from bitsweep.splits import load_splits, make_splits
+from bitsweep.results import RawData
 
 CLASSES = ("ants", "bees")
 

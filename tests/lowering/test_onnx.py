@@ -11,9 +11,9 @@ from onnx import TensorProto
 from torch.nn import functional
 
 from bitsweep.errors import CompressionError
-from bitsweep.lowering.onnx import export_onnx
-from bitsweep.lowering.onnx_operations import averaging_matrix
-from bitsweep.quantization.weights import quantized
+from bitsweep.graphs.ops import quantized
+from bitsweep.lowering.onnx.export import export_onnx
+from bitsweep.lowering.onnx.operators import averaging_matrix
 
 GENERATOR = np.random.default_rng(0)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bitsweep.artifacts import Kernel
-from bitsweep.axes import FLOAT32, Grid, Scheme
+from bitsweep.config.precision import FLOAT32, Grid, Scheme
 from bitsweep.measuring.causes import Profile, why_not_faster
+from bitsweep.results import OpProfile
 
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True),
@@ -12,14 +12,16 @@ INT8 = Scheme(
     arithmetic="integer",
 )
 HALF = Scheme(weights="float16", activations="float32", arithmetic="float32", why="this CPU has no float16 arithmetic")
-LAYER = Kernel(name="conv1", op="QLinearConv", macs=100, integer=True, ms=1.0)
-ISLAND = Kernel(name="fc", op="Gemm", macs=100, integer=False, ms=1.0)
-QUANTIZE = Kernel(name="q", op="QuantizeLinear", macs=0, integer=False, ms=1.0)
-ADD = Kernel(name="add", op="Add", macs=0, integer=False, ms=1.0)
-FP32 = Profile(latency=2.0, kernels=[Kernel(name="conv1", op="Conv", macs=100, integer=False, ms=2.0)])
+LAYER = OpProfile(name="conv1", op="QLinearConv", macs=100, integer=True, ms=1.0)
+ISLAND = OpProfile(name="fc", op="Gemm", macs=100, integer=False, ms=1.0)
+QUANTIZE = OpProfile(name="q", op="QuantizeLinear", macs=0, integer=False, ms=1.0)
+ADD = OpProfile(name="add", op="Add", macs=0, integer=False, ms=1.0)
+FP32 = Profile(latency=2.0, kernels=[OpProfile(name="conv1", op="Conv", macs=100, integer=False, ms=2.0)])
 
 
-def causes(*kernels: Kernel, latency: float = 2.0, fp32: Profile = FP32, threads: int = 1, alone_ms: float = 4) -> str:
+def causes(
+    *kernels: OpProfile, latency: float = 2.0, fp32: Profile = FP32, threads: int = 1, alone_ms: float = 4
+) -> str:
     own = Profile(latency=latency, kernels=kernels)
     return "; ".join(why_not_faster(own, fp32, INT8, threads=threads, alone_ms=alone_ms))
 
@@ -48,7 +50,7 @@ def test_threads_that_do_not_help_are_named() -> None:
 
 
 def test_an_engine_that_tells_no_times_is_asked_for_float_layers_only() -> None:
-    silent = [Kernel(name=name, op="op", macs=1, integer=name != "c") for name in "abc"]
+    silent = [OpProfile(name=name, op="op", macs=1, integer=name != "c") for name in "abc"]
     assert causes(*silent) == "no integer kernel for 1 of 3 layers: c"
 
 

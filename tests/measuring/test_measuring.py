@@ -11,11 +11,14 @@ import numpy as np
 import psutil
 import pytest
 
-from bitsweep.artifacts import Compressed, Kernel, LayerNote, Measurement, Split, Trained
-from bitsweep.axes import FLOAT32, Backend, Grid, OnDevice, Precision, Protocol, Runner, Scheme, axis
-from bitsweep.environment import Cpu
-from bitsweep.measuring import evaluation, latency, memory
+from bitsweep.config.backend import Backend, InferenceFn, OnDevice
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring import accuracy, latency, memory
 from bitsweep.measuring.passes import Subject, load_measurement
+from bitsweep.results import Compressed, LayerRecord, Measurement, OpProfile, Split, Trained
+from bitsweep.runtime.environment import Cpu
 
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True, per_channel=True),
@@ -25,7 +28,7 @@ INT8 = Scheme(
 EXAMPLES = np.zeros((2, 3, 4, 4), np.float32)
 
 
-@axis
+@configurable
 class Sleeper(Backend):
     """An engine whose artifact says how long to sleep, and what it has memory for."""
 
@@ -41,7 +44,7 @@ class Sleeper(Backend):
     def lower(self, program: Any, folder: Path) -> None:
         raise AssertionError("there is nothing to lower")
 
-    def load(self, folder: Path, *, threads: int) -> Runner:
+    def load(self, folder: Path, *, threads: int) -> InferenceFn:
         about = json.loads((folder / "artifact.json").read_text())
         held = np.ones(about.get("bytes", 0), np.uint8)
 
@@ -54,15 +57,15 @@ class Sleeper(Backend):
 
         return run
 
-    def kernels(self, folder: Path, images: np.ndarray, *, threads: int) -> list[Kernel]:
+    def profile(self, folder: Path, images: np.ndarray, *, threads: int) -> list[OpProfile]:
         return [
-            Kernel(name="a", op="QLinearConv", macs=30, integer=True),
-            Kernel(name="b", op="Conv", macs=10, integer=False),
-            Kernel(name="c", op="Softmax", macs=0, integer=False),
+            OpProfile(name="a", op="QLinearConv", macs=30, integer=True),
+            OpProfile(name="b", op="Conv", macs=10, integer=False),
+            OpProfile(name="c", op="Softmax", macs=0, integer=False),
         ]
 
 
-@axis
+@configurable
 class SleeperOnGpu(Sleeper):
     """The same on a GPU, where it takes a quarter of the time once the images are there."""
 
@@ -84,15 +87,15 @@ def artifact(folder: Path, name: str, **about: Any) -> Path:
     return folder / name
 
 
-def protocol(**knobs: Any) -> Protocol:
+def protocol(**knobs: Any) -> MeasurementProtocol:
     quick = {"name": "test", "threads": 1, "warmup_s": 0.01, "blocks": 10, "block_s": 0.02, "repeats": 0}
-    return Protocol(**quick | knobs)
+    return MeasurementProtocol(**quick | knobs)
 
 
 def raced(subject: Subject, folder: Path) -> Measurement:
     allowed = os.sched_getaffinity(0)
     try:
-        latency.race(subject, examples=EXAMPLES, folder=folder)
+        latency.measure_latency(subject, examples=EXAMPLES, folder=folder)
     finally:
         os.sched_setaffinity(0, allowed)
     return load_measurement(folder)
@@ -155,7 +158,7 @@ def test_a_gpu_is_timed_apart_from_the_copies(tmp_path: Path, monkeypatch: pytes
         queue()
         return 1000 * (time.perf_counter() - start)
 
-    monkeypatch.setattr(latency.cuda, "elapsed_ms", elapsed_ms)
+    monkeypatch.setattr(latency.gpu, "elapsed_ms", elapsed_ms)
     one = artifact(tmp_path, "one", ms=4.0)
     both = protocol(batch_sizes=(1, 3), blocks=6)
     subject = Subject(artifact=one, twin=one, backend=SleeperOnGpu(), protocol=both, scheme=FLOAT32)
@@ -212,8 +215,8 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 
 def test_blocks_alternate() -> None:
     turns: list[str] = []
-    racers = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
-    blocks = latency.interleaved_blocks(racers, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
+    artifacts = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
+    blocks = latency.interleaved_blocks(artifacts, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
     assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
     assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2
 
@@ -225,7 +228,7 @@ def test_peak_memory_is_what_the_artifact_takes(tmp_path: Path) -> None:
         folder.mkdir()
         one = artifact(folder, "one", ms=0, bytes=megabytes * 10**6)
         subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
-        memory.weigh(subject, examples=tmp_path / "examples.npy", folder=folder)
+        memory.measure_memory(subject, examples=tmp_path / "examples.npy", folder=folder)
         assert load_measurement(folder).metrics["peak_rss_mb"] == pytest.approx(megabytes, abs=10)
 
 
@@ -241,8 +244,8 @@ def evaluated(
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
     test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
     exact = np.stack([values, 9.0 - values], axis=1).astype(np.float32)
-    layer = LayerNote(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
-    evaluation.evaluate(
+    layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
+    accuracy.evaluate(
         Subject(
             artifact=artifact(tmp_path, "artifact", ms=0, **about),
             twin=artifact(tmp_path, "twin", ms=0, padding="x" * 1000),
@@ -270,8 +273,8 @@ def evaluated(
 def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     lowered, twin = artifact(tmp_path, "artifact", ms=0), artifact(tmp_path, "twin", ms=0, padding="x" * 1000)
     (lowered / "kernels.json").write_text("[]")
-    layer = LayerNote(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
-    evaluation.inspect(
+    layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
+    accuracy.inspect(
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
         image_size=4,
         compressed=Compressed(

@@ -10,14 +10,14 @@ import torchvision
 from torch import nn
 
 from bitsweep import stats
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Precision, Scheme
-from bitsweep.backends.onnxruntime import OnnxRuntime
-from bitsweep.environment import current_cpu
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.schemes import reduce_range
 from bitsweep.errors import CompressionError
+from bitsweep.graphs.program import logits_of
 from bitsweep.methods.dynamic import DynamicQuantization
-from bitsweep.programs import logits_of
-from bitsweep.schemes import reduce_range
+from bitsweep.results import Compression, Splits
+from bitsweep.runtime.environment import current_cpu
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ def test_an_engine_runs_it_on_integers(batch: int, splits: Splits, tmp_path: Pat
     backend.lower(result.program, tmp_path)
     images = np.random.default_rng(batch).standard_normal((batch, 3, SIZE, SIZE)).astype(np.float32)
     assert stats.sqnr_db(logits_of(result.program, [images]), backend.load(tmp_path, threads=1)(images)) > 45
-    kernels = backend.kernels(tmp_path, images, threads=1)
+    kernels = backend.profile(tmp_path, images, threads=1)
     integer = {kernel.op: kernel.macs for kernel in kernels if kernel.integer and kernel.macs}
     assert integer.keys() == {"DynamicQuantizeMatMul"}
     assert sum(kernel.macs for kernel in kernels if kernel.integer) == batch * (12 * 10 + 10 * 4)

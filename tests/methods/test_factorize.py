@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import FLOAT32, Precision, Scheme
+from bitsweep.config.precision import FLOAT32, Precision, Scheme
 from bitsweep.errors import CompressionError, ConfigError
-from bitsweep.lowering.onnx import export_onnx
-from bitsweep.programs import load_program, logits_of, save_program
+from bitsweep.graphs.program import load_program, logits_of, save_program
+from bitsweep.lowering.onnx.export import export_onnx
+from bitsweep.results import Compression, Splits
 from tests.methods.test_rounding import UNSIGNED, compressed, method, network, noise, scheme
 from tests.quantization.networks import SIZE, noise_splits
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, Any] = {"sweeps": 5, "ratio": 0.9}
+SMALL: dict[str, Any] = {"iterations": 5, "ratio": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_floats(weights: Any, activations: Any, bits: int, splits: Splits) -> No
     assert notes["stem"].stored_bits == bits * notes["stem"].parameters
     (table,) = result.tables
     assert table.columns[-1] == "error_float"
-    nearly_all = factorized(splits, wanted, ratio=0.99, float_sweeps=200)
+    nearly_all = factorized(splits, wanted, ratio=0.99, float_iterations=200)
     assert noise(network(), nearly_all, splits) < noise(network(), result, splits) < 0.8
 
 
@@ -197,13 +197,13 @@ def test_activations_between_the_layers_of_a_chain_are_codes(splits: Splits) -> 
 
 @pytest.mark.slow
 def test_integer_kernels_run_it(splits: Splits, tmp_path: Path) -> None:
-    from bitsweep.backends.onnxruntime import OnnxRuntime
+    from bitsweep.backends.onnxruntime.backend import OnnxRuntime
 
     program = factorized(splits, scheme(7, activations=UNSIGNED)).program
     export_onnx(program, tmp_path / "model.onnx")
     images = np.random.default_rng(0).standard_normal((8, 3, SIZE, SIZE)).astype(np.float32)
     backend = OnnxRuntime(name="onnxruntime")
-    kernels = [kernel for kernel in backend.kernels(tmp_path, images, threads=1) if kernel.macs]
+    kernels = [kernel for kernel in backend.profile(tmp_path, images, threads=1) if kernel.macs]
     assert len(kernels) == 11
     assert all(kernel.integer for kernel in kernels)
     expected = logits_of(program, [images])

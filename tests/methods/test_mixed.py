@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Scheme
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CompressionError
 from bitsweep.methods.mixed import MixedPrecision
-from bitsweep.splits import preprocess
+from bitsweep.results import Compression, Splits
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
 pytestmark = pytest.mark.slow

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from bitsweep.artifacts import Split, Splits
-from bitsweep.axes import FLOAT32, Precision
+from bitsweep.config.precision import FLOAT32, Precision
+from bitsweep.graphs.program import logits_of
 from bitsweep.methods.none import NoCompression
-from bitsweep.programs import logits_of
+from bitsweep.results import Split, Splits
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.fx import Node
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Scheme
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CompressionError
+from bitsweep.graphs.program import logits_of
 from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.programs import logits_of
 from bitsweep.quantization.calibrated import ActivationRange, WeightRange
-from bitsweep.splits import preprocess
+from bitsweep.results import Compression, Splits
 from tests.quantization.networks import noise_splits
 
 pytestmark = pytest.mark.slow

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Method, Recipe, Scheme
+from bitsweep.config.method import Method
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.config.recipe import Recipe
+from bitsweep.data.preprocessing import preprocess
+from bitsweep.data.splits import make_splits
 from bitsweep.datasets.digits import Digits
+from bitsweep.graphs.program import logits_of
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.methods.qat import QuantizationAwareTraining
-from bitsweep.programs import logits_of
-from bitsweep.splits import make_splits, preprocess
-from bitsweep.training.descent import descend
+from bitsweep.results import Compression, Splits
+from bitsweep.training.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +44,7 @@ def network(digits: Splits) -> torch.nn.Module:
         torch.nn.Linear(256, 10),
     )
     recipe = Recipe(name="test", epochs=8, max_steps=1000, lr=0.01)
-    descend(made, digits, recipe=recipe, image_size=SIZE, seed=0, title="test")
+    train(made, digits, recipe=recipe, image_size=SIZE, seed=0, title="test")
     return made.eval()
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitsweep.artifacts import Array, Splits
-from bitsweep.axes import Grid, Scheme
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.data.preprocessing import normalized_for_imagenet, preprocessed
+from bitsweep.data.splits import make_splits
 from bitsweep.datasets.npz import Npz
+from bitsweep.graphs.program import logits_of
 from bitsweep.models.cifar_resnet import CifarResNet
-from bitsweep.programs import logits_of
-from bitsweep.splits import make_splits, normalized_for_imagenet, preprocessed
-from bitsweep.training.transfer import load_weights
+from bitsweep.results import Array, Splits
+from bitsweep.training.network import load_weights
 from tests.methods.test_rounding import method
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 #: Method, its knobs, bits and granularity of the weights -> top-1 in percent of a plain implementation.
 KNOWN = [
     ("ptq", {}, 8, False, 91.6),
-    ("ptq", {"weight_range": "deviation"}, 8, False, 81.7),
+    ("ptq", {"weight_range": "std"}, 8, False, 81.7),
     ("ptq", {}, 4, False, 85.3),
     ("ptq", {}, 4, True, 90.4),
     ("ptq", {}, 3, True, 73.0),

@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Method, Scheme
+from bitsweep.config.method import Method
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CompressionError
-from bitsweep.programs import logits_of
-from bitsweep.splits import preprocess
+from bitsweep.graphs.program import logits_of
+from bitsweep.results import Compression, Splits
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
 pytestmark = pytest.mark.slow

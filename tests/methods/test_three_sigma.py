@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Grid, Precision, Scheme
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.data.preprocessing import preprocess
 from bitsweep.methods.three_sigma import ThreeSigma
 from bitsweep.models.plain import PlainNetwork
 from bitsweep.quantization.integers import IntegerInterpreter
-from bitsweep.splits import preprocess
+from bitsweep.results import Compression, Splits
 from tests.methods.test_ptq import Block
 from tests.quantization.networks import noise_splits
 

@@ -6,7 +6,7 @@ import torch
 
 from bitsweep.errors import ConfigError
 from bitsweep.models.cifar_resnet import CifarResNet
-from bitsweep.training.transfer import load_weights
+from bitsweep.training.network import load_weights
 
 
 def model(depth: int = 8, **knobs: object) -> CifarResNet:

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bitsweep.data.preprocessing import preprocess
 from bitsweep.datasets.image_folder import ImageFolder
-from bitsweep.environment import version_of
 from bitsweep.models.efficientnet_lite import EfficientNetLite0
-from bitsweep.splits import preprocess
-from bitsweep.training.transfer import build_network, start_from_weights
+from bitsweep.runtime.environment import version_of
+from bitsweep.training.network import build_network, start_from_weights
 
 
 def model(**knobs: object) -> EfficientNetLite0:

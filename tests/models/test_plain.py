@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from bitsweep.axes import Model
+from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 from bitsweep.models.plain import PlainNetwork
 

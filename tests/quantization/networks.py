@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bitsweep.artifacts import Split, Splits
-from bitsweep.quantization import graphs
-from bitsweep.quantization.folding import fold_batch_norm
+from bitsweep.graphs import tracing
+from bitsweep.graphs.folding import fold_batch_norm
+from bitsweep.results import Split, Splits
 
 SIZE = 8
 
@@ -38,7 +38,7 @@ def mixed() -> GraphModule:
     torch.manual_seed(0)
     network = Mixed()
     network(torch.randn(16, 3, SIZE, SIZE))
-    graph = graphs.trace(network.eval(), image_size=SIZE)
+    graph = tracing.trace(network.eval(), image_size=SIZE)
     fold_batch_norm(graph)
     return graph
 

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsweep.axes import Grid
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.ops import bias_of, is_layer, quantized
+from bitsweep.graphs.tracing import export
 from bitsweep.quantization import grids
 from bitsweep.quantization.biases import LARGEST_CODE, bias_codes, store_biases, with_biases_of
-from bitsweep.quantization.graphs import bias_of, export, is_layer
-from bitsweep.quantization.quantizer import quantize_activations
-from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
-from bitsweep.quantization.weights import Codes, nearest_codes, quantized, round_weights, store_codes
+from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.placement import quantize_activations
+from bitsweep.quantization.weights import Codes, nearest_codes, round_weights, store_codes
 from tests.quantization.networks import SIZE, images, mixed
 
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bitsweep.axes import Grid, Precision
+from bitsweep.config.precision import Grid, Precision
 from bitsweep.methods.factorize import Factorize
 from bitsweep.methods.gptq import Gptq
 from bitsweep.methods.ptq import PostTrainingQuantization

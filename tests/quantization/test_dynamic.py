@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from bitsweep.axes import Grid
-from bitsweep.programs import kernels_of, logits_of
-from bitsweep.quantization import dynamic, graphs
+from bitsweep.config.precision import Grid
+from bitsweep.graphs import ops, tracing
+from bitsweep.graphs.program import logits_of, profile_of
+from bitsweep.quantization import dynamic
 from tests.quantization.networks import SIZE, images, mixed
 
 U8 = Grid(bits=8, signed=False, symmetric=False)
@@ -29,7 +30,7 @@ class Shared(nn.Module):
 
 def shared() -> GraphModule:
     torch.manual_seed(0)
-    return graphs.trace(Shared(), image_size=SIZE)
+    return tracing.trace(Shared(), image_size=SIZE)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ def test_against_the_formula(factor: float) -> None:
     rows, one, other = (getattr(graph, name).weight.double().numpy() for name in ("rows", "one", "other"))
     bias = graph.one.bias.double().numpy()
     dynamic.quantize_reads(graph, U8)
-    program = graphs.export(graph, image_size=SIZE)
+    program = tracing.export(graph, image_size=SIZE)
     (batch,) = images(5, batch=5)
     batch = batch * factor
     x = rounded((rounded(batch.flatten(2).numpy().astype(np.float64)) @ rows.T).reshape(5, -1))
@@ -62,7 +63,7 @@ def test_against_the_formula(factor: float) -> None:
 def test_ranges_are_those_of_the_batch() -> None:
     graph = shared()
     dynamic.quantize_reads(graph, U8)
-    program = graphs.export(graph, image_size=SIZE)
+    program = tracing.export(graph, image_size=SIZE)
     (batch,) = images(2, batch=2)
     alone = logits_of(program, [batch[:1].numpy()])
     beside = logits_of(program, [torch.cat([batch[:1], 100 * batch[1:]]).numpy()])[:1]
@@ -81,14 +82,14 @@ def test_one_tensor_has_one_pair() -> None:
 def test_multiply_accumulates_are_those_that_pytorch_counts(make: type[GraphModule]) -> None:
     graph = make()
     (one,) = images(1, batch=1)
-    executed = {kernel.name: kernel.macs for kernel in kernels_of(graphs.export(graph, image_size=SIZE), one.numpy())}
-    counted = {layer.node: dynamic.macs(graph, layer) for layer in graphs.layers(graph)}
+    executed = {kernel.name: kernel.macs for kernel in profile_of(tracing.export(graph, image_size=SIZE), one.numpy())}
+    counted = {layer.node: dynamic.macs(graph, layer) for layer in ops.layers(graph)}
     assert counted == {name: macs for name, macs in executed.items() if macs}
 
 
 def test_transposed_convolutions_are_counted_by_what_they_read() -> None:
     network = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 16 * 16, 2))
-    graph = graphs.trace(network, image_size=SIZE)
-    transposed, linear = graphs.layers(graph)
+    graph = tracing.trace(network, image_size=SIZE)
+    transposed, linear = ops.layers(graph)
     assert dynamic.macs(graph, transposed) == SIZE * SIZE * 3 * 4 * 2 * 2
     assert dynamic.macs(graph, linear) == 4 * 16 * 16 * 2

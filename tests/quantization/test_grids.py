@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bitsweep.axes import Grid
+from bitsweep.config.precision import Grid
 from bitsweep.errors import CompressionError
 from bitsweep.quantization import grids
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
-from bitsweep.axes import Grid
+from bitsweep.config.precision import Grid
 from bitsweep.errors import CompressionError
-from bitsweep.quantization import graphs, ranges
+from bitsweep.graphs import tracing
+from bitsweep.graphs.ops import LAYER_KINDS, quantized
 from bitsweep.quantization.biases import store_biases
-from bitsweep.quantization.graphs import LAYER_KINDS
+from bitsweep.quantization.calibration import ranges
 from bitsweep.quantization.integers import IntegerInterpreter, Integers, in_units, rescale
-from bitsweep.quantization.quantizer import quantize_activations
-from bitsweep.quantization.weights import nearest_codes, quantized, round_weights, store_codes
+from bitsweep.quantization.placement import quantize_activations
+from bitsweep.quantization.weights import nearest_codes, round_weights, store_codes
 from tests.quantization.networks import SIZE, images, mixed
 
 pytestmark = pytest.mark.slow
@@ -53,12 +54,12 @@ def program(
     codes = round_weights(graph, choose)
     graph, _ = quantize_activations(graph, activations, ranges.minmax_range, batches)
     store_codes(graph, store_biases(graph, codes) if biases else codes)
-    return graphs.export(graph, image_size=batches[0].shape[-1])
+    return tracing.export(graph, image_size=batches[0].shape[-1])
 
 
 def gated() -> GraphModule:
     torch.manual_seed(0)
-    return graphs.trace(Gated(), image_size=SIZE)
+    return tracing.trace(Gated(), image_size=SIZE)
 
 
 class Simulated(Interpreter):
@@ -177,7 +178,7 @@ def test_sums_of_more_than_32_bits_are_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4))
     with torch.no_grad():
         network[1].weight.fill_(0.1)
-    meant = program(graphs.trace(network, image_size=SIZE), wide, wide)
+    meant = program(tracing.trace(network, image_size=SIZE), wide, wide)
     ones = torch.ones(1, 3, SIZE, SIZE)
     with pytest.raises(CompressionError, match="sums of linear do not fit in 32 bits; choose fewer bits"):
         IntegerInterpreter(meant).run(ones * images()[0].max())
@@ -190,7 +191,7 @@ def test_sums_beyond_float32_are_exact() -> None:
     torch.manual_seed(0)
     network[1].weight.uniform_(0.5, 1)
     batch = torch.rand(2, 3, 64, 64) + 0.5
-    meant = program(graphs.trace(network, image_size=64), S8, S8, batches=[batch])
+    meant = program(tracing.trace(network, image_size=64), S8, S8, batches=[batch])
     integers = IntegerInterpreter(meant, keep_values=True)
     integers.run(batch)
     (layer,) = (node for node in integers.env if node.target in LAYER_KINDS)

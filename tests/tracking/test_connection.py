@@ -46,7 +46,7 @@ def wait_for_tables(folder: Path, victim: subprocess.Popen[str]) -> None:
             try:
                 if tables(file) > 2:
                     return
-            except sqlite3.DatabaseError:  # locked just now, or a journal
+            except sqlite3.DatabaseError:  # locked just now, or a logger
                 pass
         time.sleep(0.002)
 

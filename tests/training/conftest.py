@@ -2,9 +2,9 @@
 
 import pytest
 
-from bitsweep.artifacts import Splits
+from bitsweep.data.splits import make_splits
 from bitsweep.datasets.digits import Digits
-from bitsweep.splits import make_splits
+from bitsweep.results import Splits
 
 
 @pytest.fixture(scope="package")

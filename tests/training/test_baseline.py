@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from bitsweep.artifacts import Splits
-from bitsweep.axes import Model, Recipe, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
+from bitsweep.config.recipe import Recipe
+from bitsweep.data.preprocessing import preprocess
+from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.datasets.digits import Digits
 from bitsweep.errors import CellFailed, ConfigError
-from bitsweep.splits import load_splits, make_splits, preprocess
-from bitsweep.training import baseline, descent
-from bitsweep.training.optimization import waited_in_vain
+from bitsweep.results import Splits
+from bitsweep.training import baseline, loop
+from bitsweep.training.schedule import waited_in_vain
 
 
-@axis
+@configurable
 class Small(Model):
     """Two convolutions and a linear layer."""
 
@@ -122,4 +125,4 @@ def test_the_learning_rate_falls_on_a_plateau(digits: Splits, tmp_path: Path) ->
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(ConfigError, match=r"train\.device=cuda: PyTorch sees no CUDA device"):
-        descent.choose_device("cuda")
+        loop.choose_device("cuda")

@@ -10,11 +10,12 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from bitsweep import downloads
-from bitsweep.artifacts import RawData, Split
-from bitsweep.axes import Dataset, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.dataset import Dataset
+from bitsweep.data import downloads
+from bitsweep.data.archives import read_npz
 from bitsweep.errors import DataError
-from bitsweep.npz_files import read_npz
+from bitsweep.results import RawData, Split
 
 #: Folder, training batches, test batch, file and key of the class names, key of the labels, MD5 of the archive.
 _FORMS: dict[str, tuple[str, tuple[str, ...], str, tuple[str, str], str, str]] = {
@@ -30,7 +31,7 @@ _FORMS: dict[str, tuple[str, tuple[str, ...], str, tuple[str, str], str, str]] =
 
 
 @final
-@axis
+@configurable
 class Cifar(Dataset):
     """50,000 training and 10,000 test images, coloured, 32 x 32; or what an archive of NumPy has of them.
 
@@ -58,8 +59,8 @@ class Cifar(Dataset):
         """Read the batches, after downloading them where they are not on this machine."""
         place = self._place()
         if place is None:
-            cure = "unpack the archive into a folder"
-            downloads.with_torchvision(self.variant, folder=self.folder, dataset=self.name, cure=cure)
+            hint = "unpack the archive into a folder"
+            downloads.with_torchvision(self.variant, folder=self.folder, dataset=self.name, hint=hint)
             place = self._place()
             assert place is not None
         if place.is_file():

@@ -3,13 +3,14 @@
 E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
 
-from bitsweep.artifacts import RawData, Split
-from bitsweep.axes import Dataset, Share, axis
-from bitsweep.environment import version_of
-from bitsweep.splits import stratified_indices
+from bitsweep.config.configurable import Share, configurable
+from bitsweep.config.dataset import Dataset
+from bitsweep.data.splits import stratified_indices
+from bitsweep.results import RawData, Split
+from bitsweep.runtime.environment import version_of
 
 
-@axis
+@configurable
 class Digits(Dataset):
     """Ten classes of grey 8 x 8 images.
 

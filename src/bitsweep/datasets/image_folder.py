@@ -10,13 +10,14 @@ from typing import Annotated, Literal, final
 import numpy as np
 from pydantic import Field
 
-from bitsweep.artifacts import Array, RawData, RawSplit
-from bitsweep.axes import Count, Dataset, Share, axis
-from bitsweep.environment import version_of
+from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.dataset import Dataset
+from bitsweep.data.image_files import ImageFiles
+from bitsweep.data.image_tree import content_digests, find_classes, find_parts, some
+from bitsweep.data.splits import stratified_indices
 from bitsweep.errors import DataError
-from bitsweep.image_files import ImageFiles
-from bitsweep.image_tree import content_digests, find_classes, find_parts, some
-from bitsweep.splits import stratified_indices
+from bitsweep.results import Array, RawData, RawSplit
+from bitsweep.runtime.environment import version_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,11 @@ class _Tree:
 
 
 @final
-@axis
+@configurable
 class ImageFolder(Dataset):
     """Photographs of any size and kind in ``train/CLASS/*`` and ``test/CLASS/*``, or in ``CLASS/*`` to be split.
 
-    They are stored as squares of one size, see `bitsweep.image_files.read_square`.
+    They are stored as squares of one size, see `bitsweep.data.image_files.read_square`.
 
     Attributes:
         root: the folder that holds them.

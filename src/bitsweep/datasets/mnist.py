@@ -12,15 +12,16 @@ from typing import Literal
 
 import numpy as np
 
-from bitsweep import downloads
-from bitsweep.artifacts import Array, RawData, Split
-from bitsweep.axes import Dataset, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.dataset import Dataset
+from bitsweep.data import downloads
 from bitsweep.errors import DataError
+from bitsweep.results import Array, RawData, Split
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-@axis
+@configurable
 class Mnist(Dataset):
     """60,000 training and 10,000 test images, grey, 28 x 28.
 
@@ -51,8 +52,8 @@ class Mnist(Dataset):
         """Read the idx files, after downloading them where they are not on this machine."""
         files = self._files()
         if not files:
-            cure = "put the four idx files into a folder"
-            downloads.with_torchvision(self.variant, folder=self.folder, dataset=self.name, cure=cure)
+            hint = "put the four idx files into a folder"
+            downloads.with_torchvision(self.variant, folder=self.folder, dataset=self.name, hint=hint)
             files = self._files()
         arrays = [read_idx(file) for file in files]
         splits = []

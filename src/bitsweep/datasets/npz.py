@@ -4,14 +4,15 @@ import hashlib
 from pathlib import Path
 from typing import final
 
-from bitsweep.artifacts import RawData
-from bitsweep.axes import Dataset, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.dataset import Dataset
+from bitsweep.data.archives import read_npz
 from bitsweep.errors import DataError
-from bitsweep.npz_files import read_npz
+from bitsweep.results import RawData
 
 
 @final
-@axis
+@configurable
 class Npz(Dataset):
     """Images uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3, and labels [N], [N, 1] or one-hot [N, K].
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, final
 import numpy as np
 from pydantic import Field
 
-from bitsweep.artifacts import Array, RawData, Split
-from bitsweep.axes import Dataset, Share, axis
+from bitsweep.config.configurable import Share, configurable
+from bitsweep.config.dataset import Dataset
 from bitsweep.errors import DataError
+from bitsweep.results import Array, RawData, Split
 
 if TYPE_CHECKING:
     import pandas
@@ -20,7 +21,7 @@ LOW, HIGH = 1, 99
 
 
 @final
-@axis
+@configurable
 class TableFile(Dataset):
     """A classification of rows, as the smallest square images [N, S, S, 1] with a pixel for every feature.
 

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitsweep.artifacts import Kernel
-from bitsweep.axes import Scheme
+from bitsweep.config.precision import Scheme
+from bitsweep.results import OpProfile
 
 #: Parts of names of operations that only change the format or the layout of a tensor.
 CONVERSIONS = ("quantize", "convert", "cast", "reorder", "_to_copy", "to.dtype")
@@ -24,7 +24,7 @@ class Profile:
     """
 
     latency: float
-    kernels: Sequence[Kernel]
+    kernels: Sequence[OpProfile]
 
     @property
     def products(self) -> float:
@@ -46,7 +46,7 @@ class Profile:
         """Not in any kernel."""
         return self.latency - self.time_of(self.kernels)
 
-    def time_of(self, kernels: Sequence[Kernel]) -> float:
+    def time_of(self, kernels: Sequence[OpProfile]) -> float:
         """In some of the kernels."""
         profiled = sum(kernel.ms for kernel in self.kernels)
         return sum(kernel.ms for kernel in kernels) * min(1.0, self.latency / profiled if profiled else 1.0)
@@ -93,5 +93,5 @@ def why_not_faster(own: Profile, fp32: Profile, scheme: Scheme, *, threads: int,
     return causes
 
 
-def _converts(kernel: Kernel) -> bool:
+def _converts(kernel: OpProfile) -> bool:
     return not kernel.macs and any(part in kernel.op.lower() for part in CONVERSIONS)

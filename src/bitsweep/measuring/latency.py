@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from bitsweep import cuda, stats
-from bitsweep.artifacts import Array
-from bitsweep.axes import Protocol, Runner
+from bitsweep import stats
+from bitsweep.config.backend import InferenceFn
+from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.errors import ran_out_of_memory
 from bitsweep.measuring.causes import Profile, why_not_faster
 from bitsweep.measuring.passes import Subject, write_pass
+from bitsweep.results import Array
+from bitsweep.runtime import gpu
 
 #: Runs of a quick look at a latency.
 _QUICK_RUNS = 9
@@ -25,7 +27,7 @@ _DEVICE_RUNS = 50
 T = TypeVar("T")
 
 
-def race(subject: Subject, *, examples: Array, folder: Path) -> None:
+def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
     """Time the artifact against the same engine's fp32 artifact: blocks A B B A, raw samples kept.
 
     Args:
@@ -33,12 +35,12 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
     """
     protocol = subject.protocol
     _pin(subject.threads)
-    runner, load_ms = _timed_ms(lambda: subject.backend.load(subject.artifact, threads=subject.threads))
+    infer, load_ms = _timed_ms(lambda: subject.backend.load(subject.artifact, threads=subject.threads))
     first = _batch(examples, protocol.batch_sizes[0])
-    _, first_run_ms = _timed_ms(lambda: runner(first))
-    racers = [runner]
+    _, first_run_ms = _timed_ms(lambda: infer(first))
+    artifacts = [infer]
     if subject.twin != subject.artifact:
-        racers.append(subject.backend.load(subject.twin, threads=subject.threads))
+        artifacts.append(subject.backend.load(subject.twin, threads=subject.threads))
 
     metrics: dict[str, float] = {"load_ms": load_ms, "first_run_ms": first_run_ms}
     flags: list[str] = []
@@ -47,7 +49,7 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
     for size in protocol.batch_sizes:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
         try:
-            blocks, noise = _until_quiet(racers, _batch(examples, size), protocol)
+            blocks, noise = _until_quiet(artifacts, _batch(examples, size), protocol)
             if subject.backend.on_gpu:
                 samples[f"device_b{size}_ms"] = _device_ms(subject, _batch(examples, size))
                 metrics[f"device_p50_ms{suffix}"] = float(np.median(samples[f"device_b{size}_ms"]))
@@ -74,9 +76,9 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
         if noise["noisy"] and "noisy" not in flags:
             flags.append("noisy")
         notes["batches"][str(size)] = noise
-        for racer, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
-            samples[f"{racer}_b{size}_ms"] = np.concatenate(its_blocks)
-            samples[f"{racer}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
+        for which, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
+            samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
+            samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
     np.savez_compressed(folder / "latency_samples.npz", allow_pickle=False, **samples)
     notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
     findings = []
@@ -84,13 +86,13 @@ def race(subject: Subject, *, examples: Array, folder: Path) -> None:
         findings = _why_not_faster(
             subject, first, metrics["latency_p50_ms"], metrics["latency_p50_ms"] * metrics["speedup"]
         )
-    write_pass(folder, "race", metrics, flags, notes, findings=findings)
+    write_pass(folder, "measure_latency", metrics, flags, notes, findings=findings)
 
 
 def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: float) -> list[str]:
     """What the profiles of an artifact and of the same engine's fp32 tell."""
     own, fp32 = (
-        subject.backend.kernels(folder, images, threads=subject.threads) for folder in (subject.artifact, subject.twin)
+        subject.backend.profile(folder, images, threads=subject.threads) for folder in (subject.artifact, subject.twin)
     )
     return why_not_faster(
         Profile(latency=own_ms, kernels=own),
@@ -117,29 +119,31 @@ def _timed_ms(action: Callable[[], T]) -> tuple[T, float]:
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
-def _settled_ms(runner: Runner, images: Array) -> float:
+def _settled_ms(infer: InferenceFn, images: Array) -> float:
     """Median latency after as many runs again."""
-    samples = [_timed_ms(lambda: runner(images))[1] for _ in range(2 * _QUICK_RUNS)]
+    samples = [_timed_ms(lambda: infer(images))[1] for _ in range(2 * _QUICK_RUNS)]
     return float(np.median(samples[_QUICK_RUNS:]))
 
 
 def _device_ms(subject: Subject, images: Array) -> Array:
     """How long a GPU took for runs of a batch in its memory, after as many that warmed it up."""
     loaded = subject.backend.load_on_device(subject.artifact, images, threads=subject.threads)
-    return np.array([cuda.elapsed_ms(loaded.queue, loaded.stream) for _ in range(2 * _DEVICE_RUNS)])[_DEVICE_RUNS:]
+    return np.array([gpu.elapsed_ms(loaded.queue, loaded.stream) for _ in range(2 * _DEVICE_RUNS)])[_DEVICE_RUNS:]
 
 
-def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tuple[list[list[Array]], dict[str, Any]]:
+def _until_quiet(
+    artifacts: list[InferenceFn], images: Array, protocol: MeasurementProtocol
+) -> tuple[list[list[Array]], dict[str, Any]]:
     """Race until the machine was quiet, or the repeats are used up; the quietest attempt counts.
 
     Returns:
-        Blocks of latencies in ms for each racer, and what is known of the noise.
+        Blocks of latencies in ms for each infer, and what is known of the noise.
     """
     best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
     for attempt in range(1 + protocol.repeats):
         before = reference_ms()
         with foreign_share() as foreign:
-            blocks = interleaved_blocks(racers, images, protocol)
+            blocks = interleaved_blocks(artifacts, images, protocol)
         drift = stats.drift(before, reference_ms())
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
         badness = max(
@@ -161,38 +165,38 @@ def _until_quiet(racers: list[Runner], images: Array, protocol: Protocol) -> tup
     return best[1], best[2]
 
 
-def interleaved_blocks(racers: list[Runner], images: Array, protocol: Protocol) -> list[list[Array]]:
-    """Latencies in ms of each racer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
-    runs = [_runs_a_block(racer, images, protocol) for racer in racers]
-    blocks: list[list[Array]] = [[] for _ in racers]
+def interleaved_blocks(artifacts: list[InferenceFn], images: Array, protocol: MeasurementProtocol) -> list[list[Array]]:
+    """Latencies in ms of each infer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
+    runs = [_runs_a_block(infer, images, protocol) for infer in artifacts]
+    blocks: list[list[Array]] = [[] for _ in artifacts]
     gc.disable()
     try:
         for turn in range(protocol.blocks):
-            order = range(len(racers)) if turn % 2 == 0 else reversed(range(len(racers)))
+            order = range(len(artifacts)) if turn % 2 == 0 else reversed(range(len(artifacts)))
             for index in order:
-                blocks[index].append(_block(racers[index], images, runs[index]))
+                blocks[index].append(_block(artifacts[index], images, runs[index]))
     finally:
         gc.enable()
     return blocks
 
 
-def _runs_a_block(racer: Runner, images: Array, protocol: Protocol) -> int:
+def _runs_a_block(infer: InferenceFn, images: Array, protocol: MeasurementProtocol) -> int:
     """Warm up, and tell how many runs fill a block."""
     end = time.perf_counter() + protocol.warmup_s
-    durations = [_timed_ms(lambda: racer(images))[1] for _ in range(3)]
+    durations = [_timed_ms(lambda: infer(images))[1] for _ in range(3)]
     while time.perf_counter() < end:
-        durations.append(_timed_ms(lambda: racer(images))[1])
+        durations.append(_timed_ms(lambda: infer(images))[1])
     return max(3, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
 
 
-def _block(racer: Runner, images: Array, runs: int) -> Array:
-    # The first runs of a block meet the other racer's caches and still spinning threads: they are not counted.
-    racer(images)
-    racer(images)
+def _block(infer: InferenceFn, images: Array, runs: int) -> Array:
+    # The first runs of a block meet the other infer's caches and still spinning threads: they are not counted.
+    infer(images)
+    infer(images)
     samples = np.empty(runs)
     for index in range(runs):
         start = time.perf_counter_ns()
-        racer(images)
+        infer(images)
         samples[index] = (time.perf_counter_ns() - start) / 1e6
     return samples
 

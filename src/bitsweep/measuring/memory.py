@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bitsweep import cuda
 from bitsweep.measuring.passes import Subject, write_pass
+from bitsweep.runtime import gpu
 
 
-def weigh(subject: Subject, *, examples: Path, folder: Path) -> None:
+def measure_memory(subject: Subject, *, examples: Path, folder: Path) -> None:
     """Measure the peak memory of a new interpreter that imports the engine, loads the artifact and runs it once.
 
     Args:
@@ -24,7 +24,7 @@ def weigh(subject: Subject, *, examples: Path, folder: Path) -> None:
     if finished.returncode:
         sys.stderr.buffer.write(finished.stderr)
         raise RuntimeError(f"the process that measures memory ended with {finished.returncode}")
-    write_pass(folder, "weigh", json.loads(finished.stdout.splitlines()[-1]), [], {})
+    write_pass(folder, "measure_memory", json.loads(finished.stdout.splitlines()[-1]), [], {})
 
 
 def print_peaks(subject: Subject, examples: Path) -> None:
@@ -34,12 +34,12 @@ def print_peaks(subject: Subject, examples: Path) -> None:
     """
     images, on_gpu = np.load(examples)[: subject.protocol.batch_sizes[0]], subject.backend.on_gpu
     before = _status_kb("VmRSS")
-    before_mb = cuda.used_mb() if on_gpu else 0.0
-    runner = subject.backend.load(subject.artifact, threads=subject.threads)
-    runner(images)
+    before_mb = gpu.used_mb() if on_gpu else 0.0
+    infer = subject.backend.load(subject.artifact, threads=subject.threads)
+    infer(images)
     peaks = {"peak_rss_mb": (_status_kb("VmHWM") - before) * 1024 / 1e6}
     if on_gpu:
-        peaks["peak_device_mb"] = cuda.used_mb() - before_mb
+        peaks["peak_device_mb"] = gpu.used_mb() - before_mb
     print(json.dumps(peaks))
 
 

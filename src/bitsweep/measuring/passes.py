@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bitsweep.artifacts import Measurement, Table
-from bitsweep.axes import Backend, Protocol, Scheme
-from bitsweep.environment import physical_cores
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Scheme
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.results import Measurement, Table
+from bitsweep.runtime.environment import physical_cores
 
-_PASSES = ("inspect", "evaluate", "race", "weigh")
+_PASSES = ("inspect", "evaluate", "measure_latency", "measure_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class Subject:
     artifact: Path
     twin: Path
     backend: Backend
-    protocol: Protocol
+    protocol: MeasurementProtocol
     scheme: Scheme
 
     @property

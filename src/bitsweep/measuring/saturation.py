@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from bitsweep.artifacts import Array
-from bitsweep.axes import Backend, Grid, Scheme
-from bitsweep.programs import runner_of
-from bitsweep.quantization import graphs
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.graphs import ops, tracing
+from bitsweep.graphs.program import inference_fn
 from bitsweep.quantization.calibrated import stored
-from bitsweep.quantization.quantizer import quantize_activations
-from bitsweep.quantization.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.placement import quantize_activations
 from bitsweep.quantization.weights import nearest_codes, round_weights
+from bitsweep.results import Array
 
 SIZE = 8
 #: Largest error that rounding explains; saturated sums are about half of what they should be.
@@ -40,8 +41,8 @@ def largest_products(scheme: Scheme) -> tuple[ExportedProgram, Array]:
     for parameter in network.parameters():
         nn.init.constant_(parameter, 1.0 if parameter.ndim > 1 else 0.0)
     images = torch.full((2, 3, SIZE, SIZE), 2.0)
-    graph = graphs.trace(network, image_size=SIZE)
-    originals, clipped = graphs.layers(graph), dict[str, float]()
+    graph = tracing.trace(network, image_size=SIZE)
+    originals, clipped = ops.layers(graph), dict[str, float]()
     codes = round_weights(graph, partial(nearest_codes, grid=scheme.weights, choose_range=minmax_weight_range))
     if isinstance(scheme.activations, Grid):
         graph, clipped = quantize_activations(graph, scheme.activations, minmax_range, [images])
@@ -58,4 +59,4 @@ def saturates(backend: Backend, scheme: Scheme) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         backend.lower(program, Path(folder))
         logits = backend.load(Path(folder), threads=1)(images)
-    return not np.allclose(logits, runner_of(program)(images), rtol=TOLERANCE)
+    return not np.allclose(logits, inference_fn(program)(images), rtol=TOLERANCE)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitsweep.artifacts import Array
+from bitsweep.results import Array
 from bitsweep.stats import log_softmax
 
 

@@ -4,16 +4,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, final
 
-from bitsweep.artifacts import Compression, LayerNote, Splits, Table
-from bitsweep.axes import Grid, Method, Precision, Scheme, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.method import Method
+from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.errors import CompressionError
+from bitsweep.results import Compression, LayerRecord, Splits, Table
 
 if TYPE_CHECKING:
     import torch
 
 
 @final
-@axis
+@configurable
 class DynamicQuantization(Method):
     """Nearest rounding of the weights of linear layers, which then read codes; all else stays in float32.
 
@@ -39,20 +41,22 @@ class DynamicQuantization(Method):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Round the weights of linear layers, and quantize what they read."""
-        from bitsweep.quantization import dynamic, graphs, ranges
-        from bitsweep.quantization.folding import fold_batch_norm
-        from bitsweep.quantization.notes import layer_notes
+        from bitsweep.graphs import ops, tracing
+        from bitsweep.graphs.folding import fold_batch_norm
+        from bitsweep.quantization import dynamic
+        from bitsweep.quantization.calibration import ranges
+        from bitsweep.quantization.layer_records import layer_records
         from bitsweep.quantization.weights import nearest_codes, store_codes
 
         assert isinstance(scheme.weights, Grid) and isinstance(scheme.activations, Grid)
         choose_range = ranges.mse_weight_range if self.weight_range == "mse" else ranges.minmax_weight_range
-        graph = graphs.trace(model, image_size=image_size)
+        graph = tracing.trace(model, image_size=image_size)
         fold_batch_norm(graph)
-        originals = graphs.layers(graph)
+        originals = ops.layers(graph)
         macs = [dynamic.macs(graph, layer) for layer in originals]
-        weights = [graphs.arguments(layer)[1] for layer in dynamic.linear_layers(graph)]
+        weights = [ops.arguments(layer)[1] for layer in dynamic.linear_layers(graph)]
         codes = {
-            str(weight.target): nearest_codes(graphs.attribute(graph, weight), scheme.weights, choose_range)
+            str(weight.target): nearest_codes(ops.attribute(graph, weight), scheme.weights, choose_range)
             for weight in weights
         }
         if not codes:
@@ -63,14 +67,14 @@ class DynamicQuantization(Method):
         store_codes(graph, codes)
         notes = tuple(
             note if note.kind == "linear" else replace(note, reason="only linear layers are quantized at run time")
-            for note in layer_notes(graph, originals)
+            for note in layer_records(graph, originals)
         )
         return Compression(
-            program=graphs.export(graph, image_size=image_size), layers=notes, tables=(_coverage(notes, macs),)
+            program=tracing.export(graph, image_size=image_size), layers=notes, tables=(_coverage(notes, macs),)
         )
 
 
-def _coverage(notes: Iterable[LayerNote], macs: Iterable[int]) -> Table:
+def _coverage(notes: Iterable[LayerRecord], macs: Iterable[int]) -> Table:
     """How much of the network each kind of layer holds, and in what format that is computed."""
     totals: dict[tuple[str, str], list[int]] = {}
     for note, count in zip(notes, macs, strict=True):

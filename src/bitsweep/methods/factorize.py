@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bitsweep.artifacts import Compression, Curve, Splits, Table
-from bitsweep.axes import Count, Grid, Precision, Recipe, Scheme, Share, axis
+from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.recipe import Recipe
 from bitsweep.errors import CompressionError, ConfigError
 from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.results import Compression, Curve, Splits, Table
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
-    from bitsweep.quantization.chains import Chain
+    from bitsweep.quantization.lowrank.chains import Chain
 
 
 @final
-@axis
+@configurable
 class Factorize(QuantizingMethod):
     """Replaces linear layers by two, convolutions by a 1 x 1, a depthwise and another 1 x 1.
 
@@ -31,29 +33,29 @@ class Factorize(QuantizingMethod):
         rank_by: ``ratio`` or ``energy``.
         ratio: share of the weights of a layer that its factors have, at most.
         energy: share of the squared weights that the largest components of a layer hold, at least.
-        sweeps: of ADMM, in each of which every factor has its turn.
+        iterations: of ADMM, in each of which every factor has its turn.
         inner_iterations: of ADMM in each turn, at most.
         eps: relative residual with which a turn ends.
-        float_sweeps: of alternating least squares for the float factors of a convolution.
-        correction_sweeps: in which these get smaller components at the same error (arXiv 2008.05441).
+        float_iterations: of alternating least squares for the float factors of a convolution.
+        correction_iterations: in which these get smaller components at the same error (arXiv 2008.05441).
         keep_first, keep_last: leave the first, the last layer in one.
         keep: names of others to leave in one.
         correct_bias: at last, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
         epochs, max_steps, batch_size, lr: of training the factors, with learned scales; no epochs for none.
     """
 
-    takes_halves: ClassVar[bool] = True
+    supports_half: ClassVar[bool] = True
     compresses_float: ClassVar[bool] = True
 
     solver: Literal["admm", "svd_minmax", "svd_mse"] = "admm"
     rank_by: Literal["ratio", "energy"] = "ratio"
     ratio: Share = 0.5
     energy: Share = 0.9
-    sweeps: Count = 20
+    iterations: Count = 20
     inner_iterations: Count = 5
     eps: Annotated[float, Field(gt=0)] = 1e-4
-    float_sweeps: Annotated[int, Field(ge=0)] = 50
-    correction_sweeps: Annotated[int, Field(ge=0)] = 10
+    float_iterations: Annotated[int, Field(ge=0)] = 50
+    correction_iterations: Annotated[int, Field(ge=0)] = 10
     keep_first: bool = True
     keep_last: bool = True
     keep: tuple[str, ...] = ()
@@ -76,15 +78,16 @@ class Factorize(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Factorise, correct biases, and quantize or cast."""
-        from bitsweep.quantization import casting, graphs
-        from bitsweep.quantization.chains import set_products, split
-        from bitsweep.quantization.correction import correct_biases
-        from bitsweep.quantization.notes import layer_notes
-        from bitsweep.quantization.walk import parameters_of
+        from bitsweep.graphs import ops, tracing
+        from bitsweep.quantization import casting
+        from bitsweep.quantization.layer_records import layer_records
+        from bitsweep.quantization.layerwise import parameters_of
+        from bitsweep.quantization.lowrank.chains import set_products, split
+        from bitsweep.quantization.rewrites.correction import correct_biases
 
         prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
         graph, batches = prepared.graph, prepared.batches
-        originals, parameters = graphs.layers(graph), parameters_of(graph)
+        originals, parameters = ops.layers(graph), parameters_of(graph)
         chains = self._chains(graph, scheme)
         # Biases are corrected while a layer still is one node, with the weights that its chain amounts to.
         set_products(graph, chains)
@@ -105,8 +108,8 @@ class Factorize(QuantizingMethod):
         else:
             assert not isinstance(scheme.activations, Grid)
             casting.cast(graph, scheme.weights, scheme.activations)
-            notes = layer_notes(graph, layers)
-            made = Compression(program=graphs.export(graph, image_size=image_size), layers=notes)
+            notes = layer_records(graph, layers)
+            made = Compression(program=tracing.export(graph, image_size=image_size), layers=notes)
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
         reasons = {name: chain.reason for name, chain in named.items()}
         notes = tuple(replace(note, reason=reasons.get(note.name, note.reason)) for note in made.layers)
@@ -119,8 +122,8 @@ class Factorize(QuantizingMethod):
             ConfigError: a layer to keep does not exist.
             CompressionError: there is no layer whose factors would be smaller.
         """
-        from bitsweep.quantization.graphs import arguments, attribute, is_layer
-        from bitsweep.quantization.inputs import groups_of
+        from bitsweep.graphs.im2col import groups_of
+        from bitsweep.graphs.ops import arguments, attribute, is_layer
 
         nodes = {str(arguments(node)[1].target): node for node in graph.graph.nodes if is_layer(node)}
         names = [path.removesuffix(".weight") for path in nodes]
@@ -152,7 +155,7 @@ class Factorize(QuantizingMethod):
 
     def _whole(self, weight: "torch.Tensor", grid: Grid | None, *, reason: str) -> "Chain":
         """A layer that stays one, rounded to the nearest codes."""
-        from bitsweep.quantization.chains import Chain
+        from bitsweep.quantization.lowrank.chains import Chain
         from bitsweep.quantization.weights import nearest_codes
 
         if grid is None:
@@ -162,10 +165,11 @@ class Factorize(QuantizingMethod):
 
     def _factorized(self, weight: "torch.Tensor", grid: Grid | None) -> "Chain":
         """The factors of a layer, or itself where these would not be smaller."""
-        from bitsweep.quantization import factorization, ranges
-        from bitsweep.quantization.admm import admm, factors_of, round_factors
-        from bitsweep.quantization.chains import chain_of_codes, chain_of_factors, tensor_of
+        from bitsweep.quantization.calibration import ranges
         from bitsweep.quantization.grids import stored_bits
+        from bitsweep.quantization.lowrank import factorization
+        from bitsweep.quantization.lowrank.admm import admm, factors_of, round_factors
+        from bitsweep.quantization.lowrank.chains import chain_of_codes, chain_of_factors, tensor_of
 
         tensor = tensor_of(weight)
         components = factorization.orthogonal_components(tensor)
@@ -178,7 +182,10 @@ class Factorize(QuantizingMethod):
             reason = f"has {before} weights, and factors of rank {rank} have {after}"
             return self._whole(weight, grid, reason=reason)
         factors = factorization.decompose(
-            tensor, components.largest(rank), sweeps=self.float_sweeps, correction_sweeps=self.correction_sweeps
+            tensor,
+            components.largest(rank),
+            iterations=self.float_iterations,
+            correction_iterations=self.correction_iterations,
         )
         facts: dict[str, float] = {"rank": rank, "weights": before, "factor_weights": after}
         facts["error_float"] = factorization.relative_error(tensor, factors)
@@ -190,7 +197,7 @@ class Factorize(QuantizingMethod):
         if self.solver == "admm":
             solution = admm(
                 tensor, factors, grid, self.choose_weight_range(),
-                sweeps=self.sweeps, iterations=self.inner_iterations, eps=self.eps,
+                iterations=self.iterations, inner_iterations=self.inner_iterations, eps=self.eps,
             )  # fmt: skip
             found["admm"], errors = solution.codes, solution.errors
         facts["bits"] = sum(stored_bits(each.codes.shape, grid) for each in found[self.solver])

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
-from bitsweep.axes import Grid, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import Grid
 from bitsweep.errors import ConfigError
 from bitsweep.quantization.calibrated import CalibratedMethod
 
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
-    from bitsweep.quantization.alphabets import Alphabet
-    from bitsweep.quantization.walk import Stop
+    from bitsweep.quantization.layerwise import UnitInputs
+    from bitsweep.quantization.rounding.alphabets import Alphabet
     from bitsweep.quantization.weights import Codes
 
 
 @final
-@axis
+@configurable
 class Gpfq(CalibratedMethod):
     """Follows the outputs of the float network input by input, layer by layer.
 
@@ -50,20 +51,20 @@ class Gpfq(CalibratedMethod):
         """Round layer after layer."""
         import torch
 
-        from bitsweep.quantization import inputs
-        from bitsweep.quantization.alphabets import rounder
-        from bitsweep.quantization.gpfq import gpfq_codes, gpfq_codes_of_samples
-        from bitsweep.quantization.walk import layer_units, round_units
+        from bitsweep.graphs import im2col
+        from bitsweep.quantization.layerwise import layer_units, round_units
+        from bitsweep.quantization.rounding.alphabets import rounder
+        from bitsweep.quantization.rounding.gpfq import gpfq_codes, gpfq_codes_of_samples
         from bitsweep.quantization.weights import Codes
 
         generator = torch.Generator().manual_seed(seed)
 
-        def patches(stop: "Stop") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        def patches(given: "UnitInputs") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             """Of the rounded and of the float network, at the same random positions."""
-            (layer,), (path,) = stop.unit.layers, stop.weight_paths
-            (floats,), (rounded,) = stop.inputs.values(), stop.rounded_inputs.values()
+            (layer,), (path,) = given.unit.layers, given.weight_paths
+            (floats,), (rounded,) = given.inputs.values(), given.rounded_inputs.values()
             for x, x_rounded in zip(floats, rounded, strict=True):
-                both = [inputs.patches(each, layer, stop.originals[path]) for each in (x_rounded, x)]
+                both = [im2col.patches(each, layer, given.originals[path]) for each in (x_rounded, x)]
                 positions = both[0].shape[2]
                 if x.ndim > 2 and self.patch_share < 1:
                     count = max(1, round(self.patch_share * positions))
@@ -71,9 +72,9 @@ class Gpfq(CalibratedMethod):
                     both = [each[:, :, chosen] for each in both]
                 yield both[0], both[1]
 
-        def choose(stop: "Stop") -> dict[str, Codes]:
-            (layer,), (path,) = stop.unit.layers, stop.weight_paths
-            weight, groups = stop.originals[path], inputs.groups_of(layer)
+        def choose(given: "UnitInputs") -> dict[str, Codes]:
+            (layer,), (path,) = given.unit.layers, given.weight_paths
+            weight, groups = given.originals[path], im2col.groups_of(layer)
             chosen = self._alphabet(weight, grid)
             to_code = rounder(
                 chosen,
@@ -81,12 +82,12 @@ class Gpfq(CalibratedMethod):
                 sparsity=self.sparsity,
                 generator=generator if self.stochastic else None,
             )
-            matrix = inputs.weight_matrix(weight, groups)
-            qparams = inputs.by_group(chosen.scale, groups), inputs.by_group(chosen.zero_point, groups)
-            pairs = list(patches(stop))
+            matrix = im2col.weight_matrix(weight, groups)
+            qparams = im2col.by_group(chosen.scale, groups), im2col.by_group(chosen.zero_point, groups)
+            pairs = list(patches(given))
             if self.form == "covariance":
-                gram = inputs.gram((rounded, rounded) for rounded, _ in pairs)
-                cross = inputs.gram(pairs)
+                gram = im2col.gram((rounded, rounded) for rounded, _ in pairs)
+                cross = im2col.gram(pairs)
                 codes = gpfq_codes(matrix, gram, cross, *qparams, to_code)
             else:
                 rounded, floats = (torch.cat(each, dim=2) for each in zip(*pairs, strict=True))
@@ -97,7 +98,7 @@ class Gpfq(CalibratedMethod):
         return round_units(graph, layer_units(graph), batches, choose)
 
     def _alphabet(self, weight: "torch.Tensor", grid: Grid) -> "Alphabet":
-        from bitsweep.quantization import alphabets
+        from bitsweep.quantization.rounding import alphabets
 
         if self.alphabet == "zhang":
             return alphabets.zhang_alphabet(weight, grid, radius=self.radius, quantile=self.quantile)

@@ -5,44 +5,49 @@ from typing import TYPE_CHECKING, Annotated, final
 
 from pydantic import Field
 
-from bitsweep.axes import Grid, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import Grid
 from bitsweep.quantization.calibrated import CalibratedMethod
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
-    from bitsweep.quantization.walk import Stop
+    from bitsweep.quantization.layerwise import UnitInputs
     from bitsweep.quantization.weights import Codes
 
 
 @final
-@axis
+@configurable
 class Gptq(CalibratedMethod):
     """Rounds layer by layer on what the network rounded so far yields.
 
     Attributes:
         damping: share of the mean of the Hessian's diagonal that is added to it.
-        by_diagonal: inputs with the most energy first, instead of in their order.
+        act_order: inputs with the most energy first, instead of in their order.
     """
 
     damping: Annotated[float, Field(gt=0)] = 0.01
-    by_diagonal: bool = True
+    act_order: bool = True
 
     def round_weights(
         self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
     ) -> "dict[str, Codes]":
         """Round layer after layer."""
-        from bitsweep.quantization.gptq import gptq_layer, hessian_of
-        from bitsweep.quantization.walk import layer_units, round_units
+        from bitsweep.quantization.layerwise import layer_units, round_units
+        from bitsweep.quantization.rounding.gptq import gptq_layer, hessian_of
 
-        def choose(stop: "Stop") -> "dict[str, Codes]":
-            (layer,), (path,), (reads,) = stop.unit.layers, stop.weight_paths, stop.rounded_inputs.values()
-            weight = stop.originals[path]
+        def choose(given: "UnitInputs") -> "dict[str, Codes]":
+            (layer,), (path,), (inputs,) = (
+                given.unit.layers,
+                given.weight_paths,
+                given.rounded_inputs.values(),
+            )
+            weight = given.originals[path]
             return {
                 path: gptq_layer(
-                    layer, weight, hessian_of(layer, weight, reads), self.weight_qparams(weight, grid), grid,
-                    damping=self.damping, by_diagonal=self.by_diagonal,
+                    layer, weight, hessian_of(layer, weight, inputs), self.weight_qparams(weight, grid), grid,
+                    damping=self.damping, act_order=self.act_order,
                 )
             }  # fmt: skip
 

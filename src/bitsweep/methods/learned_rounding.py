@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
-from bitsweep.axes import Count, Grid, axis
+from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.precision import Grid
 from bitsweep.quantization.calibrated import CalibratedMethod
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
-    from bitsweep.quantization.walk import Stop
+    from bitsweep.quantization.layerwise import UnitInputs
     from bitsweep.quantization.weights import Codes
 
 
 @final
-@axis
+@configurable
 class LearnedRounding(CalibratedMethod):
     """Learns whether each weight goes up or down, so that outputs are reconstructed.
 
@@ -42,8 +43,8 @@ class LearnedRounding(CalibratedMethod):
         """Round unit after unit."""
         import torch
 
-        from bitsweep.quantization.reconstruction import Schedule, SoftRounding, reconstruct
-        from bitsweep.quantization.walk import activated_units, block_units, round_units
+        from bitsweep.quantization.layerwise import activated_units, block_units, round_units
+        from bitsweep.quantization.rounding.reconstruction import Schedule, SoftRounding, reconstruct
 
         schedule = Schedule(
             iterations=self.iterations,
@@ -54,12 +55,12 @@ class LearnedRounding(CalibratedMethod):
         )
         generator = torch.Generator().manual_seed(seed)
 
-        def choose(stop: "Stop") -> "dict[str, Codes]":
+        def choose(given: "UnitInputs") -> "dict[str, Codes]":
             soft = {}
-            for path in stop.weight_paths:
-                weight = stop.originals[path]
+            for path in given.weight_paths:
+                weight = given.originals[path]
                 soft[path] = SoftRounding(weight, *self.weight_qparams(weight, grid), grid)
-            return reconstruct(stop, soft, schedule, generator)
+            return reconstruct(given, soft, schedule, generator)
 
         units = activated_units(graph) if self.unit == "layer" else block_units(graph)
         return round_units(graph, units, batches, choose)

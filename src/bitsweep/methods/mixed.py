@@ -6,24 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
-from bitsweep.artifacts import Compression, Splits, Table
-from bitsweep.axes import Count, Grid, Scheme, axis
+from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.precision import Grid, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.results import Compression, Splits, Table
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule, Node
 
-    from bitsweep.quantization.bit_allocation import Study
-    from bitsweep.quantization.walk import Stop
+    from bitsweep.quantization.analysis.bit_allocation import Study
+    from bitsweep.quantization.layerwise import UnitInputs
     from bitsweep.quantization.weights import Codes
 
 Bits = Annotated[int, Field(ge=2, le=16)]
 
 
 @final
-@axis
+@configurable
 class MixedPrecision(QuantizingMethod):
     """Measures what every layer does to the network at every number of bits, and gives bits where they help most.
 
@@ -51,18 +52,18 @@ class MixedPrecision(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Study, choose, and round."""
-        from bitsweep.quantization import graphs
-        from bitsweep.quantization.bit_allocation import Study
-        from bitsweep.quantization.sensitivity import layer_paths
-        from bitsweep.quantization.walk import parameters_of
-        from bitsweep.splits import validation_batches
+        from bitsweep.data.splits import validation_batches
+        from bitsweep.graphs import ops
+        from bitsweep.quantization.analysis.bit_allocation import Study
+        from bitsweep.quantization.analysis.sensitivity import layer_paths
+        from bitsweep.quantization.layerwise import parameters_of
 
         assert isinstance(scheme.weights, Grid)
         most = scheme.weights.bits
         choices = [replace(scheme.weights, bits=b) for b in sorted({most, *(b for b in self.bits if b < most)})[::-1]]
         prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
         graph, batches = prepared.graph, prepared.batches
-        originals, parameters = graphs.layers(graph), parameters_of(graph)
+        originals, parameters = ops.layers(graph), parameters_of(graph)
         labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
         study = Study(
             graph=graph,
@@ -82,36 +83,44 @@ class MixedPrecision(QuantizingMethod):
         self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"
     ) -> "dict[str, dict[Grid, Codes]]":
         """Codes of every layer on every grid, for what it reads in the float network; by the path of the weights."""
-        from bitsweep.quantization.walk import layer_units, parameters_of, walk
+        from bitsweep.quantization.layerwise import layer_units, layerwise, parameters_of
 
         parameters, codes = parameters_of(graph), {}
-        for stop in walk(graph, layer_units(graph), batches, originals=parameters):
-            (layer,), (path,), (reads,) = stop.unit.layers, stop.weight_paths, stop.inputs.values()
-            codes[path] = self._codes(layer, parameters[path], choices, reads)
+        for given in layerwise(graph, layer_units(graph), batches, originals=parameters):
+            (layer,), (path,), (inputs,) = (
+                given.unit.layers,
+                given.weight_paths,
+                given.inputs.values(),
+            )
+            codes[path] = self._codes(layer, parameters[path], choices, inputs)
         return codes
 
     def _round(
         self, graph: "GraphModule", chosen: Mapping[str, Grid], batches: "Sequence[torch.Tensor]"
     ) -> "dict[str, Codes]":
         """Round, in place, every layer to its grid, for what it reads in the network rounded so far."""
-        from bitsweep.quantization.walk import layer_units, round_units
+        from bitsweep.quantization.layerwise import layer_units, round_units
 
-        def choose(stop: "Stop") -> "dict[str, Codes]":
-            (layer,), (path,), (reads,) = stop.unit.layers, stop.weight_paths, stop.rounded_inputs.values()
-            return {path: self._codes(layer, stop.originals[path], [chosen[path]], reads)[chosen[path]]}
+        def choose(given: "UnitInputs") -> "dict[str, Codes]":
+            (layer,), (path,), (inputs,) = (
+                given.unit.layers,
+                given.weight_paths,
+                given.rounded_inputs.values(),
+            )
+            return {path: self._codes(layer, given.originals[path], [chosen[path]], inputs)[chosen[path]]}
 
         return round_units(graph, layer_units(graph), batches, choose)
 
     def _codes(
-        self, layer: "Node", weight: "torch.Tensor", choices: Sequence[Grid], reads: "Sequence[torch.Tensor]"
+        self, layer: "Node", weight: "torch.Tensor", choices: Sequence[Grid], inputs: "Sequence[torch.Tensor]"
     ) -> "dict[Grid, Codes]":
         """Codes of a layer's weights on every grid, by the rounding that was chosen."""
-        from bitsweep.quantization.gptq import gptq_layer, hessian_of
+        from bitsweep.quantization.rounding.gptq import gptq_layer, hessian_of
         from bitsweep.quantization.weights import nearest_codes
 
         if self.rounding == "nearest":
             return {grid: nearest_codes(weight, grid, self.choose_weight_range()) for grid in choices}
-        hessian = hessian_of(layer, weight, reads)
+        hessian = hessian_of(layer, weight, inputs)
         return {
             grid: gptq_layer(layer, weight, hessian, self.weight_qparams(weight, grid), grid, damping=self.damping)
             for grid in choices
@@ -123,7 +132,7 @@ class MixedPrecision(QuantizingMethod):
         Raises:
             CompressionError: no choice of bits is as small as the budget asks for.
         """
-        from bitsweep.quantization.bit_allocation import cheapest_steps, last_that
+        from bitsweep.quantization.analysis.bit_allocation import cheapest_steps, last_that
 
         harms, sizes = study.harms(), study.sizes()
         steps = [dict(zip(study.codes, step, strict=True)) for step in cheapest_steps(sizes, harms)]

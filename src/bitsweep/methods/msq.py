@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
-from bitsweep.axes import Grid, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import Grid
 from bitsweep.quantization.calibrated import CalibratedMethod
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @final
-@axis
+@configurable
 class Msq(CalibratedMethod):
     """Nearest rounding to one alphabet a layer.
 
@@ -35,7 +36,7 @@ class Msq(CalibratedMethod):
         self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
     ) -> "dict[str, Codes]":
         """Round every layer on its own."""
-        from bitsweep.quantization import alphabets
+        from bitsweep.quantization.rounding import alphabets
         from bitsweep.quantization.weights import Codes, round_weights
 
         def choose(weight: "torch.Tensor") -> Codes:

@@ -2,15 +2,17 @@
 
 from typing import TYPE_CHECKING, final
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Method, Precision, Scheme, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.method import Method
+from bitsweep.config.precision import Precision, Scheme
+from bitsweep.results import Compression, Splits
 
 if TYPE_CHECKING:
     import torch
 
 
 @final
-@axis
+@configurable
 class NoCompression(Method):
     """The fp32 network that every compressed one is compared with."""
 
@@ -24,11 +26,11 @@ class NoCompression(Method):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Export the float network."""
-        from bitsweep.quantization import graphs
-        from bitsweep.quantization.folding import fold_batch_norm
-        from bitsweep.quantization.notes import layer_notes
+        from bitsweep.graphs import ops, tracing
+        from bitsweep.graphs.folding import fold_batch_norm
+        from bitsweep.quantization.layer_records import layer_records
 
-        graph = graphs.trace(model, image_size=image_size)
+        graph = tracing.trace(model, image_size=image_size)
         fold_batch_norm(graph)
-        layers = layer_notes(graph, graphs.layers(graph))
-        return Compression(program=graphs.export(graph, image_size=image_size), layers=layers)
+        layers = layer_records(graph, ops.layers(graph))
+        return Compression(program=tracing.export(graph, image_size=image_size), layers=layers)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, final
 
-from bitsweep.axes import Grid, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import Grid
 from bitsweep.quantization.calibrated import CalibratedMethod
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @final
-@axis
+@configurable
 class PostTrainingQuantization(CalibratedMethod):
     """Nearest rounding, with ranges from the weights themselves and from a few training images."""
 
-    takes_halves: ClassVar[bool] = True
+    supports_half: ClassVar[bool] = True
 
     def round_weights(
         self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int

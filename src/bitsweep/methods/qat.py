@@ -4,16 +4,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bitsweep.artifacts import Compression, Splits
-from bitsweep.axes import Count, Grid, Recipe, Scheme, Share, axis
+from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.config.recipe import Recipe
 from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.results import Compression, Splits
 
 if TYPE_CHECKING:
     import torch
 
 
 @final
-@axis
+@configurable
 class QuantizationAwareTraining(QuantizingMethod):
     """Trains with rounded weights and activations; float16 and bfloat16 in their arithmetic where the engine has it.
 
@@ -27,7 +29,7 @@ class QuantizationAwareTraining(QuantizingMethod):
         frozen_share: part of the epochs, at the end, with fixed ranges and statistics.
     """
 
-    takes_halves: ClassVar[bool] = True
+    supports_half: ClassVar[bool] = True
 
     learned_scales: bool = False
     epochs: Count = 4
@@ -44,9 +46,9 @@ class QuantizationAwareTraining(QuantizingMethod):
         """Train, and store what was learned."""
         import torch
 
-        from bitsweep.quantization.fake_quantization import stored_as
-        from bitsweep.quantization.training import train
-        from bitsweep.training.descent import choose_device
+        from bitsweep.quantization.learned.fake_quantization import stored_as
+        from bitsweep.quantization.learned.training import train
+        from bitsweep.training.loop import choose_device
 
         recipe = Recipe(
             name=self.name, epochs=self.epochs, max_steps=self.max_steps, batch_size=self.batch_size, lr=self.lr,

@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from bitsweep import stats
-from bitsweep.artifacts import Array, Compression, Splits, Table
-from bitsweep.axes import Count, Grid, Precision, Scheme, axis
+from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.quantization.calibrated import ActivationRange, CalibratedMethod, WeightRange
+from bitsweep.results import Array, Compression, Splits, Table
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @final
-@axis
+@configurable
 class ThreeSigma(CalibratedMethod):
     """Multiplies weights by 127 / (3 std(W)), activations by min(127 / (4 std), 127 / max|a|), rounds and clamps.
 
@@ -30,8 +31,8 @@ class ThreeSigma(CalibratedMethod):
         stage_images: test images on which each step is evaluated, at most.
     """
 
-    weight_range: WeightRange = "deviation"
-    activation_range: ActivationRange = "peak_or_deviation"
+    weight_range: WeightRange = "std"
+    activation_range: ActivationRange = "peak_or_std"
     stage_images: Count = 1000
 
     def unsupported(self, precision: Precision) -> str | None:
@@ -58,9 +59,9 @@ class ThreeSigma(CalibratedMethod):
         """Quantize, and evaluate every step on the test images."""
         import torch
 
+        from bitsweep.data.preprocessing import preprocessed
         from bitsweep.quantization.biases import with_biases_of
         from bitsweep.quantization.integers import IntegerInterpreter
-        from bitsweep.splits import preprocessed
 
         about: dict[str, Any] = {"splits": splits, "image_size": image_size, "seed": seed}
         weights = super().compress(copy.deepcopy(model), scheme=replace(scheme, activations="float32"), **about)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, final
 
 from pydantic import AfterValidator
 
-from bitsweep.axes import Model, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ def _depth(depth: int) -> int:
 
 
 @final
-@axis
+@configurable
 class CifarResNet(Model):
     """Three stages of 16, 32 and 64 channels.
 

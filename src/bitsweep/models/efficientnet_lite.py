@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bitsweep.axes import Model, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ _STAGES = (
 
 
 @final
-@axis
+@configurable
 class EfficientNetLite0(Model):
     """Inverted residual blocks with ReLU6 between a stem of 32 and a head of 1280 channels.
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, final
 
 from pydantic import Field
 
-from bitsweep.axes import Count, Model, axis
+from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @final
-@axis
+@configurable
 class PlainNetwork(Model):
     """Convolutions with ReLU and perhaps max pooling, hidden linear layers with ReLU and perhaps dropout, and a head.
 

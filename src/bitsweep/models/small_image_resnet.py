@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Literal, final
 
-from bitsweep.axes import Model, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
 
 if TYPE_CHECKING:
     import torch
 
 
 @final
-@axis
+@configurable
 class SmallImageResNet(Model):
     """A ResNet whose stem is a 3x3 convolution of stride 1 without max pooling (He et al., arXiv 1512.03385).
 

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from bitsweep.axes import Model, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @final
-@axis
+@configurable
 class TimmModel(Model):
     """A classifier of timm.
 

@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from bitsweep.axes import Model, axis
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
 
-@axis
+@configurable
 class TorchvisionModel(Model):
     """A classifier of torchvision.
 

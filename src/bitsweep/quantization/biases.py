@@ -15,16 +15,17 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from bitsweep.quantization.graphs import (
+from bitsweep.graphs.ops import (
     LAYER_KINDS,
     arguments,
     attribute,
     bias_of,
     drop_unread,
     is_layer,
+    quantized,
     set_attribute,
 )
-from bitsweep.quantization.weights import Codes, quantized
+from bitsweep.quantization.weights import Codes
 
 #: Largest code of a bias; leaves room in 32 bits for the sum of products that it is added to.
 LARGEST_CODE = 2**30

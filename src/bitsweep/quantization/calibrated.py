@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bitsweep.artifacts import Compression, Curve, Splits, Table
-from bitsweep.axes import Count, Grid, Method, Precision, Recipe, Scheme, Share, axis
+from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.method import Method
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.recipe import Recipe
+from bitsweep.results import Compression, Curve, Splits, Table
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
-    from bitsweep.quantization.graphs import Layer
-    from bitsweep.quantization.observers import ChooseRange
+    from bitsweep.graphs.ops import Layer
+    from bitsweep.quantization.calibration.observers import ChooseRange
     from bitsweep.quantization.weights import ChooseWeightRange, Codes
 
-WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma", "deviation"]
-ActivationRange = Literal[WeightRange, "moving_average", "peak_or_deviation"]
+WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma", "std"]
+ActivationRange = Literal[WeightRange, "moving_average", "peak_or_std"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,39 +58,39 @@ def stored(
         originals: the layers of the float network.
         clipped: share of each activation's values that lay beyond its range, by the name of its node.
     """
-    from bitsweep.quantization import graphs
+    from bitsweep.graphs import tracing
     from bitsweep.quantization.biases import store_biases
-    from bitsweep.quantization.notes import layer_notes
+    from bitsweep.quantization.layer_records import layer_records
     from bitsweep.quantization.weights import store_codes
 
     store_codes(graph, store_biases(graph, codes))
-    notes = layer_notes(graph, originals, clipped)
-    return Compression(program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables)
+    notes = layer_records(graph, originals, clipped)
+    return Compression(program=tracing.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables)
 
 
-@axis
+@configurable
 class QuantizingMethod(Method):
     """A method that ends in codes, with ranges from the weights and from a few training images.
 
     Attributes:
-        takes_halves: whether it can yield float16 and bfloat16, too.
+        supports_half: whether it can yield float16 and bfloat16, too.
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
         absorb_bias: move what large biases always add into the next layer (same paper).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
             squared error; ``entropy``, the least Kullback-Leibler divergence; ``aciq_laplace`` and ``aciq_gauss``, the
             least expected error for that distribution; ``sigma``, a multiple of the standard deviation around the
-            mean; ``deviation``, the same around 0 however large values are; ``peak_or_deviation``, the largest value
+            mean; ``std``, the same around 0 however large values are; ``peak_or_std``, the largest value
             or 4 standard deviations, whichever is more.
         weight_range: the same, from the weights of the tensor or of each channel.
         percentile: of the values, in percent; used with ``percentile``.
-        sigmas: standard deviations on each side; used with ``sigma`` and ``deviation``.
+        sigmas: standard deviations on each side; used with ``sigma`` and ``std``.
         momentum: share of the past in the moving average.
         calibration_images: training images on which activations are watched, at most.
         calibration_batch: images at a time.
         calibration_seed: which of them; added to the cell's seed, which also trains another baseline.
     """
 
-    takes_halves: ClassVar[bool] = False
+    supports_half: ClassVar[bool] = False
 
     equalize: bool = False
     absorb_bias: bool = False
@@ -116,7 +119,7 @@ class QuantizingMethod(Method):
             return (
                 f"method={self.name} has nothing to do in fp32: choose method=none, or a lower precision such as int8"
             )
-        if not self.takes_halves:
+        if not self.supports_half:
             return f"method={self.name} rounds to integers, not to {weights}: choose method=ptq"
         if activations in ("float32", weights):
             return None
@@ -131,11 +134,11 @@ class QuantizingMethod(Method):
         Raises:
             CompressionError: the network cannot be traced, or a parameter is not finite.
         """
-        from bitsweep.quantization import graphs
-        from bitsweep.quantization.equalization import absorb_high_biases, equalize
-        from bitsweep.quantization.folding import fold_batch_norm, fold_hard_sigmoid
+        from bitsweep.graphs import tracing
+        from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
+        from bitsweep.quantization.rewrites.equalization import absorb_high_biases, equalize
 
-        graph = graphs.trace(model, image_size=image_size)
+        graph = tracing.trace(model, image_size=image_size)
         normalized = tuple(fold_batch_norm(graph))
         batches = list(self.calibration_batches(splits, image_size=image_size, seed=seed))
         if self.equalize:
@@ -165,7 +168,7 @@ class QuantizingMethod(Method):
             batches: calibration images.
             originals: the layers of the float network.
         """
-        from bitsweep.quantization.quantizer import quantize_activations
+        from bitsweep.quantization.placement import quantize_activations
 
         clipped: dict[str, float] = {}
         if isinstance(scheme.activations, Grid):
@@ -196,14 +199,14 @@ class QuantizingMethod(Method):
             originals: the layers of the float network, if the graph has others by now.
             start: codes of weights to start from, by their path.
         """
-        from bitsweep.quantization import graphs
-        from bitsweep.quantization.quantizer import convert, observe
-        from bitsweep.quantization.training import TrainedNetwork, train
-        from bitsweep.training.descent import choose_device
+        from bitsweep.graphs import ops
+        from bitsweep.quantization.learned.training import TrainedNetwork, train
+        from bitsweep.quantization.placement import convert, observe
+        from bitsweep.training.loop import choose_device
 
         assert isinstance(scheme.weights, Grid)
         graph, clipped = prepared.graph, dict[str, float]()
-        originals = graphs.layers(graph) if originals is None else originals
+        originals = ops.layers(graph) if originals is None else originals
         if isinstance(scheme.activations, Grid):
             graph = observe(graph, scheme.activations, self.choose_activation_range())
         network = TrainedNetwork(
@@ -223,17 +226,18 @@ class QuantizingMethod(Method):
         self, model: "torch.nn.Module", scheme: Scheme, *, image_size: int, curves: tuple[Curve, ...] = ()
     ) -> Compression:
         """The network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
-        from bitsweep.quantization import casting, graphs
-        from bitsweep.quantization.folding import fold_batch_norm
-        from bitsweep.quantization.notes import layer_notes
+        from bitsweep.graphs import ops, tracing
+        from bitsweep.graphs.folding import fold_batch_norm
+        from bitsweep.quantization import casting
+        from bitsweep.quantization.layer_records import layer_records
 
         assert not isinstance(scheme.weights, Grid) and not isinstance(scheme.activations, Grid)
-        graph = graphs.trace(model, image_size=image_size)
+        graph = tracing.trace(model, image_size=image_size)
         fold_batch_norm(graph)
-        originals = graphs.layers(graph)
+        originals = ops.layers(graph)
         casting.cast(graph, scheme.weights, scheme.activations)
-        notes = layer_notes(graph, originals)
-        return Compression(program=graphs.export(graph, image_size=image_size), layers=notes, curves=curves)
+        notes = layer_records(graph, originals)
+        return Compression(program=tracing.export(graph, image_size=image_size), layers=notes, curves=curves)
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
@@ -245,7 +249,7 @@ class QuantizingMethod(Method):
         self, graph: "GraphModule", format: Grid | str, batches: "Sequence[torch.Tensor]"
     ) -> "dict[str, tuple[torch.Tensor, torch.Tensor, Grid]]":
         """Scale, zero point and grid of what each layer reads, by the name of its node; nothing for a float format."""
-        from bitsweep.quantization.sensitivity import input_qparams
+        from bitsweep.quantization.analysis.sensitivity import input_qparams
 
         if not isinstance(format, Grid):
             return {}
@@ -257,7 +261,7 @@ class QuantizingMethod(Method):
 
     def choose_weight_range(self) -> "ChooseWeightRange":
         """From the weights of a layer to their range, for each channel where the grid has a scale for each."""
-        from bitsweep.quantization import ranges
+        from bitsweep.quantization.calibration import ranges
 
         if self.weight_range == "minmax":
             return ranges.minmax_weight_range
@@ -267,13 +271,14 @@ class QuantizingMethod(Method):
 
     def calibration_batches(self, splits: Splits, *, image_size: int, seed: int) -> "Iterator[torch.Tensor]":
         """Training images as the network sees them, float32 [N, 3, S, S]."""
-        from bitsweep.splits import calibration_images, preprocessed
+        from bitsweep.data.preprocessing import preprocessed
+        from bitsweep.data.splits import calibration_images
 
         images = calibration_images(splits, self.calibration_images, seed + self.calibration_seed)
         return preprocessed(images, splits, image_size=image_size, batch=self.calibration_batch)
 
     def _chooser(self, name: str) -> "ChooseRange":
-        from bitsweep.quantization import ranges
+        from bitsweep.quantization.calibration import ranges
 
         choosers: dict[str, Any] = {
             "minmax": ranges.minmax_range,
@@ -284,14 +289,14 @@ class QuantizingMethod(Method):
             "aciq_laplace": partial(ranges.aciq_range, distribution="laplace"),
             "aciq_gauss": partial(ranges.aciq_range, distribution="gauss"),
             "sigma": partial(ranges.sigma_range, sigmas=self.sigmas),
-            "deviation": partial(ranges.deviation_range, sigmas=self.sigmas),
-            "peak_or_deviation": ranges.peak_or_deviation_range,
+            "std": partial(ranges.std_range, sigmas=self.sigmas),
+            "peak_or_std": ranges.peak_or_std_range,
         }
         chooser: ChooseRange = choosers[name]
         return chooser
 
 
-@axis
+@configurable
 class CalibratedMethod(QuantizingMethod):
     """A method that rounds the weights of a trained network in its own way.
 
@@ -321,16 +326,17 @@ class CalibratedMethod(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
         """Round weights, then quantize the activations that the rounded network yields; or cast to half precision."""
-        from bitsweep.quantization import correction, graphs
-        from bitsweep.quantization.sensitivity import sensitivity_table
-        from bitsweep.quantization.walk import parameters_of
-        from bitsweep.splits import validation_batches
+        from bitsweep.data.splits import validation_batches
+        from bitsweep.graphs import ops
+        from bitsweep.quantization.analysis.sensitivity import sensitivity_table
+        from bitsweep.quantization.layerwise import parameters_of
+        from bitsweep.quantization.rewrites import correction
 
         if not isinstance(scheme.weights, Grid):
             return self.cast(model, scheme, image_size=image_size)
         prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
         graph, batches = prepared.graph, prepared.batches
-        originals, parameters = graphs.layers(graph), parameters_of(graph)
+        originals, parameters = ops.layers(graph), parameters_of(graph)
         codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
         tables: tuple[Table, ...] = ()
         if self.study_images:

@@ -3,9 +3,9 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from bitsweep.axes import FloatFormat
+from bitsweep.config.precision import FloatFormat
 from bitsweep.errors import CompressionError
-from bitsweep.quantization.graphs import aten, attribute, set_attribute
+from bitsweep.graphs.ops import aten, attribute, set_attribute
 
 
 def cast(graph: GraphModule, weights: FloatFormat, activations: FloatFormat) -> None:

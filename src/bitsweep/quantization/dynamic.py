@@ -11,10 +11,9 @@ import operator
 
 from torch.fx import GraphModule, Node
 
-from bitsweep.axes import Grid
-from bitsweep.quantization.graphs import LAYER_KINDS, Layer, is_layer
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.ops import LAYER_KINDS, Layer, is_layer, quantized
 from bitsweep.quantization.grids import storage_dtype
-from bitsweep.quantization.weights import quantized
 
 #: Least scale, for batches of zeros; its reciprocal is finite.
 LEAST_SCALE = 2.0**-120

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from bitsweep.axes import Grid
+from bitsweep.config.precision import Grid
 from bitsweep.errors import CompressionError
 
 #: Scales of channels stay within this factor of the largest, so that an int32 bias on the scale of a dead channel

@@ -27,10 +27,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 
 from bitsweep.errors import CompressionError
-from bitsweep.quantization import inputs
-from bitsweep.quantization.graphs import LAYER_KINDS, aten
-from bitsweep.quantization.quantizer import MOVES
-from bitsweep.quantization.weights import quantized
+from bitsweep.graphs import im2col
+from bitsweep.graphs.ops import LAYER_KINDS, aten, quantized
+from bitsweep.quantization.placement import MOVES
 
 #: Sums of two operands on a common scale stay below this, well within 32 bits.
 LARGEST_OPERAND = 2**29
@@ -101,11 +100,11 @@ def accumulate(layer: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     Raises:
         CompressionError: a sum needs more than 32 bits.
     """
-    groups = inputs.groups_of(layer)
-    weight_GOI = inputs.weight_matrix(weight, groups)
+    groups = im2col.groups_of(layer)
+    weight_GOI = im2col.weight_matrix(weight, groups)
     largest = int(x.abs().max()) * int(weight_GOI.abs().sum(2).max())
     dtype = torch.float32 if largest <= EXACT_IN_FLOAT32 else torch.float64
-    sums_GOP = weight_GOI.to(dtype) @ inputs.patches(x.to(dtype), layer, weight)
+    sums_GOP = weight_GOI.to(dtype) @ im2col.patches(x.to(dtype), layer, weight)
     sums_OP = _int32(sums_GOP.flatten(0, 1), layer)
     if bias is not None:
         sums_OP = _int32(sums_OP.long() + bias[:, None], layer)

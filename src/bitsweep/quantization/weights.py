@@ -1,21 +1,15 @@
-"""Weights of a graph as integer codes: a layer that read ``weight`` then reads the dequantization of ``weight_codes``.
-
-Importing this module registers the ``quantized_decomposed`` operations.
-"""
+"""Weights of a graph as integer codes: a layer then reads dequantized ``weight_codes`` in the place of ``weight``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.ao.quantization.fx._decomposed
 from torch.fx import GraphModule, Node
 
-from bitsweep.axes import Grid
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.ops import attribute, drop_unread, is_layer, quantized, set_attribute
 from bitsweep.quantization import grids
-from bitsweep.quantization.graphs import attribute, drop_unread, is_layer, set_attribute
-from bitsweep.quantization.ranges import Range
-
-quantized = torch.ops.quantized_decomposed
+from bitsweep.quantization.calibration.ranges import Range
 
 ChooseWeightRange = Callable[[torch.Tensor, Grid], Range]
 

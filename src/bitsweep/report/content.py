@@ -99,7 +99,7 @@ class SweepReport:
         return [row for row in self.rows if row.measured]
 
     @property
-    def varying_axes(self) -> list[str]:
+    def varying_choices(self) -> list[str]:
         """Axes and knobs to show: the usual ones, those that tell cells apart, and the device if one was chosen."""
         chosen = [DEVICE] if any(DEVICE in row.cell for row in self.rows) else []
         return list(dict.fromkeys([*SHOWN_AXES, *telling(self.rows), *chosen]))
@@ -198,7 +198,7 @@ def findings(report: SweepReport) -> list[tuple[str, str]]:
 
 
 def _full_name(report: SweepReport, row: Row) -> str:
-    return " ".join(row.cell[axis] for axis in report.varying_axes if axis in row.cell)
+    return " ".join(row.cell[axis] for axis in report.varying_choices if axis in row.cell)
 
 
 def environment_lines(report: SweepReport) -> list[tuple[str, str]]:

@@ -8,14 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import (
-    Baseline,
-    Row,
-    SweepReport,
-    environment_lines,
-    findings,
-    shown_columns,
-)
+from bitsweep.report.content import Baseline, Row, SweepReport, environment_lines, findings, shown_columns
 from bitsweep.report.pictures import Picture, pictures
 
 _STYLE = """
@@ -63,15 +56,15 @@ def write(report: SweepReport, folder: Path) -> list[Path]:
 
 
 def _write_csv(report: SweepReport, path: Path) -> None:
-    axes = list(dict.fromkeys(name for row in report.rows for name in row.cell))
+    groups = list(dict.fromkeys(name for row in report.rows for name in row.cell))
     metrics = sorted({name for row in report.rows for name in row.metrics})
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*axes, "status", "reason", "verdict", "flags", "scheme", "run_id", "command", *metrics])
+        writer.writerow([*groups, "status", "reason", "verdict", "flags", "scheme", "run_id", "command", *metrics])
         for row in report.rows:
             about = [row.status, row.reason, row.verdict, "; ".join(row.flags), row.scheme, row.run_id, row.command]
             figures = [repr(row.metrics[name]) if name in row.metrics else "" for name in metrics]
-            writer.writerow([*(row.cell.get(axis, "") for axis in axes), *about, *figures])
+            writer.writerow([*(row.cell.get(group, "") for group in groups), *about, *figures])
 
 
 # --------------------------------------------------------------------------- Markdown
@@ -81,9 +74,9 @@ def _markdown(report: SweepReport, drawn: list[Picture]) -> str:
     lines = [f"# Sweep {report.sweep_id}", "", f"`{report.command}`", "", _summary(report), ""]
     lines += ["## What to deploy", "", *(f"{_escaped(text)}\n" for text in recommendations(report))]
     if report.measured:
-        axes, columns = report.varying_axes, shown_columns(report)
-        lines += ["## Cells", "", *_md_table([*axes, *(column.title for column in columns)], (
-            [*(row.cell.get(axis, "") for axis in axes), *(column.text(row) for column in columns)]
+        groups, columns = report.varying_choices, shown_columns(report)
+        lines += ["## Cells", "", *_md_table([*groups, *(column.title for column in columns)], (
+            [*(row.cell.get(group, "") for group in groups), *(column.text(row) for column in columns)]
             for row in report.measured
         )), ""]  # fmt: skip
     if found := findings(report):
@@ -137,7 +130,7 @@ def _html(report: SweepReport, drawn: list[Picture], folder: Path) -> str:
         body.append(
             f'<figure><img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">{caption}</figure>'
         )
-    shown = [(row, " ".join(row.cell.get(axis, "") for axis in report.varying_axes)) for row in report.measured]
+    shown = [(row, " ".join(row.cell.get(group, "") for group in report.varying_choices)) for row in report.measured]
     if folded := [part for row, name in shown if (part := _html_pictures(name, row.pictures, folder))]:
         body += ["<h2>Pictures of each cell</h2>", *folded]
     if skipped := [row for row in report.rows if row.not_run]:
@@ -170,11 +163,11 @@ def _html(report: SweepReport, drawn: list[Picture], folder: Path) -> str:
 
 
 def _html_cells(report: SweepReport) -> str:
-    axes, columns = report.varying_axes, shown_columns(report)
-    titles = "".join(f"<th>{html.escape(title)}</th>" for title in [*axes, *(column.title for column in columns)])
+    groups, columns = report.varying_choices, shown_columns(report)
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in [*groups, *(column.title for column in columns)])
     rows = []
     for row in report.measured:
-        cells = [f"<td>{html.escape(row.cell.get(axis, ''))}</td>" for axis in axes]
+        cells = [f"<td>{html.escape(row.cell.get(group, ''))}</td>" for group in groups]
         for column in columns:
             value = row.metrics.get(column.metric, "")
             kind = "flags" if column.title == "flags" else row.verdict if column.title == "verdict" else "figure"

@@ -36,12 +36,14 @@ def _figures(report: SweepReport, width: int) -> Table:
 
 def _filled(report: SweepReport, *, narrow: bool) -> Table:
     figures = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    alike = {axis for axis in report.varying_axes if len({row.cell.get(axis) for row in report.rows}) == 1}
-    axes = [
-        axis for axis in report.varying_axes if axis not in alike & ({"method", "backend"} if narrow else {"method"})
+    alike = {group for group in report.varying_choices if len({row.cell.get(group) for row in report.rows}) == 1}
+    groups = [
+        group
+        for group in report.varying_choices
+        if group not in alike & ({"method", "backend"} if narrow else {"method"})
     ]
-    for axis in axes:
-        figures.add_column(axis, overflow="fold")
+    for group in groups:
+        figures.add_column(group, overflow="fold")
     shown = [column for column in shown_columns(report) if column.narrow or not narrow]
     for column in shown:
         is_text = column.title in ("flags", "verdict")
@@ -49,7 +51,7 @@ def _filled(report: SweepReport, *, narrow: bool) -> Table:
             column.narrow if narrow else column.title, justify="left" if is_text else "right", overflow="fold"
         )
     for row in report.measured:
-        cells = [Text(row.cell.get(axis, "")) for axis in axes]
+        cells = [Text(row.cell.get(group, "")) for group in groups]
         for column in shown:
             text = column.text(row)
             style = _STYLE.get(text, "yellow" if column.title == "flags" else "")

@@ -147,7 +147,7 @@ def _create_database(uri: str) -> None:
     if not name or name == ":memory:" or Path(name).exists():
         return
     file = Path(name)
-    for left in file.parent.glob(f"{file.name}.*.partial*"):  # and SQLite's journal of it
+    for left in file.parent.glob(f"{file.name}.*.partial*"):  # and SQLite's logger of it
         if not psutil.pid_exists(int(left.name.removeprefix(f"{file.name}.").partition(".")[0])):
             left.unlink(missing_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")

@@ -12,7 +12,7 @@ from bitsweep.errors import UsageError
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.entries import Entry
-from bitsweep.tracking.journal import PICTURES
+from bitsweep.tracking.logger import PICTURES
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

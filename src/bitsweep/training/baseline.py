@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bitsweep.artifacts import Epoch, Splits, Trained
-from bitsweep.axes import Model, Recipe
-from bitsweep.training.descent import choose_device, compute_logits, descend, loader, validate
-from bitsweep.training.teams import Team
-from bitsweep.training.transfer import build_network, freeze, start_from_weights
+from bitsweep.config.model import Model
+from bitsweep.config.recipe import Recipe
+from bitsweep.results import Epoch, Splits, Trained
+from bitsweep.training.distributed import DistributedContext
+from bitsweep.training.loop import choose_device, compute_logits, loader, train, validate
+from bitsweep.training.network import build_network, freeze, start_from_weights
 
 
 def fit(
@@ -43,10 +44,10 @@ def fit(
         CellFailed: the loss became infinite or not a number.
         ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
     """
-    team = Team(rank=rank, size=recipe.devices, meeting=folder.absolute() / "meeting")
-    device = choose_device(recipe.device, rank=team.rank, devices=team.size)
+    context = DistributedContext(rank=rank, size=recipe.devices, rendezvous=folder.absolute() / "rendezvous")
+    device = choose_device(recipe.device, rank=context.rank, devices=context.size)
     if device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // team.size))
+        torch.set_num_threads(max(1, torch.get_num_threads() // context.size))
     torch.manual_seed(seed)
     network, head = build_network(model, len(splits.classes))
     start_from_weights(network, model, head=head if recipe.epochs else "")
@@ -54,8 +55,8 @@ def fit(
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = recipe.bn_momentum
-    with team.met(device):
-        best, history = descend(
+    with context.met(device):
+        best, history = train(
             network,
             splits,
             recipe=recipe,
@@ -66,18 +67,18 @@ def fit(
             before_epoch=lambda epoch, epochs: freeze(
                 network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
             ),
-            team=team,
+            context=context,
             unfinished=unfinished,
             progress=progress,
         )
-    if not team.leads:
+    if not context.is_main:
         return
     load = loader(splits, model.image_size, device)
     val_top1 = history[best].val_top1 if history else validate(network, splits.val, load, device)[1]
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     torch.save(state, folder / "checkpoint.pt")
     about = {
-        "device": device.type if team.size == 1 else f"{team.size} x {device.type}",
+        "device": device.type if context.size == 1 else f"{context.size} x {device.type}",
         "best_epoch": best,
         "val_top1": val_top1,
         "epochs": [asdict(epoch) for epoch in history],

@@ -10,9 +10,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bitsweep.artifacts import Outcome
-from bitsweep.experiment import Cell
-from bitsweep.sweep import command_of, conduct, read
+from bitsweep.cell import Cell
+from bitsweep.hydra_app import command_of, read
+from bitsweep.results import Outcome
+from bitsweep.sweep import run_sweep
 
 
 class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
@@ -48,7 +49,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             return self._launch([[*words_of[cell], f"stage={stage}"] for cell in cells])
 
         cells = [cell for cell, _ in bound]
-        sys.exit(conduct(cells, options, command=command_of(sys.argv), folder=folder, launch=launch))
+        sys.exit(run_sweep(cells, options, command=command_of(sys.argv), folder=folder, launch=launch))
 
     def _launch(self, jobs: list[list[str]]) -> list[Outcome]:
         assert self.launcher is not None

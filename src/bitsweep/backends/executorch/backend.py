@@ -1,0 +1,80 @@
+"""ExecuTorch, PyTorch's runtime for phones and the like, with the kernels of XNNPACK for x86 and ARM."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+from bitsweep.config.backend import Backend, InferenceFn
+from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.schemes import beyond_byte_kernels, storage_only
+from bitsweep.errors import MissingPackage
+from bitsweep.results import Array, OpProfile
+from bitsweep.runtime.environment import Cpu
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+MODEL = "model.pte"
+
+
+@final
+@configurable
+class ExecuTorch(Backend):
+    """XNNPACK's kernels. The artifact is one file, with parameters in the layout that these read.
+
+    Attributes:
+        max_batch: most images that the artifact takes at once.
+    """
+
+    package: ClassVar[str] = "executorch"
+    extra: ClassVar[str] = "executorch"
+    deploy_needs: ClassVar[tuple[str, ...]] = ("executorch", "torch")
+
+    max_batch: Count = 1024
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Integer kernels multiply codes that fit in a byte, by weights around 0."""
+        if reason := beyond_byte_kernels(precision, self.name):
+            return reason
+        weights = precision.weights
+        if isinstance(weights, Grid):
+            return None if weights.symmetric else f"XNNPACK takes no {weights} weights: use backend=onnxruntime"
+        if weights != "float32":
+            return f"backend=executorch would cast {weights} weights in every run: use backend=onnxruntime"
+        return None
+
+    def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
+        """Activations are signed codes; half precision is storage only. No product saturates."""
+        weights, activations = precision.weights, precision.activations
+        if not isinstance(weights, Grid) or not isinstance(activations, Grid):
+            return storage_only(precision, computes=False, where=f"XNNPACK set to compute in float32 ({cpu.isa})")
+        why = "" if activations.signed else "XNNPACK's kernels read signed activations"
+        return Scheme(weights=weights, activations=replace(activations, signed=True), arithmetic="integer", why=why)
+
+    def lower(self, program: "ExportedProgram", folder: Path) -> None:
+        """Write the program, layers and most of what is between them delegated to XNNPACK."""
+        self._require()
+        from bitsweep.backends.executorch.lowering import export_executorch
+
+        export_executorch(program, folder / MODEL, max_batch=self.max_batch)
+
+    def load(self, folder: Path, *, threads: int) -> InferenceFn:
+        """Load the file, without what writes such files."""
+        self._require()
+        from bitsweep.backends.executorch.runtime import inference_fn
+
+        return inference_fn(folder / MODEL, threads=threads)
+
+    def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
+        """What XNNPACK executed."""
+        self._require()
+        from bitsweep.backends.executorch.runtime import profile_of
+
+        return profile_of(folder / MODEL, images, threads=threads)
+
+    def _require(self) -> None:
+        try:
+            import executorch.extension.pybindings.portable_lib  # noqa: F401
+        except ImportError:
+            raise MissingPackage(self.package, self.extra) from None

@@ -1,0 +1,89 @@
+"""Programs as ExecuTorch files, in the form that XNNPACK recognises.
+
+Biases are float parameters, which XNNPACK turns into codes itself. A layer whose output is not quantized, as the last
+one that yields the logits, is computed in float: XNNPACK's integer kernels yield codes.
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import executorch.kernels.quantized  # noqa: F401  (kernels of what XNNPACK leaves over)
+import numpy as np
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from bitsweep.errors import CompressionError
+from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, quantized, reads_attribute, set_attribute
+from bitsweep.graphs.program import image_shape, profile_of
+
+DEQUANTIZE = {quantized.dequantize_per_tensor.default, quantized.dequantize_per_channel.default}
+RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
+
+
+def export_executorch(program: ExportedProgram, path: Path, *, max_batch: int) -> None:
+    """Write a program to one file that takes up to ``max_batch`` images.
+
+    Raises:
+        CompressionError: XNNPACK does not take a layer, or ExecuTorch not the program.
+    """
+    shape = image_shape(program)
+    macs = [kernel.macs for kernel in profile_of(program, np.zeros((1, *shape), np.float32)) if kernel.macs]
+    facts = {"shape": shape, "macs": macs, "max_batch": max_batch}
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=max_batch)},)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            # ExecuTorch takes the batch that it sees for typical: of more images than channels, if it is the largest.
+            bounded = torch.export.export(
+                for_xnnpack(program), (torch.empty(max_batch, *shape),), dynamic_shapes=dynamic
+            )
+            edge = to_edge_transform_and_lower(
+                bounded,
+                partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                constant_methods={"facts": json.dumps(facts)},
+            )
+            # Else buffers for the largest batch would be kept, beside the caller's own.
+            planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+            file = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CompressionError(f"ExecuTorch does not take the program: {reason}") from error
+    left = [
+        node.name for node in edge.exported_program().graph.nodes if "convolution" in node.name or "mm" in node.name
+    ]
+    if left:
+        raise CompressionError(f"XNNPACK does not take {left[0]}: use backend=onnxruntime")
+    path.write_bytes(file.buffer)
+
+
+def for_xnnpack(program: ExportedProgram) -> GraphModule:
+    """Graph of a program with float biases, and float weights in layers without an integer kernel."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    for node in [node for node in graph.graph.nodes if node.target in DEQUANTIZE and reads_attribute(node.args[0])]:
+        codes = attribute(graph, node.args[0])
+        if codes.dtype == torch.int32 or not all(_takes_codes(layer) for layer in node.users):
+            given = [attribute(graph, each) if isinstance(each, Node) else each for each in arguments(node)]
+            set_attribute(graph, f"{node.name}_values", node.target(*given))
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(graph.graph.get_attr(f"{node.name}_values"))
+    graph.graph.eliminate_dead_code()
+    drop_unread(graph)
+    graph.recompile()
+    return graph
+
+
+def _takes_codes(layer: Node) -> bool:
+    """Whether XNNPACK has an integer kernel: for inputs quantized at run time, or where the output is quantized."""
+    if arguments(layer)[0].target == quantized.dequantize_per_tensor.tensor:
+        return True
+    readers = list(layer.users)
+    if len(readers) == 1 and readers[0].target in RECTIFIERS:
+        readers = list(readers[0].users)
+    return len(readers) == 1 and readers[0].target == quantized.quantize_per_tensor.default

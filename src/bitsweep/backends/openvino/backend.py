@@ -1,0 +1,150 @@
+"""OpenVINO on the CPU: float and 8-bit integer kernels, most of them oneDNN's."""
+
+import functools
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from bitsweep.config.backend import Backend, InferenceFn
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
+from bitsweep.errors import CompressionError, MissingPackage, StoreError, require_images
+from bitsweep.results import Array, OpProfile
+from bitsweep.runtime.environment import Cpu
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+MODEL = "model.onnx"
+#: Batch sizes for which a compiled model is kept.
+KEPT = 4
+BYTE_TYPES = {"u8", "i8"}
+#: Runs of a batch that the times of kernels are averages of.
+TIMED_RUNS = 9
+CONVOLUTIONS = {"Convolution", "Deconvolution"}
+PRODUCTS = {"FullyConnected", "MatMul"}
+
+
+@final
+@configurable
+class OpenVino(Backend):
+    """OpenVINO's CPU kernels. The artifact is one ONNX file; loading and running it imports no PyTorch.
+
+    The file takes any batch. It is compiled for each batch size when that size first comes: kernels for a size that is
+    known are faster.
+    """
+
+    package: ClassVar[str] = "openvino"
+    extra: ClassVar[str] = "openvino"
+    deploy_needs: ClassVar[tuple[str, ...]] = ("openvino",)
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Integer kernels multiply codes that fit in a byte: unsigned activations by weights around 0."""
+        if reason := beyond_byte_kernels(precision, self.name):
+            return reason
+        weights, activations = precision.weights, precision.activations
+        if not isinstance(weights, Grid) or not isinstance(activations, Grid):
+            return None
+        if not weights.symmetric:
+            return f"OpenVINO computes {weights} weights in float32: use backend=onnxruntime"
+        if activations.signed:
+            return "OpenVINO does not keep to the reference with signed activations: use backend=onnxruntime"
+        return None
+
+    def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
+        """Half precision is storage only; weights have 7 bits where sums of products would saturate."""
+        if precision.is_integer:
+            return reduce_range(precision, cpu)
+        return storage_only(precision, computes=False, where=f"OpenVINO set to compute in float32 ({cpu.isa})")
+
+    def lower(self, program: "ExportedProgram", folder: Path) -> None:
+        """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
+        from bitsweep.lowering.onnx.export import export_onnx
+
+        export_onnx(program, folder / MODEL, fused_gates=True, pointwise_linear=True, bits_of_weights=4)
+        try:
+            self._compiled(self._read(folder), batch=1, threads=1)
+        except RuntimeError as error:
+            raise CompressionError(f"OpenVINO does not take the program: {_reason(error)}") from error
+
+    def load(self, folder: Path, *, threads: int) -> InferenceFn:
+        """Read the file; the first run of each batch size compiles it."""
+
+        try:
+            model = self._read(folder)
+        except RuntimeError as error:
+            path = folder / MODEL
+            raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {_reason(error)}") from error
+        shape = tuple(model.input(0).get_partial_shape()[1:].to_shape())
+
+        @functools.lru_cache(maxsize=KEPT)
+        def request_for(batch: int) -> Any:
+            return self._compiled(model, batch=batch, threads=threads).create_infer_request()
+
+        def run(images: Array) -> Array:
+            require_images(images, shape)
+            logits: Array = request_for(len(images)).infer([images], share_inputs=True)[0]
+            return logits
+
+        return run
+
+    def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
+        """What ran, as the executed graph tells it."""
+        compiled = self._compiled(self._read(folder), batch=len(images), threads=threads, profile=True)
+        request = compiled.create_infer_request()
+        for _ in range(TIMED_RUNS):
+            request.infer([images])
+        executed = ((node, _attributes(node)) for node in compiled.get_runtime_model().get_ordered_ops())
+        return tuple(_kernel(node, about) for node, about in executed if about["execTimeMcs"] != "not_executed")
+
+    def _read(self, folder: Path) -> Any:
+        try:
+            import openvino
+        except ImportError:
+            raise MissingPackage(self.package, self.extra) from None
+        return openvino.Core().read_model(folder / MODEL)
+
+    def _compiled(self, model: Any, *, batch: int, threads: int, profile: bool = False) -> Any:
+        import openvino
+
+        settings = {
+            # Else float32 becomes bfloat16 or float16 on a CPU that computes these.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            # The protocol says which CPUs to run on, and as many threads as it asks for are to run.
+            "ENABLE_CPU_PINNING": False,
+            "ENABLE_HYPER_THREADING": True,
+            "PERF_COUNT": profile,
+        }
+        model.reshape([batch, *model.input(0).get_partial_shape()[1:]])
+        return openvino.Core().compile_model(model, "CPU", settings)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What OpenVINO says in the end, after the places in its sources where it went by."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Exception from ")]
+    return next((line for line in reversed(lines) if line), "no reason given")
+
+
+def _attributes(node: Any) -> dict[str, str]:
+    """What the executed graph notes on an operation."""
+    return {key: value.astype(str) for key, value in node.get_rt_info().items()}
+
+
+def _kernel(node: Any, about: dict[str, str]) -> OpProfile:
+    """A kernel from an operation of the executed graph."""
+    op, macs = about["layerType"], 0
+    output, *inputs = (tuple(port.get_shape()) for port in (*node.outputs()[:1], *node.inputs()))
+    if op in CONVOLUTIONS:
+        # Weights are [O, I, ...], or [G, O, I, ...] in groups; those of a deconvolution have I before O.
+        slid, weights = inputs[0] if op == "Deconvolution" else output, inputs[1]
+        macs = math.prod(slid) * math.prod(weights[len(weights) - len(slid) + 1 :])
+    elif op in PRODUCTS:
+        macs = math.prod(output) * inputs[0][-1]
+    integer, ms = about["runtimePrecision"] in BYTE_TYPES, float(about["execTimeMcs"]) / 1e3
+    return OpProfile(
+        name=node.get_friendly_name(), op=f"{op} {about['primitiveType']}", macs=macs, integer=integer, ms=ms
+    )

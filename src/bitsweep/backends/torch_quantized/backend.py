@@ -1,0 +1,94 @@
+"""PyTorch's own integer kernels: those of FBGEMM, oneDNN or QNNPACK, run by its TorchScript interpreter."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from bitsweep.config.backend import Backend, InferenceFn
+from bitsweep.config.configurable import configurable
+from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.schemes import beyond_byte_kernels, float_arithmetic, reduce_range
+from bitsweep.errors import CompressionError, ConfigError
+from bitsweep.results import Array, OpProfile
+from bitsweep.runtime.environment import Cpu
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+MODEL = "model.pt"
+
+
+@final
+@configurable
+class QuantizedKernels(Backend):
+    """The kernels of ``torch.ops.quantized``. The artifact is one TorchScript file, which needs nothing but PyTorch.
+
+    Attributes:
+        engine: who multiplies: ``fbgemm`` and ``onednn`` on x86, ``qnnpack`` on ARM too. Additions and functions of
+            activations are PyTorch's own.
+    """
+
+    deploy_needs: ClassVar[tuple[str, ...]] = ("torch",)
+
+    engine: Literal["fbgemm", "onednn", "qnnpack"]
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """Integer kernels multiply bytes, oneDNN's only by weights around 0."""
+        if reason := beyond_byte_kernels(precision, self.name):
+            return reason
+        if self.engine == "onednn" and isinstance(precision.weights, Grid) and not precision.weights.symmetric:
+            return f"oneDNN's kernels take no {precision.weights} weights: use backend=fbgemm"
+        return None
+
+    def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
+        """Weights have 7 bits where sums of products would saturate, which QNNPACK's never do. Half precision is
+        storage only where the CPU does not compute it."""
+        weights, activations = precision.weights, precision.activations
+        if isinstance(weights, Grid) and isinstance(activations, Grid):
+            if self.engine == "qnnpack":
+                return Scheme(weights=weights, activations=activations, arithmetic="integer")
+            # Signed codes are shifted to unsigned ones before they are multiplied.
+            unsigned = replace(precision, activations=replace(activations, signed=False, symmetric=False))
+            return replace(reduce_range(unsigned, cpu), activations=activations)
+        return float_arithmetic(precision, cpu)
+
+    def lower(self, program: "ExportedProgram", folder: Path) -> None:
+        """Put kernels in the place of operations on codes, and write the graph as TorchScript."""
+        from bitsweep.backends.torch_quantized.lowering import lowered
+        from bitsweep.backends.torch_quantized.torchscript import save_script
+        from bitsweep.graphs.program import image_shape
+
+        self._choose_engine()
+        try:
+            save_script(lowered(program), folder / MODEL, image_shape=image_shape(program))
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CompressionError(f"backend={self.name} does not take the program: {reason}") from error
+
+    def load(self, folder: Path, *, threads: int) -> InferenceFn:
+        """Load the file, and pack its weights for this CPU."""
+        import torch
+
+        from bitsweep.backends.torch_quantized.torchscript import load_script
+
+        self._choose_engine()
+        torch.set_num_threads(threads)
+        return load_script(folder / MODEL)
+
+    def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
+        """What ran, as PyTorch's dispatcher saw it."""
+        import torch
+
+        from bitsweep.backends.torch_quantized.torchscript import executed
+
+        self._choose_engine()
+        torch.set_num_threads(threads)
+        return executed(folder / MODEL, images)
+
+    def _choose_engine(self) -> None:
+        import torch
+
+        engines = torch.backends.quantized.supported_engines
+        if self.engine not in engines:
+            raise ConfigError(f"backend.engine={self.engine}: PyTorch on this CPU has {', '.join(engines)}")
+        torch.backends.quantized.engine = self.engine

@@ -1,0 +1,80 @@
+"""What the stages of a cell have left in the store, read back."""
+
+from pathlib import Path
+from typing import Any
+
+from bitsweep.cell import Cell
+from bitsweep.errors import StoreError
+from bitsweep.results import Compressed, Splits, Trained
+from bitsweep.runtime.store import Store
+from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, PROBE, Stage
+
+
+def splits_of(cell: Cell, store: Store) -> Splits:
+    """The data of a cell, with the mean and deviation of the pixels that its model expects."""
+    from bitsweep.data.preprocessing import centred, normalized_for_imagenet
+    from bitsweep.data.splits import load_splits
+
+    splits = load_splits(_kept(store, DATA, cell))
+    match cell.model.pixels:
+        case "imagenet":
+            return normalized_for_imagenet(splits)
+        case "centred":
+            return centred(splits)
+    return splits
+
+
+def trained_of(cell: Cell, store: Store) -> Trained:
+    """The baseline of a cell."""
+    from bitsweep.training.baseline import load_trained
+
+    return load_trained(_kept(store, BASELINE, cell))
+
+
+def compressed_of(cell: Cell, store: Store) -> Compressed:
+    """The program of a cell."""
+    from bitsweep.quantization.compressed import load_compressed
+
+    return load_compressed(_kept(store, COMPRESSED, cell))
+
+
+def artifact_of(cell: Cell, store: Store) -> Path:
+    """The folder of files that the engine loads."""
+    return _kept(store, ARTIFACT, cell)
+
+
+def saturates_of(cell: Cell, store: Store) -> bool:
+    """Whether the engine's kernels fail to hold the largest sums of the scheme."""
+    import json
+
+    if cell.scheme.arithmetic != "integer":
+        return False
+    found = json.loads((_kept(store, PROBE, cell) / "probe.json").read_text())
+    return bool(found["saturates"])
+
+
+def _kept(store: Store, stage: Stage, cell: Cell) -> Path:
+    """The finished folder of a stage.
+
+    Raises:
+        StoreError: there is none, although what needs it was started.
+    """
+    folder = store.find(stage.name, stage.key_of(cell))
+    if folder is None:
+        raise StoreError(
+            f"the {stage.name} of {cell.name} is not in {store.root}: the store, the code or the data changed during "
+            "the sweep; run the same command again"
+        )
+    return folder
+
+
+def subject_of(cell: Cell, store: Store) -> Any:
+    from bitsweep.measuring.passes import Subject
+
+    return Subject(
+        artifact=artifact_of(cell, store),
+        twin=artifact_of(cell.twin, store),
+        backend=cell.backend,
+        protocol=cell.protocol,
+        scheme=cell.scheme,
+    )

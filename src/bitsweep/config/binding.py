@@ -1,0 +1,67 @@
+"""From a composed configuration to checked choices."""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+
+from bitsweep.config.backend import Backend
+from bitsweep.config.dataset import Dataset
+from bitsweep.config.method import Method
+from bitsweep.config.model import Model
+from bitsweep.config.precision import Precision
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.config.recipe import Recipe
+from bitsweep.errors import ConfigError
+
+#: Config group -> what its choices are.
+CONFIG_GROUPS: dict[str, type] = {
+    "model": Model,
+    "method": Method,
+    "precision": Precision,
+    "backend": Backend,
+    "dataset": Dataset,
+    "train": Recipe,
+    "protocol": MeasurementProtocol,
+}
+
+
+def construct(group: str, node: Mapping[str, Any], kind: type) -> Any:
+    knobs = dict(node)
+    target = knobs.pop("_target_", "")
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(f"{group}._target_={target}: no such class; see the other YAMLs of conf/{group}/") from None
+    if not (inspect.isclass(cls) and issubclass(cls, kind)):
+        raise ConfigError(f"{group}._target_={target}: not a {kind.__name__}; see the other YAMLs of conf/{group}/")
+    try:
+        return cls(**knobs)
+    except pydantic.ValidationError as error:
+        raise invalid(cls, error, group) from None
+
+
+def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigError:
+    """The first thing that is wrong with the knobs of a class, in one line: key, value, what is allowed."""
+    first = error.errors()[0]
+    fields = [field.name for field in dataclasses.fields(cls)]
+    # Pydantic names the members of a union inside the location; they are not part of the key.
+    location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Grid"))]
+    key = ".".join([*group, *location])
+    if first["type"] == "unexpected_keyword_argument":
+        close = difflib.get_close_matches(location[-1], fields, n=1)
+        hint = f"did you mean {'.'.join([*group, close[0]])}?" if close else f"choose from {', '.join(fields)}"
+        return ConfigError(f"{key}: no such key; {hint}")
+    if first["type"].startswith("missing"):
+        return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
+    if not location:  # keys that do not go together name themselves
+        return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
+    # A value that fits no member of a union has an error for each of them.
+    alike = [each["msg"] for each in error.errors() if each["input"] == first["input"]]
+    messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]
+    return ConfigError(f"{key}={first['input']}: {', or '.join(dict.fromkeys(messages))}")

@@ -1,0 +1,40 @@
+"""What a data set is."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from bitsweep.config.configurable import Name, Share, configurable
+
+if TYPE_CHECKING:
+    from bitsweep.results import RawData
+
+
+@configurable
+class Dataset(ABC):
+    """Labelled images.
+
+    Attributes:
+        name: short stable name, used in tables.
+        val_share: part of the training images held out for choosing the checkpoint.
+        split_seed: seed of that choice; apart from the cell's seed, so that all seeds see the same images.
+    """
+
+    name: Name
+    val_share: Share = 0.1
+    split_seed: int = 0
+
+    @abstractmethod
+    def source(self) -> str:
+        """A fingerprint of the raw files without decoding them, the same before and after a download.
+
+        Raises:
+            DataError: the files are neither here nor to be downloaded.
+        """
+
+    @abstractmethod
+    def decode(self) -> "RawData":
+        """Read (or first download) the raw files.
+
+        Raises:
+            DataError: a file is missing, unreadable or truncated.
+        """

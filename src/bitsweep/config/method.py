@@ -1,0 +1,42 @@
+"""What a method of compression is."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from bitsweep.config.configurable import Name, configurable
+from bitsweep.config.precision import Precision, Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from bitsweep.results import Compression, Splits
+
+
+@configurable
+class Method(ABC):
+    """A way to make a trained network smaller: chooses ranges and codes, and yields a Q/DQ program.
+
+    Attributes:
+        compresses_float: whether it changes a network that stays in fp32.
+    """
+
+    name: Name
+    compresses_float: ClassVar[bool] = False
+
+    @abstractmethod
+    def unsupported(self, precision: Precision) -> str | None:
+        """Why this method cannot express a precision, with the hint; None when it can."""
+
+    @abstractmethod
+    def compress(
+        self, model: "torch.nn.Module", splits: "Splits", *, image_size: int, scheme: Scheme, seed: int
+    ) -> "Compression":
+        """Compress a trained network in evaluation mode, which may be changed in place.
+
+        Returns:
+            The exported program with a dynamic batch, float32 images [N, 3, H, W] to float32 logits [N, K],
+            and a note on each layer.
+
+        Raises:
+            BitsweepError: the network cannot be compressed, for instance because a weight is not finite.
+        """

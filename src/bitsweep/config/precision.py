@@ -1,0 +1,90 @@
+"""To how many bits: number formats of weights and activations."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bitsweep.config.configurable import Name, configurable
+
+FloatFormat = Literal["float32", "float16", "bfloat16"]
+
+
+@configurable
+class Grid:
+    """The integer grid of a tensor: which codes there are, and what shares a scale.
+
+    Attributes:
+        bits: width of a code.
+        signed: two's complement codes, or codes from zero.
+        symmetric: zero point 0 (signed); one code fewer, so that the range is symmetric too.
+        per_channel: one scale for each output channel, or one for the tensor.
+        levels: number of codes of a symmetric grid that uses fewer than its bits offer, odd; 0 for all of them.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=16)]
+    signed: bool
+    symmetric: bool
+    per_channel: bool = False
+    levels: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.levels and not (self.symmetric and self.levels % 2 and 3 <= self.levels < 1 << self.bits):
+            raise ValueError(f"levels={self.levels} should be odd and at least 3, on a symmetric grid with room for it")
+
+    @property
+    def lo(self) -> int:
+        """Smallest code."""
+        if not self.signed:
+            return 0
+        if self.levels:
+            return -(self.levels // 2)
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def hi(self) -> int:
+        """Largest code."""
+        if self.levels:
+            return self.levels // 2
+        return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
+
+    def __str__(self) -> str:
+        sign = "s" if self.signed else "u"
+        granularity = "per-channel" if self.per_channel else "per-tensor"
+        levels = f", {self.levels} levels" if self.levels else ""
+        return f"{sign}{self.bits} {granularity} {'symmetric' if self.symmetric else 'affine'}{levels}"
+
+
+@configurable
+class Precision:
+    """Number formats of weights and activations: not how ranges are chosen (method) or which kernels run (backend)."""
+
+    name: Name
+    weights: Grid | FloatFormat
+    activations: Grid | FloatFormat
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights are integer codes."""
+        return isinstance(self.weights, Grid)
+
+
+@configurable
+class Scheme:
+    """A precision resolved against what a backend's kernels take and what the CPU computes; part of the compressed key.
+
+    Attributes:
+        weights, activations: the formats that are really used.
+        arithmetic: what multiplications are done in.
+        why: in what the scheme differs from the precision asked for, and for what reason; empty when it does not.
+    """
+
+    weights: Grid | FloatFormat
+    activations: Grid | FloatFormat
+    arithmetic: Literal["float32", "float16", "bfloat16", "integer", "simulated"]
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"weights {self.weights}, activations {self.activations}, {self.arithmetic} arithmetic"
+
+
+FLOAT32 = Scheme(weights="float32", activations="float32", arithmetic="float32")

@@ -1,0 +1,41 @@
+"""How an artifact is measured."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bitsweep.config.configurable import Count, Name, Share, configurable
+
+
+@configurable
+class MeasurementProtocol:
+    """How an artifact is measured.
+
+    Attributes:
+        threads: intra-op threads of the engine and CPUs it may run on; 0 takes the physical cores.
+        batch_sizes: the first is the one that latency metrics without a suffix mean.
+        warmup_s: seconds of warm-up for each artifact and batch size.
+        blocks: timed blocks of each artifact, interleaved A B B A; a pair of blocks gives one paired ratio.
+        block_s: least seconds a block lasts.
+        confidence: of all intervals.
+        max_drift: largest relative change of a fixed reference kernel from before to after; above it the run is noisy.
+        max_spread: largest interquartile range of the latency relative to its median; above it the run is noisy.
+        max_foreign_share: largest part of the CPUs' time that other processes may take; above it the run is noisy.
+        repeats: how often a noisy run is repeated at most.
+        eval_batch: images a batch when measuring accuracy.
+        memory: whether to measure peak memory in a pass of its own.
+    """
+
+    name: Name
+    threads: Annotated[int, Field(ge=0)] = 0
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    warmup_s: Annotated[float, Field(ge=0)] = 0.3
+    blocks: Annotated[int, Field(ge=6)] = 20
+    block_s: Annotated[float, Field(gt=0)] = 0.05
+    confidence: Share = 0.95
+    max_drift: Annotated[float, Field(gt=0)] = 0.15
+    max_spread: Annotated[float, Field(gt=0)] = 0.25
+    max_foreign_share: Annotated[float, Field(gt=0)] = 0.15
+    repeats: Annotated[int, Field(ge=0)] = 2
+    eval_batch: Count = 64
+    memory: bool = True

@@ -1,0 +1,136 @@
+"""Image files in one folder a class: what is there, and what its contents are, without decoding any.
+
+Names are relative to the root, so that a tree is the same wherever it lies.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from bitsweep.errors import DataError
+from bitsweep.runtime.environment import physical_cores
+
+_TRAIN = ("train", "train_set", "training", "training_set")
+_TEST = ("test", "test_set", "testing", "val", "valid", "validation", "validation_set")
+_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+#: What file managers leave behind, besides hidden files.
+_LITTER = frozenset({"_DS_Store", "Thumbs.db", "desktop.ini"})
+_DIGEST_BYTES = 32
+_LONG_S = 5.0
+_AT_ONCE = 64
+
+
+def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, ...]:
+    """Names of the folders of training and test images; none where the root holds the classes themselves.
+
+    Args:
+        train, test: names to use; empty to find the usual ones, in any case of letters.
+
+    Raises:
+        DataError: one is missing, or there is a choice.
+    """
+    holders = {entry.name.lower(): entry.name for entry in _entries(root) if entry.is_dir() and _folders(Path(entry))}
+    parts: list[str] = []
+    for key, given, usual in (("train_folder", train, _TRAIN), ("test_folder", test, _TEST)):
+        if given and not (root / given).is_dir():
+            raise DataError(f"dataset.{key}={given}: no such folder in {root}; choose from {some(holders.values())}")
+        found = [given] if given else [holders[name] for name in usual if name in holders]
+        if len(found) > 1:
+            raise DataError(f"{root} has {' and '.join(found)}; choose one with dataset.{key}={found[0]}")
+        parts += found
+    if len(parts) == 1:
+        raise DataError(
+            f"{root} has {parts[0]}, and no other folder of a usual name; name both with dataset.train_folder and "
+            f"dataset.test_folder, or set dataset.root={root / parts[0]} to split that"
+        )
+    return tuple(parts)
+
+
+def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
+    """Class -> names of its files, both in alphabetical order; a folder that is alone in another is entered.
+
+    Raises:
+        DataError: there are less than two classes; one is empty or has folders; images lie beside the classes.
+    """
+    folder = root / part
+    while len(only := _entries(folder)) == 1 and _folders(folder) and _folders(folder / only[0].name):
+        folder /= only[0].name
+    entries = _entries(folder)
+    loose = [entry.name for entry in entries if not entry.is_dir() and entry.name.lower().endswith(_IMAGES)]
+    if loose:
+        raise DataError(f"{folder} holds images beside its folders ({some(loose)}); put each into that of its class")
+    classes = {entry.name: _entries(Path(entry)) for entry in entries if entry.is_dir()}
+    if len(classes) < 2:
+        raise DataError(
+            f"{folder} holds {len(classes)} folders; there must be two or more, each with the images of a class: set "
+            "dataset.root to the folder that holds them"
+        )
+    for name, files in classes.items():
+        if not files:
+            raise DataError(f"{folder / name} is empty; put the images of that class there, or delete it")
+        if inside := [file.name for file in files if file.is_dir()]:
+            raise DataError(
+                f"{folder / name} holds folders ({some(inside)}), where only the images of a class may be: move them, "
+                "or set dataset.root to the folder that holds the classes"
+            )
+    return {name: [file.path.removeprefix(f"{root}{os.sep}") for file in files] for name, files in classes.items()}
+
+
+def content_digests(root: Path, names: Sequence[str]) -> list[bytes]:
+    """SHA-256 of every file.
+
+    Where that takes long, the result is kept in the user's cache for the next time that no file has changed, as told
+    by inode, size and time of change.
+    """
+    state = hashlib.sha256(os.fsencode(root.resolve()))
+    for name in names:
+        about = (root / name).stat()
+        state.update(os.fsencode(f"\0{name}\0{about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns}"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsweep"
+    kept = cache / f"{state.hexdigest()}.sha256"
+    with contextlib.suppress(OSError):
+        content = kept.read_bytes()
+        if len(content) == _DIGEST_BYTES * len(names):
+            return [content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)]
+    start_s = time.monotonic()
+    with ThreadPoolExecutor(physical_cores()) as pool:
+        blocks = pool.map(partial(_digests, root), (names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)))
+        digests = [digest for block in blocks for digest in block]
+    if time.monotonic() - start_s > _LONG_S:
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+            unfinished = kept.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(b"".join(digests))
+            unfinished.replace(kept)
+    return digests
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def _digests(root: Path, names: Sequence[str]) -> list[bytes]:
+    digests = []
+    for name in names:
+        with (root / name).open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").digest())
+    return digests
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _LITTER]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _folders(folder: Path) -> bool:
+    """Whether a folder holds folders."""
+    return any(entry.is_dir() for entry in _entries(folder))

@@ -1,0 +1,64 @@
+"""From stored pixels to what a network sees.
+
+Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitsweep.results import Array, Splits
+
+if TYPE_CHECKING:
+    import torch
+
+
+def preprocess(
+    images_NHWC: "Array | torch.Tensor", *, image_size: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]
+) -> "torch.Tensor":
+    """What a network sees of stored images: scaled to [0, 1], resized, normalised, with three channels.
+
+    Resizing is bilinear with antialiasing and takes place only when height or width differ from `image_size`. Grey
+    images fill three equal channels.
+
+    Args:
+        images_NHWC: uint8 [N, H, W, C] with C = 1 or 3; a tensor keeps its device.
+        image_size: S, in pixels.
+        mean_C, std_C: of the training pixels, in units of [0, 1].
+
+    Returns:
+        float32 [N, 3, S, S], contiguous.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    images = images_NHWC if isinstance(images_NHWC, torch.Tensor) else torch.from_numpy(np.array(images_NHWC))
+    assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == len(mean_C) == len(std_C)
+    scaled_NCHW = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    if scaled_NCHW.shape[2:] != (image_size, image_size):
+        scaled_NCHW = interpolate(scaled_NCHW, (image_size, image_size), mode="bilinear", antialias=True)
+    mean_C11, std_C11 = (torch.tensor(values, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C))
+    normalised_NCHW = (scaled_NCHW - mean_C11) / std_C11
+    return normalised_NCHW.expand(-1, 3, -1, -1).contiguous()
+
+
+def preprocessed(images: Array, splits: Splits, *, image_size: int, batch: int) -> "Iterator[torch.Tensor]":
+    """Stored images as a network sees them, float32 [N, 3, S, S] with N up to ``batch``, made when asked for."""
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        yield preprocess(part, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+
+
+def centred(splits: Splits) -> Splits:
+    """The same images, whose pixels from 0 to 255 become (x - 127) / 128."""
+    channels = len(splits.mean_C)
+    return replace(splits, mean_C=(127 / 255,) * channels, std_C=(128 / 255,) * channels)
+
+
+def normalized_for_imagenet(splits: Splits) -> Splits:
+    """The same images, with mean and deviation of ImageNet's pixels; those of grey images are of their luminance."""
+    if len(splits.mean_C) == 1:
+        return replace(splits, mean_C=(0.449,), std_C=(0.226,))
+    return replace(splits, mean_C=(0.485, 0.456, 0.406), std_C=(0.229, 0.224, 0.225))

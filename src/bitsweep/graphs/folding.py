@@ -1,0 +1,135 @@
+"""Batch normalisation and gates folded into the convolution or linear layer before them.
+
+In evaluation mode the normalisation is an affine map of each channel. With the weights W and the bias b before it,
+
+    W' = W gamma / sqrt(v + eps),    b' = beta + (b - mu) gamma / sqrt(v + eps)
+
+compute the same. So does a hard-sigmoid, min(1, max(0, x / 6 + 1/2)): what is left of it is a clamp.
+
+Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(arXiv 1712.05877), section 3.2.
+"""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from bitsweep.errors import CompressionError
+from bitsweep.graphs.ops import aten, attribute, drop_unread, ensure_bias, is_layer, set_attribute
+
+
+def affine_of_norm(
+    *,
+    gamma: torch.Tensor | None,
+    beta: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and offset, float64 [C], with which a normalisation of C channels computes ``x * factor + offset``."""
+    factor = (variance.double() + eps).rsqrt()
+    if gamma is not None:
+        factor = factor * gamma.double()
+    offset = -mean.double() * factor
+    if beta is not None:
+        offset = offset + beta.double()
+    return factor, offset
+
+
+def fold_weights(
+    weight: torch.Tensor, bias: torch.Tensor | None, *, factor: torch.Tensor, offset: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [C, ...] and bias [C] of a layer that include an affine map of its C output channels."""
+    folded_bias = offset if bias is None else bias.double() * factor + offset
+    return (weight.double() * _along(factor, 0, weight.ndim)).to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+def fold_batch_norm(graph: GraphModule) -> list[str]:
+    """Remove, in place, every batch normalisation.
+
+    One that alone reads the output of a layer is folded into it; any other becomes a multiplication and an addition.
+
+    Returns:
+        The paths of the weights that one was folded into.
+
+    Raises:
+        CompressionError: a normalisation uses the statistics of the batch, so that it cannot be an affine map.
+    """
+    folded = []
+    for norm in list(graph.graph.nodes):
+        if norm.target != aten.batch_norm.default:
+            continue
+        layer, gamma, beta, mean, variance, training, _, eps, *_ = norm.args
+        if training or mean is None:
+            raise CompressionError(f"{norm.name} normalises by the statistics of a batch; set track_running_stats=True")
+        factor, offset = affine_of_norm(
+            gamma=None if gamma is None else attribute(graph, gamma),
+            beta=None if beta is None else attribute(graph, beta),
+            mean=attribute(graph, mean),
+            variance=attribute(graph, variance),
+            eps=eps,
+        )
+        if _owns_its_parameters(layer):
+            _fold_into(graph, layer, factor, offset)
+            folded.append(str(layer.args[1].target))
+            replacement = layer
+        else:
+            replacement = _insert_affine(graph, norm, factor, offset)
+        norm.replace_all_uses_with(replacement)
+        graph.graph.erase_node(norm)
+    graph.graph.eliminate_dead_code()
+    drop_unread(graph)
+    graph.recompile()
+    return folded
+
+
+def fold_hard_sigmoid(graph: GraphModule) -> None:
+    """Fold, in place, slope and offset of every hard-sigmoid that alone reads a layer; a clamp to 0 and 1 stays.
+
+    Engines clamp in the kernel of the layer, and have none that computes a hard-sigmoid on codes.
+    """
+    for gate in graph.graph.find_nodes(op="call_function", target=aten.hardsigmoid.default):
+        (layer,) = gate.args
+        if _owns_its_parameters(layer):
+            channels = len(attribute(graph, layer.args[1]))
+            slope, offset = torch.tensor([1 / 6, 1 / 2], dtype=torch.float64)
+            _fold_into(graph, layer, slope.expand(channels), offset.expand(channels))
+            gate.target, gate.args = aten.hardtanh.default, (layer, 0.0, 1.0)
+    graph.recompile()
+
+
+def _owns_its_parameters(node: Node) -> bool:
+    """Whether a node is a layer of which nobody else reads the output or the parameters."""
+    if not is_layer(node) or len(node.users) > 1:
+        return False
+    return all(len(parameter.users) == 1 for parameter in node.args[1:3] if isinstance(parameter, Node))
+
+
+def _fold_into(graph: GraphModule, layer: Node, factor: torch.Tensor, offset: torch.Tensor) -> None:
+    weight, bias = layer.args[1], ensure_bias(graph, layer)
+    assert isinstance(weight, Node)
+    folded_weight, folded_bias = fold_weights(
+        attribute(graph, weight), attribute(graph, bias), factor=factor, offset=offset
+    )
+    set_attribute(graph, str(weight.target), folded_weight)
+    set_attribute(graph, str(bias.target), folded_bias)
+
+
+def _insert_affine(graph: GraphModule, norm: Node, factor: torch.Tensor, offset: torch.Tensor) -> Node:
+    x = norm.args[0]
+    assert isinstance(x, Node)
+    ndim = x.meta["val"].ndim
+    with graph.graph.inserting_before(norm):
+        operands = []
+        for name, value in (("factor", factor), ("offset", offset)):
+            path = f"{norm.name}_{name}"
+            set_attribute(graph, path, _along(value, 1, ndim).float())
+            operands.append(graph.graph.get_attr(path))
+        scaled = graph.graph.call_function(aten.mul.Tensor, (x, operands[0]))
+        shifted = graph.graph.call_function(aten.add.Tensor, (scaled, operands[1]))
+    scaled.meta["val"] = shifted.meta["val"] = norm.meta["val"]
+    return shifted
+
+
+def _along(values: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    """View [C] so that it broadcasts along one dimension of a tensor of ``ndim`` dimensions."""
+    return values.view([-1 if axis == dim else 1 for axis in range(ndim)])

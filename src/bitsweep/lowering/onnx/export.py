@@ -1,0 +1,103 @@
+"""Programs as ONNX files, in the form that integer engines recognise: explicit QuantizeLinear and DequantizeLinear.
+
+The file holds codes as codes, weights in as few bits as ONNX has a type for, and half-precision parameters as such.
+"""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from torch.export import ExportedProgram
+
+from bitsweep.errors import CompressionError
+from bitsweep.lowering.onnx import rewrites
+from bitsweep.lowering.onnx.operators import translations
+
+#: The first opset with 4-bit codes and 16-bit ones.
+OPSET = 21
+INPUT, OUTPUT = "images", "logits"
+
+
+def export_onnx(
+    program: ExportedProgram,
+    path: Path,
+    *,
+    codes_of_biases: bool = True,
+    codes_of_gates: bool = False,
+    fused_gates: bool = False,
+    pointwise_linear: bool = False,
+    bits_of_weights: int = 8,
+) -> None:
+    """Write a program to one ONNX file with a dynamic batch; the same program gives the same bytes.
+
+    The graph maps ``images``, float32 [batch, 3, H, W], to ``logits``, float32 [batch, K].
+
+    Args:
+        codes_of_biases: whether biases that are 32-bit codes stay codes; else the values that these mean are written.
+        codes_of_gates: whether hard-swish and SiLU of 8-bit codes are written as products of two tensors of codes, for
+            engines without a kernel for these functions.
+        fused_gates: whether what hard-swish, SiLU and the sigmoid read is dequantized by arithmetic, for engines that
+            fuse this, and the function, into the layer before.
+        pointwise_linear: whether linear layers of codes are written as 1x1 convolutions over the batch, for engines
+            that have better kernels for these.
+        bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
+            followed by a cast to bytes, for engines that do this once, when they load the file.
+
+    Raises:
+        CompressionError: ONNX cannot express an operation of the program.
+    """
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            custom_translation_table=translations(codes_of_gates=codes_of_gates),
+            optimize=False,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise CompressionError(f"ONNX cannot express the program: {reason}") from error
+    assert exported is not None
+    model = exported.model
+    optimizer.optimize_ir(model, should_fold=lambda node: False if _widens_half(node) else None)
+    if codes_of_biases:
+        rewrites.drop_zero_points_of_biases(model.graph)
+    else:
+        rewrites.dequantize_biases(model.graph)
+    rewrites.separate_zero_points(model.graph)
+    rewrites.rectify_codes(model.graph)
+    rewrites.pad_in_convolutions(model.graph)
+    if fused_gates:
+        rewrites.dequantize_gates_by_arithmetic(model.graph)
+    if pointwise_linear:
+        rewrites.convolve_linear_layers(model.graph)
+    rewrites.narrow_weights(model, bits_of_weights)
+    _strip(model)
+    ir.save(model, path)
+
+
+def _strip(model: ir.Model) -> None:
+    """Leave only what an engine needs: no names of source files, no shapes that follow from others."""
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.type = value.shape = None
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape(["batch", *value.shape[1:]])
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _widens_half(node: ir.Node) -> bool:
+    """Whether folding a node would store half-precision parameters in twice their size."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return source is not None and source.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}

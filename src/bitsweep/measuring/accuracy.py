@@ -1,0 +1,158 @@
+"""Accuracy, parity with the reference, size, and the kernels that were executed."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsweep import stats
+from bitsweep.config.precision import Grid
+from bitsweep.errors import BitsweepError
+from bitsweep.measuring.passes import Subject, write_pass
+from bitsweep.measuring.scores import scores
+from bitsweep.results import Array, Compressed, OpProfile, Split, Table, Trained
+
+#: Sizes below this share of fp32 need no explanation for 8-bit weights.
+_EXPLAINED_SIZE_RATIO = 0.35
+#: Files of an artifact's folder that no engine loads.
+_NOTED = frozenset({"manifest.json", "kernels.json"})
+#: Parity with the reference below which an artifact is not the model that was meant.
+LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
+
+
+def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder: Path) -> None:
+    """Note what the files of an artifact tell that no engine can run here; nothing is computed."""
+    images = np.zeros((1, 3, image_size, image_size), np.float32)
+    kernels = subject.backend.profile(subject.artifact, images, threads=subject.threads)
+    table = Table(
+        name="kernels",
+        columns=("kernel", "operation", "arithmetic", "multiply-accumulates"),
+        # As text, because engines make up names of fused kernels that leave no room for a picture.
+        rows=tuple((each.name, each.op, "integer" if each.integer else "float", str(each.macs)) for each in kernels),
+    )
+    notes, metrics, flags = _size(subject, compressed)
+    more_notes, more_metrics, more_flags = _kernels(subject, kernels)
+    flags = ["not run", *flags, *more_flags]
+    write_pass(folder, "inspect", metrics | more_metrics, flags, notes | more_notes, tables=[table])
+
+
+def evaluate(
+    subject: Subject,
+    *,
+    test: Split,
+    batches: Callable[..., Iterable[Any]],
+    trained: Trained,
+    compressed: Compressed,
+    saturates: bool,
+    folder: Path,
+) -> None:
+    """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
+
+    Args:
+        batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
+        saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
+        folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
+    """
+    infer = subject.backend.load(subject.artifact, threads=subject.threads)
+    logits = [infer(np.asarray(images)) for images in batches(test.images, batch=subject.protocol.eval_batch)]
+    logits_NK = np.concatenate(logits).astype(np.float32)
+    np.save(folder / "logits.npy", logits_NK)
+    largest = max(subject.protocol.batch_sizes)
+    repeated = test.images[np.arange(largest) % len(test)]
+    (examples,) = (np.asarray(images) for images in batches(repeated, batch=largest))
+    np.save(folder / "examples.npy", examples)
+
+    metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
+    findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    if saturates:
+        flags.append("saturates")
+        findings.append("sums of the largest products saturate in this engine's kernels on this CPU")
+    kernels = subject.backend.profile(subject.artifact, examples[:1], threads=subject.threads)
+    notes: dict[str, Any] = {}
+    for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, kernels)):
+        notes |= measured
+        metrics |= more_metrics
+        flags += more_flags
+    write_pass(folder, "evaluate", metrics, flags, notes, findings=findings, tables=tables)
+
+
+def compare(
+    logits_NK: Array, labels_N: Array, baseline_NK: Array, reference_NK: Array, subject: Subject
+) -> tuple[dict[str, float], list[str]]:
+    """Accuracy metrics of logits against labels, fp32 baseline and reference, and the flags that follow."""
+    n = len(labels_N)
+    correct = logits_NK.argmax(1) == labels_N
+    baseline_correct = baseline_NK.argmax(1) == labels_N
+    lost, gained = stats.paired_counts(baseline_correct, correct)
+    low, high = stats.wilson_interval(int(correct.sum()), n, subject.protocol.confidence)
+    metrics = {
+        "top1": float(correct.mean()),
+        "top1_low": low,
+        "top1_high": high,
+        "top1_drop_pp": 100 * float(baseline_correct.mean() - correct.mean()),
+        "flips": float(lost + gained),
+        "mcnemar_p": stats.mcnemar_exact_p(lost, gained),
+        "agreement": stats.agreement(baseline_NK, logits_NK),
+        "sqnr_db": stats.sqnr_db(baseline_NK, logits_NK),
+        "mean_kl": stats.mean_kl(baseline_NK, logits_NK),
+        "parity_agreement": stats.agreement(reference_NK, logits_NK),
+        "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
+    }
+    flags = []
+    baseline_low, _ = stats.wilson_interval(int(baseline_correct.sum()), n, subject.protocol.confidence)
+    if baseline_low <= np.bincount(labels_N).max() / n:
+        flags.append("at chance")
+    if np.isfinite(logits_NK).all():
+        metrics |= scores(logits_NK, labels_N)
+    else:
+        flags.append("non-finite logits")
+    if metrics["parity_agreement"] < LEAST_AGREEMENT or metrics["parity_sqnr_db"] < LEAST_SQNR_DB:
+        flags.append("diverges")
+    return metrics, flags
+
+
+def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array) -> tuple[list[str], list[Table]]:
+    """The first layer whose values are too far from the reference's, and how far those of all layers are."""
+    from bitsweep.graphs.program import load_program
+    from bitsweep.measuring.parity import divergence, first_fault
+
+    try:
+        program = load_program(compressed.program)
+        table = divergence(program, subject.backend, examples[:8], threads=subject.threads)
+    except BitsweepError as error:
+        return [f"where the engine leaves the reference cannot be seen: {error}"], []
+    fault = first_fault(table, least_sqnr_db=LEAST_SQNR_DB)
+    return [fault or "the engine agrees with the reference when it is asked for the values in between"], [table]
+
+
+def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+    """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
+    stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    bits = sum(layer.stored_bits for layer in compressed.layers)
+    metrics = {
+        "size_mb": stored / 1e6,
+        "size_ratio": stored / twin,
+        "size_bound_mb": bits / 8e6,
+        "bits_per_parameter": bits / sum(layer.parameters for layer in compressed.layers),
+    }
+    left = {layer.name: layer.reason for layer in compressed.layers if layer.reason and "float" in layer.weights}
+    large = isinstance(subject.scheme.weights, Grid) and metrics["size_ratio"] > _EXPLAINED_SIZE_RATIO * (
+        max(8, subject.scheme.weights.bits) / 8
+    )
+    return {"layers_left_float": left}, metrics, ["large"] if large else []
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of an artifact's files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in _NOTED)
+
+
+def _kernels(subject: Subject, kernels: Sequence[OpProfile]) -> tuple[dict[str, Any], dict[str, float], list[str]]:
+    """Share of multiply-accumulates that the engine executed on integers, and what it left in float."""
+    macs = sum(kernel.macs for kernel in kernels)
+    share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
+    islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
+    notes = {"macs": macs, "float_islands": islands if subject.scheme.arithmetic == "integer" else []}
+    flags = ["mostly float"] if subject.scheme.arithmetic == "integer" and share < 0.5 else []
+    return notes, {"int8_mac_share": share}, flags

@@ -1,0 +1,107 @@
+"""What is to be done with each cell: run, lower, reuse or skip."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bitsweep import stages
+from bitsweep.cell import NAMED, Cell
+from bitsweep.runtime.store import Store
+
+#: Verdicts on cells that there is work on.
+TO_DO = ("run", "lower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A cell with its verdict.
+
+    Attributes:
+        verdict: ``run``, ``lower`` (its engine can be made here and not run), ``reuse`` (done before) or ``skip``.
+        reason: why it is not run, with the hint.
+        seconds: how long it will take by earlier runs; None where nothing alike has been run.
+        trains: whether it is the first cell that needs its baseline, which is not there yet.
+    """
+
+    cell: Cell
+    verdict: Literal["run", "lower", "reuse", "skip"]
+    reason: str = ""
+    seconds: float | None = None
+    trains: bool = False
+
+
+def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None) -> list[Planned]:
+    """Decide for each cell whether to run, lower, reuse or skip it. Duplicates are dropped; nothing is computed.
+
+    Args:
+        finished: cell key -> MLflow run of every finished cell; None to judge by the store of artifacts alone.
+
+    Returns:
+        The cells in the order in which to run them: those that need a new baseline first.
+    """
+    planned: dict[str, Planned] = {}
+    counted: set[tuple[str, str]] = set()
+    for cell in cells:
+        if reason := cell.skip_reason():
+            planned[cell.name + reason] = Planned(cell=cell, verdict="skip", reason=reason)
+        elif cell.key not in planned:
+            planned[cell.key] = _judge(cell, store, finished, counted)
+    return sorted(planned.values(), key=lambda each: not each.trains)
+
+
+def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
+    needs, cannot_run = stages.needs(cell), cell.backend.cannot_run()
+    if finished is None and store.find(needs[-1][0].name, cell.key):
+        return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
+    if finished and cell.key in finished:
+        done = "lowered" if cannot_run else "finished"
+        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[cell.key]}")
+    missing = []
+    for stage, each in needs:
+        identity = stage.name, stage.key_of(each)
+        if identity not in counted and not store.find(*identity):
+            counted.add(identity)
+            missing.append((stage, each))
+    estimates = [store.estimate(stage.name, stage.about(each)) for stage, each in missing]
+    return Planned(
+        cell=cell,
+        verdict="lower" if cannot_run else "run",
+        reason=cannot_run or "",
+        seconds=None if None in estimates else sum(estimate or 0 for estimate in estimates),
+        trains=any(stage is stages.BASELINE for stage, _ in missing),
+    )
+
+
+def describe(planned: Sequence[Planned]) -> str:
+    """The plan as text: a line a cell, the baselines to be trained, and a time estimate where there is one."""
+    names = _names([each.cell for each in planned])
+    width = max(map(len, names), default=0)
+    times = [each.seconds for each in planned if each.verdict in TO_DO]
+    lines = []
+    for name, each in zip(names, planned, strict=True):
+        estimate = f"about {duration(each.seconds)}" if each.seconds is not None else "no estimate yet"
+        lines.append(f"{each.verdict:<6} {name:<{width}}  {each.reason or estimate}")
+    counted = {word: sum(each.verdict == word for each in planned) for word in ("run", "lower", "reuse", "skip")}
+    counts = ", ".join(f"{count} {word}" for word, count in counted.items() if count or word != "lower")
+    baselines = Counter(f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains)
+    training = [f"{name} ({count} times)" if count > 1 else name for name, count in baselines.items()]
+    lines.append(f"{len(planned)} cells: {counts}; baselines to train: {', '.join(training) or 'none'}")
+    if times and None not in times:
+        lines.append(f"estimated time: {duration(sum(seconds or 0 for seconds in times))}")
+    return "\n".join(lines)
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """Names of cells, with the knobs in which they differ."""
+    choices = [cell.choices for cell in cells]
+    knobs = dict.fromkeys(name for each in choices for name in each if "." in name and name not in NAMED)
+    varying = [knob for knob in knobs if len({each.get(knob) for each in choices}) > 1]
+    return [
+        " ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)])
+        for cell, each in zip(cells, choices, strict=True)
+    ]
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

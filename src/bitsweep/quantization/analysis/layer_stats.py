@@ -1,0 +1,139 @@
+"""What goes on inside a network, layer by layer, before and after it was compressed.
+
+Shape letters: N images, C channels, H height, W width.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+
+from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, arguments, layers
+from bitsweep.quantization import grids
+from bitsweep.results import Array, Distribution, LayerStats
+
+#: At most so many values of a tensor are looked at, in so many bins; maps are kept of so many layers and channels.
+_SAMPLE, _BINS, _MAPPED_LAYERS, _MAPPED_CHANNELS = 65_536, 80, 3, 6
+#: Least height and width of a map in which something is to be seen.
+_SMALLEST_MAP = 4
+
+
+def layer_stats(before: ExportedProgram, after: ExportedProgram, images: torch.Tensor) -> tuple[LayerStats, ...]:
+    """Look at the layers of a float network, and at what they read in the network that was made from it.
+
+    A layer of that network is known by the path of its weights. Where it became a chain, its first part is looked at.
+
+    Args:
+        before: the float network, batch normalisation folded.
+        after: the compressed network; the same object if it was not compressed.
+        images: float32 [N, 3, H, W]; the maps are of the first.
+    """
+    graph = _graph(before)
+    read_before = _read_by_layers(graph, images)
+    read_after = {} if after is before else _read_by_layers(_graph(after), images)
+    mapped = _spread([name for name, read in read_after.items() if read.has_maps and name in read_before])
+    views = []
+    for layer in layers(graph):
+        if (read := read_before.get(layer.name)) is None:
+            continue
+        same = read_after.get(layer.name, read)
+        comparable = same.values.shape == read.values.shape and bool(torch.isfinite(same.values).all())
+        sqnr_db = grids.sqnr_db(read.values, same.values) if comparable else math.nan
+        views.append(
+            LayerStats(
+                name=layer.name,
+                weights=_distribution(_sample(layer.weight), layer.weight.min().item(), layer.weight.max().item()),
+                inputs=_distribution(read.values, read.low, read.high),
+                input_sqnr_db=sqnr_db if math.isfinite(sqnr_db) else None,
+                maps_2CHW=_maps(read.first, same.first) if layer.name in mapped else None,
+            )
+        )
+    return tuple(views)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What a layer reads: a sample of the values, always at the same places, their ends, and those of one image."""
+
+    values: torch.Tensor
+    low: float
+    high: float
+    first: torch.Tensor
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are channels in which something is to be seen."""
+        return self.first.ndim == 3 and min(self.first.shape[1:]) >= _SMALLEST_MAP
+
+
+class _Reader(Interpreter):
+    """Runs a network and keeps what its layers read when they are first run."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.read: dict[str, _Read] = {}
+
+    def run_node(self, n: Node) -> Any:
+        if (n.target in LAYER_KINDS or n.target in FLOAT_KINDS) and (name := _layer_name(n)) not in self.read:
+            x = self.env[arguments(n)[0]].float()
+            self.read[name] = _Read(values=_sample(x), low=x.min().item(), high=x.max().item(), first=x[0].clone())
+        return super().run_node(n)
+
+
+def _graph(program: ExportedProgram) -> GraphModule:
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    return graph
+
+
+def _read_by_layers(graph: GraphModule, images: torch.Tensor) -> dict[str, _Read]:
+    reader = _Reader(graph)
+    with torch.no_grad():
+        reader.run(images)
+    return reader.read
+
+
+def _layer_name(node: Node) -> str:
+    """Module path of a layer in the original network, from the path of the parameter that its weights come from."""
+    weight = arguments(node)[1]
+    while isinstance(weight, Node) and weight.op == "call_function" and weight.args:
+        weight = arguments(weight)[0]
+    return re.sub(r"\.?weight(_codes|_factor.*)?$", "", str(getattr(weight, "target", "")))
+
+
+def _sample(x: torch.Tensor) -> torch.Tensor:
+    values = x.flatten()
+    if len(values) <= _SAMPLE:
+        return values.clone()
+    return values[torch.randint(len(values), (_SAMPLE,), generator=torch.Generator().manual_seed(0))]
+
+
+def _distribution(values: torch.Tensor, low: float, high: float) -> Distribution:
+    """How values are spread of which these are a sample."""
+    counts = torch.histc(values, bins=_BINS, min=low, max=high)
+    return Distribution(
+        low=low,
+        high=high,
+        mean=values.mean().item(),
+        std=values.std(correction=0).item(),
+        counts=tuple(int(count) for count in counts),
+    )
+
+
+def _spread(names: list[str]) -> list[str]:
+    """A few layers from near the first, which reads the image itself, to the last."""
+    inner = names[1:]
+    few = min(_MAPPED_LAYERS, len(inner))
+    return [inner[round(place * (len(inner) - 1) / max(1, few - 1))] for place in range(few)]
+
+
+def _maps(before_CHW: torch.Tensor, after_CHW: torch.Tensor) -> Array:
+    """The channels of both that vary most before, float32 [2, C, H, W]."""
+    varied = before_CHW.flatten(1).std(1, correction=0)
+    chosen = varied.argsort(descending=True, stable=True)[:_MAPPED_CHANNELS].sort().values
+    maps_2CHW: Array = torch.stack([before_CHW[chosen], after_CHW[chosen]]).numpy()
+    return maps_2CHW

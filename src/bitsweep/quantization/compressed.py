@@ -1,0 +1,67 @@
+"""A compression as files: the program, what became of each layer, and the reference's logits."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from bitsweep.graphs.program import logits_of, save_program
+from bitsweep.quantization.analysis.layer_stats import layer_stats
+from bitsweep.results import Array, Compressed, Compression, Curve, Distribution, LayerRecord, LayerStats, Table
+
+
+def save_compression(
+    compression: Compression,
+    test_batches: Iterable[Array],
+    folder: Path,
+    *,
+    viewed: Array,
+    original: ExportedProgram | None = None,
+) -> None:
+    """Write what a method returned into a folder, with what its program yields for the test images.
+
+    Args:
+        test_batches: float32 images [N, 3, H, W], a batch at a time.
+        viewed: a few images on which the layers are looked at.
+        original: program of the network before it was compressed; None if it was not.
+    """
+    save_program(compression.program, folder / "program.pt2")
+    records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
+    (folder / "records.json").write_text(json.dumps(records))
+    _save_views(layer_stats(original or compression.program, compression.program, torch.from_numpy(viewed)), folder)
+    np.save(folder / "test_logits.npy", logits_of(compression.program, test_batches))
+
+
+def load_compressed(folder: Path) -> Compressed:
+    """Read back what ``save_compression`` wrote; the program itself stays on disk."""
+    records = json.loads((folder / "records.json").read_text())
+    return Compressed(
+        program=folder / "program.pt2",
+        layers=tuple(LayerRecord(**each) for each in records["layers"]),
+        curves=tuple(Curve(**each) for each in records["curves"]),
+        tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
+        views=_load_views(folder),
+        test_logits_NK=np.load(folder / "test_logits.npy"),
+    )
+
+
+def _save_views(views: tuple[LayerStats, ...], folder: Path) -> None:
+    maps = {view.name: view.maps_2CHW for view in views if view.maps_2CHW is not None}
+    np.savez_compressed(folder / "feature_maps.npz", allow_pickle=False, **maps)
+    (folder / "views.json").write_text(json.dumps([asdict(replace(view, maps_2CHW=None)) for view in views]))
+
+
+def _load_views(folder: Path) -> tuple[LayerStats, ...]:
+    with np.load(folder / "feature_maps.npz", allow_pickle=False) as maps:
+        return tuple(
+            LayerStats(
+                **view
+                | {what: Distribution(**view[what]) for what in ("weights", "inputs")}
+                | {"maps_2CHW": maps.get(view["name"])}
+            )
+            for view in json.loads((folder / "views.json").read_text())
+        )

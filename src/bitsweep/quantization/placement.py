@@ -1,0 +1,187 @@
+"""Which activations of a graph are quantized, as annotations for torchao's PT2E flow.
+
+A pair of quantize and dequantize stands where an integer engine needs one to run an operation on codes:
+
+- on what a convolution or linear layer reads and yields. When a ReLU (or a clamp from 0) alone reads what it yields,
+  only the ReLU's output has a pair, so that both run as one kernel. A linear layer leaves logits in float;
+- on what additions and multiplications of two activations, averages and smooth activation functions read and yield;
+- the same pair, with one scale, before and after operations that only select or move values, such as max pooling.
+
+One tensor has one pair, whoever reads it. Some functions tell nothing apart beyond certain bounds (hard-swish is 0
+below -3): codes are spread within those bounds only.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpecBase,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.ops import LAYER_KINDS, aten
+from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange, activation_spec
+
+RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
+#: Functions of one activation, with the bounds beyond which they do not tell its values apart.
+FUNCTIONS: dict[Any, tuple[float, float]] = {
+    aten.hardswish.default: (-3.0, math.inf),
+    aten.hardsigmoid.default: (-3.0, 3.0),
+    aten.relu.default: (0.0, math.inf),
+    aten.relu6.default: (0.0, 6.0),
+    aten.hardtanh.default: (-math.inf, math.inf),
+    aten.silu.default: (-math.inf, math.inf),
+    aten.sigmoid.default: (-math.inf, math.inf),
+    aten.gelu.default: (-math.inf, math.inf),
+    aten.leaky_relu.default: (-math.inf, math.inf),
+    aten.adaptive_avg_pool2d.default: (-math.inf, math.inf),
+    aten.avg_pool2d.default: (-math.inf, math.inf),
+    aten.mean.dim: (-math.inf, math.inf),
+}
+#: Operations that yield values that they read.
+MOVES = {
+    aten.max_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.contiguous.default,
+    aten.slice.Tensor,
+}
+PAIRS = {aten.add.Tensor, aten.mul.Tensor}
+
+
+class ActivationQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates the activations of a traced graph; its weights are none of its business."""
+
+    def __init__(self, grid: Grid, choose_range: ChooseRange) -> None:
+        super().__init__()
+        self.grid = grid
+        self.choose_range = choose_range
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Write an annotation into every node that reads or yields codes."""
+        for node in model.graph.nodes:
+            if node.target in LAYER_KINDS:
+                self._annotate(node, inputs=node.args[:1], yields=not _yields_logits(node))
+            elif node.target in PAIRS and all(_is_activation(argument) for argument in node.args[:2]):
+                self._annotate(node, inputs=node.args[:2])
+            elif node.target in RECTIFIERS and _fuses(node):
+                self._annotate(node, inputs=())
+            elif _moves(node) and _is_activation(node.args[0]):
+                self._share(node, node.args[:1])
+            elif node.target in FUNCTIONS and _is_activation(node.args[0]):
+                self._annotate(node, inputs=node.args[:1])
+            elif node.target == aten.cat.default:
+                self._share(node, node.args[0])
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing is left to check."""
+
+    def _annotate(self, node: Node, *, inputs: Any, yields: bool = True) -> None:
+        fused = len(node.users) == 1 and _fuses(next(iter(node.users)))
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map={source: self._spec(source) for source in inputs},
+            output_qspec=self._spec(node) if yields and not fused else None,
+            _annotated=True,
+        )
+
+    def _share(self, node: Node, sources: Any) -> None:
+        first, *others = sources
+        specs: dict[Node, QuantizationSpecBase] = {first: self._spec(first)}
+        specs |= {source: SharedQuantizationSpec((first, node)) for source in others}
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=specs, output_qspec=SharedQuantizationSpec((first, node)), _annotated=True
+        )
+
+    def _spec(self, node: Node) -> QuantizationSpecBase:
+        """How a tensor is quantized, whoever reads it."""
+        ends = {FUNCTIONS.get(user.target, (-math.inf, math.inf)) for user in node.users}
+        bounds = ends.pop() if len(ends) == 1 else (-math.inf, math.inf)
+        return activation_spec(self.grid, self.choose_range, bounds=bounds)
+
+
+def _fuses(node: Node) -> bool:
+    """Whether a node is a rectifier that runs in one kernel with the operation before it."""
+    if node.target not in RECTIFIERS or (node.target == aten.hardtanh.default and node.args[1:2] != (0,)):
+        return False
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return len(source.users) == 1 and (source.target in LAYER_KINDS or source.target == aten.add.Tensor)
+
+
+def _moves(node: Node) -> bool:
+    """Whether a node yields nothing but values that it reads, and zeros."""
+    if node.target == aten.adaptive_avg_pool2d.default:
+        read, yielded = (value.meta["val"].shape[2:] for value in (node.all_input_nodes[0], node))
+        return not any(count % size for size, count in zip(read, yielded, strict=True))
+    if node.target == aten.pad.default:
+        return node.args[3:] in ((), (None,), (0,))
+    return node.target in MOVES
+
+
+def _yields_logits(node: Node) -> bool:
+    return LAYER_KINDS[node.target] == "linear" and all(user.op == "output" for user in node.users)
+
+
+def _is_activation(argument: Any) -> bool:
+    """Whether an argument is a float tensor that depends on the images."""
+    if not isinstance(argument, Node) or argument.op == "get_attr":
+        return False
+    value = argument.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def observe(graph: GraphModule, grid: Grid, choose_range: ChooseRange) -> GraphModule:
+    """Graph with an observer on every activation that is to be quantized.
+
+    Args:
+        graph: a traced network without batch normalisation; it is used up.
+    """
+    observed: GraphModule = prepare_pt2e(graph, ActivationQuantizer(grid, choose_range))
+    return observed
+
+
+def convert(observed: GraphModule) -> tuple[GraphModule, dict[str, float]]:
+    """Graph whose activations pass through codes in the place of its observers, which is used up.
+
+    Returns:
+        The graph, and what share of each activation's values lay beyond its range, by the name of its node.
+    """
+    clipped = {}
+    for node in observed.graph.nodes:
+        observer = observed.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(observer, ActivationObserver):
+            clipped[node.args[0].name] = observer.clipped_share
+    converted: GraphModule = convert_pt2e(observed, fold_quantize=False)
+    return converted, clipped
+
+
+def quantize_activations(
+    graph: GraphModule, grid: Grid, choose_range: ChooseRange, batches: Iterable[torch.Tensor]
+) -> tuple[GraphModule, dict[str, float]]:
+    """Graph whose activations pass through codes, with ranges chosen on the given images.
+
+    Args:
+        graph: a traced network without batch normalisation; it is used up.
+        batches: float32 images [N, 3, H, W].
+
+    Returns:
+        The same as ``convert``.
+    """
+    observed = observe(graph, grid, choose_range)
+    with torch.no_grad():
+        for images in batches:
+            observed(images)
+    return convert(observed)

@@ -1,0 +1,291 @@
+"""The things that flow from stage to stage. All are frozen; none computes anything.
+
+    RawData -> Splits -> Trained -> Compressed -> Artifact -> Measurement -> Outcome
+
+Shape letters: N images, K classes, C channels, H height, W width. Images are uint8 [N, H, W, C] with C = 1 or 3.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, Any]
+
+
+class Images(Protocol):
+    """Images uint8 [N, H, W, C]: an array, or files that are decoded when they are asked for by their numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, chosen_N: Array, /) -> Array: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSplit:
+    """Images uint8 [N, H, W, C] with their labels int64 [N]."""
+
+    images: Images
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(RawSplit):
+    """The same with the images in an array; memory-mapped when they come from the store."""
+
+    images: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawData:
+    """A data set as it comes: training and test images, decoded or to be, and the names of the classes."""
+
+    train: RawSplit
+    test: RawSplit
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """A data set ready for use: validation images come from the training images, never from the test images.
+
+    Attributes:
+        mean_C, std_C: of the training pixels, in units of [0, 1].
+        fingerprint: SHA-256 of images, labels and class names.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of a training history. Losses are means over images; accuracies are shares in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A baseline on disk: the checkpoint with the lowest validation loss.
+
+    Attributes:
+        checkpoint: state_dict file.
+        test_logits_NK: float32 logits of the test images, computed by PyTorch in fp32.
+    """
+
+    checkpoint: Path
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    val_top1: float
+    device: str
+    test_logits_NK: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """What was done to one layer, truthfully.
+
+    Attributes:
+        name: module path in the original network.
+        kind: ``conv2d`` or ``linear``.
+        weights, activations: the formats really applied, e.g. ``s7 per-channel symmetric``, ``float32``.
+        parameters: number of weights and biases.
+        stored_bits: bits that these need as stored, scales included.
+        sqnr_db: signal-to-quantization-noise ratio of the weights, None where they are unchanged.
+        weight_range, activation_range: the values of the smallest and the largest code, of the channel where they are
+            widest; None in float, and of weights where the layer became several.
+        weight_clipped, activation_clipped: shares in [0, 1] of the float network's weights, and of the values that the
+            layer reads on calibration images, that lie beyond; None in float.
+        became: the layers that took its place, in the order in which they run; empty when it is still one.
+        reason: why less was done to the layer than was asked, for instance nothing at all; empty when it was not less.
+    """
+
+    name: str
+    kind: str
+    weights: str
+    activations: str
+    parameters: int
+    stored_bits: int
+    sqnr_db: float | None = None
+    weight_range: tuple[float, float] | None = None
+    weight_clipped: float | None = None
+    activation_range: tuple[float, float] | None = None
+    activation_clipped: float | None = None
+    became: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How values are spread.
+
+    Attributes:
+        low, high: the least and the largest.
+        counts: of a sample of them, in bins of equal width between the two.
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStats:
+    """What is seen of a layer on a few validation images, before and after the network was compressed.
+
+    Attributes:
+        name: the same as in its note.
+        weights: how its weights are spread in the float network.
+        inputs: how the values are spread that it reads there.
+        input_sqnr_db: signal-to-noise ratio of what it reads in the compressed network, None where that is the same or
+            not finite.
+        maps_2CHW: some channels of what it reads for one image, in the float and in the compressed network; None
+            where it is not shown, or reads no channels.
+    """
+
+    name: str
+    weights: Distribution
+    inputs: Distribution
+    input_sqnr_db: float | None = None
+    maps_2CHW: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How something went while a network was compressed, at steps 0, 1 and so on.
+
+    Attributes:
+        name: what went, a metric of MLflow with steps, e.g. ``val_loss`` or ``relative_error.classifier.1``.
+        step: what a step is, e.g. ``epoch``.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    step: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a method found out about the network that it compressed.
+
+    Attributes:
+        name: of the file, e.g. ``sensitivity``.
+        columns: the first names the rows.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What a method returns: a program from float32 images [N, 3, H, W] to float32 logits [N, K], and its records."""
+
+    program: "torch.export.ExportedProgram"
+    layers: tuple[LayerRecord, ...]
+    curves: tuple[Curve, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """A compression on disk.
+
+    Attributes:
+        program: ``torch.export`` file of the Q/DQ (or float) program.
+        views: of the layers that are in the float network as well.
+        test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
+    """
+
+    program: Path
+    layers: tuple[LayerRecord, ...]
+    curves: tuple[Curve, ...]
+    tables: tuple[Table, ...]
+    views: tuple[LayerStats, ...]
+    test_logits_NK: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpProfile:
+    """One operation as an engine executed it.
+
+    Attributes:
+        name: node name in the engine's graph.
+        op: the engine's name of the kernel, e.g. ``QLinearConv``.
+        macs: multiply-accumulates for one batch; 0 for operations without weights.
+        integer: whether they were done on integers.
+        ms: milliseconds that it took, the median of a few runs; 0 where the engine does not tell.
+    """
+
+    name: str
+    op: str
+    macs: int
+    integer: bool
+    ms: float = 0.0
+
+
+#: ``lowered``: compressed and made into the engine's file, which cannot be run on this machine.
+Status = Literal["finished", "lowered", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Everything measured on one artifact.
+
+    Attributes:
+        metrics: by the names of ``docs/measurement.md``; full precision, units in the names.
+        flags: what a reader must know before believing a figure, e.g. ``noisy``.
+        verdict: ``faster``, ``slower`` or ``not distinguishable`` than the same backend's fp32; empty where not timed.
+        findings: sentences on what the figures alone do not tell, e.g. why the artifact is not faster than fp32.
+        notes: details as JSON types: kernels, noise probes, size by layer.
+        tables: what was found out layer by layer.
+        folder: raw latency samples and predictions.
+    """
+
+    metrics: dict[str, float]
+    flags: tuple[str, ...]
+    verdict: str
+    findings: tuple[str, ...]
+    notes: dict[str, Any]
+    tables: tuple[Table, ...]
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log.
+
+    The measurement of a lowered cell holds what its files tell: size and kernels, no accuracy and no latency.
+    """
+
+    status: Status
+    reason: str = ""
+    log_tail: str = ""
+    measurement: Measurement | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    run_id: str = ""

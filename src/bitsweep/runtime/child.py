@@ -1,0 +1,221 @@
+"""Runs a function in a fresh process, so that a crash, a hang or a leak ends that process and nothing else.
+
+Children are forked from a server that has the heavy packages imported and nothing started: a child begins within a
+fraction of a second, with no thread pool of another engine in it.
+"""
+
+import contextlib
+import errno
+import math
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TextIO
+
+from bitsweep.errors import BitsweepError, CellFailed, ran_out_of_memory, ran_out_of_space
+
+_TEARDOWN_S = 10
+#: Seconds in which the processes that work together are expected to see that one of them has failed.
+_COMPANION_S = 1
+_SIGNAL_MEANING = {
+    signal.SIGSEGV: "segmentation fault",
+    signal.SIGABRT: "aborted",
+    signal.SIGBUS: "bus error",
+    signal.SIGFPE: "arithmetic error",
+    signal.SIGILL: "illegal instruction",
+    signal.SIGKILL: "out of memory, or killed from outside",
+    signal.SIGTERM: "terminated from outside",
+}
+
+
+def warm_up() -> None:
+    """Start the server now, so that its imports overlap with other work."""
+    _context()
+    multiprocessing.forkserver.ensure_running()
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bitsweep.runtime.preload"])
+    return context
+
+
+def call(
+    function: Callable[..., None],
+    *args: Any,
+    folder: Path,
+    log: Path,
+    timeout_s: float = 0,
+    memory_gb: float = 0,
+    processes: int = 1,
+) -> None:
+    """Call ``function(*args, folder=folder, progress=terminal)`` in a fresh process and wait for it, without spinning.
+
+    Args:
+        function: module-level function; what it prints goes to the log, ``progress`` is the terminal (or None).
+        folder: where it writes its results.
+        log: file that its standard output and error are appended to.
+        timeout_s: seconds it may take; 0 for any.
+        memory_gb: how far its data may grow, in 10^9 bytes; 0 for any.
+        processes: how many call it together; where it is more than one, each gives its number as ``rank``, and all end
+            when one fails.
+
+    Raises:
+        CellFailed: it crashed, was killed, ran out of memory or time, or raised an unexpected error.
+        BitsweepError: it raised one itself.
+        OSError: the disk is full.
+    """
+    ranks = range(processes) if processes > 1 else [None]
+    children = [_Child.start(function, args, folder, log, memory_gb, rank) for rank in ranks]
+    what = function.__name__.replace("_", " ")
+    end = time.monotonic() + timeout_s if timeout_s else math.inf
+    failures: list[BaseException] = []
+    try:
+        waiting = children
+        while waiting and not failures:
+            answered = _answered(waiting, end - time.monotonic())
+            if not answered:
+                raise CellFailed(f"{what} took longer than timeout_s={timeout_s:g} and was stopped")
+            waiting = [child for child in waiting if child not in answered]
+            failures = [failure for child in answered if (failure := child.failure(what))]
+        # Those that lose a companion fail too, a little later or sooner, and know less of why.
+        if failures and waiting:
+            failures += [failure for child in _answered(waiting, _COMPANION_S) if (failure := child.failure(what))]
+    finally:
+        for child in children:
+            child.end()
+    if failures:
+        failure = min(failures, key=lambda failure: not isinstance(failure, _Ended))
+        raise _no_space() if isinstance(failure, _Ended) and ran_out_of_space(failure, folder) else failure
+
+
+class _Ended(CellFailed):
+    """The process ended without an answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Child:
+    process: multiprocessing.context.ForkServerProcess
+    receiver: Connection
+
+    @classmethod
+    def start(cls, *asked: Any) -> "_Child":
+        context = _context()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(sender, *asked), daemon=False)
+        process.start()
+        sender.close()
+        return cls(process, receiver)
+
+    def failure(self, what: str) -> BaseException | None:
+        """The error that a process answered with, or that it did not answer; None if all went well."""
+        answer = None
+        with contextlib.suppress(EOFError):
+            answer = self.receiver.recv()
+        # Engines may crash or hang while they are torn down, after all results are on disk: that is no failure.
+        self.process.join(_TEARDOWN_S)
+        if answer is None:
+            return _Ended(f"{what} {_describe_exit(self.process.exitcode or 0)}")
+        return answer if isinstance(answer, BaseException) else None
+
+    def end(self) -> None:
+        assert self.process.pid is not None
+        # The child leads a process group, so that what it has started ends with it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.join()
+        self.receiver.close()
+
+
+def _answered(children: list[_Child], timeout_s: float) -> list[_Child]:
+    """Those that have answered or ended, once there are any, or that time is over."""
+    handles = [handle for child in children for handle in (child.receiver, child.process.sentinel)]
+    ready = wait(handles, None if math.isinf(timeout_s) else max(0, timeout_s))
+    return [child for child in children if child.receiver in ready or child.process.sentinel in ready]
+
+
+def _describe_exit(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"ended the process with exit code {exitcode} before it was done"
+    number = -exitcode
+    name = signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"
+    meaning = _SIGNAL_MEANING.get(number, "")  # type: ignore[call-overload]
+    return f"was killed by {name}" + (f" ({meaning})" if meaning else "")
+
+
+def _main(
+    sender: Connection,
+    function: Callable[..., None],
+    args: tuple[Any, ...],
+    folder: Path,
+    log: Path,
+    memory_gb: float,
+    rank: int | None,
+) -> None:
+    with contextlib.suppress(OSError):
+        os.setsid()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    progress = _redirect(log)
+    if memory_gb:
+        limit = int(memory_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    answer: BaseException | str = "done"
+    numbered = {} if rank is None else {"rank": rank}
+    try:
+        function(*args, folder=folder, progress=None if rank else progress, **numbered)
+    except BitsweepError as error:
+        answer = error
+    except Exception as error:
+        traceback.print_exc()
+        answer = _explain(error, function.__name__.replace("_", " "), folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sender.send(answer)
+    sender.close()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
+
+
+def _redirect(log: Path) -> TextIO | None:
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return terminal
+
+
+def _explain(error: Exception, what: str, folder: Path) -> BaseException:
+    """The error as the parent should see it; the traceback is in the log."""
+    if ran_out_of_space(error, folder):
+        return _no_space()
+    text = str(error).strip()
+    if ran_out_of_memory(error):
+        return CellFailed(f"{what} ran out of memory")
+    first_line = text.splitlines()[0] if text else ""
+    return CellFailed(f"{what} failed: {type(error).__name__}: {first_line}"[:500])
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,269 @@
+"""Writing baselines, cells and sweeps into the tracking store."""
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsweep import cell_results, pipeline
+from bitsweep.cell import Cell
+from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.deploy import bundle
+from bitsweep.measuring.scores import scores
+from bitsweep.plots.cell import Evidence, draw_cell
+from bitsweep.plots.training import draw_training
+from bitsweep.results import Curve, Measurement, Outcome, Table
+from bitsweep.runtime import environment
+from bitsweep.runtime.fingerprint import settings
+from bitsweep.runtime.store import Store
+from bitsweep.tracking.connection import Connection, owner
+from bitsweep.tracking.entries import Entry
+
+#: Folder of a run's artifacts that its pictures are in.
+PICTURES = "pictures"
+
+
+class RunLogger:
+    """Writes down what became of the cells of a store."""
+
+    def __init__(self, connection: Connection, store: Store) -> None:
+        self._connection, self._client, self._store = connection, connection.client, store
+
+    @contextlib.contextmanager
+    def _run(self, name: str, kind: str, tags: dict[str, str], status: str, seconds: float) -> Iterator[str]:
+        now = int(time.time() * 1000)
+        with self._connection.explained():
+            run = self._client.create_run(
+                self._connection.experiment_id,
+                start_time=now - int(seconds * 1000),
+                run_name=name,
+                tags={"kind": kind, "commit": environment.commit(), **owner(), **tags},
+            )
+            run_id: str = run.info.run_id
+            yield run_id
+            self._client.set_terminated(run_id, status, end_time=now)
+
+    def log_baseline(self, cell: Cell) -> str:
+        """Log a trained baseline with its curves and checkpoint, unless it is there; returns its run id."""
+        from mlflow.entities import Metric, Param
+
+        known = self._connection.baselines().get(cell.baseline_key)
+        if known and known.info.status == "FINISHED":
+            return str(known.info.run_id)
+        trained = cell_results.trained_of(cell, self._store)
+        splits = cell_results.splits_of(cell, self._store)
+        seconds = self._store.seconds("baseline", cell.baseline_key)
+        tags = {"baseline_key": cell.baseline_key, "device": trained.device, "status": "finished"}
+        name = f"baseline {cell.model.name} {cell.dataset.name}"
+        with self._run(name, "baseline", tags, "FINISHED", seconds) as run_id:
+            started = int(time.time() * 1000) - int(seconds * 1000)
+            top1 = float((trained.test_logits_NK.argmax(1) == splits.test.labels).mean())
+            metrics = [
+                Metric(curve, float(getattr(epoch, curve)), started + int(1000 * epoch.seconds * (step + 1)), step)
+                for step, epoch in enumerate(trained.history)
+                for curve in ("train_loss", "val_loss", "val_top1", "lr", "seconds")
+            ]
+            figures = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
+            if np.isfinite(trained.test_logits_NK).all():
+                figures |= scores(trained.test_logits_NK, splits.test.labels)
+            metrics += [Metric(figure, value, started, 0) for figure, value in figures.items()]
+            params = {
+                "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
+                "image_size": cell.model.image_size, **_flat("train", cell.train),
+            }  # fmt: skip
+            self._client.log_batch(run_id, metrics, [Param(key, str(value)) for key, value in params.items()])
+            self._client.log_dict(run_id, [asdict(epoch) for epoch in trained.history], "history.json")
+            self._client.log_dict(run_id, environment.describe(), "environment.json")
+            self._client.log_artifact(run_id, str(trained.checkpoint))
+            if trained.history:
+                with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+                    draw_training(trained.history, trained.best_epoch, Path(folder) / "training.png", name=name)
+                    self._client.log_artifacts(run_id, folder, PICTURES)
+            self._log_input(run_id, cell, "train")
+        return run_id
+
+    def log_cell(self, cell: Cell, outcome: Outcome, *, sweep_id: str, baseline_run_id: str = "") -> str:
+        """Log how a cell ended, with its figures, evidence and model; returns its run id."""
+        from mlflow.entities import Metric, Param
+
+        measured = outcome.measurement
+        status = "FAILED" if outcome.status == "failed" else "FINISHED"
+        tags = {
+            "cell_key": cell.key, "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
+            "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
+            "flags": ", ".join(measured.flags) if measured else "",
+            "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
+            "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
+            "cpu": environment.current_cpu().model,
+        }  # fmt: skip
+        with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
+            now = int(time.time() * 1000)
+            params = {
+                **cell.choices, "scheme": str(cell.scheme), "device": cell.device, "image_size": cell.model.image_size,
+                **_flat("method", cell.method), "threads": cell.protocol.threads or environment.physical_cores(),
+            }  # fmt: skip
+            seconds = {f"{stage}_s": value for stage, value in outcome.seconds.items()}
+            metrics = {**seconds, **(measured.metrics if measured else {})}
+            self._client.log_batch(
+                run_id,
+                [Metric(name, value, now, 0) for name, value in metrics.items()],
+                [Param(key, str(value)) for key, value in params.items()],
+            )
+            self._client.log_dict(run_id, _resolved(cell), "config.json")
+            self._client.log_dict(run_id, environment.describe(), "environment.json")
+            if outcome.log_tail:
+                self._client.log_text(run_id, outcome.log_tail, "log.txt")
+            if measured:
+                self._log_evidence(run_id, cell, measured)
+            if outcome.status == "lowered":
+                self._client.log_artifacts(run_id, str(cell_results.artifact_of(cell, self._store)), "model")
+            elif measured:
+                self._log_predictions(run_id, cell, measured)
+        return run_id
+
+    def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        """Log what was done to the layers, and what was found out about the artifact."""
+        compressed = cell_results.compressed_of(cell, self._store)
+        self._client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
+        self._log_records(run_id, compressed.curves, [*compressed.tables, *measured.tables])
+        self._client.log_dict(run_id, measured.notes, "notes.json")
+
+    def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        """Log what the artifact computed, and the artifact."""
+        folder = measured.folder
+        for file in ("logits.npy", "latency_samples.npz"):
+            if (folder / file).exists():
+                self._client.log_artifact(run_id, str(folder / file))
+        with tempfile.TemporaryDirectory() as facts:
+            splits = cell_results.splits_of(cell, self._store)
+            bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
+            self._client.log_artifacts(run_id, facts, "bundle")
+        self._log_pictures(run_id, cell, measured)
+        self._log_input(run_id, cell, "test")
+        self._log_model(run_id, cell, folder / "examples.npy")
+
+    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement) -> None:
+        evidence = Evidence(
+            name=cell.name,
+            precision=cell.precision.name,
+            backend=cell.backend.name,
+            splits=cell_results.splits_of(cell, self._store),
+            trained=cell_results.trained_of(cell, self._store),
+            compressed=cell_results.compressed_of(cell, self._store),
+            measurement=measured,
+            batch_sizes=cell.protocol.batch_sizes,
+        )
+        # Drawing computes: another cell must not be timed meanwhile.
+        with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+            draw_cell(evidence, Path(folder))
+            self._client.log_artifacts(run_id, folder, PICTURES)
+
+    def _log_records(self, run_id: str, curves: Sequence[Curve], tables: Sequence[Table]) -> None:
+        """Log what was recorded: curves as metrics with steps, and all of it as files."""
+        from mlflow.entities import Metric
+
+        from bitsweep.plots.records import write_records
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(curve.name, value, now, step) for curve in curves for step, value in enumerate(curve.values)]
+        for start in range(0, len(metrics), 1000):  # more are refused
+            self._client.log_batch(run_id, metrics[start : start + 1000])
+        with tempfile.TemporaryDirectory() as folder:
+            write_records(curves, tables, Path(folder))
+            if curves or tables:
+                self._client.log_artifacts(run_id, folder, "records")
+
+    def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
+        """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files."""
+        artifact = cell_results.artifact_of(cell, self._store)
+        if not (artifact / "model.onnx").exists():
+            self._client.log_artifacts(run_id, str(artifact), "model")
+            return
+        import mlflow
+        import mlflow.onnx
+        import onnx
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        example = np.load(examples)[:1]
+        classes = len(cell_results.splits_of(cell, self._store).classes)
+        signature = ModelSignature(
+            Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]), "images")]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, classes), "logits")]),
+        )
+        with mlflow.start_run(run_id=run_id):
+            mlflow.onnx.log_model(
+                onnx.load(artifact / "model.onnx"),
+                name="model",
+                signature=signature,
+                input_example=example,
+                onnx_execution_providers=["CPUExecutionProvider"],
+                pip_requirements=[f"onnxruntime=={environment.version_of('onnxruntime')}"],
+                save_as_external_data=False,
+            )
+
+    def _log_input(self, run_id: str, cell: Cell, context: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        splits = cell_results.splits_of(cell, self._store)
+        profile = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
+        dataset = Dataset(
+            name=cell.dataset.name,
+            digest=splits.fingerprint[:36],
+            source_type="code",
+            source=json.dumps(settings(cell.dataset)),
+            profile=json.dumps(profile | {"classes": len(splits.classes)}),
+        )
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    # ----------------------------------------------------------------------- sweeps
+
+    def start_sweep(self, sweep_id: str, command: str, entries: list[Entry]) -> str:
+        """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported."""
+        tags = {"kind": "sweep", "sweep": sweep_id, "command": command, "status": "running", **owner()}
+        with self._connection.explained():
+            run = self._client.create_run(self._connection.experiment_id, run_name=f"sweep {sweep_id}", tags=tags)
+            self._write_entries(run.info.run_id, entries)
+            self._client.log_dict(run.info.run_id, environment.describe(), "environment.json")
+            return str(run.info.run_id)
+
+    def _write_entries(self, run_id: str, entries: list[Entry]) -> None:
+        self._client.log_dict(run_id, [asdict(entry) for entry in entries], "plan.json")
+
+    def update_sweep(self, run_id: str, entries: list[Entry]) -> None:
+        """Replace the kept plan by how its cells ended."""
+        with self._connection.explained():
+            self._write_entries(run_id, entries)
+
+    def finish_sweep(self, run_id: str, status: str, files: Iterable[Path]) -> None:
+        """Attach the report and end the run of a sweep: ``finished``, ``failed`` or ``killed``."""
+        with self._connection.explained():
+            for file in files:
+                self._client.log_artifact(run_id, str(file), "report")
+            self._client.set_tag(run_id, "status", status)
+            self._client.set_terminated(run_id, status.upper())
+
+
+def _flat(prefix: str, configured: Any) -> dict[str, Any]:
+    knobs = settings(configured)
+    return {f"{prefix}.{name}": value for name, value in knobs.items() if name not in ("class", "name")}
+
+
+def _resolved(cell: Cell) -> dict[str, Any]:
+    keys = {
+        name: getattr(cell, name) for name in ("dataset_key", "baseline_key", "compressed_key", "artifact_key", "key")
+    }
+    choices = {group: settings(getattr(cell, group)) for group in CONFIG_GROUPS}
+    return {
+        **choices,
+        "seed": cell.seed,
+        "scheme": settings(cell.scheme),
+        "keys": keys,
+        "overrides": list(cell.overrides),
+    }

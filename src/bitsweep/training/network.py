@@ -1,0 +1,130 @@
+"""The network of a model: its head, the weights that it starts from, and which of its parts are trained.
+
+The head is the last layer with weights, whose outputs are the classes, or what took its place; the rest is the
+backbone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bitsweep.config.model import Model
+from bitsweep.errors import ConfigError
+
+#: Outputs of the hidden layers of an ``mlp`` head, and the share that is dropped after each in training.
+_HIDDEN, _DROPOUT = (512, 128), 0.3
+
+
+def build_network(model: Model, num_classes: int) -> tuple[nn.Module, str]:
+    """The network of a model with the head that it asks for, freshly initialised, and the path of that head.
+
+    Raises:
+        ConfigError: ``model.head`` asks for another head than the network's own, and that is not a linear layer.
+    """
+    network = model.build(num_classes)
+    path = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    if model.head == "mlp":
+        own = network.get_submodule(path)
+        if not isinstance(own, nn.Linear):
+            raise ConfigError(f"model.head=mlp: the last layer of {model.name} is not linear; use model.head=linear")
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, _mlp(own.in_features, num_classes))
+    return network, path
+
+
+def start_from_weights(network: nn.Module, model: Model, *, head: str = "") -> None:
+    """Fill a fresh network with the weights that its model names, if any.
+
+    Args:
+        head: path of the head, which stays as it is if that of the weights is another; empty: it must fit as well.
+
+    Raises:
+        ConfigError: the weights cannot be read or downloaded, or do not fit.
+    """
+    if model.weights == "imagenet":
+        _fill(network, model.imagenet_state(), origin="model.weights=imagenet", head=head)
+    elif model.weights:
+        load_weights(network, Path(model.weights).expanduser(), head=head)
+
+
+def load_weights(network: nn.Module, file: Path, *, head: str = "") -> None:
+    """Fill a network with a state_dict, which must fit it exactly, apart from the head if that is given.
+
+    A dictionary around it under ``state_dict`` or ``model``, and the prefix ``module.`` of parallel training, are
+    taken off.
+
+    Raises:
+        ConfigError: the file holds no state_dict, or one of another network.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling something else can raise anything
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"model.weights={file}: not a file of torch.save with tensors only ({reason})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ConfigError(f"model.weights={file}: holds no state_dict; save network.state_dict()")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    _fill(network, state, origin=f"model.weights={file}", head=head)
+
+
+def freeze(network: nn.Module, head: str, *, backbone: bool, statistics: bool) -> None:
+    """Say what of a network in training mode stays as it is: its backbone, or only the statistics of its normalisation.
+
+    A batch normalisation that keeps its running statistics normalises by them.
+    """
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not backbone or _within(name, head))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            statistics or (backbone and not _within(name, head))
+        ):
+            module.eval()
+
+
+def split_parameters(network: nn.Module, head: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters of the head and those of the backbone."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for name, parameter in network.named_parameters():
+        parts[0 if _within(name, head) else 1].append(parameter)
+    return parts
+
+
+def _mlp(features: int, num_classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for outputs in _HIDDEN:
+        layers += [nn.Linear(features, outputs), nn.ReLU(), nn.Dropout(_DROPOUT)]
+        features = outputs
+    return nn.Sequential(*layers, nn.Linear(features, num_classes))
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, head: str) -> None:
+    own = network.state_dict()
+    theirs = dict(state)
+    if head:
+        of_head = {name for name in own.keys() | theirs.keys() if _within(name, head)}
+        if any(name not in own or name not in theirs or own[name].shape != theirs[name].shape for name in of_head):
+            print(f"{origin}: the head {head} is for other classes, or another one: a new one is trained", flush=True)
+            theirs = {name: value for name, value in theirs.items() if name not in of_head}
+            theirs |= {name: own[name] for name in of_head & own.keys()}
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    wrong = [f"{name} is missing" for name in own if name not in theirs and name not in counters]
+    wrong += [f"{name} is not in the network" for name in theirs if name not in own]
+    wrong += [
+        f"{name} has shape {list(theirs[name].shape)} instead of {list(value.shape)}"
+        for name, value in own.items()
+        if name in theirs and theirs[name].shape != value.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ConfigError(f"{origin}: does not fit the network: {', '.join(wrong[:5])}{more}")
+    network.load_state_dict(own | theirs)
+
+
+def _within(name: str, path: str) -> bool:
+    """Whether a module or parameter is the one of a path, or inside it; everything is inside the empty path."""
+    return not path or name == path or name.startswith(f"{path}.")

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._inductor import config as inductor_config
+
+from bitsweep.backends.inductor.lowering import compile_package, for_integer_kernels
+from bitsweep.config.precision import Grid, Scheme
+from bitsweep.errors import CompressionError
+from bitsweep.graphs import tracing
+from bitsweep.graphs.ops import quantized, reads_attribute
+from bitsweep.graphs.program import logits_of
+from bitsweep.methods.ptq import PostTrainingQuantization
+from tests.quantization.networks import SIZE, Mixed, images, noise_splits
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_form_that_fusions_know_means_the_same(per_channel: bool) -> None:
+    scheme = Scheme(
+        weights=Grid(bits=7, signed=True, symmetric=True, per_channel=per_channel),
+        activations=Grid(bits=8, signed=False, symmetric=False),
+        arithmetic="integer",
+    )
+    torch.manual_seed(0)
+    method = PostTrainingQuantization(name="ptq", calibration_images=32)
+    program = method.compress(Mixed().eval(), noise_splits(SIZE), image_size=SIZE, scheme=scheme, seed=0).program
+    graph = for_integer_kernels(program)
+    (batch,) = images(4, batch=4)
+    np.testing.assert_array_equal(graph(batch).detach().numpy(), logits_of(program, [batch.numpy()]))
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    parameters = [node for node in nodes if "dequantize" in node.name and reads_attribute(node.args[0])]
+    assert len(parameters) == 7
+    assert {node.target for node in parameters} == {quantized.dequantize_per_channel.default}
+    assert torch.int32 not in {value.dtype for value in graph.buffers()}
+
+
+def test_what_is_not_compiled_is_named(tmp_path: Path) -> None:
+    program = tracing.export(Mixed().eval(), image_size=SIZE)
+    with (
+        inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(CompressionError, match="Inductor does not compile the program: "),
+    ):
+        compile_package(program, tmp_path / "model.pt2")

@@ -1,0 +1,95 @@
+"""Rounding in training, against its formulas and against what is stored in the end."""
+
+import pytest
+import torch
+from torch import nn
+
+from bitsweep.config.precision import Grid
+from bitsweep.graphs import tracing
+from bitsweep.graphs.folding import fold_batch_norm
+from bitsweep.quantization import grids
+from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
+from bitsweep.quantization.learned.training import TrainedNetwork, freeze_normalization
+from bitsweep.quantization.placement import convert, observe
+from tests.quantization.networks import SIZE, Mixed, images
+
+UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
+WIDE = Grid(bits=16, signed=True, symmetric=True)
+
+
+def weight_grid(bits: int = 8, *, per_channel: bool = True) -> Grid:
+    return Grid(bits=bits, signed=True, symmetric=True, per_channel=per_channel)
+
+
+def network() -> Mixed:
+    torch.manual_seed(0)
+    made = Mixed()
+    for _ in range(60):  # until the running statistics are those of these images
+        made(torch.cat(images()))
+    return made.eval()
+
+
+def trained(model: nn.Module, weights: Grid, activations: Grid = UNSIGNED, **knobs: bool) -> TrainedNetwork:
+    graph = tracing.trace(model, image_size=SIZE)
+    normalized = fold_batch_norm(graph)
+    assert normalized == ["stem.weight"]
+    observed = observe(graph, activations, minmax_range)
+    return TrainedNetwork(observed, weights, minmax_weight_range, images(), normalized=normalized, **knobs)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@torch.no_grad()
+def test_it_starts_as_the_float_network(per_channel: bool) -> None:
+    """On a grid so fine that nothing is lost, and with normalisation by the batch as without."""
+    model, batch = network(), torch.cat(images())
+    fine = trained(model, Grid(bits=16, signed=True, symmetric=True, per_channel=per_channel), WIDE)
+    assert grids.sqnr_db(model(batch), fine.eval()(batch)) > 60
+    model.train()
+    expected = model(batch)
+    assert grids.sqnr_db(expected, fine.train()(batch)) > 50
+
+
+@torch.no_grad()
+def test_running_statistics_follow_the_batches_until_they_are_frozen() -> None:
+    made, batch = trained(network(), weight_grid()), torch.cat(images()) + 1
+    stem = made.layers["conv2d"]
+    before = stem.mean.clone()
+    made.train()(batch)
+    moved = stem.mean.clone()
+    assert not torch.equal(before, moved)
+    freeze_normalization(made)
+    frozen = made(batch)
+    assert torch.equal(stem.mean, moved)
+    assert torch.equal(frozen, made.eval()(batch))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("learned_scales", [True, False])
+@pytest.mark.parametrize("bits", [3, 8])
+def test_what_is_stored_computes_what_was_trained(bits: int, learned_scales: bool, per_channel: bool) -> None:
+    made = trained(network(), weight_grid(bits, per_channel=per_channel), learned_scales=learned_scales)
+    batch, labels = torch.cat(images()), torch.arange(12) % 4
+    scales = [value.clone() for name, value in made.state_dict().items() if name.endswith("scale")]
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    losses = []
+    for step in range(12):
+        made.train()
+        if step == 8:
+            made.choose_ranges()
+            freeze_normalization(made)
+        loss = nn.functional.cross_entropy(made(batch), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = [value for name, value in made.state_dict().items() if name.endswith("scale")]
+    assert sum(not torch.equal(old, new) for old, new in zip(scales, after, strict=True)) >= len(scales) - 1  # images
+    with torch.no_grad():
+        expected = made.eval()(batch)
+        codes = made.finish()
+        assert all(grid.lo <= int(each.codes.min()) for each in codes.values() for grid in [each.grid])
+        converted, clipped = convert(made._graph)
+        # A value on the brink between two codes may go to the other one: sums come in another order.
+        assert grids.sqnr_db(expected, converted(batch)) > 35
+    assert clipped and all(0 <= share < 1 for share in clipped.values())

@@ -1,0 +1,134 @@
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bitsweep.errors import CellFailed, DataError
+from bitsweep.runtime import child
+
+
+def _call(function: Any, tmp_path: Path, *args: Any, **limits: float) -> None:
+    child.call(function, *args, folder=tmp_path, log=tmp_path / "log.txt", **limits)
+
+
+def write_pid(*, folder: Path, progress: object) -> None:
+    print("hello from the child")
+    (folder / "pid").write_text(str(os.getpid()))
+
+
+def crash(*, folder: Path, progress: object) -> None:
+    ctypes.string_at(0)
+
+
+def leave(*, folder: Path, progress: object) -> None:
+    os._exit(7)
+
+
+def kill_itself(*, folder: Path, progress: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep_long(*, folder: Path, progress: object) -> None:
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (folder / "pids").write_text(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(60)
+
+
+def hoard(*, folder: Path, progress: object) -> None:
+    bytearray(8_000_000_000)
+
+
+def hoard_tensors(*, folder: Path, progress: object) -> None:
+    import torch
+
+    torch.ones(2_000_000_000)
+
+
+def raise_data_error(*, folder: Path, progress: object) -> None:
+    raise DataError("the images are gone")
+
+
+def raise_value_error(*, folder: Path, progress: object) -> None:
+    raise ValueError("something odd\nwith a second line")
+
+
+def fill_the_disk(*, folder: Path, progress: object) -> None:
+    Path("/dev/full").write_bytes(b"x")
+
+
+def test_it_runs_elsewhere_and_its_output_is_logged(tmp_path: Path) -> None:
+    _call(write_pid, tmp_path)
+    assert int((tmp_path / "pid").read_text()) != os.getpid()
+    assert "hello from the child" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_crash_without_room_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: used._replace(free=4096))
+    with pytest.raises(OSError, match="No space left"):
+        _call(crash, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "message"),
+    [
+        (crash, {}, r"crash was killed by SIGSEGV \(segmentation fault\)"),
+        (leave, {}, "leave ended the process with exit code 7 before it was done"),
+        (kill_itself, {}, "kill itself was killed by SIGKILL"),
+        (sleep_long, {"timeout_s": 1.0}, "sleep long took longer than timeout_s=1 and was stopped"),
+        (hoard, {"memory_gb": 2.0}, "hoard ran out of memory"),
+        (hoard_tensors, {"memory_gb": 4.0}, "hoard tensors ran out of memory"),
+        (raise_value_error, {}, "raise value error failed: ValueError: something odd$"),
+    ],
+)
+def test_how_it_ended_is_named(function: Any, limits: dict[str, float], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CellFailed, match=message):
+        _call(function, tmp_path, **limits)
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    with pytest.raises(CellFailed):
+        _call(sleep_long, tmp_path, timeout_s=2.0)
+    for pid in (tmp_path / "pids").read_text().split():
+        assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_errors_for_the_user_arrive_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the images are gone"):
+        _call(raise_data_error, tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        _call(fill_the_disk, tmp_path)
+
+
+def test_a_traceback_is_in_the_log(tmp_path: Path) -> None:
+    with pytest.raises(CellFailed):
+        _call(raise_value_error, tmp_path)
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_child as t\n"
+        "if __name__ == '__main__': t._call(t.sleep_long, Path(sys.argv[1]))"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(program)
+    parent = subprocess.Popen([sys.executable, script, tmp_path, Path(__file__).parent])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

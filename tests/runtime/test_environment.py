@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from bitsweep.runtime import environment
+from bitsweep.runtime.environment import Gpu, current_gpu, version_of
+
+
+def test_the_gpu_is_the_one_that_pytorch_sees() -> None:
+    gpu = current_gpu()
+    if not torch.cuda.is_available():
+        assert gpu is None
+    else:
+        assert gpu is not None
+        assert gpu.model == torch.cuda.get_device_name(0)
+        assert gpu.architecture == "sm{}{}".format(*torch.cuda.get_device_capability(0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fp16", "bf16"),
+    [("sm61", False, False), ("sm75", True, False), ("sm80", True, True), ("sm120", True, True)],
+)
+def test_what_a_gpu_computes_follows_from_its_architecture(architecture: str, fp16: bool, bf16: bool) -> None:
+    gpu = Gpu(model="any", architecture=architecture)
+    assert (gpu.computes_fp16, gpu.computes_bf16) == (fp16, bf16)
+    assert str(gpu) == f"GPU ({architecture})"
+
+
+def test_a_package_may_come_in_its_build_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert version_of("some-package") == "absent"
+    monkeypatch.setitem(environment._GPU_BUILDS, "other-package", "torch")
+    assert version_of("other-package") == version_of("torch") != "absent"

@@ -1,0 +1,202 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from bitsweep import cell as cell_module
+from bitsweep.cell import Cell, bind
+from bitsweep.config import backend as backend_module
+from bitsweep.errors import ConfigError
+from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
+
+CONF = Path(__file__).parents[1] / "conf"
+DEFAULTS = {
+    "model": "resnet18", "method": "ptq", "precision": "int8", "backend": "onnxruntime", "dataset": "digits",
+    "train": "default", "protocol": "default",
+}  # fmt: skip
+
+
+def composed(**choices: Any) -> dict[str, Any]:
+    """Configuration as Hydra composes it; ``group__knob=value`` overrides a knob."""
+    names = DEFAULTS | {name: value for name, value in choices.items() if name in DEFAULTS}
+    config: dict[str, Any] = {"seed": choices.pop("seed", 0)}
+    for group, choice in names.items():
+        config[group] = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+    for name, value in choices.items():
+        if "__" in name:
+            group, knob = name.split("__")
+            config[group][knob] = value
+    return config
+
+
+def cell(**choices: Any) -> Cell:
+    return bind(composed(**choices))
+
+
+def test_fp32_cells_of_a_model_and_backend_are_one() -> None:
+    assert cell(precision="fp32", method="ptq").key == cell(precision="fp32", method="none").key
+    assert cell(precision="fp32").twin == cell(precision="fp32")
+    assert cell(precision="int8").twin == cell(precision="fp32")
+
+
+def test_a_method_that_compresses_floats_has_fp32_cells_of_its_own() -> None:
+    factorized = cell(precision="fp32", method="factorize")
+    assert factorized.method.name == "factorize"
+    assert factorized.key != cell(precision="fp32").key
+    assert factorized.twin == cell(precision="fp32")
+    assert factorized.twin.twin == factorized.twin
+
+
+def test_data_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
+    keys = []
+    for name in ("here.npz", "there.npz"):
+        images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.int64)
+        np.savez(tmp_path / name, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        keys.append(cell(dataset="npz", dataset__root=str(tmp_path / name)).dataset_key)
+    assert keys[0] == keys[1]
+
+
+def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None:
+    base = cell()
+    recipe = cell(train__lr=0.5)
+    assert recipe.dataset_key == base.dataset_key
+    assert recipe.baseline_key != base.baseline_key
+    method = cell(method__calibration_images=7)
+    assert method.baseline_key == base.baseline_key
+    assert method.compressed_key != base.compressed_key
+    protocol = cell(protocol__blocks=6)
+    assert protocol.artifact_key == base.artifact_key
+    assert protocol.key != base.key
+    assert cell(seed=1).baseline_key != base.baseline_key
+    assert replace(base, overrides=("a=b",)).key == base.key
+
+
+def test_weights_are_part_of_the_baseline(tmp_path: Path) -> None:
+    """By their content, wherever the file lies."""
+    contents = {"a": b"1", "b": b"1", "c": b"2"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    a, b, c, named, none = (
+        cell(model__weights=weights).baseline_key
+        for weights in (*(str(tmp_path / n) for n in contents), "imagenet", "")
+    )
+    assert a == b
+    assert len({a, c, named, none}) == 4
+
+
+def test_backends_with_the_same_scheme_share_a_program() -> None:
+    assert cell(precision="fp32", backend="torch").compressed_key == cell(precision="fp32").compressed_key
+    assert cell(precision="fp32", backend="torch").artifact_key != cell(precision="fp32").artifact_key
+
+
+def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(*flags: str) -> Cell:
+        cpu = Cpu(model="some", architecture="x86_64", flags=frozenset(flags))
+        monkeypatch.setattr(cell_module, "current_cpu", lambda: cpu)
+        bound = cell()
+        assert bound.scheme
+        assert bound.key
+        return bound
+
+    saturating, exact = on("avx2"), on("avx2", "avx512_vnni")
+    assert saturating.scheme.weights.bits == 7  # type: ignore[union-attr]
+    assert "7 bits" in saturating.scheme.why
+    assert exact.scheme.weights.bits == 8  # type: ignore[union-attr]
+    assert exact.scheme.why == ""
+    assert saturating.key != exact.key
+
+
+def test_what_was_only_lowered_is_another_cell_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for gpu in (None, Gpu(model="NVIDIA L4", architecture="sm89")):
+        monkeypatch.setattr(cell_module, "current_gpu", lambda gpu=gpu: gpu)
+        bound = cell()
+        keys.add((bound.artifact_key, bound.key))
+    (artifact, before), (again, after) = keys
+    assert artifact == again
+    assert before != after
+
+
+def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(model="NVIDIA L4", architecture="sm89")
+    for module in (backend_module, cell_module):
+        monkeypatch.setattr(module, "current_gpu", lambda: gpu)
+    on_cpu, on_gpu = (cell(precision="fp16", backend="torch", backend__device=device) for device in ("cpu", "cuda"))
+    assert on_cpu.key != on_gpu.key
+    assert on_gpu.twin == cell(precision="fp32", backend="torch", backend__device="cuda")
+    assert on_gpu.twin.key != on_cpu.twin.key
+    assert on_gpu.twin.compressed_key == on_cpu.twin.compressed_key
+    assert on_gpu.scheme.arithmetic == "float16"
+    assert (on_gpu.device, on_gpu.twin.device, on_cpu.device) == (gpu.model, gpu.model, current_cpu().model)
+
+
+def test_machine_code_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that for a CPU does not."""
+    keys = {"cpu": set(), "cuda": set()}
+    for gpu in (
+        Gpu(model="NVIDIA A100", architecture="sm80"),
+        Gpu(model="NVIDIA L4", architecture="sm89"),
+        Gpu(model="NVIDIA L40S", architecture="sm89"),
+    ):
+        for module in (backend_module, cell_module):
+            monkeypatch.setattr(module, "current_gpu", lambda gpu=gpu: gpu)
+        for device, seen in keys.items():
+            seen.add(cell(precision="fp32", backend="inductor", backend__device=device).artifact_key)
+    assert {device: len(seen) for device, seen in keys.items()} == {"cpu": 1, "cuda": 3}
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"backend__device": "gpu"}, "backend.device=gpu: should be 'cpu' or 'cuda'"),
+        ({"train__epochs": "many"}, "train.epochs=many: should be a valid integer"),
+        ({"train__epochs": -1}, "train.epochs=-1: should be greater than or equal to 0"),
+        ({"train__optimizer": "adam"}, "train.optimizer=adam: should be 'adamw' or 'sgd'"),
+        ({"train__epoch": 3}, r"train.epoch: no such key; did you mean train.epochs\?"),
+        ({"train__devices": 3}, r"train.devices=3: must divide batch_size=64$"),
+        ({"backend__tf32": True}, r"backend.tf32=true: there is no such arithmetic on device=cpu; use device=cuda$"),
+        ({"protocol__batch_sizes": [1, 0]}, "protocol.batch_sizes.1=0: should be greater"),
+        (
+            {"precision__weights": "float8"},
+            "precision.weights=float8: .*, or should be 'float32', 'float16' or 'bfloat16'",
+        ),
+        ({"method___target_": "bitsweep.methods.ptq.Nothing"}, "method._target_=.*: no such class"),
+        (
+            {"method___target_": "bitsweep.config.recipe.Recipe"},
+            "method._target_=bitsweep.config.recipe.Recipe: not a Method",
+        ),
+        ({"seed": -1}, "seed=-1: give a whole number"),
+        ({"seed": "x"}, "seed=x: give a whole number"),
+    ],
+)
+def test_a_bad_value_is_one_clear_line(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        cell(**choices)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "backend=reference" in str(cell(precision="int16").skip_reason())
+    assert "onnxruntime" in str(cell(backend="torch").skip_reason())
+    assert "dataset.root" in str(cell(dataset="mnist", dataset__root="/nowhere").skip_reason())
+    assert cell().skip_reason() is None
+    assert "set model.weights=imagenet or to a state_dict" in str(cell(train__frozen_epochs=1).skip_reason())
+    assert cell(train__frozen_epochs=1, model__weights="imagenet").skip_reason() is None
+    assert "there are none for resnet20" in str(cell(model="resnet20", model__weights="imagenet").skip_reason())
+    monkeypatch.setattr(cell_module, "version_of", lambda package: "1")
+    assert cell(backend="tensorrt").skip_reason() is None
+    assert "symmetric, and method=dynamic has no such" in str(cell(backend="tensorrt", method="dynamic").skip_reason())
+    monkeypatch.setattr(cell_module, "version_of", lambda package: "absent")
+    assert "not installed" in str(cell().skip_reason())
+    assert "timm is not installed; run: pip install 'bitsweep[timm]'" in str(cell(model="timm").skip_reason())
+
+
+def test_overridden_knobs_are_named() -> None:
+    overridden = bind(composed(), ("model=resnet18", "method.calibration_images=32", "seed=3"))
+    assert overridden.choices["method.calibration_images"] == "32"
+    assert overridden.name == "resnet18-ptq-int8-onnxruntime-digits"
+    assert bind(composed(), ("backend.device=cuda",)).name == "resnet18-ptq-int8-onnxruntime-cuda-digits"
+    assert overridden.command == "python run.py model=resnet18 method.calibration_images=32 seed=3"
