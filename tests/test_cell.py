@@ -71,7 +71,7 @@ def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None
     assert protocol.artifact_key == base.artifact_key
     assert protocol.key != base.key
     assert cell(seed=1).baseline_key != base.baseline_key
-    assert replace(base, overrides=("a=b",)).key == base.key
+    assert replace(base, knobs=(("a", "b"),)).key == base.key
 
 
 def test_weights_are_part_of_the_baseline(tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "timm is not installed; run: pip install 'bitsweep[timm]'" in str(cell(model="timm").skip_reason())
 
 
-def test_overridden_knobs_are_named() -> None:
-    overridden = bind(composed(), ("model=resnet18", "method.calibration_images=32", "seed=3"))
-    assert overridden.choices["method.calibration_images"] == "32"
-    assert overridden.name == "resnet18-ptq-int8-onnxruntime-digits"
-    assert bind(composed(), ("backend.device=cuda",)).name == "resnet18-ptq-int8-onnxruntime-cuda-digits"
-    assert overridden.command == "python run.py model=resnet18 method.calibration_images=32 seed=3"
+def test_knobs_that_were_set_are_named() -> None:
+    given = bind(composed(), knobs=(("method.calibration_images", "32"),))
+    assert given.choices["method.calibration_images"] == "32"
+    assert given.name == "resnet18-ptq-int8-onnxruntime-digits"
+    assert bind(composed(), knobs=(("backend.device", "cuda"),)).name == "resnet18-ptq-int8-onnxruntime-cuda-digits"
+    assert not bind(composed(precision="fp32"), knobs=(("method.calibration_images", "32"),)).knobs

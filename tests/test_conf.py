@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
+from omegaconf import DictConfig
 
 from bitsweep import hydra_app, plan
 from bitsweep.cell import Cell
@@ -28,9 +29,14 @@ STUDIES: dict[str, dict[str, str]] = {
 }
 
 
+def read(config: DictConfig) -> Cell:
+    """The cell of a configuration as Hydra composes it, with Hydra's own settings in it."""
+    return hydra_app.read(config, config.hydra)[0]
+
+
 def _cell(words: list[str]) -> Cell:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_app.read(compose("config", words), words)[0]
+        return read(compose("config", words, return_hydra_config=True))
 
 
 def _grid(words: list[str], **restriction: str) -> list[Cell]:
@@ -42,7 +48,8 @@ def _grid(words: list[str], **restriction: str) -> list[Cell]:
             knobs: dict[str, Any] = {**grid, **sweeper.params, **restriction}
             overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in knobs.items()])
             (points,) = BasicSweeper.split_arguments(overrides, None)
-            cells += [hydra_app.read(compose("config", [*words, *point]), point)[0] for point in points]
+            composed = [compose("config", [*words, *point], return_hydra_config=True) for point in points]
+            cells += [read(each) for each in composed]
         return cells
 
 
@@ -100,7 +107,7 @@ def test_a_scale_is_for_any_cell() -> None:
     neutral, small = _cell([]), _cell(["scale=small"])
     assert (neutral.train.name, neutral.protocol.name) == ("default", "default")
     assert (small.train.name, small.protocol.name) == ("fast", "smoke")
-    assert dataclasses.replace(small, train=neutral.train, protocol=neutral.protocol, overrides=()) == neutral
+    assert dataclasses.replace(small, train=neutral.train, protocol=neutral.protocol) == neutral
     assert _cell(["scale=small", "train=default"]).train == neutral.train
 
 

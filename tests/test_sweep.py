@@ -189,7 +189,7 @@ def test_a_tracking_server_that_does_not_answer(workplace: Path) -> None:
 #: The command on a machine where the reference can be made but not run.
 ELSEWHERE = """
 import runpy, sys
-from bitsweep.backends.torch import Reference
+from bitsweep.backends.torch.backend import Reference
 Reference.cannot_run = lambda self: "there is no such machine here"
 runpy.run_path("run.py", run_name="__main__")
 """

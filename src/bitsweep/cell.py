@@ -1,7 +1,7 @@
 """One cell of the grid: what it is made of, the keys of everything it needs, and why it cannot run (if so)."""
 
+import dataclasses
 import functools
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +34,10 @@ class Cell:
     """One point of the grid.
 
     Attributes:
-        overrides: the command-line words that lead to this cell; not part of any key.
+        knobs: names and values of what was set besides the choices; tells cells apart in tables.
+        command: what makes this cell alone.
+
+    Knobs and command say of a cell what its choices hold already: no key contains them.
     """
 
     model: Model
@@ -45,13 +48,14 @@ class Cell:
     train: Recipe
     protocol: MeasurementProtocol
     seed: int
-    overrides: tuple[str, ...] = ()
+    knobs: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
+    command: str = dataclasses.field(default="", compare=False)
 
     @property
     def choices(self) -> dict[str, str]:
-        """Axis -> name of its choice, and every knob that was overridden, as MLflow parameters."""
-        knobs = dict(word.lstrip("+").split("=", 1) for word in self.overrides if "." in word.split("=", 1)[0])
-        return {group: getattr(self, group).name for group in CONFIG_GROUPS} | {"seed": str(self.seed)} | knobs
+        """Config group -> name of its choice, and every knob that was set, as MLflow parameters."""
+        named = {group: getattr(self, group).name for group in CONFIG_GROUPS}
+        return named | {"seed": str(self.seed)} | dict(self.knobs)
 
     @property
     def name(self) -> str:
@@ -59,13 +63,6 @@ class Cell:
         choices = self.choices
         parts = [choices[name] for name in NAMED if name in choices]
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
-
-    @property
-    def command(self) -> str:
-        """The command that reproduces this cell alone."""
-        # A named sweep holds settings of its own, besides the grid that this must not start again.
-        named = any(word.lstrip("+").startswith("sweep=") for word in self.overrides)
-        return shlex.join(["python", "run.py", *self.overrides, *(["hydra.mode=RUN"] if named else [])])
 
     @property
     def device(self) -> str:
@@ -84,7 +81,8 @@ class Cell:
 
     @property
     def _uncompressed(self) -> "Cell":
-        return replace(self, method=NoCompression(name="none"), precision=FP32)
+        kept = tuple(knob for knob in self.knobs if not knob[0].startswith(("method.", "precision.")))
+        return replace(self, method=NoCompression(name="none"), precision=FP32, knobs=kept)
 
     @functools.cached_property
     def scheme(self) -> Scheme:
@@ -193,12 +191,12 @@ def _versions(*packages: str) -> list[tuple[str, str]]:
     return [(package, version_of(package)) for package in packages]
 
 
-def bind(config: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Cell:
+def bind(config: Mapping[str, Any], *, knobs: tuple[tuple[str, str], ...] = (), command: str = "") -> Cell:
     """Turn a composed configuration into a cell, checking every value.
 
     Args:
         config: group -> mapping with ``_target_`` and the knobs of that class, and ``seed``.
-        overrides: the command-line words that the configuration was composed from.
+        knobs, command: see ``Cell``.
 
     Raises:
         ConfigError: naming key, value and what is allowed.
@@ -207,6 +205,6 @@ def bind(config: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Cell:
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: give a whole number from 0 to 4294967295")
-    cell = Cell(**choices, seed=seed, overrides=overrides)
+    cell = Cell(**choices, seed=seed, knobs=knobs, command=command)
     # All uncompressed cells of one model and engine are the same cell, whatever method was asked for.
     return cell if cell._compresses else cell._uncompressed

@@ -1,55 +1,68 @@
-"""The command as Hydra runs it: from command-line words to cells, and errors of Hydra in one line.
+"""The command as Hydra runs it: from a command line to cells.
 
-This, ``run.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module,
-so heavy imports stand inside.
+This, the words of a command line (``command_line.py``) and the sweeper in ``hydra_plugins/`` are all that knows Hydra.
+Every Hydra start imports this module, so heavy imports stand inside.
 """
 
-import difflib
-import re
+import functools
+import logging
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pydantic
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bitsweep import command_line
 from bitsweep.cell import Cell, bind
 from bitsweep.config.binding import CONFIG_GROUPS, invalid
+from bitsweep.config.overrides import as_word, differing
+from bitsweep.errors import BitsweepError, ConfigError
+from bitsweep.plan import describe, plan
 from bitsweep.results import Outcome
-from bitsweep.sweep import Options, run_cell, run_sweep
+from bitsweep.runtime.store import Store
+from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
 
+#: The YAMLs that are installed with the package.
+CONF = Path(__file__).parent / "conf"
 _OPTIONS = tuple(Options.__dataclass_fields__)
+#: What stands at the top of a configuration and is no group: values that groups refer to.
+_REFERRED = ("scale", "data")
+_CHATTY = ("matplotlib", "PIL", "torch", "onnx_ir", "onnxscript", "mlflow", "alembic", "urllib3", "filelock", "git")
 
 
-#: What stands at the top of a configuration, Hydra's own settings apart.
-_KEYS = (*CONFIG_GROUPS, "scale", "seed", "data", *_OPTIONS)
+def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
+    """Run a command line to its end: one cell, or a grid with ``-m``.
 
-
-def read(config: DictConfig, words: Sequence[str]) -> tuple[Cell, Options]:
-    """Bind a composed configuration; no part of it travels further.
+    Ends with exit code 1 or 2, and one line on standard error, where it cannot be done.
 
     Args:
-        words: the command-line words that it was composed from.
-
-    Raises:
-        ConfigError: naming key, value and what is allowed.
+        arguments: of the command line; those that this program was started with where None is given.
+        conf: folder of YAMLs, with ``config.yaml``.
     """
-    plain = {str(name): config[name] for name in config if name != "hydra"}
-    plain = {
-        name: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for name, v in plain.items()
-    }
-    options = {name: plain.pop(name) for name in _OPTIONS}
+    # Hydra would print its own traceback and advice; errors are told here, in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        checked = Options(**options)
-    except pydantic.ValidationError as error:
-        raise invalid(Options, error) from None
-    kept = tuple(word for word in words if word.split("=")[0].lstrip("+~") not in _OPTIONS)
-    return bind(plain, kept), checked
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        sys.argv = [sys.argv[0], *command_line.checked(given)]
+        hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name="config")(run_job)()
+    except BitsweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {command_line.explain(error, conf)}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run_job(config: DictConfig) -> Outcome | None:
@@ -58,41 +71,119 @@ def run_job(config: DictConfig) -> Outcome | None:
     Returns:
         The outcome of a job of a sweep. A cell on its own ends the program with its exit code instead.
     """
-    hydra = HydraConfig.get()
-    cell, options = read(config, hydra.overrides.task)
-    folder = Path(hydra.runtime.output_dir)
-    if hydra.mode == RunMode.MULTIRUN:
-        return run_cell(cell, options, folder=folder, sweep_id=Path(hydra.sweep.dir).name)
+    for name in _CHATTY:  # `hydra.verbose=true` is about this project
+        logging.getLogger(name).setLevel(logging.WARNING)
+    about = HydraConfig.get()
+    os.chdir(about.runtime.cwd)  # `hydra.job.chdir=true` must not give every job a store of its own
+    folder = Path(about.runtime.output_dir).absolute()
+    try:
+        cell, options = read(config, about)
+        if about.mode == RunMode.MULTIRUN:
+            if options.plan:  # a sweeper that plans nothing itself
+                print(describe(plan([cell], Store(options.store), None)))
+                return None
+            return run_cell(cell, options, folder=folder, sweep_id=Path(about.sweep.dir).name)
 
-    def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
-        return [run_cell(each, options, folder=folder, sweep_id=folder.name) for each in cells]
+        if not options.plan:
+            folder = own_folder(folder)
 
-    sys.exit(run_sweep([cell], options, command=command_of(sys.argv), folder=folder, launch=launch))
+        def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
+            return [run_cell(each, options, folder=folder, sweep_id=folder.name) for each in cells]
+
+        sys.exit(run_sweep([cell], options, command=typed_command(), folder=folder, launch=launch))
+    except BitsweepError as error:
+        if about.mode == RunMode.MULTIRUN:
+            return Outcome(status="failed", reason=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
-def command_of(argv: Sequence[str]) -> str:
+def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
+    """Bind a composed configuration; no part of it travels further.
+
+    Args:
+        about: Hydra's own settings.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
+    plain = {str(name): _plain(config[name]) for name in config if name != "hydra"}
+    for name in plain.keys() - {*CONFIG_GROUPS, *_OPTIONS, *_REFERRED, "seed"}:
+        raise ConfigError(f"{name}: no such key; {command_line.did_you_mean(name)}`--cfg job` prints all keys")
+    for group in CONFIG_GROUPS:
+        if not isinstance(plain.get(group), Mapping):
+            raise ConfigError(f"{group}={as_word(plain.get(group))}: a choice is needed; give one of conf/{group}/")
+    try:
+        options = Options(**{name: plain[name] for name in _OPTIONS})
+    except pydantic.ValidationError as error:
+        raise invalid(Options, error) from None
+    chosen = {group: str(choice) for group, choice in about.runtime.choices.items() if group in CONFIG_GROUPS}
+    knobs = tuple(
+        knob
+        for group, choice in chosen.items()
+        for knob in differing(plain[group], _defaults(about, chosen)[group, choice], f"{group}.")
+    )
+    cell = bind(plain, knobs=knobs, command=_command(about, chosen, knobs, seed=plain["seed"]))
+    return cell, options
+
+
+def typed_command() -> str:
     """The command that started this program, as a user would type it."""
-    return shlex.join(["python", Path(argv[0]).name, *argv[1:]])
+    return shlex.join([*_program(), *sys.argv[1:]])
 
 
-def explain(error: Exception) -> str:
-    """A Hydra or OmegaConf error in one line: key, value, what is allowed."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        close = difflib.get_close_matches(choice, error.options, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{group}={choice}: no such choice; {hint}choose from {', '.join(error.options)}"
-    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{match[1]}: several values are a grid; add -m, as in `python run.py -m {match[1]}`"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: no such key; {_did_you_mean(match[1])}`python run.py --cfg job` prints all keys"
-    return " ".join(text.split())
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _did_you_mean(key: str) -> str:
-    group, _, name = key.partition(".")
-    known = list(getattr(CONFIG_GROUPS.get(group, Options), "__dataclass_fields__", {})) if name else _KEYS
-    close = difflib.get_close_matches(name or group, known, n=1)
-    return f"did you mean {'.'.join(filter(None, [group if name else '', close[0]]))}? " if close else ""
+def _program() -> list[str]:
+    name = Path(sys.argv[0]).name
+    return ["bitsweep", "run"] if name == "bitsweep" else ["python", name]
+
+
+def _command(about: DictConfig, chosen: dict[str, str], knobs: Sequence[tuple[str, str]], *, seed: Any) -> str:
+    """The command that makes a cell alone."""
+    sources = about.runtime.config_sources
+    name = about.job.config_name
+    words = [] if name == "config" else ["--config-name", name]
+    words += [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
+    searched = [f"{each.schema}://{each.path}" for each in sources if each.provider == "hydra.searchpath in main"]
+    words += [f"hydra.searchpath={as_word(searched)}"] if searched else []
+    usual = _usual_choices(name, _searched(about))
+    words += [f"{group}={as_word(choice)}" for group, choice in chosen.items() if choice != usual[group]]
+    words += [f"seed={seed}"] if seed else []
+    return shlex.join([*_program(), *words, *(f"{knob}={value}" for knob, value in knobs)])
+
+
+#: Group and choice -> what the YAMLs say of it.
+_known: dict[tuple[str, ...], dict[str, Any]] = {}
+
+
+def _defaults(about: DictConfig, chosen: dict[str, str]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What the YAMLs say of the chosen choices, by group and choice: all of them are composed at once."""
+    if not all(item in _known for item in chosen.items()):
+        composed = _compose(about, tuple(f"{group}={as_word(choice)}" for group, choice in chosen.items()))
+        for item in chosen.items():
+            _known.setdefault(item, _plain(composed[item[0]]))
+    return _known
+
+
+@functools.cache
+def _usual_choices(config_name: str, searchpath: tuple[str, ...]) -> dict[str, str]:
+    """The choices of a configuration that nothing was said about."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [f"hydra.searchpath={as_word(list(searchpath))}"] if searchpath else []
+    composed = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
+    return dict(composed.hydra.runtime.choices)
+
+
+def _searched(about: DictConfig) -> tuple[str, ...]:
+    return tuple(str(place) for place in about.searchpath)
+
+
+def _compose(about: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
+    searched = _searched(about)
+    words = [*overrides, *([f"hydra.searchpath={as_word(list(searched))}"] if searched else [])]
+    loader = GlobalHydra.instance().config_loader()
+    composed: DictConfig = loader.load_configuration(about.job.config_name, words, run_mode=RunMode.RUN)
+    return composed

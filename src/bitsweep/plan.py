@@ -86,7 +86,8 @@ def describe(planned: Sequence[Planned]) -> str:
     counts = ", ".join(f"{count} {word}" for word, count in counted.items() if count or word != "lower")
     baselines = Counter(f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains)
     training = [f"{name} ({count} times)" if count > 1 else name for name, count in baselines.items()]
-    lines.append(f"{len(planned)} cells: {counts}; baselines to train: {', '.join(training) or 'none'}")
+    cells = f"{len(planned)} cell{'s' * (len(planned) != 1)}"
+    lines.append(f"{cells}: {counts}; baselines to train: {', '.join(training) or 'none'}")
     if times and None not in times:
         lines.append(f"estimated time: {duration(sum(seconds or 0 for seconds in times))}")
     return "\n".join(lines)

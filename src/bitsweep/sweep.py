@@ -1,10 +1,10 @@
-"""From command-line words to a report: plans a grid, runs what is missing, and always says how it ended.
+"""From cells to a report: plans a grid, runs what is missing, and always says how it ended.
 
-This, ``run.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module,
-so heavy imports stand inside.
+Every start of the command imports this module, so heavy imports stand inside.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,6 +32,7 @@ class Options:
     Attributes:
         plan: only tell what would be run.
         stage: how far to go: ``cell`` measures, ``baseline`` only trains.
+        remeasure: which finished cells to measure again: ``none``, those that are ``noisy``, or ``all``.
         store: folder of the artifact store.
         timeout_s: seconds that compressing, lowering and each measuring pass may take.
         memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
@@ -39,9 +40,35 @@ class Options:
 
     plan: bool = False
     stage: Literal["cell", "baseline"] = "cell"
+    remeasure: Literal["none", "noisy", "all"] = "none"
     store: Path = Path("multirun/store")
     timeout_s: Annotated[float, Field(gt=0)] = 3600
     memory_gb: Annotated[float, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.store == Path():
+            raise ValueError("store=: name a folder, as in store=multirun/store")
+
+
+def own_folder(wanted: Path) -> Path:
+    """A folder that no other sweep has written to, created: the one that is wanted, or one beside it with a number."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / ".sweep").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        if number > 1:
+            print(f"{wanted} holds another sweep: this one is {folder}", flush=True)
+        return folder
+    raise AssertionError("numbers do not end")
+
+
+def _again(tags: Mapping[str, str], options: Options) -> bool:
+    """Whether a finished cell is to be measured again."""
+    flags = tags.get("flags", "").split(", ")
+    return options.remeasure == "all" or (options.remeasure == "noisy" and "noisy" in flags)
 
 
 #: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
@@ -53,7 +80,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
 
     Args:
         command: the words that started this, for the report.
-        folder: where the report is written; its name is the sweep's id.
+        folder: where the report is written, see ``own_folder``; its name is the sweep's id.
 
     Returns:
         Exit code: 0; 1 if a cell failed; 2 if every cell had to be skipped.
@@ -70,7 +97,8 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
 
     connection = Connection()
     logger = RunLogger(connection, store)
-    planned = plan(cells, store, {key: run.info.run_id for key, run in connection.cells().items()})
+    finished = {key: run.info.run_id for key, run in connection.cells().items() if not _again(run.data.tags, options)}
+    planned = plan(cells, store, finished)
     print(describe(planned), flush=True)
     if options.stage == "baseline":
         outcomes = launch([each.cell for each in planned if each.trains], "baseline")
@@ -94,7 +122,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
         logger.update_sweep(run_id, list(entries.values()))
-        paths = publish(read_sweep(connection, folder.name, folder=folder), folder)
+        paths = publish(read_sweep(connection, connection.client.get_run(run_id), folder=folder), folder)
         logger.finish_sweep(run_id, status, paths)
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
@@ -114,7 +142,12 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     runner = pipeline.StageRunner(
         store=store, log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
     )
-    logger = RunLogger(Connection(), store)
+    connection = Connection()
+    logger = RunLogger(connection, store)
+    if options.remeasure != "none" and options.stage == "cell":
+        run = connection.cells().get(cell.key)
+        if run and _again(run.data.tags, options):
+            store.discard(stages.MEASUREMENT.name, cell.key)
     outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
     try:
         trained = store.find(stages.BASELINE.name, cell.baseline_key)

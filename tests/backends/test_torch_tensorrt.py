@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from torch.export import ExportedProgram
 
 from bitsweep import cell as cell_module
-from bitsweep import hydra_app, plan, stats
+from bitsweep import plan, stats
 from bitsweep.backends.torch_tensorrt import backend as torch_tensorrt
 from bitsweep.backends.torch_tensorrt.backend import TorchTensorRt
 from bitsweep.backends.torch_tensorrt.lowering import described
@@ -23,6 +23,7 @@ from bitsweep.results import OpProfile
 from bitsweep.runtime import gpu as gpu_module
 from bitsweep.runtime.environment import Gpu, current_cpu, version_of
 from bitsweep.runtime.store import Store
+from tests.test_conf import read
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
@@ -50,7 +51,7 @@ def _place(gpu: Gpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _plan(words: list[str], folder: Path) -> plan.Planned:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cell, *_ = hydra_app.read(compose("config", words), words)
+        cell = read(compose("config", words, return_hydra_config=True))
     (planned,) = plan.plan([cell], Store(folder), None)
     return planned
 

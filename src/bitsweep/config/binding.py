@@ -31,19 +31,35 @@ CONFIG_GROUPS: dict[str, type] = {
 
 
 def construct(group: str, node: Mapping[str, Any], kind: type) -> Any:
+    """The choice that a mapping with ``_target_`` and knobs describes.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
     knobs = dict(node)
-    target = knobs.pop("_target_", "")
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigError(f"{group}._target_={target}: no such class; see the other YAMLs of conf/{group}/") from None
+    target = str(knobs.pop("_target_", ""))
+    cls = _located(group, target)
     if not (inspect.isclass(cls) and issubclass(cls, kind)):
         raise ConfigError(f"{group}._target_={target}: not a {kind.__name__}; see the other YAMLs of conf/{group}/")
     try:
         return cls(**knobs)
     except pydantic.ValidationError as error:
         raise invalid(cls, error, group) from None
+
+
+def _located(group: str, target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        missing = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and missing and not f"{module}.".startswith(f"{missing}."):
+            reason = f"its module needs {missing}, which is not installed"
+        else:
+            reason = f"no such class; see the other YAMLs of conf/{group}/"
+    except Exception as error:  # whatever a module of somebody else's raises
+        reason = f"its module cannot be imported: {type(error).__name__}: {error}"
+    raise ConfigError(f"{group}._target_={target}: {reason}")
 
 
 def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigError:
@@ -62,6 +78,6 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
     if not location:  # keys that do not go together name themselves
         return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
     # A value that fits no member of a union has an error for each of them.
-    alike = [each["msg"] for each in error.errors() if each["input"] == first["input"]]
+    alike = [each["msg"] for each in error.errors() if repr(each["input"]) == repr(first["input"])]
     messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]
     return ConfigError(f"{key}={first['input']}: {', or '.join(dict.fromkeys(messages))}")

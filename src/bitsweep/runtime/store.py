@@ -79,6 +79,11 @@ class Store:
                 return None
         return folder
 
+    def discard(self, kind: str, key: str) -> None:
+        """Throw the finished folder of a key away, so that it is built again."""
+        with self._explained():
+            shutil.rmtree(self.folder(kind, key), ignore_errors=True)
+
     @contextlib.contextmanager
     def building(self, kind: str, key: str, *, about: dict[str, str]) -> Iterator[Path | None]:
         """Hold the lock of a key and build its folder.

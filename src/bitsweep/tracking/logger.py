@@ -265,5 +265,5 @@ def _resolved(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "scheme": settings(cell.scheme),
         "keys": keys,
-        "overrides": list(cell.overrides),
+        "knobs": dict(cell.knobs),
     }

@@ -20,28 +20,33 @@ if TYPE_CHECKING:
 Illustrated = TypeVar("Illustrated", Row, Baseline)
 
 
-def read_sweep(connection: Connection, sweep_id: str, *, folder: Path) -> SweepReport:
-    """Everything that is known of a sweep, read back from MLflow alone.
-
-    Args:
-        folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
+def find_sweep(connection: Connection, sweep_id: str) -> "Run":
+    """The run of a sweep.
 
     Raises:
         UsageError: there is no such sweep.
     """
+    sweeps = connection.sweeps()
+    if sweep_id not in sweeps:
+        known = ", ".join(sorted(sweeps)[-5:]) or "none yet"
+        raise UsageError(f"SWEEP_ID={sweep_id}: no such sweep in {connection.uri}; the latest are: {known}")
+    return sweeps[sweep_id]
+
+
+def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepReport:
+    """Everything that is known of a sweep, read back from MLflow alone.
+
+    Args:
+        folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
+    """
     with connection.explained():
-        sweeps = connection.sweeps()
-        if sweep_id not in sweeps:
-            known = ", ".join(sorted(sweeps)[-5:]) or "none yet"
-            raise UsageError(f"SWEEP_ID={sweep_id}: no such sweep in {connection.uri}; the latest are: {known}")
-        sweep = sweeps[sweep_id]
         entries = [Entry(**entry) for entry in connection.read_json(sweep.info.run_id, "plan.json")]
         finished = connection.cells()
         baselines = connection.baselines()
         wanted = dict.fromkeys(entry.baseline_key for entry in entries if entry.verdict != "skip")
         started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
         return SweepReport(
-            sweep_id=sweep_id,
+            sweep_id=sweep.data.tags["sweep"],
             command=sweep.data.tags["command"],
             started=started,
             seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
@@ -64,8 +69,12 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: is not empty; name a new folder")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder}: is not empty; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
     with connection.explained():
         try:
             run = connection.client.get_run(run_id)

@@ -11,9 +11,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bitsweep.cell import Cell
-from bitsweep.hydra_app import command_of, read
+from bitsweep.config.overrides import as_word
+from bitsweep.hydra_app import read, typed_command
 from bitsweep.results import Outcome
-from bitsweep.sweep import run_sweep
+from bitsweep.sweep import own_folder, run_sweep
 
 
 class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
@@ -39,17 +40,20 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             words = [*(f"{key}={value}" for key, value in {**params, **(self.params or {})}.items()), *arguments]
             (part,) = self.split_arguments(parser.parse_overrides(words), None)
             grid += part
-        bound = [read(loader.load_sweep_config(self.config, words), words) for words in grid]
+        composed = [loader.load_sweep_config(self.config, words) for words in grid]
+        bound = [read(config, config.hydra) for config in composed]
         words_of = {cell: words for (cell, _), words in zip(bound, grid, strict=True)}
         options = bound[0][1]
-        folder = Path(self.config.hydra.sweep.dir)
+        wanted = Path(self.config.hydra.sweep.dir)
+        folder = wanted if options.plan else own_folder(wanted)
         self._launched = 0
 
         def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
-            return self._launch([[*words_of[cell], f"stage={stage}"] for cell in cells])
+            own = [f"stage={stage}", f"hydra.sweep.dir={as_word(str(folder))}"]
+            return self._launch([[*words_of[cell], *own] for cell in cells])
 
         cells = [cell for cell, _ in bound]
-        sys.exit(run_sweep(cells, options, command=command_of(sys.argv), folder=folder, launch=launch))
+        sys.exit(run_sweep(cells, options, command=typed_command(), folder=folder, launch=launch))
 
     def _launch(self, jobs: list[list[str]]) -> list[Outcome]:
         assert self.launcher is not None

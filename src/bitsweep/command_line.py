@@ -1,0 +1,147 @@
+"""The words of a command line, checked before Hydra composes them; and Hydra's errors, in one line.
+
+Words are read by Hydra's own parser, never split at "=".
+"""
+
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.errors import ConfigError
+from bitsweep.sweep import Options
+
+#: What stands at the top of a configuration, Hydra's own settings apart.
+_KEYS = (*CONFIG_GROUPS, "scale", "seed", "data", "sweep", *Options.__dataclass_fields__)
+_CONF = Path(__file__).parent / "conf"
+
+
+def checked(arguments: Sequence[str]) -> list[str]:
+    """Arguments that Hydra can take.
+
+    Raises:
+        ConfigError: a word cannot be read, or asks for what cannot be.
+    """
+    options = get_args_parser().parse_args(list(arguments))
+    named = any(word.lstrip("+").startswith(("sweep=", "hydra.mode=MULTIRUN")) for word in options.overrides)
+    words = {word: _checked(word, multirun=options.multirun or named) for word in options.overrides}
+    return [words.get(argument, argument) for argument in arguments]
+
+
+def _checked(word: str, *, multirun: bool) -> str:
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(word)
+    except HydraException:
+        raise ConfigError(_unreadable(word)) from None
+    key = override.key_or_group
+    if not key:
+        raise ConfigError(f"{word}: no key; write KEY=VALUE, as in model=resnet18")
+    if key.startswith("hydra"):
+        return word
+    if override.is_delete():
+        raise ConfigError(f"{word}: nothing can be left out; set another value, as in {key}=VALUE")
+    if override.is_sweep_override():
+        _check_grid(override, word, multirun=multirun)
+    elif key in (*CONFIG_GROUPS, "scale", "sweep"):
+        _check_choice(key, override.value(), word)
+    # A named sweep is no part of a configuration that has none, for which Hydra wants a plus.
+    return f"+{word}" if key == "sweep" and not override.is_add() else word
+
+
+def _check_choice(group: str, choice: object, word: str) -> None:
+    if isinstance(choice, list):
+        several = ",".join(map(str, choice))
+        raise ConfigError(f"{word}: one choice at a time; a grid is written -m {group}={several}")
+    if not isinstance(choice, str | QuotedString | dict):
+        raise ConfigError(f"{word}: not a choice; {', '.join(_choices(group))} are")
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (_CONF / group).glob("*.yaml"))
+
+
+def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
+    key = override.key_or_group
+    if key == "sweep":
+        raise ConfigError(f"{word}: one named sweep at a time; start one command after the other")
+    if override.is_interval_sweep():
+        raise ConfigError(f"{word}: an interval has no end of values; name them, as in {key}=0.1,0.2,0.5")
+    if not list(override.sweep_iterator()):
+        raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
+    if not multirun:
+        path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
+        raise ConfigError(f"{word}: several values are a grid; add -m{path}")
+
+
+def _unreadable(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word}: no value; write KEY=VALUE, as in model=resnet18"
+    if not key.strip("+~"):
+        return f"{word}: no key; write KEY=VALUE, as in model=resnet18"
+    if not re.fullmatch(r"[+~]*[\w.@/:-]+", key):
+        return f"{word}: {key} is no key; `--cfg job` prints all keys"
+    if not re.sub(r"[\s,]", "", value) or value.rstrip().endswith(","):
+        return f"{word}: a value is missing; write {key}=VALUE, or {key}=VALUE,VALUE with -m"
+    return f"{word}: cannot be read; quote the value: {_quoted(word)}"
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    escaped = value.replace("'", "\\'")
+    text = f"{key}='{escaped}'"
+    return shlex.quote(text) if set('$`"\\!') & set(text) else f'"{text}"'
+
+
+def explain(error: Exception, conf: Path) -> str:
+    """A Hydra or OmegaConf error in one line: key, value, what is allowed.
+
+    Args:
+        conf: folder of YAMLs.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_choice(error.missing_cfg_file, error.options or [])
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"{match[1]}: no such key; {did_you_mean(match[1], conf)}`--cfg job` prints all keys"
+    if match := re.search(r"Key '([^']+)' is not in struct", text):
+        return f"{match[1]}: no such key; {did_you_mean(match[1], conf)}`--cfg job` prints all keys"
+    return " ".join(text.split())
+
+
+def _no_such_choice(file: str, known: Sequence[str]) -> str:
+    if "/" not in file:
+        return f"--config-name {file}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
+    group = next((each for each in (*CONFIG_GROUPS, "scale", "sweep") if file.startswith(f"{each}/")), "")
+    choice = file.removeprefix(f"{group}/")
+    known = known or _choices(group)
+    if "/" in choice or "." in choice:
+        own = " a file of your own is no choice;" if group in ("model", "dataset") else ""
+        return f"{group}={choice}: no such choice;{own} choose from {', '.join(known)}"
+    close = difflib.get_close_matches(choice, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{group}={choice}: no such choice; {hint}choose from {', '.join(known)}"
+
+
+def did_you_mean(key: str, conf: Path = _CONF) -> str:
+    """The known key that is like one that is not known, as a question; empty where none is."""
+    group, _, name = key.partition(".")
+    if not name:
+        close = difflib.get_close_matches(group, _KEYS, n=1)
+        return f"did you mean {close[0]}? " if close else ""
+    if group not in CONFIG_GROUPS:
+        return did_you_mean(group, conf)
+    knobs = {knob for file in (conf / group).glob("*.yaml") for knob in map(str, OmegaConf.load(file))}
+    close = difflib.get_close_matches(name, knobs, n=1)
+    return f"did you mean {group}.{close[0]}? " if close else ""

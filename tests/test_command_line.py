@@ -1,0 +1,95 @@
+"""Words that cannot be are refused in one line, before anything is composed; those that can be come through."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitsweep import hydra_app
+from bitsweep.command_line import checked, did_you_mean
+from bitsweep.config.overrides import as_word, differing
+from bitsweep.errors import ConfigError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=null"], r"model=null: not a choice; alexnet, .* are"),
+        (["=3"], "=3: no key; write KEY=VALUE"),
+        (["model"], "model: no value; write KEY=VALUE"),
+        (["~model"], "~model: nothing can be left out; set another value, as in model=VALUE"),
+        (["~train.compile"], "nothing can be left out; set another value, as in train.compile=VALUE"),
+        (["precision=[int8,fp16]"], r"one choice at a time; a grid is written -m precision=int8,fp16"),
+        (["-m", "seed=range(0,0)"], "holds no value"),
+        (["-m", "train.lr=interval(0,1)"], r"name them, as in train.lr="),
+        (["-m", "model=alexnet,"], "a value is missing"),
+        (["precision=int8,fp16"], "several values are a grid; add -m$"),
+        (["dataset.root=/x/a,b"], r"""add -m, or quote a comma that belongs to the value: "dataset.root='/x/a,b'"$"""),
+        (["dataset.root=/tmp/\u00e9"], r"""cannot be read; quote the value: "dataset.root='/tmp/\u00e9'"$"""),
+        (["model.weights=a(b"], r"""quote the value: "model.weights='a\(b'"$"""),
+        (["a#b=c"], "a#b is no key"),
+        (["+sweep=smoke,engines"], "one named sweep at a time"),
+    ],
+)
+def test_words_that_cannot_be(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked(words)
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_what_is_advised_can_be_typed() -> None:
+    for word in ("dataset.root='/x/a,b'", "dataset.root='/tmp/\u00e9'", "model.weights='a(b'"):
+        assert checked([word]) == [word]
+
+
+def test_a_named_sweep_needs_no_plus() -> None:
+    assert checked(["sweep=smoke", "precision=int8,fp16"]) == ["+sweep=smoke", "precision=int8,fp16"]
+    assert checked(["+sweep=smoke", "-m"]) == ["+sweep=smoke", "-m"]
+
+
+def test_a_knob_of_any_choice_is_known() -> None:
+    assert did_you_mean("method.percntile") == "did you mean method.percentile? "
+    assert did_you_mean("backend.trget") == "did you mean backend.target? "
+    assert did_you_mean("modle") == "did you mean model? "
+    assert did_you_mean("zzz") == ""
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
+
+
+@given(st.one_of(VALUES, st.lists(VALUES, max_size=3)))
+def test_a_value_as_a_word_is_read_back(value: object) -> None:
+    def plain(read: object) -> object:
+        if isinstance(read, list):
+            return [plain(each) for each in read]
+        return read.text if isinstance(read, QuotedString) else read
+
+    if "\n" not in str(value) and "\r" not in str(value):
+        assert plain(OverridesParser.create().parse_override(f"key={as_word(value)}").value()) == value
+
+
+def test_knobs_that_differ_are_named() -> None:
+    knobs = {"a": 1, "b": {"c": [1, 2], "d": "x y"}, "e": None}
+    assert list(differing(knobs, {"a": 1, "b": {"c": [1], "d": ""}, "e": 2}, "g.")) == [
+        ("g.b.c", "[1,2]"), ("g.b.d", "'x y'"), ("g.e", "null"),
+    ]  # fmt: skip
+
+
+def test_the_command_of_a_cell_makes_the_cell() -> None:
+    words = ["scale=small", "method=gptq", "method.damping=0.02", "model=lenet", "data=/x", "dataset=mnist", "seed=2"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", words, return_hydra_config=True)
+        cell, _ = hydra_app.read(composed, composed.hydra)
+        assert dict(cell.knobs)["method.damping"] == "0.02"
+        assert any(knob.startswith("dataset.") and value.startswith("/x") for knob, value in cell.knobs)
+        _, _, *typed = shlex.split(cell.command)
+        again = compose("config", typed, return_hydra_config=True)
+        assert hydra_app.read(again, again.hydra)[0] == cell
