@@ -26,7 +26,7 @@ from bitsweep.runtime.progress import progress_bar
 from bitsweep.training.augmentation import draw_moves, move
 from bitsweep.training.checkpoint import Unfinished
 from bitsweep.training.distributed import DistributedContext
-from bitsweep.training.schedule import blend, build_optimizer, ema_share, lr_factor
+from bitsweep.training.schedule import LearningRate, averaged, build_optimizer
 
 #: A process that trains by itself.
 ALONE = DistributedContext()
@@ -82,18 +82,22 @@ def train(
     context.normalize_together(network)
     network.to(memory_format=memory_format(device))  # type: ignore[call-overload]
     optimizer = build_optimizer(network, recipe, head=head, fused=True)
+    rate = LearningRate(optimizer, recipe, steps=steps)
     half = autocast_type(recipe.autocast, device)
     scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
-    average = _state(network) if recipe.ema_decay else None
+    average = averaged(network, recipe.ema_decay) if recipe.ema_decay else None
 
     best, best_state, history = -1, _state(network), list[Epoch]()
     keeper = Unfinished(unfinished, device)
     if kept := keeper.read():
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
+        rate.load_state_dict(kept["rate"])
         scaler.load_state_dict(kept["scaler"])
         shuffle.set_state(kept["shuffle"])
-        average, best, best_state = kept["average"], kept["best"], kept["best_state"]
+        if average is not None:
+            average.load_state_dict(kept["average"])
+        best, best_state = kept["best"], kept["best_state"]
         history = [Epoch(**epoch) for epoch in kept["history"]]
         print(f"going on after epoch {len(history) - 1}", flush=True)
 
@@ -115,12 +119,10 @@ def train(
                 forward = context.connect(network)
                 if recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda"):
                     forward = torch.compile(forward, dynamic=False)
-            losses, val_losses = [], [past.val_loss for past in history]
+            losses = []
             order = torch.randperm(len(splits.train), generator=shuffle)
             first, last = epoch * steps_an_epoch, min(steps, (epoch + 1) * steps_an_epoch)
             for step in range(first, last):
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * lr_factor(step, steps, recipe, val_losses)
                 chosen = order[(step - first) * batch_size : (step - first + 1) * batch_size]
                 moves = draw_moves(batch_size, *splits.train.images.shape[1:3], how=recipe.augment, generator=shuffle)
                 mine = context.share(chosen)
@@ -136,15 +138,16 @@ def train(
                     nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
                 scaler.step(optimizer)
                 scaler.update()
-                if average:
-                    blend(average, network.state_dict(), ema_share(step, recipe.ema_decay))
+                rate.after_step()
+                if average is not None:
+                    average.update_parameters(network)
                 losses.append(loss.detach())
                 advance(1)
 
             train_loss = float(context.mean(torch.stack(losses).mean()))
-            if average:
+            if average is not None:
                 latest = _state(network)
-                network.load_state_dict(average)
+                network.load_state_dict(average.module.state_dict())
             val_loss, val_top1 = validate(network, splits.val, load, device, context)
             if not math.isfinite(train_loss + val_loss):
                 raise CellFailed(
@@ -152,14 +155,14 @@ def train(
                     f"choose a lower learning rate than {recipe.lr}"
                 )
             seconds = time.monotonic() - start
-            val_losses.append(val_loss)
+            rate.after_epoch(val_loss)
             history.append(
                 Epoch(
                     epoch=epoch,
                     train_loss=train_loss,
                     val_loss=val_loss,
                     val_top1=val_top1,
-                    lr=recipe.lr * lr_factor(last, steps, recipe, val_losses),
+                    lr=rate.value,
                     seconds=seconds,
                 )
             )
@@ -170,16 +173,17 @@ def train(
                 )
             if best < 0 or val_loss < history[best].val_loss:
                 best, best_state = epoch, _state(network)
-            if average:
+            if average is not None:
                 network.load_state_dict(latest)
             if context.is_main:
                 keeper.write(
                     {
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
+                        "rate": rate.state_dict(),
                         "scaler": scaler.state_dict(),
                         "shuffle": shuffle.get_state(),
-                        "average": average,
+                        "average": average and average.state_dict(),
                         "best": best,
                         "best_state": best_state,
                         "history": [asdict(past) for past in history],

@@ -1,10 +1,13 @@
 """Optimisers, their learning rates, and averages of what they find."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
 from bitsweep.config.recipe import Recipe
 from bitsweep.training.network import split_parameters
@@ -13,13 +16,12 @@ from bitsweep.training.network import split_parameters
 def build_optimizer(network: nn.Module, recipe: Recipe, *, fused: bool, head: str = "") -> torch.optim.Optimizer:
     """The recipe's optimiser; biases and normalisation weights (all vectors) are not decayed.
 
-    Every group of parameters knows its ``peak_lr``, which is lower for what is not within the head, if one is given.
+    The learning rate is lower for what is not within the head, if one is given.
     """
     parts = zip(split_parameters(network, head), (recipe.lr, recipe.lr * recipe.backbone_lr_factor), strict=True)
     groups = [
         {
             "params": [each for each in part if (each.ndim > 1) == decayed],
-            "peak_lr": lr,
             "lr": lr,
             "weight_decay": decay,
         }
@@ -32,51 +34,84 @@ def build_optimizer(network: nn.Module, recipe: Recipe, *, fused: bool, head: st
     return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=fused)
 
 
-def lr_factor(step: int, steps: int, recipe: Recipe, val_losses: Sequence[float] = ()) -> float:
-    """Learning rate of a step relative to its peak.
+class LearningRate:
+    """The learning rate of an optimiser, set before every step by the schedule of a recipe.
 
-    ``cosine``: linear from 0 over the warm-up, then (1 + cos(pi t)) / 2 for t from 0 to 1 (arXiv 1608.03983).
-    ``onecycle``: cosine from 1/25 up over the warm-up, then cosine down to 1/250,000 (arXiv 1708.07120).
-    ``plateau``: linear from 0 over the warm-up, then ``plateau_factor`` ** n after n times of waiting in vain.
-
-    Args:
-        val_losses: of the epochs before.
+    ``plateau`` rises linearly over the warm-up, and is multiplied by ``plateau_factor`` each time that
+    ``plateau_patience`` epochs have passed without a lower validation loss.
     """
-    warmup = max(1, round(recipe.warmup_share * steps))
-    rise = min(1.0, (step + 1) / warmup)
-    if recipe.schedule == "plateau":
-        return rise * recipe.plateau_factor ** waited_in_vain(val_losses, recipe.plateau_patience)
-    fall = (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, steps - warmup)))) / 2
-    if recipe.schedule == "cosine":
-        return rise if step < warmup else fall
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps: int) -> None:
+        warmup = max(1, round(recipe.warmup_share * steps))
+        self._on_epoch: ReduceLROnPlateau | None = None
+        self._on_step: LRScheduler
+        if recipe.schedule == "plateau":
+            self._on_step = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(1, warmup - 1))
+            patience = recipe.plateau_patience - 1
+            self._on_epoch = ReduceLROnPlateau(
+                optimizer, factor=recipe.plateau_factor, patience=patience, threshold=0, eps=0
+            )
+        else:
+            shape = cosine if recipe.schedule == "cosine" else one_cycle
+            self._on_step = LambdaLR(optimizer, functools.partial(shape, steps=steps, warmup=warmup))
+        self._optimizer = optimizer
+
+    @property
+    def value(self) -> float:
+        """The highest of the groups of parameters."""
+        return max(float(group["lr"]) for group in self._optimizer.param_groups)
+
+    def after_step(self) -> None:
+        """Set the rate of the next step."""
+        self._on_step.step()
+
+    def after_epoch(self, val_loss: float) -> None:
+        """Take notice of a validation loss."""
+        if self._on_epoch is not None:
+            self._on_epoch.step(val_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` goes on from."""
+        return {"step": self._on_step.state_dict(), "epoch": self._on_epoch and self._on_epoch.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave; the optimiser's own state is loaded apart."""
+        self._on_step.load_state_dict(state["step"])
+        if self._on_epoch is not None:
+            self._on_epoch.load_state_dict(state["epoch"])
+
+
+def cosine(step: int, *, steps: int, warmup: int) -> float:
+    """Learning rate relative to its peak: linear from 0 over the warm-up, then (1 + cos(pi t)) / 2 for t from 0 to 1.
+
+    Paper: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (arXiv 1608.03983).
+    """
+    return (step + 1) / warmup if step < warmup else _falling(step, steps, warmup)
+
+
+def one_cycle(step: int, *, steps: int, warmup: int) -> float:
+    """Learning rate relative to its peak: cosine from 1/25 up over the warm-up, then cosine down to 1/250,000.
+
+    Paper: Smith and Topin, "Super-Convergence" (arXiv 1708.07120).
+    """
     floor, start = 1 / 250_000, 1 / 25
     if step < warmup:
-        return start + (1 - start) * (1 - math.cos(math.pi * rise)) / 2
-    return floor + (1 - floor) * fall
+        return start + (1 - start) * (1 - math.cos(math.pi * (step + 1) / warmup)) / 2
+    return floor + (1 - floor) * _falling(step, steps, warmup)
 
 
-def waited_in_vain(losses: Sequence[float], patience: int) -> int:
-    """How often so many epochs have passed without a lower loss than the lowest, each time counted anew."""
-    times = waited = 0
-    lowest = math.inf
-    for loss in losses:
-        waited = 0 if loss < lowest else waited + 1
-        lowest = min(lowest, loss)
-        if waited == patience:
-            times, waited = times + 1, 0
-    return times
+def _falling(step: int, steps: int, warmup: int) -> float:
+    return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
 
 
-@torch.no_grad()
-def blend(average: dict[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
-    """Move an average towards a state: a + share (s - a); counters are taken as they are."""
-    for name, value in state.items():
-        if value.is_floating_point():
-            average[name].lerp_(value, share)
-        else:
-            average[name].copy_(value)
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential average of everything that a network holds; counters are taken as they are.
 
+    After t updates an average keeps min(decay, (1 + t) / (10 + t)) of itself: the start is soon forgotten.
+    """
 
-def ema_share(step: int, decay: float) -> float:
-    """Share of the newest weights in their average: 1 - min(decay, (1 + t) / (10 + t)); the start is soon forgotten."""
-    return 1 - min(decay, (1 + step) / (10 + step))
+    def blend(average: Tensor, newest: Tensor, updates: Tensor | int) -> Tensor:
+        share = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        return average.lerp(newest, share) if average.is_floating_point() else newest
+
+    return AveragedModel(network, avg_fn=blend, use_buffers=True)
