@@ -48,6 +48,24 @@ def test_mcnemar_of_large_counts_is_finite() -> None:
     assert 0 < stats.mcnemar_exact_p(49_000, 51_000) < 1e-9
 
 
+def test_paired_difference_interval_of_agrestis_approval_ratings() -> None:
+    # The same table: 0.59 - 0.55 = 0.04, with a standard error of 0.0095.
+    low, high = stats.paired_difference_interval(150, 86, 1600, 0.95)
+    assert (low, high) == (pytest.approx(0.04 - 1.96 * 0.0095, abs=5e-4), pytest.approx(0.04 + 1.96 * 0.0095, abs=5e-4))
+    assert stats.paired_difference_interval(86, 150, 1600, 0.95) == (pytest.approx(-high), pytest.approx(-low))
+
+
+@pytest.mark.parametrize("p_b, p_c", [(0.02, 0.02), (0.1, 0.02), (0.2, 0.1), (0.5, 0.3)])
+def test_paired_difference_interval_holds_the_difference_about_as_often_as_it_says(p_b: float, p_c: float) -> None:
+    n, held = 60, 0.0
+    for b in range(n + 1):
+        for c in range(n + 1 - b):
+            low, high = stats.paired_difference_interval(b, c, n, 0.95)
+            ways = math.comb(n, b) * math.comb(n - b, c)
+            held += ways * p_b**b * p_c**c * (1 - p_b - p_c) ** (n - b - c) * (low <= p_b - p_c <= high)
+    assert held > 0.93
+
+
 def test_paired_counts() -> None:
     a = np.array([True, True, False, False, True])
     b = np.array([True, False, True, False, False])

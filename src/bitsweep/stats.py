@@ -40,6 +40,18 @@ def paired_counts(correct_a_N: Array, correct_b_N: Array) -> tuple[int, int]:
     return int((correct_a_N & ~correct_b_N).sum()), int((~correct_a_N & correct_b_N).sum())
 
 
+def paired_difference_interval(b: int, c: int, n: int, confidence: float) -> tuple[float, float]:
+    """Interval of the difference of two shares of the same n trials, of which b and c have only one (adjusted Wald).
+
+    d -+ z sqrt((p_b + p_c - d^2) / (n + 2)), p_b = (b + 1) / (n + 2), p_c = (c + 1) / (n + 2), d = p_b - p_c, z the
+    normal quantile (Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012).
+    """
+    p_b, p_c, z = (b + 1) / (n + 2), (c + 1) / (n + 2), NormalDist().inv_cdf((1 + confidence) / 2)
+    d = p_b - p_c
+    margin = z * math.sqrt((p_b + p_c - d * d) / (n + 2))
+    return max(-1.0, d - margin), min(1.0, d + margin)
+
+
 def mcnemar_exact_p(b: int, c: int) -> float:
     """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947) for discordant counts b and c.
 

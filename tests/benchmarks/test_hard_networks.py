@@ -1,0 +1,81 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks import hard_networks
+from bitsweep.models.cifar_resnet import CifarResNet
+from bitsweep.models.efficientnet_lite import EfficientNetLite0
+
+SIZE = 64
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": lambda: CifarResNet(name="resnet20", image_size=32, depth=20).build(10),
+    "efficientnet_lite0": lambda: EfficientNetLite0(name="efficientnet_lite0", image_size=SIZE).build(10),
+    "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=10),
+    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
+    "alexnet": lambda: torchvision.models.alexnet(num_classes=10),
+}
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def made(name: str) -> nn.Module:
+    """A network whose normalisations have seen images."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(images())
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("how", hard_networks.HARD)
+def test_the_function_stays(name: str, how: str) -> None:
+    network = made(name)
+    hard = hard_networks.HARD[how](network)
+    with torch.inference_mode():
+        before, after = network(images()), hard(images())
+    assert float((after - before).abs().max()) <= 1e-4 * float(before.abs().max())
+    changed = {key for key, value in hard.state_dict().items() if not torch.equal(value, network.state_dict()[key])}
+    # AlexNet has no normalisation.
+    assert bool(changed) != (name == "alexnet" and how == "variance")
+
+
+def ranges(network: nn.Module, path: str) -> Tensor:
+    """The largest value of each channel of what a module yields."""
+    seen: list[Tensor] = []
+    hook = network.get_submodule(path).register_forward_hook(lambda module, given, yielded: seen.append(yielded))
+    with torch.inference_mode():
+        network(images())
+    hook.remove()
+    return seen[0].transpose(0, 1).flatten(1).amax(1)
+
+
+def test_rescaled_channels_span_what_was_asked_through_depthwise_layers() -> None:
+    network = made("mobilenet_v3_small")
+    hard = hard_networks.rescaled(network, span=100.0)
+    for path in ("features.2.block.0", "features.2.block.1"):  # expansion, depthwise; each with its ReLU
+        ratio = ranges(hard, path) / ranges(network, path)
+        ratio = ratio[ratio.isfinite()]
+        assert 0.01 <= ratio.min() < 0.03 and 30 < ratio.max() <= 100
+
+
+def test_constant_channels_are_constant_and_go_through_depthwise_layers() -> None:
+    network = made("mobilenet_v3_small")
+    hard = hard_networks.with_constant_channels(network, count=1, value=30.0)
+    for path in ("features.2.block.0", "features.2.block.1"):
+        before, after = ranges(network, path), ranges(hard, path)
+        assert len(after) == len(before) + 2
+        torch.testing.assert_close(after[-2:], torch.full((2,), 30.0), rtol=1e-4, atol=0)
+
+
+def test_variances_are_tiny_in_the_share_of_channels() -> None:
+    hard = hard_networks.with_tiny_variances(made("resnet20"), share=0.5, variance=1e-8)
+    variances = torch.cat([m.running_var for m in hard.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert 0.4 < float((variances == 1e-8).float().mean()) < 0.6
