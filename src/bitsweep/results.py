@@ -49,11 +49,19 @@ class Split(RawSplit):
 
 @dataclass(frozen=True, kw_only=True)
 class RawData:
-    """A data set as it comes: training and test images, decoded or to be, and the names of the classes."""
+    """A data set as it comes: training and test images, decoded or to be, and the names of the classes.
+
+    Attributes:
+        test_files: of the test images, in their order, where each comes in a file.
+        crop, white: see `bitsweep.data.pixels.StoredForm`.
+    """
 
     train: RawSplit
     test: RawSplit
     classes: tuple[str, ...]
+    test_files: tuple[Path, ...] = ()
+    crop: float = 1.0
+    white: int = 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,8 @@ class Splits:
     Attributes:
         mean_C, std_C: of the training pixels, in units of [0, 1].
         fingerprint: SHA-256 of images, labels and class names.
+        crop, white: see `bitsweep.data.pixels.StoredForm`.
+        originals: files of some of the `recorded` test images, as they came, by their numbers among those.
     """
 
     train: Split
@@ -72,6 +82,14 @@ class Splits:
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
     fingerprint: str
+    crop: float = 1.0
+    white: int = 65_535
+    originals: dict[int, Path] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> Array:
+        """Numbers of the test images that a bundle holds, at most 16 from all over, int64 [N]."""
+        return np.unique(np.linspace(0, len(self.test) - 1, 16).astype(np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)

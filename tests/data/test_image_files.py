@@ -5,125 +5,21 @@ import pytest
 from PIL import Image
 
 from bitsweep.data import image_files
-from bitsweep.data.image_files import ImageFiles, read_square
+from bitsweep.data.image_files import ImageFiles, largest_of
+from bitsweep.data.pixels import StoredForm, read_picture
 from bitsweep.errors import DataError
 
 pytestmark = pytest.mark.slow
 
 RNG = np.random.default_rng(0)
-COLOURED = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (6, 6), dtype=np.uint8)
-ALPHA = RNG.integers(0, 256, (6, 6), dtype=np.uint8)
-
-
-def _three(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _on_white(colours: np.ndarray) -> np.ndarray:
-    share = ALPHA[..., None] / 255
-    return colours * share + 255 * (1 - share)
-
-
-def _palette(transparent: int | None = None) -> Image.Image:
-    image = Image.fromarray(GREY % 4, mode=None)
-    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
-    if transparent is not None:
-        image.info["transparency"] = transparent
-    return image
-
-
-COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]])
-CLEAR = np.array([[255, 0, 0], [255, 255, 255], [0, 0, 255], [9, 9, 9]])
-DEEP = RNG.integers(0, 1 << 16, (6, 6), dtype=np.uint16)
-INK = RNG.integers(0, 256, (6, 6, 4), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("image", "suffix", "expected"),
-    [
-        (Image.fromarray(COLOURED), "png", COLOURED),
-        (Image.fromarray(GREY), "png", _three(GREY)),
-        (Image.fromarray(GREY > 99), "png", _three((GREY > 99) * 255)),
-        (_palette(), "png", COLOURS[GREY % 4]),
-        (_palette(), "gif", COLOURS[GREY % 4]),
-        (_palette(transparent=1), "png", CLEAR[GREY % 4]),
-        (Image.fromarray(np.dstack([COLOURED, ALPHA])), "png", _on_white(COLOURED)),
-        (Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "png", _on_white(_three(GREY))),
-        (Image.fromarray(DEEP), "png", _three(np.rint(DEEP / 257))),
-        (Image.fromarray(DEEP), "tiff", _three(np.rint(DEEP / 257))),
-        (Image.fromarray(INK, "CMYK"), "tiff", (255.0 - INK[..., :3]) * (255.0 - INK[..., 3:]) / 255),
-    ],
-    ids=["RGB", "L", "1", "P", "gif", "P-clear", "RGBA", "LA", "I;16", "I;16-tiff", "CMYK"],
-)  # fmt: skip
-def test_every_kind_of_pixels_becomes_rgb(
-    image: Image.Image, suffix: str, expected: np.ndarray, tmp_path: Path
-) -> None:
-    file = tmp_path / f"image.{suffix}"
-    image.save(file)
-    result = read_square(file, size=6)
-    assert (result.dtype, result.shape) == (np.uint8, (6, 6, 3))
-    np.testing.assert_allclose(result, expected, atol=1)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_as_a_viewer_shows_them(orientation: int, tmp_path: Path) -> None:
-    shown = COLOURED
-    # How the camera held it: the inverse of what the tag asks for.
-    held = {
-        1: shown,
-        2: shown[:, ::-1],
-        3: shown[::-1, ::-1],
-        4: shown[::-1],
-        5: shown.swapaxes(0, 1),
-        6: np.rot90(shown),
-        7: shown[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(shown, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(held)).save(tmp_path / "image.png", exif=exif)
-    assert np.array_equal(read_square(tmp_path / "image.png", size=6), shown)
-
-
-@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 6)])
-def test_the_square_is_the_middle(shape: tuple[int, int], tmp_path: Path) -> None:
-    pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    top, left = (round((side - 6) / 2) for side in shape)
-    assert np.array_equal(read_square(tmp_path / "image.png", size=6), pixels[top : top + 6, left : left + 6])
-    inner = read_square(tmp_path / "image.png", size=3, crop=0.5)
-    top, left = (round((side - 3) / 2) for side in shape)
-    assert np.array_equal(inner, pixels[top : top + 3, left : left + 3])
-
-
-def test_real_photographs_are_what_torchvision_makes_of_them(sample_data: Path) -> None:
-    from torchvision.transforms import CenterCrop, Compose, Resize
-
-    reference = Compose([Resize(256), CenterCrop(224)])
-    for file in sorted((sample_data / "weather" / "Rain").iterdir())[:10]:
-        with Image.open(file) as image:
-            expected = np.asarray(reference(image.convert("RGB"))).astype(int)
-        assert np.abs(read_square(file, size=224, crop=0.875) - expected).max() <= 1
-
-
-def test_a_sliver_needs_little_memory(tmp_path: Path) -> None:
-    """Resized before it is cropped it would have 224 x 4,480,000 pixels."""
-    Image.new("RGB", (20_000, 1), (1, 2, 3)).save(tmp_path / "image.png")
-    assert np.array_equal(np.unique(read_square(tmp_path / "image.png", size=224)), [1, 2, 3])
-
-
-def test_the_first_frame_counts(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
-    assert (read_square(tmp_path / "image.gif", size=6) == (255, 0, 0)).all()
+FORM = StoredForm(height=4, width=4)
 
 
 def files(folder: Path, count: int) -> ImageFiles:
     names = [f"{number}.png" for number in range(count)]
     for number, name in enumerate(names):
         Image.new("RGB", (8, 5), (number, 0, 0)).save(folder / name)
-    return ImageFiles(folder=folder, names=names, size=4, crop=1.0)
+    return ImageFiles(folder=folder, names=names, form=FORM)
 
 
 def test_images_come_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -165,12 +61,19 @@ def test_decoding_is_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     import threading
 
     together = threading.Barrier(2, timeout=10)
-    read = read_square
 
-    def waiting(file: Path, *, size: int, crop: float) -> np.ndarray:
+    def waiting(file: Path, form: StoredForm) -> np.ndarray:
         together.wait()
-        return read(file, size=size, crop=crop)
+        return read_picture(file, form)
 
-    monkeypatch.setattr(image_files, "read_square", waiting)
+    monkeypatch.setattr(image_files, "read_picture", waiting)
     monkeypatch.setattr(image_files, "physical_cores", lambda: 2)
     assert len(files(tmp_path, 4)[np.arange(4)]) == 4
+
+
+def test_the_largest_value_of_many_files(tmp_path: Path) -> None:
+    images = files(tmp_path, 3)
+    assert largest_of(tmp_path, images.names) == largest_of(tmp_path, []) == 0
+    for number, largest in enumerate((300, 4000)):
+        Image.fromarray(np.full((5, 8), largest, np.uint16)).save(tmp_path / f"{number}.png")
+    assert largest_of(tmp_path, images.names) == 4000

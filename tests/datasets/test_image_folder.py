@@ -162,3 +162,36 @@ def test_real_photographs(sample_data: Path, name: str, classes: tuple[str, ...]
     images = raw.test.images[np.arange(10)]
     assert images.shape == (10, 32, 32, 3)
     assert images.std() > 30
+
+
+@pytest.mark.parametrize(("largest", "white"), [(4000, 4095), (60_000, 65_535)])
+def test_twelve_bits_in_sixteen_fill_all_levels(
+    largest: int, white: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(parts()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        values = rng.integers(0, largest, (40, 40), dtype=np.uint16)
+        values[0, 0] = largest if number == 0 else 0
+        Image.fromarray(values).save(tmp_path / name)
+    raw = dataset(tmp_path, store_size=40).decode()
+    levels = np.unique(raw.train.images[np.arange(len(raw.train))])
+    assert len(levels) > 200
+    assert (raw.white, levels.max()) == (white, round(255 * largest / white))
+    assert (f"reach {largest}: {white} is white" in capsys.readouterr().out) == (white < 65_535)
+
+
+def test_files_of_some_test_images_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(put(tmp_path / "root", parts(test=9)))
+    (tmp_path / "store").mkdir()
+    made = make_splits(data.decode(), val_share=0.25, seed=0, folder=tmp_path / "store")
+    assert len(made.recorded) == 16
+    assert (made.recorded[0], made.recorded[-1]) == (0, 17)
+    assert load_splits(tmp_path / "store").originals == made.originals
+    for place, file in made.originals.items():
+        original = data.decode().test_files[made.recorded[place]]
+        assert (file.read_bytes(), file.suffix) == (original.read_bytes(), ".png")
+    size = made.originals[0].stat().st_size
+    monkeypatch.setattr(splits, "_ORIGINAL_BYTES", 3 * size)
+    (tmp_path / "small").mkdir()
+    assert len(make_splits(data.decode(), val_share=0.25, seed=0, folder=tmp_path / "small").originals) in (2, 3)

@@ -1,7 +1,7 @@
 """What a data set is."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bitsweep.config.configurable import Name, Share, configurable
 
@@ -17,11 +17,13 @@ class Dataset(ABC):
         name: short stable name, used in tables.
         val_share: part of the training images held out for choosing the checkpoint.
         split_seed: seed of that choice; apart from the cell's seed, so that all seeds see the same images.
+        pictures: whether its images are pictures, so that others can be classified as they are.
     """
 
     name: Name
     val_share: Share = 0.1
     split_seed: int = 0
+    pictures: ClassVar[bool] = True
 
     @abstractmethod
     def source(self) -> str:

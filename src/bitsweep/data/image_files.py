@@ -1,22 +1,20 @@
-"""Photographs of any size and kind as squares of one size.
+"""Photographs of any size and kind, decoded in parallel into one form.
 
-Shape letters: N images, S height and width in pixels.
+Shape letters: N images, H height, W width, C channels.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bitsweep.data.pixels import StoredForm, largest_value, read_picture, why_unreadable
 from bitsweep.errors import DataError
 from bitsweep.results import Array
 from bitsweep.runtime.environment import physical_cores
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _NAMED = 5
 _AT_ONCE = 1024
@@ -24,22 +22,21 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """Images uint8 [N, S, S, 3] that are decoded, in parallel, when they are asked for.
+    """Images uint8 [N, H, W, C] that are decoded, in parallel, when they are asked for.
 
     Attributes:
         folder, names: where the files are.
-        size, crop: see `read_square`.
+        form: what becomes of them, see `bitsweep.data.pixels.read_picture`.
     """
 
     folder: Path
     names: Sequence[str]
-    size: int
-    crop: float
+    form: StoredForm
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[N, S, S, 3]."""
-        return (len(self.names), self.size, self.size, 3)
+        """[N, H, W, C]."""
+        return (len(self.names), self.form.height, self.form.width, self.form.channels)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -55,9 +52,9 @@ class ImageFiles:
         names = [self.names[number] for number in chosen_N]
         # Pillow decodes and resizes outside the interpreter's lock.
         with ThreadPoolExecutor(physical_cores()) as pool:
-            squares = [square for square in pool.map(self._square_or_reason, names) if not isinstance(square, str)]
-            if len(squares) == len(names):
-                return np.stack(squares)
+            images = [image for image in pool.map(self._image_or_reason, names) if not isinstance(image, str)]
+            if len(images) == len(names):
+                return np.stack(images)
             bad = []
             for start in range(0, len(self.names), _AT_ONCE):
                 bad += [reason for reason in pool.map(self._reason, self.names[start : start + _AT_ONCE]) if reason]
@@ -69,69 +66,22 @@ class ImageFiles:
         )
 
     def _reason(self, name: str) -> str:
-        square = self._square_or_reason(name)
-        return square if isinstance(square, str) else ""
+        image = self._image_or_reason(name)
+        return image if isinstance(image, str) else ""
 
-    def _square_or_reason(self, name: str) -> Array | str:
+    def _image_or_reason(self, name: str) -> Array | str:
         """The image, or its name and why it cannot be read."""
-        from PIL import UnidentifiedImageError
-
         file = self.folder / name
         try:
-            return read_square(file, size=self.size, crop=self.crop)
-        except UnidentifiedImageError:
-            return f"{name} ({'no image' if file.stat().st_size else 'empty'})"
+            return read_picture(file, self.form)
         except MemoryError:
             raise
         except Exception as error:  # decoding something damaged can raise anything
-            return f"{name} ({' '.join(str(error).split())})"
+            return f"{name} ({why_unreadable(file, error)})"
 
 
-def read_square(file: Path, *, size: int, crop: float = 1.0) -> Array:
-    """The central square of an image, as a viewer shows it.
-
-    It is turned as its EXIF data say; transparent parts are white; palettes, grey, CMYK and 16-bit channels become
-    8-bit RGB; of several frames it is the first. The square has ``crop`` times the length of the short side, and is
-    resized to ``size`` bilinearly with antialiasing. With 224 and 0.875 that is, to a level of rounding, what
-    torchvision's ``Resize(256)`` and ``CenterCrop(224)`` do; but no more pixels are computed than are kept.
-
-    Args:
-        size: S, in pixels.
-        crop: in (0, 1].
-
-    Returns:
-        uint8 [S, S, 3].
-
-    Raises:
-        OSError: it is no image, or is truncated; a decoder may raise other errors where it is damaged otherwise.
-        ValueError: its numbers have no common white.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        image = _rgb(ImageOps.exif_transpose(opened))
-    whole = round(size / crop)
-    shortest = min(image.size)
-    box: list[tuple[float, float]] = []
-    for side in image.size:
-        resized = whole * side // shortest
-        start = round((resized - size) / 2)
-        box.append((start * side / resized, min(side, (start + size) * side / resized)))
-    (left, right), (top, bottom) = box
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
-
-
-def _rgb(image: "Image.Image") -> "Image.Image":
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() >= 1 << 16:
-            raise ValueError("32-bit pixels have no agreed white")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("float pixels have no agreed white")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def largest_of(folder: Path, names: Sequence[str]) -> int:
+    """The largest value in all pictures of 16 bits among these files; 0 where there are none."""
+    blocks = (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+    with ThreadPoolExecutor(physical_cores()) as pool:
+        return max(pool.map(lambda block: max(largest_value(folder / name) for name in block), blocks), default=0)

@@ -1,4 +1,4 @@
-"""From stored pixels to what a network sees.
+"""From stored pixels to what a network sees, as tensors on any device.
 
 Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitsweep.data.pixels import resize_weights
 from bitsweep.results import Array, Splits
 
 if TYPE_CHECKING:
@@ -18,27 +19,27 @@ if TYPE_CHECKING:
 def preprocess(
     images_NHWC: "Array | torch.Tensor", *, image_size: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]
 ) -> "torch.Tensor":
-    """What a network sees of stored images: scaled to [0, 1], resized, normalised, with three channels.
-
-    Resizing is bilinear with antialiasing and takes place only when height or width differ from `image_size`. Grey
-    images fill three equal channels.
+    """`bitsweep.data.pixels.network_input` with tensors, bit for bit.
 
     Args:
         images_NHWC: uint8 [N, H, W, C] with C = 1 or 3; a tensor keeps its device.
-        image_size: S, in pixels.
-        mean_C, std_C: of the training pixels, in units of [0, 1].
 
     Returns:
         float32 [N, 3, S, S], contiguous.
     """
     import torch
-    from torch.nn.functional import interpolate
 
     images = images_NHWC if isinstance(images_NHWC, torch.Tensor) else torch.from_numpy(np.array(images_NHWC))
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == len(mean_C) == len(std_C)
-    scaled_NCHW = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
-    if scaled_NCHW.shape[2:] != (image_size, image_size):
-        scaled_NCHW = interpolate(scaled_NCHW, (image_size, image_size), mode="bilinear", antialias=True)
+    count, height, width, channels = images.shape
+    planes_NCHW = images.permute(0, 3, 1, 2)
+    if (height, width) != (image_size, image_size):
+        rows_SH, columns_SW = (
+            torch.tensor(resize_weights(old, image_size), device=images.device) for old in (height, width)
+        )
+        strips = rows_SH @ images.reshape(count, height, width * channels).to(torch.float64)
+        planes_NCHW = strips.reshape(count, image_size, width, channels).permute(0, 3, 1, 2) @ columns_SW.T
+    scaled_NCHW = planes_NCHW.to(torch.float32, memory_format=torch.contiguous_format) / 255
     mean_C11, std_C11 = (torch.tensor(values, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C))
     normalised_NCHW = (scaled_NCHW - mean_C11) / std_C11
     return normalised_NCHW.expand(-1, 3, -1, -1).contiguous()

@@ -8,9 +8,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 _PARTS = ("train", "val", "test")
 _BLOCK_BYTES = 1 << 25
+#: What ``splits.json`` holds.
+_ABOUT = ("classes", "mean_C", "std_C", "fingerprint", "crop", "white")
+_ORIGINALS = "originals"
+#: Bytes that the files of test images which are kept may have together.
+_ORIGINAL_BYTES = 1 << 24
 
 
 def make_splits(
@@ -34,8 +41,9 @@ def make_splits(
     """Hold out validation images from the training images, class by class, and fingerprint the result.
 
     Args:
-        folder: where to write the splits, block by block as they are decoded, for `load_splits`: one .npy file an array
-            and ``splits.json``, which is written last. None keeps them in memory.
+        folder: where to write the splits, block by block as they are decoded, for `load_splits`: one .npy file an
+            array, files of a few test images as they came, and ``splits.json``, which is written last. None keeps the
+            arrays in memory.
         progress: terminal for a progress bar.
 
     Raises:
@@ -66,9 +74,20 @@ def make_splits(
     if not all(std_C):
         raise DataError("the training images are of one colour: a channel has the same value everywhere")
     fingerprint = _fingerprint(taken, raw.classes)
-    splits = Splits(**taken, classes=raw.classes, mean_C=mean_C, std_C=std_C, fingerprint=fingerprint)
+    splits = Splits(
+        train=taken["train"],
+        val=taken["val"],
+        test=taken["test"],
+        classes=raw.classes,
+        mean_C=mean_C,
+        std_C=std_C,
+        fingerprint=fingerprint,
+        crop=raw.crop,
+        white=raw.white,
+    )
     if folder:
-        about = {name: getattr(splits, name) for name in ("classes", "mean_C", "std_C", "fingerprint")}
+        splits = replace(splits, originals=_keep_originals(raw, splits, folder / _ORIGINALS))
+        about = {name: getattr(splits, name) for name in _ABOUT}
         (folder / "splits.json").write_text(json.dumps(about, indent=2) + "\n")
     return splits
 
@@ -125,17 +144,36 @@ def load_splits(folder: Path) -> Splits:
             part: Split(images=_map(folder, part, "images"), labels=_map(folder, part, "labels")) for part in _PARTS
         }
         splits = Splits(
-            **parts,
+            train=parts["train"],
+            val=parts["val"],
+            test=parts["test"],
             classes=tuple(stored["classes"]),
             mean_C=tuple(stored["mean_C"]),
             std_C=tuple(stored["std_C"]),
             fingerprint=stored["fingerprint"],
+            crop=stored["crop"],
+            white=stored["white"],
+            originals={int(file.stem): file for file in sorted((folder / _ORIGINALS).glob("*"))},
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"splits in {folder} cannot be read ({error}); delete the folder to rebuild them") from error
     if _fingerprint(parts, splits.classes) != splits.fingerprint:
         raise DataError(f"splits in {folder} are not what was written there; delete the folder to rebuild them")
     return splits
+
+
+def _keep_originals(raw: RawData, splits: Splits, folder: Path) -> dict[int, Path]:
+    """Copy the files of those `Splits.recorded` test images that come in files, as far as there is room for them."""
+    kept: dict[int, Path] = {}
+    room = _ORIGINAL_BYTES
+    for place, number in enumerate(splits.recorded if raw.test_files else ()):
+        file = raw.test_files[number]
+        if (size := file.stat().st_size) <= room:
+            room -= size
+            folder.mkdir(exist_ok=True)
+            suffix = file.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,5}", file.suffix) else ""
+            kept[place] = Path(shutil.copyfile(file, folder / f"{place:02}{suffix}"))
+    return kept
 
 
 def _stratified(labels: Array, count: int, seed: int) -> Array:

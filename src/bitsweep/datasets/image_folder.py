@@ -12,8 +12,9 @@ from pydantic import Field
 
 from bitsweep.config.configurable import Count, Share, configurable
 from bitsweep.config.dataset import Dataset
-from bitsweep.data.image_files import ImageFiles
+from bitsweep.data.image_files import ImageFiles, largest_of
 from bitsweep.data.image_tree import content_digests, find_classes, find_parts, some
+from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
 from bitsweep.data.splits import stratified_indices
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, RawSplit
@@ -36,7 +37,8 @@ class _Tree:
 class ImageFolder(Dataset):
     """Photographs of any size and kind in ``train/CLASS/*`` and ``test/CLASS/*``, or in ``CLASS/*`` to be split.
 
-    They are stored as squares of one size, see `bitsweep.data.image_files.read_square`.
+    They are stored as squares of one size, see `bitsweep.data.pixels.read_picture`. In 16 bits white is the largest
+    value of 8, 10, 12, 14 or 16 bits, as many as the training images use.
 
     Attributes:
         root: the folder that holds them.
@@ -65,13 +67,24 @@ class ImageFolder(Dataset):
 
     def decode(self) -> RawData:
         """The images as files, which are decoded when they are asked for."""
-        tree = self._tree()
-        return RawData(train=self._split(tree, ~tree.test_N), test=self._split(tree, tree.test_N), classes=tree.classes)
-
-    def _split(self, tree: _Tree, chosen_N: Array) -> RawSplit:
-        names = [tree.names[number] for number in np.flatnonzero(chosen_N).tolist()]
-        images = ImageFiles(folder=self._folder(), names=names, size=self.store_size, crop=self.crop)
-        return RawSplit(images=images, labels=tree.labels_N[chosen_N])
+        tree, folder = self._tree(), self._folder()
+        train_names, test_names = (
+            [tree.names[number] for number in np.flatnonzero(chosen_N).tolist()]
+            for chosen_N in (~tree.test_N, tree.test_N)
+        )
+        largest = largest_of(folder, train_names)
+        form = StoredForm(height=self.store_size, width=self.store_size, crop=self.crop, white=white_of(largest))
+        if form.white != DEEPEST:
+            print(f"the 16-bit training images reach {largest}: {form.white} is white", flush=True)
+        train, test = (ImageFiles(folder=folder, names=names, form=form) for names in (train_names, test_names))
+        return RawData(
+            train=RawSplit(images=train, labels=tree.labels_N[~tree.test_N]),
+            test=RawSplit(images=test, labels=tree.labels_N[tree.test_N]),
+            classes=tree.classes,
+            test_files=tuple(folder / name for name in test_names),
+            crop=form.crop,
+            white=form.white,
+        )
 
     def _folder(self) -> Path:
         return Path(self.root).expanduser()

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import numpy as np
 from pydantic import Field
@@ -38,6 +38,7 @@ class TableFile(Dataset):
         test_share: part of a single file's rows to test on.
     """
 
+    pictures: ClassVar[bool] = False
     root: str = ""
     target: str = ""
     drop: tuple[str, ...] = ()

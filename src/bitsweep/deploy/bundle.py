@@ -3,19 +3,25 @@
 What it needs of a cell is kept in MLflow when the cell is logged, so that a bundle can be made from there alone.
 """
 
+import contextlib
 import importlib.resources
 import json
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import venv
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitsweep.cell import Cell
+from bitsweep.data.pixels import StoredForm
+from bitsweep.deploy.manifest import MANIFEST, check_manifest, write_manifest
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.results import Array, Splits
 from bitsweep.runtime.environment import current_cpu, physical_cores, version_of
@@ -23,17 +29,25 @@ from bitsweep.runtime.fingerprint import settings
 
 #: What every bundle imports, whatever runs its artifact.
 _NEEDS = ("numpy", "pillow")
-#: Test images whose logits are recorded.
-RECORDED = 16
+#: The programs of every bundle, besides ``engine.py``, and where they come from.
+_PROGRAMS = {"classify": "bitsweep.deploy", "manifest": "bitsweep.deploy", "pixels": "bitsweep.data"}
+#: What ``bundle.json`` holds, at the least, of what is read here.
+_FACTS = frozenset({"cell", "command", "deploy_module", "backend", "requirements", "scheme", "scheme_why", "cpu"})
+#: What may stand in ``requirements.txt``: no address, no option, nothing but releases.
+_REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+(\[[A-Za-z0-9._,-]+\])?==[A-Za-z0-9.+_-]+")
 
 
 def write_facts(cell: Cell, splits: Splits, logits_NK: Array, folder: Path) -> None:
-    """Write what a bundle needs to know of a cell: ``bundle.json`` and ``recorded.npz``, test images and their logits.
+    """Write what a bundle needs to know of a cell.
+
+    That is ``bundle.json``; ``recorded.npz``, some test images and their logits; and ``originals``, the files that
+    those images were decoded from.
 
     Args:
         logits_NK: of the test images, by the artifact.
     """
-    images = np.asarray(splits.test.images[:RECORDED])
+    images = np.asarray(splits.test.images[splits.recorded])
+    height, width, channels = images.shape[1:]
     cpu = current_cpu()
     about = {
         "cell": cell.name,
@@ -43,8 +57,8 @@ def write_facts(cell: Cell, splits: Splits, logits_NK: Array, folder: Path) -> N
         "threads": cell.protocol.threads or physical_cores(),
         "requirements": [f"{package}=={version_of(package)}" for package in (*cell.backend.deploy_needs, *_NEEDS)],
         "image_size": cell.model.image_size,
-        "stored_shape": images.shape[1:],
-        "crop": getattr(cell.dataset, "crop", 1.0),
+        "form": asdict(StoredForm(height=height, width=width, channels=channels, crop=splits.crop, white=splits.white)),
+        "pictures": cell.dataset.pictures,
         "mean": splits.mean_C,
         "std": splits.std_C,
         "classes": splits.classes,
@@ -53,11 +67,15 @@ def write_facts(cell: Cell, splits: Splits, logits_NK: Array, folder: Path) -> N
         "cpu": {"model": cpu.model, "isa": cpu.isa},
     }
     (folder / "bundle.json").write_text(json.dumps(about, indent=2))
-    np.savez_compressed(folder / "recorded.npz", images=images, logits=logits_NK[:RECORDED])
+    np.savez_compressed(folder / "recorded.npz", images=images, logits=logits_NK[splits.recorded])
+    for number, file in splits.originals.items():
+        (folder / "originals").mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / "originals" / f"{number:02}{file.suffix}")
 
 
 def complete(folder: Path) -> None:
-    """Add to a folder with an artifact and its facts the program that runs it, its requirements, and a readme.
+    """Add to a folder with an artifact and its facts the programs that run it, its requirements, a readme, and the hash
+    of every file.
 
     Raises:
         UsageError: the backend's artifacts cannot run without this project.
@@ -67,16 +85,16 @@ def complete(folder: Path) -> None:
         raise UsageError(f"{about['cell']}: its backend has nothing to deploy; export a cell of backend=onnxruntime")
     if about["backend"].get("device") == "cuda":
         raise UsageError(f"{about['cell']}: programs for a GPU are not written; export the cell of backend.device=cpu")
-    package, _, _ = about["deploy_module"].rpartition(".")
-    for source, name in ((package, "deploy"), (__package__, "classify")):
-        program = importlib.resources.files(source) / f"{name}.py"
-        (folder / f"{'engine' if name == 'deploy' else name}.py").write_text(program.read_text())
+    for name, program in _programs(about).items():
+        (folder / name).write_bytes(program)
     (folder / "requirements.txt").write_text("\n".join(about["requirements"]) + "\n")
     (folder / "README.md").write_text(_readme(about))
+    write_manifest(folder)
 
 
 def verify(folder: Path, *, here: bool) -> str:
-    """Run a bundle on its recorded images, in a new environment with its requirements alone.
+    """Run a copy of what a bundle's manifest lists on its recorded images and files, in a new environment with its
+    requirements alone. What is to be run is printed first.
 
     Args:
         here: in the present environment instead.
@@ -86,25 +104,71 @@ def verify(folder: Path, *, here: bool) -> str:
 
     Raises:
         UsageError: the folder is no bundle.
-        BitsweepError: the requirements cannot be installed, or the recorded predictions do not come out.
+        BitsweepError: it is not as it was written, its requirements cannot be installed, or what was recorded does not
+            come out.
     """
-    about = _facts(folder)
-    if not (folder / "classify.py").exists():
-        raise UsageError(f"{folder}: holds no classify.py; make the bundle again with bitsweep export")
-    command = [str((folder / "classify.py").resolve()), "--verify"]
-    if here:
-        said = _run([sys.executable, *command], "the bundle does not run here")
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            venv.create(scratch, with_pip=True)
-            python = str(Path(scratch) / ("Scripts" if platform.system() == "Windows" else "bin") / "python")
-            needs = [python, "-m", "pip", "install", "--quiet", "-r", str(folder / "requirements.txt")]
+    if not (folder / "bundle.json").exists():
+        raise UsageError(f"{folder}: no bundle; make one with bitsweep export RUN_ID {folder}")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "bundle"
+        copy.mkdir()
+        try:
+            names = check_manifest(folder, copy=copy)
+        except (OSError, ValueError) as error:
+            raise BitsweepError(
+                f"{folder}: {error}; nothing of it was run: make it again with bitsweep export"
+            ) from error
+        about = _facts(copy)
+        print(_intention(folder, about, copy, names, here=here), flush=True)
+        command = [str(copy / "classify.py"), "--verify"]
+        if here:
+            said = _run([sys.executable, "-B", *command], "the bundle does not run here")
+        else:
+            place = Path(scratch) / "environment"
+            venv.create(place, with_pip=True)
+            python = str(place / ("Scripts" if platform.system() == "Windows" else "bin") / "python")
+            needs = [python, "-m", "pip", "install", "--quiet", "-r", str(copy / "requirements.txt")]
             _run(needs, f"the requirements of {folder} cannot be installed")
-            said = _run([python, *command], "the bundle does not do what was recorded")
+            said = _run([python, "-s", *command], "the bundle does not do what was recorded")
     isa = current_cpu().isa
     if isa != about["cpu"]["isa"]:
         said += f"\nmeasured on a CPU with {about['cpu']['isa']}, this one has {isa}: speed and rounding may differ"
     return said
+
+
+def _programs(about: dict[str, Any]) -> dict[str, bytes]:
+    """The programs of a bundle, as this project has them."""
+    package, _, module = about["deploy_module"].rpartition(".")
+    sources = {"engine": (package, module)} | {name: (package, name) for name, package in _PROGRAMS.items()}
+    return {
+        f"{name}.py": (importlib.resources.files(package) / f"{module}.py").read_bytes()
+        for name, (package, module) in sources.items()
+    }
+
+
+def _intention(folder: Path, about: dict[str, Any], copy: Path, names: list[str], *, here: bool) -> str:
+    """What verifying runs, and how far that is this project's own.
+
+    Raises:
+        BitsweepError: the requirements are more than releases of packages.
+    """
+    needs = (copy / "requirements.txt").read_text().split("\n")[:-1]
+    if odd := [line for line in needs if not _REQUIREMENT.fullmatch(line)]:
+        raise BitsweepError(f"{folder}: requirements.txt asks for {odd[0]!r}, which is no NAME==VERSION: not installed")
+    programs = sorted(name for name in names if name.endswith(".py"))
+    where = "in this environment" if here else f"in a new environment with {', '.join(needs)}"
+    text = [f"{folder}: every file is as its {MANIFEST} says; runs a copy of {', '.join(programs)} {where}"]
+    own: dict[str, bytes] = {}
+    if about["deploy_module"].startswith("bitsweep.backends."):
+        with contextlib.suppress(ImportError, OSError):
+            own = _programs(about)
+    if foreign := [name for name in programs if (copy / name).read_bytes() != own.get(name)]:
+        text.append(f"not the programs of this bitsweep {version_of('bitsweep')}: {', '.join(foreign)}")
+    known = {*names, MANIFEST}
+    found = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
+    if beside := sorted(name for name in found if name not in known and "__pycache__" not in name):
+        text.append(f"not in the {MANIFEST}, left out: {', '.join(beside[:3])}{', ...' if len(beside) > 3 else ''}")
+    return "\n".join(text)
 
 
 def _run(command: list[str], what_failed: str) -> str:
@@ -118,8 +182,11 @@ def _run(command: list[str], what_failed: str) -> str:
 def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
-    except (OSError, ValueError) as error:
+        lacking = sorted(_FACTS - facts.keys())
+    except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{folder}: no bundle ({error}); make one with bitsweep export RUN_ID {folder}") from error
+    if lacking:
+        raise UsageError(f"{folder}: bundle.json lacks {', '.join(lacking)}; make it again with bitsweep export")
     return facts
 
 
@@ -129,7 +196,7 @@ def _readme(about: dict[str, Any]) -> str:
 
     pip install -r requirements.txt
     python classify.py PICTURE...
-    python classify.py --verify      # are the recorded predictions reproduced?
+    python classify.py --verify      # are all files as written, and the recorded predictions reproduced?
 
 Made by `{about["command"]}` and measured on {about["cpu"]["model"]} ({about["cpu"]["isa"]}).
 {about["scheme"]}{why}.

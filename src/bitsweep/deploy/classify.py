@@ -3,54 +3,99 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from engine import load
-from PIL import Image, ImageOps
+from manifest import check_manifest
+from pixels import StoredForm, network_input, read_picture, why_unreadable
 
 FOLDER = Path(__file__).parent
-ABOUT = json.loads((FOLDER / "bundle.json").read_text())
-RUN = load(FOLDER, ABOUT)
 
 
-def stored(picture: Image.Image) -> np.ndarray:
-    """A picture in the form in which the data set was: uint8 [H, W, C]."""
-    height, width, channels = ABOUT["stored_shape"]
-    upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR, bleed=(1 - ABOUT["crop"]) / 2)
-    return np.asarray(fitted).reshape(height, width, channels)
+def main(arguments: list[str]) -> int:
+    """Exit code: 0; 1 if a picture cannot be read, or something is not as recorded; 2 if nothing is to be done."""
+    try:
+        if arguments == ["--verify"]:
+            check_manifest(FOLDER)
+            return verify(Bundle())
+        if not arguments or arguments[0].startswith("-"):
+            print("usage: python classify.py PICTURE..., or python classify.py --verify", file=sys.stderr)
+            return 2
+        return classify(Bundle(), arguments)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
-def preprocessed(image: np.ndarray) -> np.ndarray:
-    """What the network takes of a stored image: float32 [3, S, S], resized with antialiasing, normalised."""
-    size, planes = ABOUT["image_size"], []
-    for plane, mean, std in zip(np.moveaxis(image, 2, 0), ABOUT["mean"], ABOUT["std"], strict=True):
-        scaled = Image.fromarray(plane.astype(np.float32) / 255)
-        resized = np.asarray(scaled.resize((size, size), Image.Resampling.BILINEAR))
-        planes.append((resized - np.float32(mean)) / np.float32(std))
-    return np.stack(planes if len(planes) == 3 else planes * 3)
+class Bundle:
+    """What this folder holds: facts, and the artifact ready to run."""
+
+    def __init__(self) -> None:
+        from engine import load
+
+        self.about: dict[str, Any] = json.loads((FOLDER / "bundle.json").read_text())
+        self.form = StoredForm(**self.about["form"])
+        self._run = load(FOLDER, self.about)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits [N, K] of stored images, uint8 [N, H, W, C]."""
+        pixels = {"mean_C": self.about["mean"], "std_C": self.about["std"]}
+        return np.asarray(self._run(network_input(images, image_size=self.about["image_size"], **pixels)))
 
 
-def logits(images: list[np.ndarray]) -> np.ndarray:
-    """Logits [N, K] of stored images."""
-    return np.asarray(RUN(np.stack([preprocessed(image) for image in images])))
+def classify(bundle: Bundle, names: list[str]) -> int:
+    """Print the class of every picture that can be read, and name those that cannot."""
+    if not bundle.about["pictures"]:
+        raise ValueError("this network reads rows of a table, which cannot be given here; only --verify runs")
+    failed = 0
+    for name in names:
+        file = Path(name)
+        try:
+            if file.exists() and not file.is_file():
+                raise ValueError("no file")
+            image = read_picture(file, bundle.form)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoding something damaged can raise anything
+            print(printable(f"{name}: cannot be read ({why_unreadable(file, error)})"), file=sys.stderr, flush=True)
+            failed = 1
+            continue
+        (scores,) = bundle.logits(image[None])
+        best = int(scores.argmax())
+        probability = 1 / np.exp(scores - scores[best]).sum()
+        print(printable(f"{name}: {bundle.about['classes'][best]} ({100 * probability:.1f} %)"), flush=True)
+    return failed
 
 
-def verify() -> str:
-    """Empty if the recorded logits come out again, else what is wrong."""
+def verify(bundle: Bundle) -> int:
+    """Say whether the recorded logits come out again, and whether the original files become what was stored."""
     recorded = np.load(FOLDER / "recorded.npz")
-    again, expected = logits(list(recorded["images"])), recorded["logits"]
+    again, expected = bundle.logits(recorded["images"]), recorded["logits"]
     same = int((again.argmax(1) == expected.argmax(1)).sum())
-    error = float(np.abs(again - expected).max() / np.abs(expected).max())
+    error = float(np.abs(again - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
     print(f"{same} of {len(expected)} predictions as recorded; largest difference of logits {error:.1e} of the largest")
-    return "" if same == len(expected) else "the recorded predictions did not come out"
+    if same < len(expected):
+        raise ValueError("the recorded predictions did not come out")
+    files = sorted((FOLDER / "originals").glob("*"))
+    differences = [
+        np.abs(read_picture(file, bundle.form).astype(int) - recorded["images"][int(file.stem)]) for file in files
+    ]
+    unlike = [difference for difference in differences if difference.any()]
+    if unlike:
+        raise ValueError(
+            f"{len(unlike)} of {len(files)} original files become other pixels than were measured, by up to "
+            f"{max(int(each.max()) for each in unlike)} of 255: install the packages of requirements.txt"
+        )
+    if files:
+        print(f"{len(files)} original files become, pixel for pixel, what was measured")
+    return 0
+
+
+def printable(text: str) -> str:
+    """Text without characters that a terminal would obey, or cannot show."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--verify"]:
-        sys.exit(verify() or 0)
-    for name in sys.argv[1:]:
-        (scores,) = logits([stored(Image.open(name))])
-        best = int(scores.argmax())
-        probability = 1 / np.exp(scores - scores[best]).sum()
-        print(f"{name}: {ABOUT['classes'][best]} ({100 * probability:.1f} %)")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""From the file of a picture to the pixels that are stored, and from those to what a network takes.
+
+NumPy and Pillow are all that it needs: a bundle ships this file itself, so that what runs there sees, pixel for pixel,
+what was measured.
+
+Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+#: The value that is white in 16 bits.
+DEEPEST = (1 << 16) - 1
+#: Whites that cameras and scanners have: those of 8, 10, 12, 14 and 16 bits.
+_WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
+_JPEG = b"\xff\xd8\xff"
+#: Weights of resizing are multiples of 2 to the power of minus this, so that double precision sums them without error.
+_WEIGHT_BITS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredForm:
+    """The form that pictures of any size and kind are stored in: uint8 [H, W, C].
+
+    Attributes:
+        height, width, channels: H, W and C, which is 3 (RGB) or 1 (its luminance).
+        crop: part of a picture that is kept, in (0, 1], along the side that has less to spare.
+        white: the value that is white in pictures of 16 bits, which may hold 12 of them.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    crop: float = 1.0
+    white: int = DEEPEST
+
+
+def read_picture(source: Path | BinaryIO, form: StoredForm) -> np.ndarray[Any, Any]:
+    """The middle of a picture, as a viewer shows it.
+
+    It is turned as its EXIF data say; transparent parts are white; palettes, grey, CMYK, YCbCr, LAB and 16-bit channels
+    become 8-bit RGB; of several frames it is the first. What is kept has the proportions of the form, and is resized
+    bilinearly with antialiasing. For 224 x 224 and a crop of 0.875 that is, to a level of rounding, what torchvision's
+    ``Resize(256)`` and ``CenterCrop(224)`` do; but no more pixels are computed than are kept.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        OSError: it is no picture, or is truncated; a decoder may raise other errors where it is damaged otherwise.
+        ValueError: its numbers have no agreed white.
+    """
+    with Image.open(source) as opened:
+        picture = to_rgb(ImageOps.exif_transpose(opened), white=form.white)
+    if form.channels == 1:
+        picture = picture.convert("L")
+    kept = form.width, form.height
+    whole = [round(side / form.crop) for side in kept]
+    tight = int(picture.width * whole[1] > picture.height * whole[0])  # the axis along which nothing is to spare
+    box = []
+    for side, wanted in zip(picture.size, kept, strict=True):
+        resized = whole[tight] * side // picture.size[tight]
+        start = round((resized - wanted) / 2)
+        box.append((start * side / resized, min(side, (start + wanted) * side / resized)))
+    (left, right), (top, bottom) = box
+    resized_picture = picture.resize(kept, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    return np.asarray(resized_picture).reshape(form.height, form.width, form.channels)
+
+
+def why_unreadable(source: Path, error: Exception) -> str:
+    """What is wrong with a picture that could not be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image" if source.stat().st_size else "empty"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def to_rgb(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
+    """A picture of any mode of Pillow's in 8-bit RGB, its transparent parts white.
+
+    Raises:
+        ValueError: its numbers have no agreed white.
+    """
+    if picture.mode.startswith("I"):
+        return _from_deep(picture, white).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("float pixels have no agreed white")
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def largest_value(source: Path) -> int:
+    """The largest value of a picture of 16 bits; 0 of any other, and of what is no picture."""
+    with source.open("rb") as stream:
+        if stream.read(len(_JPEG)) == _JPEG:  # the most frequent kind, and never of 16 bits
+            return 0
+    try:
+        with Image.open(source) as picture:
+            return int(np.asarray(picture).max()) if picture.mode.startswith("I") else 0
+    except MemoryError:
+        raise
+    except Exception:  # decoding something damaged can raise anything; it is named where its pixels are needed
+        return 0
+
+
+def white_of(largest: int) -> int:
+    """The white of pictures of 16 bits whose largest value is this: that of 8, 10, 12, 14 or 16 bits."""
+    return next((white for white in _WHITES if largest <= white), DEEPEST) if largest > 0 else DEEPEST
+
+
+@functools.lru_cache(maxsize=64)
+def resize_weights(old: int, new: int) -> np.ndarray[Any, Any]:
+    """The matrix that resizes ``old`` pixels to ``new``, bilinearly with antialiasing, float64 [new, old].
+
+    Pixel i of the result is centred at c = (i + 1/2) old / new; pixel j of the original, which is centred at j + 1/2,
+    counts max(0, 1 - |j + 1/2 - c| / max(1, old / new)), and every row sums to 1. The weights are multiples of 2^-20,
+    so that products with pixels of 8 bits are exact in double precision: every library gives the same sums.
+    """
+    ratio = old / new
+    centres = ratio * (np.arange(new)[:, None] + 0.5)
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(old)[None, :] + 0.5 - centres) / max(1.0, ratio))
+    codes = np.rint(weights / weights.sum(1, keepdims=True) * (1 << _WEIGHT_BITS))
+    codes[np.arange(new), codes.argmax(1)] += (1 << _WEIGHT_BITS) - codes.sum(1)
+    exact: np.ndarray[Any, Any] = codes / (1 << _WEIGHT_BITS)
+    exact.setflags(write=False)
+    return exact
+
+
+def network_input(
+    images_NHWC: np.ndarray[Any, Any], *, image_size: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]
+) -> np.ndarray[Any, Any]:
+    """What a network sees of stored images: scaled to [0, 1], resized, normalised, with three channels.
+
+    Resizing is bilinear with antialiasing and takes place only when height or width differ from `image_size`. Grey
+    images fill three equal channels.
+
+    Args:
+        images_NHWC: uint8 [N, H, W, C] with C = 1 or 3.
+        image_size: S, in pixels.
+        mean_C, std_C: of the pixels, in units of [0, 1].
+
+    Returns:
+        float32 [N, 3, S, S], contiguous.
+    """
+    count, height, width, channels = images_NHWC.shape
+    planes_NCHW = images_NHWC.transpose(0, 3, 1, 2)
+    if (height, width) != (image_size, image_size):
+        rows_SH, columns_SW = resize_weights(height, image_size), resize_weights(width, image_size)
+        strips = rows_SH @ images_NHWC.reshape(count, height, width * channels).astype(np.float64)
+        planes_NCHW = strips.reshape(count, image_size, width, channels).transpose(0, 3, 1, 2) @ columns_SW.T
+    mean_C11, std_C11 = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (mean_C, std_C))
+    normalised_NCHW = (planes_NCHW.astype(np.float32) / np.float32(255) - mean_C11) / std_C11
+    return np.ascontiguousarray(np.broadcast_to(normalised_NCHW, (count, 3, image_size, image_size)))
+
+
+def _from_deep(picture: Image.Image, white: int) -> Image.Image:
+    """Grey of 16 bits in 8."""
+    values = np.asarray(picture)
+    if values.min() < 0:
+        raise ValueError("negative pixels have no agreed black")
+    if values.max() > DEEPEST:
+        raise ValueError("32-bit pixels have no agreed white")
+    levels = (510 * np.minimum(values, white).astype(np.int64) + white) // (2 * white)
+    clear = picture.info.get("transparency")
+    return Image.fromarray((levels if clear is None else np.where(values == clear, 255, levels)).astype(np.uint8))
