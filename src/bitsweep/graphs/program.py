@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitsweep.config.backend import Device, InferenceFn, OnDevice
 from bitsweep.errors import StoreError, require_images
+from bitsweep.graphs.archive import load_archive, save_archive
 from bitsweep.graphs.constants import folded_graph
 from bitsweep.graphs.ops import quantized, set_attribute
 from bitsweep.graphs.packing import pack, unpack
@@ -26,17 +27,17 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     for name, (node, lo, hi) in _narrow_codes(program).items():
         stored[name] = pack(stored[name], lo, hi)
         assert stored[name].dtype != node.meta["val"].dtype
-    torch.export.save(_with_state(program, stored), path)
+    save_archive(_with_state(program, stored), path)
 
 
 def load_program(path: Path) -> ExportedProgram:
     """Read a program from a ``torch.export`` file that ``save_program`` wrote.
 
     Raises:
-        StoreError: the file is missing, truncated or of another version of PyTorch.
+        StoreError: the file is missing, damaged, of another version of PyTorch, or holds more than data.
     """
     try:
-        program = torch.export.load(path)
+        program = load_archive(path)
         stored = dict(program.state_dict)
         for name, (node, lo, hi) in _narrow_codes(program).items():
             meant = node.meta["val"]
