@@ -4,6 +4,7 @@ BitsweepError                 exit code 1
 ├── CompressionError          a network cannot be traced or compressed as it is
 ├── CellFailed                a child process crashed, was killed, or ran out of time or memory
 ├── StoreError                the artifact store or the disk under it cannot be used
+├── MachineError              what keeps cells of one machine apart cannot be used
 ├── TrackingError             MLflow does not answer
 └── UsageError(ValueError)    exit code 2: what was asked cannot be done as asked
     ├── ConfigError           a configuration value is unknown, of the wrong type or out of range
@@ -14,7 +15,7 @@ BitsweepError                 exit code 1
 import errno
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitsweep.results import Array
@@ -45,6 +46,16 @@ class BitsweepError(Exception):
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross from one process to another as their text, whatever their classes are made from.
+        return _with_text, (type(self), self.args)
+
+
+def _with_text(kind: type[BitsweepError], args: tuple[Any, ...]) -> BitsweepError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class CompressionError(BitsweepError):
     """A network cannot be traced or compressed as it is."""
@@ -56,6 +67,10 @@ class CellFailed(BitsweepError):
 
 class StoreError(BitsweepError):
     """The artifact store cannot be written or read."""
+
+
+class MachineError(BitsweepError):
+    """What keeps the cells of one machine apart cannot be used."""
 
 
 class TrackingError(BitsweepError):

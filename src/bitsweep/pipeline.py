@@ -4,9 +4,7 @@ Each stage is a function of a cell that writes one folder of the store, in a pro
 store already is not run again; its key says whether it is (see `bitsweep.cell`).
 """
 
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from bitsweep.cell import Cell
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.results import Measurement, Outcome
 from bitsweep.runtime import child
+from bitsweep.runtime.containment import tail
+from bitsweep.runtime.machine import working
 from bitsweep.runtime.store import Store
 from bitsweep.stage_work import PASSES
 from bitsweep.stages import BASELINE, DATA, Stage, needs
@@ -43,7 +43,7 @@ class StageRunner:
         key = stage.key_of(cell)
         if folder := self.store.find(stage.name, key):
             return folder
-        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, machine(quiet=stage.quiet):
+        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, working(quiet=stage.quiet):
             if folder is None:
                 return self.store.folder(stage.name, key)
             limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
@@ -86,20 +86,4 @@ def _outcome(work: Callable[[], Measurement | None], runner: StageRunner) -> Out
     except UsageError as error:
         return Outcome(status="failed", reason=str(error), seconds=runner.seconds)
     except BitsweepError as error:
-        return Outcome(status="failed", reason=str(error), log_tail=_tail(runner.log), seconds=runner.seconds)
-
-
-def _tail(log: Path, lines: int = 30) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
-
-
-@contextlib.contextmanager
-def machine(*, quiet: bool) -> Iterator[None]:
-    """Keep measuring apart from all other work on this machine: many may work, or one may measure."""
-    import getpass
-
-    from filelock import ReadWriteLock
-
-    lock = ReadWriteLock(Path(tempfile.gettempdir()) / f"bitsweep-{getpass.getuser()}.machine.db")
-    with lock.write_lock() if quiet else lock.read_lock():
-        yield
+        return Outcome(status="failed", reason=str(error), log_tail=tail(runner.log), seconds=runner.seconds)

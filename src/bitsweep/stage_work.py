@@ -8,10 +8,14 @@ from typing import TextIO
 from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.cell_results import compressed_of, saturates_of, splits_of, subject_of, trained_of
+from bitsweep.errors import StoreError
+from bitsweep.results import Array
 from bitsweep.runtime.store import Store
 
 #: Validation images on which layers are looked at.
 _VIEWED_IMAGES = 8
+#: Signal-to-noise ratio of an uncompressed program's logits to those that were recorded after training, at least.
+_LEAST_SQNR_DB = 20
 
 
 def load_data(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
@@ -54,6 +58,26 @@ def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None)
     viewed = next(as_taken(splits.val.images[:_VIEWED_IMAGES], batch=_VIEWED_IMAGES))
     original = None if cell.twin is cell else load_program(compressed_of(cell.twin, store).program)
     save_compression(compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), original=original)
+    if original is None:
+        _require_same_network(np.load(folder / "test_logits.npy"), trained_of(cell, store).test_logits_NK)
+
+
+def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:
+    """Refuse an uncompressed program that is not the network which was trained.
+
+    Raises:
+        StoreError: its logits are others than those that were recorded.
+    """
+    import numpy as np
+
+    from bitsweep.stats import sqnr_db
+
+    if np.isfinite(recorded_NK).all() and not sqnr_db(recorded_NK, logits_NK) > _LEAST_SQNR_DB:
+        raise StoreError(
+            f"the fp32 program gives other logits than its baseline did after training "
+            f"({sqnr_db(recorded_NK, logits_NK):.0f} dB): the checkpoint or the code of the model changed; delete the "
+            "baseline in the store and run again"
+        )
 
 
 def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:

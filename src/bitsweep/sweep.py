@@ -3,6 +3,7 @@
 Every start of the command imports this module, so heavy imports stand inside.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.plan import TO_DO, Planned, describe, duration, plan
 from bitsweep.results import Outcome
-from bitsweep.runtime import child
+from bitsweep.runtime import child, machine
 from bitsweep.runtime.store import Store
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     Returns:
         Exit code: 0; 1 if a cell failed; 2 if every cell had to be skipped.
     """
+    machine.check()
     store = Store(options.store)
     if options.plan:
         print(describe(plan(cells, store, None)))
@@ -98,7 +100,8 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     connection = Connection()
     logger = RunLogger(connection, store)
     finished = {key: run.info.run_id for key, run in connection.cells().items() if not _again(run.data.tags, options)}
-    planned = plan(cells, store, finished)
+    with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
+        planned = plan(cells, store, finished)
     print(describe(planned), flush=True)
     if options.stage == "baseline":
         outcomes = launch([each.cell for each in planned if each.trains], "baseline")
@@ -138,6 +141,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
 
+    machine.check()
     store = Store(options.store)
     runner = pipeline.StageRunner(
         store=store, log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
@@ -148,7 +152,8 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         run = connection.cells().get(cell.key)
         if run and _again(run.data.tags, options):
             store.discard(stages.MEASUREMENT.name, cell.key)
-    outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
+    with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
+        outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
     try:
         trained = store.find(stages.BASELINE.name, cell.baseline_key)
         baseline_run_id = logger.log_baseline(cell) if trained else ""

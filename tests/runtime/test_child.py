@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from bitsweep.errors import CellFailed, DataError
+from bitsweep.errors import CellFailed, DataError, UsageError
 from bitsweep.runtime import child
+from bitsweep.runtime.containment import LOG_BYTES, tail
 
 
 def _call(function: Any, tmp_path: Path, *args: Any, **limits: float) -> None:
@@ -62,6 +63,77 @@ def raise_value_error(*, folder: Path, progress: object) -> None:
 
 def fill_the_disk(*, folder: Path, progress: object) -> None:
     Path("/dev/full").write_bytes(b"x")
+
+
+def start_daemons(*, folder: Path, progress: object) -> None:
+    """Start processes that leave their session and parent, one by another program and one without, and crash."""
+    start = "subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=subprocess.DEVNULL).pid"
+    program = [sys.executable, "-c", f"import subprocess; print({start})"]
+    started = subprocess.run(program, stdout=subprocess.PIPE, text=True).stdout
+    output, printed = os.pipe()
+    if not os.fork():
+        os.setsid()
+        if not os.fork():
+            os.write(printed, str(os.getpid()).encode())
+            time.sleep(60)
+        os._exit(0)
+    (folder / "pids").write_text(f"{started} {os.read(output, 100).decode()}")
+    ctypes.string_at(0)
+
+
+def print_without_end(*, folder: Path, progress: object) -> None:
+    for line in range(300_000):
+        print(line, "x" * 100)
+    print("y" * 3_000_000)
+    print("the end")
+
+
+def exit_early(*, folder: Path, progress: object) -> None:
+    sys.exit(3)
+
+
+def interrupt(*, folder: Path, progress: object) -> None:
+    raise KeyboardInterrupt
+
+
+class OwnError(DataError):
+    """As a plug-in may have one, which nobody else knows."""
+
+
+def raise_own_error(*, folder: Path, progress: object) -> None:
+    raise OwnError("rows: none given")
+
+
+def test_what_left_its_session_ends_with_it(tmp_path: Path) -> None:
+    with pytest.raises(CellFailed, match="SIGSEGV"):
+        _call(start_daemons, tmp_path)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+
+
+def test_a_log_has_an_end(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    for _ in range(2):
+        _call(print_without_end, tmp_path)
+        assert log.read_bytes().startswith(b"0 xxx")
+        assert " bytes left out ...\n" in log.read_text()
+        assert tail(log).endswith("\nthe end")
+        assert len(tail(log)) < 20_000
+    assert log.stat().st_size < LOG_BYTES + 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "message"),
+    [
+        (exit_early, CellFailed, "exit early failed: SystemExit: 3$"),
+        (interrupt, CellFailed, "interrupt failed: KeyboardInterrupt$"),
+        (raise_own_error, UsageError, "rows: none given$"),
+    ],
+)
+def test_whatever_is_raised_is_named(function: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=message):
+        _call(function, tmp_path)
 
 
 def test_it_runs_elsewhere_and_its_output_is_logged(tmp_path: Path) -> None:

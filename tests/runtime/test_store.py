@@ -1,7 +1,9 @@
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitsweep.errors import StoreError
+from bitsweep.runtime import integrity
 from bitsweep.runtime.store import Store
 
 ABOUT = {"model": "m", "dataset": "d"}
@@ -39,24 +42,122 @@ def test_a_failure_publishes_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "kind").iterdir())
 
 
+LARGE = bytes(range(256)) * 20_000
+
+
+def overwrite(file: Path, place: int, *, times: bool = False) -> None:
+    """Change one byte in the middle of a file, perhaps with the times of before."""
+    about = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(b"!")
+    if times:
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda file: file.write_bytes(file.read_bytes()[:-1]),
-        lambda file: file.write_bytes(b"y" + file.read_bytes()[1:]),
-        lambda file: file.unlink(),
-        lambda file: (file.parent / "manifest.json").write_text("{"),
+        lambda folder: (folder / "data.bin").write_bytes(LARGE[:-1]),
+        lambda folder: overwrite(folder / "data.bin", 0),
+        lambda folder: overwrite(folder / "data.bin", len(LARGE) // 2),
+        lambda folder: overwrite(folder / "data.bin", len(LARGE) // 2, times=True),
+        lambda folder: (folder / "data.bin").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("{}"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+        lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+        lambda folder: (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace('"seconds": ', '"seconds": 9')
+        ),
+        lambda folder: ((folder / "manifest.json").unlink(), (folder / "manifest.json").mkdir()),
+        lambda folder: (shutil.rmtree(folder), folder.write_text("a file")),
+        lambda folder: (shutil.rmtree(folder), folder.symlink_to(folder.parent)),
     ],
-    ids=["truncated", "overwritten", "missing", "manifest"],
 )
 def test_a_damaged_folder_is_built_again_with_a_warning(tmp_path: Path, damage, caplog) -> None:
     store = Store(tmp_path)
-    damage(build(store) / "data.bin")
+    assert build(store, content=LARGE) == store.find("kind", "k")
     with caplog.at_level(logging.WARNING):
-        assert store.find("kind", "k") is None
-    assert "built again" in caplog.text
-    assert (build(store) / "data.bin").read_bytes() == b"x" * 5000
+        damage(store.folder("kind", "k"))
+        found = store.find("kind", "k")
+    assert found is None
+    assert "built again" in caplog.text or not (store.folder("kind", "k") / "manifest.json").exists()
+    assert (build(store, content=LARGE) / "data.bin").read_bytes() == LARGE
     assert store.find("kind", "k")
+
+
+def test_hashes_are_computed_again_only_where_a_file_was_touched(tmp_path: Path, monkeypatch) -> None:
+    store, hashed = Store(tmp_path), []
+    folder = build(store, content=LARGE)
+    monkeypatch.setattr(
+        integrity, "_sha256", lambda file: hashed.append(file.name) or hashlib.sha256(LARGE).hexdigest()
+    )
+    assert store.find("kind", "k")
+    assert not hashed
+    (folder / "data.bin").touch()
+    assert store.find("kind", "k")
+    assert store.find("kind", "k")
+    assert hashed == ["data.bin"]
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"{}", b"[1]", b'{"data.bin": 1}', b'{"data.bin": [[1], 2]}', b"\xff", b"[" * 100_000]
+)
+def test_what_is_remembered_may_be_lost(junk: bytes, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = build(store)
+    folder.with_suffix(".seen").write_bytes(junk)
+    assert store.find("kind", "k") == folder
+    overwrite(folder / "data.bin", 100)
+    folder.with_suffix(".seen").write_bytes(junk)
+    assert store.find("kind", "k") is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "refused"),
+    [(0o755, 0, False), (0o775, 0, False), (0o777, 0, True), (0o755, 7, False), (0o775, 7, True), (0o777, 7, True)],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give folders away")
+@pytest.mark.parametrize("name", ["store", "store/artifact"])
+def test_a_store_that_others_may_write_is_refused(
+    name: str, mode: int, owner: int, refused: bool, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    build(store)
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name).chmod(mode)
+    os.chown(tmp_path / name, owner, owner)
+    if refused:
+        with pytest.raises(
+            StoreError, match=r"others may write .*; take the right away \(chmod go-w .*store=/another/"
+        ):
+            store.check()
+    else:
+        store.check()
+
+
+def test_no_umask_opens_a_store_to_others(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = Store(tmp_path / "store")
+        store.check()
+        build(store)
+        store.check()
+    finally:
+        os.umask(before)
+    assert not any(folder.stat().st_mode & 0o022 for folder in tmp_path.rglob("*") if folder.is_dir())
+
+
+def test_it_stays_where_it_was_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(Path("store"))
+    build(store)
+    monkeypatch.chdir("/")
+    assert store.find("kind", "k") == tmp_path / "store/kind/k"
 
 
 def _build_slowly(root: Path, log: Path) -> None:
@@ -102,6 +203,32 @@ def test_estimates_are_medians_of_alike_work(tmp_path: Path) -> None:
     (tmp_path / "durations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "torn")
     assert store.estimate("kind", ABOUT) == 2.0
     assert store.estimate("kind", {"model": "new"}) == 2.5
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"3",
+        b"null",
+        b'[["a"], {}, 1]',
+        b'["kind", 1]',
+        b'["kind", 1, "x"]',
+        b'["kind", 1, NaN]',
+        b"\xff\x00",
+        b"[" * 9999,
+    ],
+)
+def test_lines_that_are_no_durations_are_left_out(junk: bytes, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "durations.jsonl").write_bytes(junk + b"\n" + json.dumps(["kind", ABOUT, 3.0]).encode() + b"\n" + junk)
+    assert store.estimate("kind", ABOUT) == 3.0
+
+
+def test_durations_may_be_missing_altogether(tmp_path: Path) -> None:
+    (tmp_path / "durations.jsonl").mkdir()
+    store = Store(tmp_path)
+    assert store.estimate("kind", ABOUT) is None
+    assert build(store) == store.find("kind", "k")
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

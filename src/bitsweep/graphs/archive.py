@@ -1,7 +1,8 @@
 """``torch.export`` files as data: read only after it was seen that nothing in them can run code.
 
 PyTorch's own reader unpickles what it finds, evaluates the formulas of symbolic sizes, compiles guards that are written
-as Python, imports the types of nested inputs, and calls any function that a graph names. Here a file may hold tensors as plain bytes, and graphs of tensor operations, and nothing else.
+as Python, imports the types of nested inputs, and calls any function that a graph names. Here a file may hold tensors
+as plain bytes, and graphs of tensor operations, and nothing else.
 """
 
 import copy
@@ -128,4 +129,4 @@ def _computes(target: str) -> bool:
     if namespace not in _NAMESPACES or operation in _READS_FILES:
         return False
     packet = getattr(getattr(torch.ops, namespace), operation, None)
-    return isinstance(packet, torch._ops.OpOverloadPacket) and overload in packet.overloads()
+    return isinstance(packet, torch._ops.OpOverloadPacket) and overload in packet.overloads()  # type: ignore[no-untyped-call]

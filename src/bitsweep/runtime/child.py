@@ -13,16 +13,16 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from bitsweep.errors import BitsweepError, CellFailed, ran_out_of_memory, ran_out_of_space
+from bitsweep.errors import BitsweepError, CellFailed, UsageError, ran_out_of_memory, ran_out_of_space
+from bitsweep.runtime.containment import contain
 
 _TEARDOWN_S = 10
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
@@ -107,20 +107,23 @@ class _Ended(CellFailed):
 class _Child:
     process: multiprocessing.context.ForkServerProcess
     receiver: Connection
+    lifeline: Connection
 
     @classmethod
     def start(cls, *asked: Any) -> "_Child":
         context = _context()
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_main, args=(sender, *asked), daemon=False)
+        end, lifeline = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(sender, end, *asked), daemon=False)
         process.start()
         sender.close()
-        return cls(process, receiver)
+        end.close()
+        return cls(process, receiver, lifeline)
 
     def failure(self, what: str) -> BaseException | None:
         """The error that a process answered with, or that it did not answer; None if all went well."""
         answer = None
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, OSError):
             answer = self.receiver.recv()
         # Engines may crash or hang while they are torn down, after all results are on disk: that is no failure.
         self.process.join(_TEARDOWN_S)
@@ -129,10 +132,9 @@ class _Child:
         return answer if isinstance(answer, BaseException) else None
 
     def end(self) -> None:
-        assert self.process.pid is not None
-        # The child leads a process group, so that what it has started ends with it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """End what is left of it, with all that it has started."""
+        self.lifeline.close()
+        self.process.join(_TEARDOWN_S)
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.join()
@@ -157,6 +159,7 @@ def _describe_exit(exitcode: int) -> str:
 
 def _main(
     sender: Connection,
+    lifeline: Connection,
     function: Callable[..., None],
     args: tuple[Any, ...],
     folder: Path,
@@ -164,11 +167,9 @@ def _main(
     memory_gb: float,
     rank: int | None,
 ) -> None:
-    with contextlib.suppress(OSError):
-        os.setsid()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    progress = os.fdopen(os.dup(2), "w", buffering=1)
+    contain(log, lifeline, sender)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    progress = _redirect(log)
     if memory_gb:
         limit = int(memory_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -176,45 +177,27 @@ def _main(
     numbered = {} if rank is None else {"rank": rank}
     try:
         function(*args, folder=folder, progress=None if rank else progress, **numbered)
-    except BitsweepError as error:
+    except BaseException as error:  # also those of a plug-in that exits or interrupts itself
         answer = error
-    except Exception as error:
-        traceback.print_exc()
-        answer = _explain(error, function.__name__.replace("_", " "), folder)
+        if not isinstance(error, BitsweepError):
+            traceback.print_exc()
+            answer = _explain(error, function.__name__.replace("_", " "), folder)
+        elif type(error).__module__ != BitsweepError.__module__:  # the parent need not know the class
+            answer = (UsageError if isinstance(error, UsageError) else CellFailed)(str(error))
     sys.stdout.flush()
     sys.stderr.flush()
     sender.send(answer)
     sender.close()
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.killpg(0, signal.SIGKILL)
-
-
-def _redirect(log: Path) -> TextIO | None:
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    return terminal
-
-
-def _explain(error: Exception, what: str, folder: Path) -> BaseException:
+def _explain(error: BaseException, what: str, folder: Path) -> BaseException:
     """The error as the parent should see it; the traceback is in the log."""
     if ran_out_of_space(error, folder):
         return _no_space()
-    text = str(error).strip()
     if ran_out_of_memory(error):
         return CellFailed(f"{what} ran out of memory")
-    first_line = text.splitlines()[0] if text else ""
-    return CellFailed(f"{what} failed: {type(error).__name__}: {first_line}"[:500])
+    said = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+    return CellFailed(f"{what} failed: {': '.join(said)}"[:500])
 
 
 def _no_space() -> OSError:

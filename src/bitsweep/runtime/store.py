@@ -3,18 +3,20 @@
 <root>/<kind>/<key>/              a finished folder with its manifest.json
 <root>/<kind>/<key>.partial/      being built by the holder of the lock; a leftover is thrown away
 <root>/<kind>/<key>.unfinished    what its builder goes on from after a kill; gone when the folder is finished
+<root>/<kind>/<key>.seen          hashes of its files, remembered until one of them is touched
 <root>/locks/<kind>-<key>.lock    held while building
 """
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import statistics
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,30 +24,40 @@ from typing import Any
 from filelock import FileLock
 
 from bitsweep.errors import StoreError, ran_out_of_space
+from bitsweep.runtime.integrity import damaged, digests, remember
 
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
-_PROBED_BYTES = 1 << 20
+#: Group and others may write.
+_OTHERS_WRITE = 0o022
 
 
 class Store:
     """Finished work by kind and key. Safe for parallel processes of one machine, and against being killed."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # whoever changes the working directory later
 
     def check(self) -> None:
-        """Make sure that the store can be written.
+        """Make sure that the store can be written, and by nobody else: what is found in it is loaded and run.
 
         Raises:
             StoreError: naming the folder and what to do.
         """
         with self._explained():
-            self.root.mkdir(parents=True, exist_ok=True)
+            _make(self.root)
             probe = self.root / f".probe-{os.getpid()}"
+            probe.touch(mode=0o600)
             probe.write_bytes(b"\0" * 4096)
+            keeps_modes = not probe.stat().st_mode & _OTHERS_WRITE
             probe.unlink()
+            folders = [self.root, *(each for each in self.root.iterdir() if each.is_dir())]
+            if keeps_modes and (unsafe := next(filter(_open_to_others, folders), None)):
+                raise StoreError(
+                    f"store={self.root}: others may write {unsafe}, and what is in a store is loaded and run; "
+                    f"take the right away (chmod go-w {unsafe}), or choose a folder of your own: store=/another/folder"
+                )
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the folder of a key is, or will be."""
@@ -58,26 +70,20 @@ class Store:
     def find(self, kind: str, key: str) -> Path | None:
         """The finished folder of a key, or None.
 
-        A folder whose files are missing, truncated or damaged at either end does not count: a warning says so, and
-        it is built again.
+        A folder with a file that is missing or has other bytes than were written does not count: a warning says so,
+        and it is built again.
         """
         folder = self.folder(kind, key)
         try:
-            manifest = json.loads((folder / _MANIFEST).read_text())
+            reason = damaged(folder, _manifest(folder)["files"], seen=folder.with_suffix(".seen"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            log.warning("%s is unreadable (%s); it will be built again", folder, error)
-            return None
-        for name, expected in manifest["files"].items():
-            try:
-                found = _probe(folder / name)
-            except OSError as error:
-                found = [error.strerror]
-            if found != expected:
-                log.warning("%s is damaged; %s will be built again", folder / name, kind)
-                return None
-        return folder
+        except (OSError, ValueError, RecursionError) as error:
+            reason = f"{_MANIFEST}: {error}"
+        if reason is None:
+            return folder
+        log.warning("%s is damaged (%s); it will be built again", folder, reason)
+        return None
 
     def discard(self, kind: str, key: str) -> None:
         """Throw the finished folder of a key away, so that it is built again."""
@@ -101,7 +107,7 @@ class Store:
         final = self.folder(kind, key)
         partial = final.with_name(final.name + ".partial")
         with self._explained():
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            _make(self.root / "locks")
             lock = FileLock(self.root / "locks" / f"{kind}-{key}.lock")
             lock.acquire()
         try:
@@ -109,18 +115,20 @@ class Store:
                 yield None
                 return
             with self._explained():
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+                _remove(partial)
+                _make(partial)
             start = time.monotonic()
             try:
                 with self._explained():
                     yield partial
-                    files = {str(p.relative_to(partial)): _probe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
                     seconds = time.monotonic() - start
+                    seen = digests(partial)
+                    files = {name: digest for name, (_, digest) in seen.items()}
                     manifest = {"about": about, "seconds": seconds, "files": files}
-                    (partial / _MANIFEST).write_text(json.dumps(manifest))
-                    shutil.rmtree(final, ignore_errors=True)
+                    (partial / _MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
+                    _remove(final)
                     partial.replace(final)
+                    remember(seen, final.with_suffix(".seen"))
                     self.unfinished(kind, key).unlink(missing_ok=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -130,17 +138,17 @@ class Store:
 
     def seconds(self, kind: str, key: str) -> float:
         """How long a finished folder took to build."""
-        return float(json.loads((self.folder(kind, key) / _MANIFEST).read_text())["seconds"])
+        return float(_manifest(self.folder(kind, key))["seconds"])
 
     def estimate(self, kind: str, about: dict[str, str]) -> float | None:
         """Median seconds that building this kind took for the same model and data set, or for any; None if never."""
         durations = self.root / "durations.jsonl"
-        past = _history(durations, durations.stat().st_mtime_ns).get(kind, []) if durations.exists() else []
+        past = _history(durations, durations.stat().st_mtime_ns).get(kind, []) if durations.is_file() else []
         alike = [seconds for what, seconds in past if what == about] or [seconds for _, seconds in past]
         return statistics.median(alike) if alike else None
 
     def _remember(self, kind: str, about: dict[str, str], seconds: float) -> None:
-        with (self.root / "durations.jsonl").open("a") as durations:
+        with contextlib.suppress(OSError), (self.root / "durations.jsonl").open("a") as durations:
             durations.write(json.dumps([kind, about, round(seconds, 3)]) + "\n")
 
     @contextlib.contextmanager
@@ -155,23 +163,48 @@ class Store:
             raise StoreError(why) from error
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished folder.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not what was written.
+    """
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if not isinstance(manifest, dict) or manifest.pop("digest", "") != _digest(manifest):
+        raise ValueError("other bytes than were written")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 @functools.cache
 def _history(durations: Path, changed_ns: int) -> dict[str, list[tuple[Any, float]]]:
-    """Kind -> what was built and how long it took, from a file as it was at a time."""
+    """Kind -> what was built and how long it took, from a file as it was at a time; torn lines are left out."""
     history: dict[str, list[tuple[Any, float]]] = {}
-    for line in durations.read_text().splitlines():
-        with contextlib.suppress(ValueError):
+    for line in durations.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             kind, about, seconds = json.loads(line)
-            history.setdefault(kind, []).append((about, seconds))
+            if 0 <= seconds < math.inf:
+                history.setdefault(str(kind), []).append((about, float(seconds)))
     return history
 
 
-def _probe(path: Path) -> list[Any]:
-    """Size, and checksum of both ends: tells a truncated or overwritten file at little cost whatever its size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        checksum = zlib.crc32(file.read(_PROBED_BYTES))
-        if size > _PROBED_BYTES:
-            file.seek(max(_PROBED_BYTES, size - _PROBED_BYTES))
-            checksum = zlib.crc32(file.read(_PROBED_BYTES), checksum)
-    return [size, checksum]
+def _make(folder: Path) -> None:
+    """Make a folder that only its owner may write, whatever the user's umask allows."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    folder.mkdir(exist_ok=True, mode=0o755)
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever is in the way."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> bool:
+    about = folder.stat()
+    return bool(about.st_mode & (0o002 if about.st_uid == os.geteuid() else _OTHERS_WRITE))

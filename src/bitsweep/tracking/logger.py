@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsweep import cell_results, pipeline
+from bitsweep import cell_results
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS
 from bitsweep.deploy import bundle
@@ -21,6 +21,7 @@ from bitsweep.plots.training import draw_training
 from bitsweep.results import Curve, Measurement, Outcome, Table
 from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
+from bitsweep.runtime.machine import working
 from bitsweep.runtime.store import Store
 from bitsweep.tracking.connection import Connection, owner
 from bitsweep.tracking.entries import Entry
@@ -82,7 +83,7 @@ class RunLogger:
             self._client.log_dict(run_id, environment.describe(), "environment.json")
             self._client.log_artifact(run_id, str(trained.checkpoint))
             if trained.history:
-                with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+                with tempfile.TemporaryDirectory() as folder, working(quiet=False):
                     draw_training(trained.history, trained.best_epoch, Path(folder) / "training.png", name=name)
                     self._client.log_artifacts(run_id, folder, PICTURES)
             self._log_input(run_id, cell, "train")
@@ -160,7 +161,7 @@ class RunLogger:
             batch_sizes=cell.protocol.batch_sizes,
         )
         # Drawing computes: another cell must not be timed meanwhile.
-        with tempfile.TemporaryDirectory() as folder, pipeline.machine(quiet=False):
+        with tempfile.TemporaryDirectory() as folder, working(quiet=False):
             draw_cell(evidence, Path(folder))
             self._client.log_artifacts(run_id, folder, PICTURES)
 

@@ -1,0 +1,75 @@
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitsweep.errors import MachineError
+from bitsweep.runtime import machine
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files; gives the one that sweeps share."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"bitsweep-{os.getuid()}"
+
+
+def test_many_may_work(scratch: Path) -> None:
+    machine.check()
+    with machine.working(quiet=False):
+        machine.check()
+    with machine.working(quiet=True):
+        machine.check()
+    assert scratch.stat().st_mode & 0o777 == 0o700
+
+
+def test_one_that_measures_is_alone(scratch: Path) -> None:
+    program = (
+        f"import tempfile; tempfile.tempdir = {str(scratch.parent)!r}\n"
+        "from bitsweep.runtime import machine\n"
+        "with machine.working(quiet=True): print('measured', flush=True)"
+    )
+    with machine.working(quiet=False):
+        other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(2)
+    assert other.communicate()[0] == "measured\n"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda shared: shared.write_text("a file"),
+        lambda shared: shared.symlink_to(shared.parent),
+        lambda shared: (shared.mkdir(), shared.chmod(0o777)),
+        lambda shared: (shared / "measuring.db").mkdir(parents=True),
+        lambda shared: (shared.mkdir(0o700), (shared / "measuring.db").symlink_to("/etc/passwd")),
+        lambda shared: (shared.mkdir(0o700), (shared / "measuring.db").write_text("no database" * 1000)),
+    ],
+    ids=["file", "link", "open to all", "folder in it", "link in it", "text in it"],
+)
+def test_what_is_in_the_way_is_named(spoil: Callable[[Path], object], scratch: Path) -> None:
+    (scratch.parent / "other").mkdir()
+    spoil(scratch)
+    for use in (machine.check, machine.working(quiet=True).__enter__):
+        with pytest.raises(MachineError, match=rf"{scratch}.*(remove it|remove what is there), or set TMPDIR"):
+            use()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_user_may_have_a_number_and_nothing_else(scratch: Path) -> None:
+    mine = scratch.with_name("bitsweep-54321")
+    mine.mkdir(0o700)
+    os.chown(mine, 54321, -1)
+    program = (
+        "import os; os.setreuid(54321, 0)\n"
+        "from bitsweep.runtime import machine; machine.check()\n"
+        "import getpass, mlflow; print(getpass.getuser())"
+    )
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch.parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "54321\n"), done.stderr

@@ -1,0 +1,26 @@
+import pickle
+
+import pytest
+
+from bitsweep import errors
+from bitsweep.errors import BitsweepError, MissingPackage
+
+
+def _classes(kind: type[BitsweepError]) -> list[type[BitsweepError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in _classes(child))]
+
+
+@pytest.mark.parametrize("kind", _classes(BitsweepError), ids=lambda kind: kind.__name__)
+def test_every_error_crosses_to_another_process_as_it_is(kind: type[BitsweepError]) -> None:
+    error = kind(*(["timm", "timm"] if kind is MissingPackage else ["a: b\nc"]))
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert again.exit_code == error.exit_code
+
+
+def test_the_tree_names_every_error() -> None:
+    assert errors.__doc__
+    for kind in _classes(BitsweepError):
+        if kind.__module__ == errors.__name__:
+            assert kind.__name__ in errors.__doc__
