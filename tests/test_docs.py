@@ -58,7 +58,8 @@ ALL_COMMANDS = sorted({shlex.join(command) for page in PAGES for command in _com
 
 def _exists(path: str) -> bool:
     pattern = PLACEHOLDER.sub("*", path.rstrip("/"))
-    return any(next(place.glob(pattern), None) for place in PLACES)
+    found = [next(place.glob(pattern), None) for place in PLACES]
+    return any(found) or ("/" not in path and next(SOURCE.rglob(path), None) is not None)
 
 
 @each_page
