@@ -1,8 +1,155 @@
+"""What changes the hash of some code, and what does not: one thing at a time."""
+
+import importlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from bitsweep.errors import ConfigError
 from bitsweep.runtime import fingerprint
+
+#: A user's files: what stands in them, by path.
+FILES = {
+    "user_code.py": '''
+"""A method of the user's own."""
+from typing import TYPE_CHECKING
+
+import registering  # noqa: F401
+import some_library
+from user_helpers import near
+from user_helpers.bases import Base
+
+if TYPE_CHECKING:
+    from user_helpers import only_types
+
+LIMIT = 3
+OTHER = 4
+
+
+class Handed(Base):
+    size = 1
+
+    def asked(self):
+        return self.size
+
+    def never_asked(self):
+        return "a message"
+
+
+def work(given: "only_types.Anything", *more: "Annotated"):
+    """Do it."""
+    from user_helpers.late import late
+
+    if given.asked() < LIMIT:
+        raise ValueError(f"{given.size} is too small")
+    return near.twice(some_library.thing(late(given)))
+
+
+def unrelated():
+    return OTHER
+
+
+class Annotated:
+    a = 1
+
+
+if __name__ == "__main__":
+    print(work(Handed()))
+''',
+    "registering.py": "import some_registry\n\nsome_registry.register(1)\n",
+    "some_registry.py": "known = []\n\n\ndef register(what):\n    known.append(what)\n",
+    "user_helpers/__init__.py": "from user_helpers.offered import offered\n\n__all__ = ['offered']\n",
+    "user_helpers/offered.py": "def offered():\n    return 0\n",
+    "user_helpers/only_types.py": "Anything = int\n",
+    "user_helpers/bases.py": """
+class Base:
+    def asked(self):
+        return 0
+
+    def size(self):
+        return 0
+
+    def never_asked(self):
+        return 0
+
+    def __str__(self):
+        return "one"
+""",
+    "user_helpers/late.py": "import user_helpers.far as distant\n\n\ndef late(x):\n    return distant.far(x)\n",
+    "user_helpers/far.py": """
+import statistics as st
+
+try:
+    import not_installed
+except ImportError:
+    not_installed = None
+
+
+def far(x):
+    return st.mean([x.asked(), factor()])
+
+
+def factor():
+    return 7
+
+
+def not_used():
+    return 8
+""",
+    "user_helpers/near.py": """
+from some_library import decorator
+
+from . import offered as _offered
+from .constants import *
+
+
+def twice(x):
+    return x * TWO + _offered.offered()
+
+
+@decorator("by name")
+def registered():
+    return 1
+
+
+def _plain():
+    return 1
+""",
+    "user_helpers/constants.py": "TWO = 2\nTHREE = 3\n",
+    "some_library/__init__.py": "def thing(x):\n    return x\n\n\ndef decorator(name):\n    return lambda f: f\n",
+    "some_library-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: some-library\nVersion: 1.0\n",
+    "some_library-1.0.dist-info/RECORD": "some_library/__init__.py,,\n",
+}
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a user's files and a library, from which Python imports."""
+    for path, text in FILES.items():
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def _key() -> str:
+    user_code = importlib.import_module("user_code")
+    return fingerprint.code(user_code.work, user_code.Handed)
+
+
+def _edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
 
 
 def test_digest_is_stable_and_full_length() -> None:
@@ -11,33 +158,121 @@ def test_digest_is_stable_and_full_length() -> None:
     assert fingerprint.digest("a", "b") != fingerprint.digest("ab")
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module of this package that imports another, in a folder of its own."""
-    import bitsweep
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("user_code.py", "LIMIT = 3", "LIMIT = 4"),
+        ("user_code.py", "given.asked() <", "given.asked() <="),
+        ("user_code.py", "return self.size", "return self.size + 1"),
+        ("user_code.py", "size = 1", "size = 2"),
+        ("user_code.py", "class Handed(Base)", "class Handed(Base, object)"),
+        ("user_helpers/bases.py", "def asked(self):\n        return 0", "def asked(self):\n        return 1"),
+        ("user_helpers/bases.py", '"one"', '"two"'),
+        ("user_helpers/near.py", "x * TWO", "TWO * x"),
+        (
+            "user_helpers/near.py",
+            '@decorator("by name")\ndef registered():\n    return 1',
+            "def registered(): return 1",
+        ),
+        ("user_helpers/constants.py", "TWO = 2", "TWO = 3"),
+        ("user_helpers/offered.py", "return 0", "return 1"),
+        ("user_helpers/late.py", "return distant.far(x)", "return distant.far(x) + 1"),
+        ("user_helpers/far.py", "return 7", "return 9"),
+        ("user_helpers/far.py", "not_installed = None", "not_installed = 0"),
+        ("registering.py", "register(1)", "register(2)"),
+        ("some_registry.py", "known = []", "known = [0]"),
+    ],
+)
+def test_code_changes_with_what_is_used_however_far_away(user: Path, file: str, old: str, new: str) -> None:
+    before = _key()
+    _edit(user / file, old, new)
+    assert _key() != before
 
-    (tmp_path / "made_up.py").write_text('"""One."""\nfrom bitsweep import made_up_too\n\nx = 1\n')
-    (tmp_path / "made_up_too.py").write_text("y = 2\n")
-    monkeypatch.setattr(bitsweep, "__path__", [*bitsweep.__path__, str(tmp_path)])
-    return tmp_path
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("user_code.py", "LIMIT = 3", "# A comment\nLIMIT   = (3)"),
+        ("user_code.py", '"""Do it."""', '"""Do something else."""'),
+        ("user_code.py", "is too small", "is much too small"),
+        ("user_code.py", "OTHER = 4", "OTHER = 5"),
+        ("user_code.py", '"a message"', '"another message"'),
+        ("user_code.py", "    a = 1", "    a = 2"),
+        ("user_code.py", "print(work(Handed()))", "print(1)"),
+        (
+            "user_helpers/bases.py",
+            "def never_asked(self):\n        return 0",
+            "def never_asked(self):\n        return 1",
+        ),
+        ("user_helpers/far.py", "return 8", "return 9"),
+        ("user_helpers/near.py", "def _plain():\n    return 1", "def _plain():\n    return 2"),
+        ("user_helpers/constants.py", "THREE = 3", "THREE = 4"),
+        ("user_helpers/only_types.py", "int", "float"),
+        ("some_library/__init__.py", "return x", "return x + 0"),
+    ],
+)
+def test_code_does_not_change_with_anything_else(user: Path, file: str, old: str, new: str) -> None:
+    before = _key()
+    _edit(user / file, old, new)
+    assert _key() == before
 
 
-def _code() -> str:
-    fingerprint.code.cache_clear()
-    fingerprint._parsed.cache_clear()
-    fingerprint._file.cache_clear()
-    return fingerprint.code("bitsweep.made_up")
+def test_a_library_counts_by_its_version(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [_key()]
+    for version in ("1.0", "1.1"):
+        other = tmp_path / f"with_{version}"
+        shutil.copytree(user / "some_library", other / "some_library")
+        shutil.copytree(user / "some_library-1.0.dist-info", other / "some_library.dist-info")
+        _edit(other / "some_library.dist-info" / "METADATA", "Version: 1.0", f"Version: {version}")
+        monkeypatch.syspath_prepend(other)
+        del sys.modules["some_library"]
+        importlib.import_module("some_library")
+        keys.append(_key())
+    assert keys[0] == keys[1] != keys[2]
 
 
-def test_code_changes_with_what_runs_and_not_with_its_looks(package: Path) -> None:
-    before = _code()
-    (package / "made_up.py").write_text('"""Two."""\nfrom bitsweep import made_up_too\n# a comment\nx   =   1\n')
-    assert _code() == before
-    (package / "made_up.py").write_text("from bitsweep import made_up_too\nx = 3\n")
-    assert _code() != before
+def test_a_package_in_editable_form_counts_by_its_source(user: Path) -> None:
+    """What is installed tells its version, and where it is edited; the files lie there."""
+    (user / "installed").mkdir()
+    (user / "some_library-1.0.dist-info").rename(user / "installed" / "some_library-1.0.dist-info")
+    before = _key()
+    _edit(user / "some_library/__init__.py", "return x", "return x + 0")
+    assert _key() != before
 
 
-def test_code_changes_with_imported_modules(package: Path) -> None:
-    before = _code()
-    (package / "made_up_too.py").write_text("y = 3\n")
-    assert _code() != before
+def test_a_package_that_appears_counts(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _key()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "not_installed.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "more")
+    assert _key() != before
+
+
+def test_all_of_a_class_counts_that_a_library_may_call(user: Path) -> None:
+    _edit(
+        user / "user_helpers/bases.py", "class Base:", "import some_library\n\n\nclass Base(some_library.Interpreter):"
+    )
+    (user / "some_library/__init__.py").write_text(FILES["some_library/__init__.py"] + "\n\nclass Interpreter: ...\n")
+    before = _key()
+    _edit(user / "user_helpers/bases.py", "def never_asked(self):\n        return 0", "def never_asked(self): return 1")
+    assert _key() != before
+
+
+def test_a_class_that_was_typed_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "a_prompt", ModuleType("a_prompt"))
+    typed = type("Mine", (), {"__module__": "a_prompt"})
+    with pytest.raises(ConfigError, match=r"^_target_=a_prompt\.Mine: it is in no file.*write _target_=mine\.Mine$"):
+        fingerprint.code(_edit, typed)
+
+
+def test_a_class_of_the_program_that_is_run_counts(user: Path) -> None:
+    """The program's own doings do not."""
+    program = user / "program.py"
+    lines = ["from bitsweep.runtime import fingerprint", "class Mine:", "    def __call__(self): return 1", "def work(): ..."]
+    keys = []
+    for step, one in (("1", "1"), ("2", "1"), ("1", "2")):
+        start = f"if __name__ == '__main__': print(fingerprint.code(work, Mine), {step})"
+        program.write_text("\n".join([*lines, start]).replace("return 1", f"return {one}"))
+        ran = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+        keys.append(ran.stdout.split()[0])
+    assert keys[0] == keys[1] != keys[2]

@@ -1,20 +1,21 @@
-"""Content hashes: of configuration, of the code that a stage runs, and of both together with versions.
+"""Content hashes: of settings, and of the code that makes something from them.
 
 Two things have the same key exactly when the same code would make them from the same inputs and settings.
 """
 
-import ast
 import dataclasses
-import functools
 import hashlib
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bitsweep
+from bitsweep.errors import ConfigError
+from bitsweep.runtime.code_used import CodeUsed, stamp
+from bitsweep.runtime.module_files import is_absent
 
-#: Modules that name things and compute nothing that reaches a result other than through a configured value.
-_VOCABULARY = frozenset(f"bitsweep.{name}" for name in ("axes", "artifacts", "errors", "environment", "fingerprint"))
+_codes: dict[tuple[Any, ...], tuple[str, dict[Path, tuple[int, int]]]] = {}
 
 
 def digest(*parts: Any) -> str:
@@ -29,53 +30,26 @@ def settings(configured: Any) -> dict[str, Any]:
     return {"class": f"{kind.__module__}.{kind.__qualname__}", **dataclasses.asdict(configured)}
 
 
-@functools.cache
-def code(*modules: str) -> str:
-    """Hash of the given modules of this package and of all its modules that they import, comments and layout apart."""
-    seen: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name in _VOCABULARY:
-            continue
-        tree = _parsed(name)
-        seen[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-        waiting += _imported(tree)
-    return digest(seen)
+def code(function: Callable[..., Any], *handed: type) -> str:
+    """Hash of the code that a function runs: source of this package and of the user's files, and versions of all else.
 
+    Args:
+        handed: the classes of its arguments.
 
-@functools.cache
-def _parsed(module: str) -> ast.Module:
-    file = _file(module)
-    assert file is not None
-    tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            del body[0]
-    return tree
-
-
-@functools.cache
-def _file(module: str) -> Path | None:
-    """File of a module of this package, found without importing it; None if there is no such module."""
-    parts = module.split(".")[1:]
-    for root in bitsweep.__path__:
-        for file in (Path(root, *parts).with_suffix(".py"), Path(root, *parts, "__init__.py")):
-            if parts and file.is_file():
-                return file
-    return None
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _imported(tree: ast.Module) -> list[str]:
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.startswith("bitsweep.") and _file(name)]
+    Raises:
+        ConfigError: one of them is in no file.
+    """
+    for kind in handed:
+        if is_absent(kind.__module__):
+            name = kind.__qualname__
+            raise ConfigError(
+                f"_target_={kind.__module__}.{name}: it is in no file, and the processes that run cells import it from "
+                f"one; move it to a file mine.py, and write _target_=mine.{name}"
+            )
+    asked = function, handed, tuple(sys.path)
+    known = _codes.get(asked)
+    # A file that has changed meanwhile counts as it is now: that is what a process that is started now runs.
+    if known is None or any(stamp(file) != then for file, then in known[1].items()):
+        used = CodeUsed(function, *handed)
+        known = _codes[asked] = digest(used.found()), used.files
+    return known[0]
