@@ -1,8 +1,6 @@
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -11,6 +9,7 @@ from bitsweep.cell import Cell, bind
 from bitsweep.config import backend as backend_module
 from bitsweep.errors import ConfigError
 from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
+from bitsweep.stages import COMPRESSED, key_of
 
 CONF = Path(__file__).parents[1] / "conf"
 DEFAULTS = {
@@ -37,7 +36,7 @@ def cell(**choices: Any) -> Cell:
 
 
 def test_fp32_cells_of_a_model_and_backend_are_one() -> None:
-    assert cell(precision="fp32", method="ptq").key == cell(precision="fp32", method="none").key
+    assert cell(precision="fp32", method="ptq") == cell(precision="fp32", method="none")
     assert cell(precision="fp32").twin == cell(precision="fp32")
     assert cell(precision="int8").twin == cell(precision="fp32")
 
@@ -45,51 +44,9 @@ def test_fp32_cells_of_a_model_and_backend_are_one() -> None:
 def test_a_method_that_compresses_floats_has_fp32_cells_of_its_own() -> None:
     factorized = cell(precision="fp32", method="factorize")
     assert factorized.method.name == "factorize"
-    assert factorized.key != cell(precision="fp32").key
+    assert factorized != cell(precision="fp32")
     assert factorized.twin == cell(precision="fp32")
     assert factorized.twin.twin == factorized.twin
-
-
-def test_data_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
-    keys = []
-    for name in ("here.npz", "there.npz"):
-        images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.int64)
-        np.savez(tmp_path / name, x_train=images, y_train=labels, x_test=images, y_test=labels)
-        keys.append(cell(dataset="npz", dataset__root=str(tmp_path / name)).dataset_key)
-    assert keys[0] == keys[1]
-
-
-def test_a_key_changes_with_what_its_stage_reads_and_with_nothing_else() -> None:
-    base = cell()
-    recipe = cell(train__lr=0.5)
-    assert recipe.dataset_key == base.dataset_key
-    assert recipe.baseline_key != base.baseline_key
-    method = cell(method__calibration_images=7)
-    assert method.baseline_key == base.baseline_key
-    assert method.compressed_key != base.compressed_key
-    protocol = cell(protocol__blocks=6)
-    assert protocol.artifact_key == base.artifact_key
-    assert protocol.key != base.key
-    assert cell(seed=1).baseline_key != base.baseline_key
-    assert replace(base, knobs=(("a", "b"),)).key == base.key
-
-
-def test_weights_are_part_of_the_baseline(tmp_path: Path) -> None:
-    """By their content, wherever the file lies."""
-    contents = {"a": b"1", "b": b"1", "c": b"2"}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    a, b, c, named, none = (
-        cell(model__weights=weights).baseline_key
-        for weights in (*(str(tmp_path / n) for n in contents), "imagenet", "")
-    )
-    assert a == b
-    assert len({a, c, named, none}) == 4
-
-
-def test_backends_with_the_same_scheme_share_a_program() -> None:
-    assert cell(precision="fp32", backend="torch").compressed_key == cell(precision="fp32").compressed_key
-    assert cell(precision="fp32", backend="torch").artifact_key != cell(precision="fp32").artifact_key
 
 
 def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +55,6 @@ def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cell_module, "current_cpu", lambda: cpu)
         bound = cell()
         assert bound.scheme
-        assert bound.key
         return bound
 
     saturating, exact = on("avx2"), on("avx2", "avx512_vnni")
@@ -106,18 +62,7 @@ def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "7 bits" in saturating.scheme.why
     assert exact.scheme.weights.bits == 8  # type: ignore[union-attr]
     assert exact.scheme.why == ""
-    assert saturating.key != exact.key
-
-
-def test_what_was_only_lowered_is_another_cell_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = set()
-    for gpu in (None, Gpu(model="NVIDIA L4", architecture="sm89")):
-        monkeypatch.setattr(cell_module, "current_gpu", lambda gpu=gpu: gpu)
-        bound = cell()
-        keys.add((bound.artifact_key, bound.key))
-    (artifact, before), (again, after) = keys
-    assert artifact == again
-    assert before != after
+    assert key_of(saturating) != key_of(exact)
 
 
 def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,27 +70,12 @@ def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.Monkey
     for module in (backend_module, cell_module):
         monkeypatch.setattr(module, "current_gpu", lambda: gpu)
     on_cpu, on_gpu = (cell(precision="fp16", backend="torch", backend__device=device) for device in ("cpu", "cuda"))
-    assert on_cpu.key != on_gpu.key
+    assert key_of(on_cpu) != key_of(on_gpu)
     assert on_gpu.twin == cell(precision="fp32", backend="torch", backend__device="cuda")
-    assert on_gpu.twin.key != on_cpu.twin.key
-    assert on_gpu.twin.compressed_key == on_cpu.twin.compressed_key
+    assert key_of(on_gpu.twin) != key_of(on_cpu.twin)
+    assert COMPRESSED.key_of(on_gpu.twin) == COMPRESSED.key_of(on_cpu.twin)
     assert on_gpu.scheme.arithmetic == "float16"
     assert (on_gpu.device, on_gpu.twin.device, on_cpu.device) == (gpu.model, gpu.model, current_cpu().model)
-
-
-def test_machine_code_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And that for a CPU does not."""
-    keys = {"cpu": set(), "cuda": set()}
-    for gpu in (
-        Gpu(model="NVIDIA A100", architecture="sm80"),
-        Gpu(model="NVIDIA L4", architecture="sm89"),
-        Gpu(model="NVIDIA L40S", architecture="sm89"),
-    ):
-        for module in (backend_module, cell_module):
-            monkeypatch.setattr(module, "current_gpu", lambda gpu=gpu: gpu)
-        for device, seen in keys.items():
-            seen.add(cell(precision="fp32", backend="inductor", backend__device=device).artifact_key)
-    assert {device: len(seen) for device, seen in keys.items()} == {"cpu": 1, "cuda": 3}
 
 
 @pytest.mark.parametrize(

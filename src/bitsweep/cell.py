@@ -1,13 +1,13 @@
-"""One cell of the grid: what it is made of, the keys of everything it needs, and why it cannot run (if so)."""
+"""One cell of the grid: what it is made of, and why it cannot run (if so)."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitsweep.config.backend import Backend
 from bitsweep.config.binding import CONFIG_GROUPS, construct
+from bitsweep.config.configurable import source_of
 from bitsweep.config.dataset import Dataset
 from bitsweep.config.method import Method
 from bitsweep.config.model import Model
@@ -16,15 +16,10 @@ from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
-from bitsweep.runtime import fingerprint
-from bitsweep.runtime.environment import current_cpu, current_gpu, physical_cores, version_of
+from bitsweep.runtime.environment import current_cpu, current_gpu, version_of
 
 FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
-#: Knobs of data sets that say where files lie, and not what is in them.
-PLACES = ("root", "folder")
-#: The modules whose code makes a measurement what it is, with all that they import.
-_PASSES = ("bitsweep.measuring.accuracy", "bitsweep.measuring.latency", "bitsweep.measuring.memory")
 #: Choices that make up the name of a cell.
 NAMED = ("model", "method", "precision", "backend", "backend.device", "dataset")
 
@@ -36,6 +31,7 @@ class Cell:
     Attributes:
         knobs: names and values of what was set besides the choices; tells cells apart in tables.
         command: what makes this cell alone.
+        keys: stage -> key, once `bitsweep.stages` has found it.
 
     Knobs and command say of a cell what its choices hold already: no key contains them.
     """
@@ -48,8 +44,9 @@ class Cell:
     train: Recipe
     protocol: MeasurementProtocol
     seed: int
-    knobs: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
-    command: str = dataclasses.field(default="", compare=False)
+    knobs: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    command: str = field(default="", compare=False)
+    keys: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -70,7 +67,7 @@ class Cell:
         processor = current_gpu() if self.backend.on_gpu else current_cpu()
         return processor.model if processor else ""
 
-    @property
+    @functools.cached_property
     def twin(self) -> "Cell":
         """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
         return self._uncompressed if self._compresses else self
@@ -88,59 +85,6 @@ class Cell:
     def scheme(self) -> Scheme:
         """The precision resolved against backend and CPU."""
         return self.backend.scheme(self.precision, current_cpu())
-
-    @functools.cached_property
-    def dataset_key(self) -> str:
-        """Key of the decoded and split data."""
-        return _dataset_key(self.dataset)
-
-    @functools.cached_property
-    def baseline_key(self) -> str:
-        """Key of the trained fp32 model."""
-        return fingerprint.digest(
-            "baseline", self.dataset_key, fingerprint.settings(replace(self.model, weights=_weights(self.model))),
-            fingerprint.settings(self.train), self.seed,
-            fingerprint.code("bitsweep.training.baseline", type(self.model).__module__),
-            _versions("torch", "torchvision", self.model.package),
-        )  # fmt: skip
-
-    @functools.cached_property
-    def compressed_key(self) -> str:
-        """Key of the Q/DQ or float program; backends with the same scheme share it."""
-        return fingerprint.digest(
-            "compressed", self.baseline_key, "" if self.twin is self else self.twin.compressed_key,
-            fingerprint.settings(self.method), fingerprint.settings(self.scheme),
-            fingerprint.code("bitsweep.graphs.program", type(self.method).__module__), _versions("torch", "torchao"),
-        )  # fmt: skip
-
-    @functools.cached_property
-    def artifact_key(self) -> str:
-        """Key of the file that the engine loads."""
-        cpu, gpu = current_cpu(), current_gpu() if self.backend.on_gpu else None
-        return fingerprint.digest(
-            "artifact", self.compressed_key, fingerprint.settings(self.backend),
-            fingerprint.code(type(self.backend).__module__), _versions("torch", "onnxscript", self.backend.package),
-            [] if self.backend.portable else [cpu.model, cpu.isa, *((gpu.model, gpu.architecture) if gpu else ())],
-        )  # fmt: skip
-
-    @functools.cached_property
-    def probe_key(self) -> str:
-        """Key of what the engine's kernels do with the largest sums: one for each engine, scheme and CPU."""
-        cpu = current_cpu()
-        return fingerprint.digest(
-            "probe", fingerprint.settings(self.backend), fingerprint.settings(self.scheme), [cpu.model, cpu.isa],
-            fingerprint.code("bitsweep.measuring.saturation", type(self.backend).__module__),
-            _versions("torch", "onnxscript", self.backend.package),
-        )  # fmt: skip
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Key of the measurement: the cell's identity. Figures of unlike machines never share one."""
-        cpu, gpu = current_cpu(), current_gpu()
-        return fingerprint.digest(
-            "cell", self.artifact_key, self.twin.artifact_key, self.probe_key, fingerprint.settings(self.protocol),
-            fingerprint.code(*_PASSES), [cpu.model, cpu.isa, physical_cores(), gpu.model if gpu else ""],
-        )  # fmt: skip
 
     def skip_reason(self) -> str | None:
         """Why this cell cannot run here, with the hint; None when it can."""
@@ -163,32 +107,11 @@ class Cell:
                 "to a state_dict, or train.frozen_epochs=0"
             )
         try:
-            _weights(self.model)
-            _source(self.dataset)
+            for group in CONFIG_GROUPS:
+                source_of(getattr(self, group))
         except UsageError as error:
             return str(error)
         return None
-
-
-@functools.cache
-def _dataset_key(dataset: Dataset) -> str:
-    code = fingerprint.code("bitsweep.data.splits", type(dataset).__module__)
-    chosen = {knob: value for knob, value in fingerprint.settings(dataset).items() if knob not in PLACES}
-    return fingerprint.digest("dataset", chosen, _source(dataset), code)
-
-
-@functools.cache
-def _source(dataset: Dataset) -> str:
-    return dataset.source()
-
-
-@functools.cache
-def _weights(model: Model) -> str:
-    return model.weights_source()
-
-
-def _versions(*packages: str) -> list[tuple[str, str]]:
-    return [(package, version_of(package)) for package in packages]
 
 
 def bind(config: Mapping[str, Any], *, knobs: tuple[tuple[str, str], ...] = (), command: str = "") -> Cell:

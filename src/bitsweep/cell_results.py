@@ -1,27 +1,20 @@
 """What the stages of a cell have left in the store, read back."""
 
 from pathlib import Path
-from typing import Any
 
 from bitsweep.cell import Cell
 from bitsweep.errors import StoreError
 from bitsweep.results import Compressed, Splits, Trained
 from bitsweep.runtime.store import Store
-from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, PROBE, Stage
+from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, Stage
 
 
 def splits_of(cell: Cell, store: Store) -> Splits:
     """The data of a cell, with the mean and deviation of the pixels that its model expects."""
-    from bitsweep.data.preprocessing import centred, normalized_for_imagenet
+    from bitsweep.data.preprocessing import normalized
     from bitsweep.data.splits import load_splits
 
-    splits = load_splits(_kept(store, DATA, cell))
-    match cell.model.pixels:
-        case "imagenet":
-            return normalized_for_imagenet(splits)
-        case "centred":
-            return centred(splits)
-    return splits
+    return normalized(load_splits(_kept(store, DATA, cell)), cell.model.pixels)
 
 
 def trained_of(cell: Cell, store: Store) -> Trained:
@@ -43,16 +36,6 @@ def artifact_of(cell: Cell, store: Store) -> Path:
     return _kept(store, ARTIFACT, cell)
 
 
-def saturates_of(cell: Cell, store: Store) -> bool:
-    """Whether the engine's kernels fail to hold the largest sums of the scheme."""
-    import json
-
-    if cell.scheme.arithmetic != "integer":
-        return False
-    found = json.loads((_kept(store, PROBE, cell) / "probe.json").read_text())
-    return bool(found["saturates"])
-
-
 def _kept(store: Store, stage: Stage, cell: Cell) -> Path:
     """The finished folder of a stage.
 
@@ -66,15 +49,3 @@ def _kept(store: Store, stage: Stage, cell: Cell) -> Path:
             "the sweep; run the same command again"
         )
     return folder
-
-
-def subject_of(cell: Cell, store: Store) -> Any:
-    from bitsweep.measuring.passes import Subject
-
-    return Subject(
-        artifact=artifact_of(cell, store),
-        twin=artifact_of(cell.twin, store),
-        backend=cell.backend,
-        protocol=cell.protocol,
-        scheme=cell.scheme,
-    )

@@ -1,13 +1,14 @@
 """The sentence: load the data, train or reuse the baseline, compress it, lower it to an engine, measure what runs.
 
-Each stage is a function of a cell that writes one folder of the store, in a process of its own. A stage that is in the
-store already is not run again; its key says whether it is (see `bitsweep.cell`).
+Each stage writes one folder of the store. A stage that is there already is not run again; its key says whether it is
+(see `bitsweep.stages`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.results import Measurement, Outcome
@@ -15,8 +16,7 @@ from bitsweep.runtime import child
 from bitsweep.runtime.containment import tail
 from bitsweep.runtime.machine import working
 from bitsweep.runtime.store import Store
-from bitsweep.stage_work import PASSES
-from bitsweep.stages import BASELINE, DATA, Stage, needs
+from bitsweep.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class StageRunner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def build(self, stage: Stage, cell: Cell) -> Path:
-        """The finished folder of a stage, run now if it is not in the store.
+        """The finished folder of a stage, run now with all that it needs if it is not in the store.
 
         Raises:
             BitsweepError: the stage failed.
@@ -43,14 +43,15 @@ class StageRunner:
         key = stage.key_of(cell)
         if folder := self.store.find(stage.name, key):
             return folder
+        folders = {name: self.build(*source) for name, source in stage.inputs(cell).items()}
         with self.store.building(stage.name, key, about=stage.about(cell)) as folder, working(quiet=stage.quiet):
             if folder is None:
                 return self.store.folder(stage.name, key)
             limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
-            for work in PASSES[stage]:
-                child.call(
-                    work, cell, self.store, folder=folder, log=self.log, processes=stage.processes(cell), **limits
-                )
+            unfinished = self.store.unfinished(stage.name, key)
+            for work in stage.work:
+                arguments = stages.arguments(work, cell, folders=folders, unfinished=unfinished)
+                child.call(work, arguments, folder=folder, log=self.log, processes=stage.processes(cell), **limits)
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + self.store.seconds(stage.name, key)
         return self.store.folder(stage.name, key)
 
@@ -61,9 +62,7 @@ def run(cell: Cell, runner: StageRunner) -> Outcome:
     def measured() -> Measurement:
         from bitsweep.measuring.passes import load_measurement
 
-        for stage, each in needs(cell):
-            folder = runner.build(stage, each)
-        return load_measurement(folder)
+        return load_measurement(runner.build(stages.last(cell), cell))
 
     outcome = _outcome(measured, runner)
     reason = cell.backend.cannot_run()
@@ -74,8 +73,7 @@ def train(cell: Cell, runner: StageRunner) -> Outcome:
     """Run a cell as far as its baseline."""
 
     def trained() -> None:
-        for stage in (DATA, BASELINE):
-            runner.build(stage, cell)
+        runner.build(stages.BASELINE, cell)
 
     return _outcome(trained, runner)
 

@@ -45,18 +45,18 @@ def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None
     for cell in cells:
         if reason := cell.skip_reason():
             planned[cell.name + reason] = Planned(cell=cell, verdict="skip", reason=reason)
-        elif cell.key not in planned:
-            planned[cell.key] = _judge(cell, store, finished, counted)
+        elif stages.key_of(cell) not in planned:
+            planned[stages.key_of(cell)] = _judge(cell, store, finished, counted)
     return sorted(planned.values(), key=lambda each: not each.trains)
 
 
 def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
-    needs, cannot_run = stages.needs(cell), cell.backend.cannot_run()
-    if finished is None and store.find(needs[-1][0].name, cell.key):
+    needs, key, cannot_run = stages.needs(cell), stages.key_of(cell), cell.backend.cannot_run()
+    if finished is None and store.find(needs[-1][0].name, key):
         return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
-    if finished and cell.key in finished:
+    if finished and key in finished:
         done = "lowered" if cannot_run else "finished"
-        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[cell.key]}")
+        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[key]}")
     missing = []
     for stage, each in needs:
         identity = stage.name, stage.key_of(each)

@@ -1,16 +1,23 @@
-"""What each stage does: a function of a cell that writes one folder of the store, in a process of its own."""
+"""What each stage does: functions that fill a folder of the store, each in a process of its own.
+
+A function reads what it is handed and nothing else. Its parameters say what that is: settings of the cell, and the
+folders of stages before it. So they also say what is in the stage's key, see `bitsweep.stages`.
+"""
 
 import functools
-from collections.abc import Callable
+import json
 from pathlib import Path
-from typing import TextIO
 
-from bitsweep import stages
-from bitsweep.cell import Cell
-from bitsweep.cell_results import compressed_of, saturates_of, splits_of, subject_of, trained_of
+from bitsweep.config.backend import Backend
+from bitsweep.config.dataset import Dataset
+from bitsweep.config.method import Method
+from bitsweep.config.model import Model
+from bitsweep.config.precision import Scheme
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.config.recipe import Recipe
 from bitsweep.errors import StoreError
 from bitsweep.results import Array
-from bitsweep.runtime.store import Store
+from bitsweep.runtime.progress import Progress
 
 #: Validation images on which layers are looked at.
 _VIEWED_IMAGES = 8
@@ -18,48 +25,74 @@ _VIEWED_IMAGES = 8
 _LEAST_SQNR_DB = 20
 
 
-def load_data(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def load_data(*, dataset: Dataset, folder: Path, progress: Progress) -> None:
     """Decode the data set and split it."""
     from bitsweep.data.splits import make_splits
 
-    data = cell.dataset
-    make_splits(data.decode(), val_share=data.val_share, seed=data.split_seed, folder=folder, progress=progress)
+    make_splits(
+        dataset.decode(), val_share=dataset.val_share, seed=dataset.split_seed, folder=folder, progress=progress
+    )
 
 
-def train_baseline(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None, rank: int = 0) -> None:
+def train_baseline(
+    *,
+    model: Model,
+    train: Recipe,
+    seed: int,
+    data: Path,
+    folder: Path,
+    unfinished: Path,
+    progress: Progress,
+    rank: int = 0,
+) -> None:
     """Train the fp32 baseline, in one process or several."""
+    from bitsweep.data.preprocessing import normalized
+    from bitsweep.data.splits import load_splits
     from bitsweep.training.baseline import fit
 
-    unfinished = store.unfinished(stages.BASELINE.name, cell.baseline_key)
     fit(
-        cell.model, splits_of(cell, store), recipe=cell.train, seed=cell.seed, folder=folder, rank=rank,
+        model, normalized(load_splits(data), model.pixels), recipe=train, seed=seed, folder=folder, rank=rank,
         unfinished=unfinished, progress=progress,
     )  # fmt: skip
 
 
-def compress(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def compress(
+    *,
+    model: Model,
+    method: Method,
+    scheme: Scheme,
+    seed: int,
+    eval_batch: int,
+    data: Path,
+    baseline: Path,
+    original: Path | None,
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Compress the baseline to a program, look into it, and run it on the test images: the reference."""
     import numpy as np
     import torch
 
-    from bitsweep.data.preprocessing import preprocessed
+    from bitsweep.data.preprocessing import normalized, preprocessed
+    from bitsweep.data.splits import load_splits
     from bitsweep.graphs.program import load_program
-    from bitsweep.quantization.compressed import save_compression
+    from bitsweep.quantization.compressed import load_compressed, save_compression
+    from bitsweep.training.baseline import load_trained
     from bitsweep.training.network import build_network
 
-    splits = splits_of(cell, store)
-    model, _ = build_network(cell.model, len(splits.classes))
-    model.load_state_dict(torch.load(trained_of(cell, store).checkpoint, map_location="cpu", weights_only=True))
-    compression = cell.method.compress(
-        model.eval(), splits, image_size=cell.model.image_size, scheme=cell.scheme, seed=cell.seed
-    )
-    as_taken = functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size)
-    batches = as_taken(splits.test.images, batch=cell.protocol.eval_batch)
+    splits = normalized(load_splits(data), model.pixels)
+    network, _ = build_network(model, len(splits.classes))
+    trained = load_trained(baseline)
+    network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
+    compression = method.compress(network.eval(), splits, image_size=model.image_size, scheme=scheme, seed=seed)
+    as_taken = functools.partial(preprocessed, splits=splits, image_size=model.image_size)
+    # A program that chooses ranges while it runs chooses them for a whole batch.
+    batches = as_taken(splits.test.images, batch=eval_batch)
     viewed = next(as_taken(splits.val.images[:_VIEWED_IMAGES], batch=_VIEWED_IMAGES))
-    original = None if cell.twin is cell else load_program(compressed_of(cell.twin, store).program)
-    save_compression(compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), original=original)
+    before = load_program(load_compressed(original).program) if original else None
+    save_compression(compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), original=before)
     if original is None:
-        _require_same_network(np.load(folder / "test_logits.npy"), trained_of(cell, store).test_logits_NK)
+        _require_same_network(np.load(folder / "test_logits.npy"), trained.test_logits_NK)
 
 
 def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:
@@ -80,72 +113,112 @@ def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:
         )
 
 
-def lower(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def lower(*, backend: Backend, compressed: Path, folder: Path, progress: Progress) -> None:
     """Lower the program to the engine's file."""
     from bitsweep.graphs.program import load_program
+    from bitsweep.quantization.compressed import load_compressed
 
-    cell.backend.lower(load_program(compressed_of(cell, store).program), folder)
+    backend.lower(load_program(load_compressed(compressed).program), folder)
 
 
-def probe(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def probe(*, backend: Backend, scheme: Scheme, folder: Path, progress: Progress) -> None:
     """See whether the engine's kernels hold the largest sums of the scheme."""
-    import json
-
     from bitsweep.measuring.saturation import saturates
 
-    (folder / "probe.json").write_text(json.dumps({"saturates": saturates(cell.backend, cell.scheme)}))
+    (folder / "probe.json").write_text(json.dumps({"saturates": saturates(backend, scheme)}))
 
 
-def inspect(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def inspect(
+    *,
+    model: Model,
+    backend: Backend,
+    scheme: Scheme,
+    protocol: MeasurementProtocol,
+    compressed: Path,
+    artifact: Path,
+    twin: Path,
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Note size and kernels of an artifact that cannot be run here."""
     from bitsweep.measuring import accuracy
+    from bitsweep.measuring.passes import Subject
+    from bitsweep.quantization.compressed import load_compressed
 
-    compressed, image_size = compressed_of(cell, store), cell.model.image_size
-    accuracy.inspect(subject_of(cell, store), image_size=image_size, compressed=compressed, folder=folder)
+    subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
+    accuracy.inspect(subject, image_size=model.image_size, compressed=load_compressed(compressed), folder=folder)
 
 
-def evaluate(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def evaluate(
+    *,
+    model: Model,
+    backend: Backend,
+    scheme: Scheme,
+    protocol: MeasurementProtocol,
+    data: Path,
+    baseline: Path,
+    compressed: Path,
+    artifact: Path,
+    twin: Path,
+    probed: Path | None,
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
-    from bitsweep.data.preprocessing import preprocessed
+    from bitsweep.data.preprocessing import normalized, preprocessed
+    from bitsweep.data.splits import load_splits
     from bitsweep.measuring import accuracy
+    from bitsweep.measuring.passes import Subject
+    from bitsweep.quantization.compressed import load_compressed
+    from bitsweep.training.baseline import load_trained
 
-    splits = splits_of(cell, store)
+    splits = normalized(load_splits(data), model.pixels)
     accuracy.evaluate(
-        subject_of(cell, store),
+        Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme),
         test=splits.test,
-        batches=functools.partial(preprocessed, splits=splits, image_size=cell.model.image_size),
-        trained=trained_of(cell, store),
-        compressed=compressed_of(cell, store),
-        saturates=saturates_of(cell, store),
+        batches=functools.partial(preprocessed, splits=splits, image_size=model.image_size),
+        trained=load_trained(baseline),
+        compressed=load_compressed(compressed),
+        saturates=probed is not None and json.loads((probed / "probe.json").read_text())["saturates"],
         folder=folder,
     )
 
 
-def measure_latency(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def measure_latency(
+    *,
+    backend: Backend,
+    scheme: Scheme,
+    protocol: MeasurementProtocol,
+    artifact: Path,
+    twin: Path,
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Measure latency against the fp32 artifact of the same engine."""
     import numpy as np
 
     from bitsweep.measuring import latency
+    from bitsweep.measuring.passes import Subject
 
-    if cell.backend.timed:
-        latency.measure_latency(subject_of(cell, store), examples=np.load(folder / "examples.npy"), folder=folder)
+    if backend.timed:
+        subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
+        latency.measure_latency(subject, examples=np.load(folder / "examples.npy"), folder=folder)
 
 
-def measure_memory(cell: Cell, store: Store, *, folder: Path, progress: TextIO | None) -> None:
+def measure_memory(
+    *,
+    backend: Backend,
+    scheme: Scheme,
+    protocol: MeasurementProtocol,
+    artifact: Path,
+    twin: Path,
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Measure peak memory."""
     from bitsweep.measuring import memory
+    from bitsweep.measuring.passes import Subject
 
-    if cell.protocol.memory and cell.backend.timed:
-        memory.measure_memory(subject_of(cell, store), examples=folder / "examples.npy", folder=folder)
-
-
-#: What fills the folder of each stage, one function after the other, each ``(cell, store, *, folder, progress)``.
-PASSES: dict[stages.Stage, tuple[Callable[..., None], ...]] = {
-    stages.DATA: (load_data,),
-    stages.BASELINE: (train_baseline,),
-    stages.COMPRESSED: (compress,),
-    stages.ARTIFACT: (lower,),
-    stages.PROBE: (probe,),
-    stages.INSPECTION: (inspect,),
-    stages.MEASUREMENT: (evaluate, measure_latency, measure_memory),
-}
+    if protocol.memory and backend.timed:
+        subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
+        memory.measure_memory(subject, examples=folder / "examples.npy", folder=folder)

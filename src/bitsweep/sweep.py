@@ -115,10 +115,10 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         first = [each.cell for each in todo if each.trains]
         # A single cell trains its baseline itself; the others must not all train the same one.
         broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
-        runnable = [each for each in todo if each.cell.baseline_key not in broken]
+        runnable = [each for each in todo if stages.BASELINE.key_of(each.cell) not in broken]
         for each in todo:
             if each not in runnable:
-                entries[each] = _ended(entries[each], broken[each.cell.baseline_key])
+                entries[each] = _ended(entries[each], broken[stages.BASELINE.key_of(each.cell)])
         outcomes = launch([each.cell for each in runnable], "cell")
         for each, outcome in zip(runnable, outcomes, strict=True):
             entries[each] = _ended(entries[each], outcome)
@@ -149,13 +149,13 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     connection = Connection()
     logger = RunLogger(connection, store)
     if options.remeasure != "none" and options.stage == "cell":
-        run = connection.cells().get(cell.key)
+        run = connection.cells().get(stages.key_of(cell))
         if run and _again(run.data.tags, options):
-            store.discard(stages.MEASUREMENT.name, cell.key)
+            store.discard(stages.MEASUREMENT.name, stages.key_of(cell))
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
     try:
-        trained = store.find(stages.BASELINE.name, cell.baseline_key)
+        trained = store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell))
         baseline_run_id = logger.log_baseline(cell) if trained else ""
         if options.stage == "cell":
             run_id = logger.log_cell(cell, outcome, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
@@ -181,7 +181,7 @@ def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
 
 def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
     return {
-        cell.baseline_key: replace(outcome, reason=f"its baseline could not be trained: {outcome.reason}")
+        stages.BASELINE.key_of(cell): replace(outcome, reason=f"its baseline could not be trained: {outcome.reason}")
         for cell, outcome in zip(cells, outcomes, strict=True)
         if outcome.status == "failed"
     }
@@ -193,8 +193,8 @@ def _entry(planned: Planned) -> "Entry":
     cell, skipped = planned.cell, planned.verdict == "skip"
     return Entry(
         cell=cell.choices,
-        key="" if skipped else cell.key,
-        baseline_key="" if skipped else cell.baseline_key,
+        key="" if skipped else stages.key_of(cell),
+        baseline_key="" if skipped else stages.BASELINE.key_of(cell),
         scheme="" if skipped else str(cell.scheme),
         command=cell.command,
         verdict=planned.verdict,

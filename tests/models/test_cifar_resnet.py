@@ -75,4 +75,4 @@ def test_files_that_hold_no_weights(content: str, tmp_path: Path) -> None:
 
 def test_a_missing_file() -> None:
     with pytest.raises(ConfigError, match=r"model\.weights=nowhere: no such file"):
-        model(weights="nowhere").weights_source()
+        model(weights="nowhere").source()

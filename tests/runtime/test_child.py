@@ -16,8 +16,8 @@ from bitsweep.runtime import child
 from bitsweep.runtime.containment import LOG_BYTES, tail
 
 
-def _call(function: Any, tmp_path: Path, *args: Any, **limits: float) -> None:
-    child.call(function, *args, folder=tmp_path, log=tmp_path / "log.txt", **limits)
+def _call(function: Any, tmp_path: Path, **limits: float) -> None:
+    child.call(function, folder=tmp_path, log=tmp_path / "log.txt", **limits)
 
 
 def write_pid(*, folder: Path, progress: object) -> None:

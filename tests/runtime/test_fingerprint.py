@@ -268,7 +268,12 @@ def test_a_class_that_was_typed_in_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_class_of_the_program_that_is_run_counts(user: Path) -> None:
     """The program's own doings do not."""
     program = user / "program.py"
-    lines = ["from bitsweep.runtime import fingerprint", "class Mine:", "    def __call__(self): return 1", "def work(): ..."]
+    lines = [
+        "from bitsweep.runtime import fingerprint",
+        "class Mine:",
+        "    def __call__(self): return 1",
+        "def work(): ...",
+    ]
     keys = []
     for step, one in (("1", "1"), ("2", "1"), ("1", "2")):
         start = f"if __name__ == '__main__': print(fingerprint.code(work, Mine), {step})"

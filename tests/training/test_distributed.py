@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Split, Splits
 from bitsweep.runtime import child
+from bitsweep.runtime.progress import Progress
 from bitsweep.training.baseline import fit, load_trained
 
 
@@ -44,7 +44,7 @@ def recipe(**knobs: object) -> Recipe:
     return Recipe(**(settings | knobs))  # type: ignore[arg-type]
 
 
-def train(splits: Splits, recipe: Recipe, seed: int, *, folder: Path, progress: TextIO | None, rank: int = 0) -> None:
+def train(*, splits: Splits, recipe: Recipe, seed: int, folder: Path, progress: Progress, rank: int = 0) -> None:
     torch.set_num_threads(1)
     unfinished = folder.with_suffix(".unfinished")
     fit(Normalised(), splits, recipe=recipe, seed=seed, folder=folder, rank=rank, unfinished=unfinished)
@@ -53,7 +53,8 @@ def train(splits: Splits, recipe: Recipe, seed: int, *, folder: Path, progress: 
 def trained(splits: Splits, folder: Path, knobs: Recipe) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
     """Losses of every epoch, logits, and weights."""
     folder.mkdir()
-    child.call(train, splits, knobs, 3, folder=folder, log=folder / "log.txt", processes=knobs.devices)
+    given = {"splits": splits, "recipe": knobs, "seed": 3}
+    child.call(train, given, folder=folder, log=folder / "log.txt", processes=knobs.devices)
     made = load_trained(folder)
     losses = np.array([(epoch.train_loss, epoch.val_loss, epoch.val_top1) for epoch in made.history])
     return losses, made.test_logits_NK, torch.load(made.checkpoint, weights_only=True)
@@ -91,7 +92,7 @@ def test_there_are_images_for_all(digits: Splits, tmp_path: Path) -> None:
         trained(few, tmp_path / "few", recipe(devices=2))
 
 
-def fail_or_wait(*, folder: Path, progress: TextIO | None, rank: int) -> None:
+def fail_or_wait(*, folder: Path, progress: Progress, rank: int) -> None:
     import os
     import time
 

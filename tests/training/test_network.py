@@ -140,4 +140,4 @@ def test_what_is_not_trained_needs_a_head_that_fits(trained: Callable[..., tuple
 
 def test_weights_without_a_name() -> None:
     with pytest.raises(ConfigError, match=r"model\.weights=imagenet: there are none for normalised; give the path"):
-        Normalised(weights="imagenet").weights_source()
+        Normalised(weights="imagenet").source()

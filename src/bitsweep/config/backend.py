@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bitsweep.config.configurable import Name, configurable
+from bitsweep.config.configurable import Choice, configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.runtime.environment import Cpu, Gpu, current_gpu
 
@@ -39,7 +39,7 @@ class OnDevice:
 
 
 @configurable
-class Backend(ABC):
+class Backend(Choice, ABC):
     """An engine. Lowers a program to a file, and runs that file.
 
     Attributes:
@@ -50,7 +50,6 @@ class Backend(ABC):
             project; empty where there is nothing to deploy.
     """
 
-    name: Name
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     timed: ClassVar[bool] = True

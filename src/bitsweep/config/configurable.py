@@ -5,12 +5,18 @@ package. Its fields are type- and range-checked when it is constructed. Construc
 devices are touched in methods only.
 """
 
-from typing import Annotated, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, Field
 
+from bitsweep.runtime.fingerprint import digest, settings
+
 T = TypeVar("T")
+#: Marks a knob that reaches no result, so that it is in no key.
+NOT_IN_KEYS = object()
+#: Where files lie. What is in them is in keys instead, see `Choice.source`.
+Place = Annotated[str, NOT_IN_KEYS]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -25,3 +31,41 @@ def configurable(cls: type[T]) -> type[T]:
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     checked: type[T] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[assignment]
     return checked
+
+
+@configurable
+class Choice:
+    """What may stand in a config group.
+
+    Attributes:
+        name: short stable name, used in tables.
+    """
+
+    name: Name
+
+    def source(self) -> str:
+        """A fingerprint of the files that its knobs name, the same before and after a download; empty for none.
+
+        Raises:
+            UsageError: they are neither here nor to be had.
+        """
+        return ""
+
+
+_sources: dict[str, str] = {}
+
+
+def source_of(choice: Choice) -> str:
+    """The fingerprint of a choice's files, which are read once only."""
+    knobs = digest(settings(choice))
+    if knobs not in _sources:
+        _sources[knobs] = choice.source()
+    return _sources[knobs]
+
+
+def identity(configured: Any) -> dict[str, Any]:
+    """What of a configured object reaches results: its class, its knobs, and what is in the files that they name."""
+    fields = getattr(type(configured), "__pydantic_fields__", {})
+    apart = {name for name, field in fields.items() if NOT_IN_KEYS in field.metadata}
+    knobs = {name: value for name, value in settings(configured).items() if name not in apart}
+    return knobs | ({"source": source_of(configured)} if isinstance(configured, Choice) else {})

@@ -3,24 +3,22 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from bitsweep.config.configurable import Name, Share, configurable
+from bitsweep.config.configurable import Choice, Share, configurable
 
 if TYPE_CHECKING:
     from bitsweep.results import RawData
 
 
 @configurable
-class Dataset(ABC):
+class Dataset(Choice, ABC):
     """Labelled images.
 
     Attributes:
-        name: short stable name, used in tables.
         val_share: part of the training images held out for choosing the checkpoint.
         split_seed: seed of that choice; apart from the cell's seed, so that all seeds see the same images.
         pictures: whether its images are pictures, so that others can be classified as they are.
     """
 
-    name: Name
     val_share: Share = 0.1
     split_seed: int = 0
     pictures: ClassVar[bool] = True

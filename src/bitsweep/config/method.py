@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from bitsweep.config.configurable import Name, configurable
+from bitsweep.config.configurable import Choice, configurable
 from bitsweep.config.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 
 
 @configurable
-class Method(ABC):
+class Method(Choice, ABC):
     """A way to make a trained network smaller: chooses ranges and codes, and yields a Q/DQ program.
 
     Attributes:
         compresses_float: whether it changes a network that stays in fp32.
     """
 
-    name: Name
     compresses_float: ClassVar[bool] = False
 
     @abstractmethod

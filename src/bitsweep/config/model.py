@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bitsweep.config.configurable import Count, Name, configurable
+from bitsweep.config.configurable import Choice, Count, Place, configurable
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.runtime.environment import version_of
 
@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 @configurable
-class Model(ABC):
+class Model(Choice, ABC):
     """A network architecture.
 
     Attributes:
-        name: short stable name, used in tables.
         image_size: height and width of its input, in pixels.
         weights: what to start from: ``imagenet``, the published weights of this network; the path of a state_dict file;
             empty for random weights. A head for other classes than those of the data set is replaced.
@@ -31,9 +30,8 @@ class Model(ABC):
         weights_package, weights_extra: the same for the weights named ``imagenet``; empty where there are none.
     """
 
-    name: Name
     image_size: Count
-    weights: str = ""
+    weights: Place = ""
     normalization: Literal["auto", "dataset", "imagenet", "centred"] = "auto"
     head: Literal["linear", "mlp"] = "linear"
     package: ClassVar[str] = "torch"
@@ -51,7 +49,7 @@ class Model(ABC):
         Raises:
             ConfigError: they cannot be downloaded.
         """
-        raise AssertionError(f"{type(self).__name__} has no ImageNet weights, see weights_source")
+        raise AssertionError(f"{type(self).__name__} has no ImageNet weights, see source")
 
     def imagenet_pixels(self) -> Literal["imagenet", "centred"]:
         """The normalisation that ``weights=imagenet`` was trained with.
@@ -61,7 +59,7 @@ class Model(ABC):
         """
         return "imagenet"
 
-    def weights_source(self) -> str:
+    def source(self) -> str:
         """A fingerprint of the weights, the same before and after a download; empty for random ones.
 
         Raises:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Name, configurable
+from bitsweep.config.configurable import NOT_IN_KEYS, Choice, configurable
 
 FloatFormat = Literal["float32", "float16", "bfloat16"]
 
@@ -55,10 +55,9 @@ class Grid:
 
 
 @configurable
-class Precision:
+class Precision(Choice):
     """Number formats of weights and activations: not how ranges are chosen (method) or which kernels run (backend)."""
 
-    name: Name
     weights: Grid | FloatFormat
     activations: Grid | FloatFormat
 
@@ -70,7 +69,7 @@ class Precision:
 
 @configurable
 class Scheme:
-    """A precision resolved against what a backend's kernels take and what the CPU computes; part of the compressed key.
+    """A precision resolved against what a backend's kernels take and what the CPU computes.
 
     Attributes:
         weights, activations: the formats that are really used.
@@ -81,7 +80,7 @@ class Scheme:
     weights: Grid | FloatFormat
     activations: Grid | FloatFormat
     arithmetic: Literal["float32", "float16", "bfloat16", "integer", "simulated"]
-    why: str = ""
+    why: Annotated[str, NOT_IN_KEYS] = ""
 
     def __str__(self) -> str:
         return f"weights {self.weights}, activations {self.activations}, {self.arithmetic} arithmetic"

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Count, Name, Share, configurable
+from bitsweep.config.configurable import Choice, Count, Share, configurable
 
 
 @configurable
-class MeasurementProtocol:
+class MeasurementProtocol(Choice):
     """How an artifact is measured.
 
     Attributes:
@@ -26,7 +26,6 @@ class MeasurementProtocol:
         memory: whether to measure peak memory in a pass of its own.
     """
 
-    name: Name
     threads: Annotated[int, Field(ge=0)] = 0
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     warmup_s: Annotated[float, Field(ge=0)] = 0.3

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Count, Name, Share, configurable
+from bitsweep.config.configurable import Choice, Count, Share, configurable
 
 
 @configurable
-class Recipe:
+class Recipe(Choice):
     """How a baseline is trained (config group ``train``).
 
     Attributes:
@@ -41,7 +41,6 @@ class Recipe:
         compile: whether PyTorch compiles the network, which takes a minute and pays on a GPU; ``auto`` does it there.
     """
 
-    name: Name
     epochs: Annotated[int, Field(ge=0)]
     max_steps: Count
     batch_size: Annotated[int, Field(ge=2)] = 64

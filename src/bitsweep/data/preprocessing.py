@@ -5,7 +5,7 @@ Shape letters: N images, H height, W width, C channels (1 or 3), S input size of
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -50,6 +50,16 @@ def preprocessed(images: Array, splits: Splits, *, image_size: int, batch: int) 
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         yield preprocess(part, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+
+
+def normalized(splits: Splits, pixels: Literal["dataset", "imagenet", "centred"]) -> Splits:
+    """The same images, with the mean and deviation by which a model's pixels are normalised."""
+    match pixels:
+        case "imagenet":
+            return normalized_for_imagenet(splits)
+        case "centred":
+            return centred(splits)
+    return splits
 
 
 def centred(splits: Splits) -> Splits:

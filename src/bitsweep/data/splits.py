@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitsweep.data.preprocessing import preprocessed
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Images, RawData, RawSplit, Split, Splits
-from bitsweep.runtime.progress import progress_bar
+from bitsweep.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ _ORIGINAL_BYTES = 1 << 24
 
 
 def make_splits(
-    raw: RawData, *, val_share: float, seed: int, folder: Path | None = None, progress: TextIO | None = None
+    raw: RawData, *, val_share: float, seed: int, folder: Path | None = None, progress: Progress = silent
 ) -> Splits:
     """Hold out validation images from the training images, class by class, and fingerprint the result.
 
@@ -44,7 +44,7 @@ def make_splits(
         folder: where to write the splits, block by block as they are decoded, for `load_splits`: one .npy file an
             array, files of a few test images as they came, and ``splits.json``, which is written last. None keeps the
             arrays in memory.
-        progress: terminal for a progress bar.
+        progress: is told how far it is.
 
     Raises:
         DataError: images and labels do not belong together, there are too few of them, or they cannot be decoded.
@@ -68,7 +68,7 @@ def make_splits(
         "val": (raw.train, np.flatnonzero(held_out)),
         "test": (raw.test, np.arange(len(raw.test))),
     }
-    with progress_bar(progress, "decoding", len(raw.train) + len(raw.test)) as advance:
+    with progress("decoding", len(raw.train) + len(raw.test)) as advance:
         taken = {part: _take(*chosen, part=part, folder=folder, advance=advance) for part, chosen in parts.items()}
     mean_C, std_C = _moments(taken["train"].images)
     if not all(std_C):

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from bitsweep.config.configurable import configurable
+from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data import downloads
 from bitsweep.data.archives import read_npz
@@ -43,8 +43,8 @@ class Cifar(Dataset):
     """
 
     variant: Literal["CIFAR10", "CIFAR100"]
-    root: str = ""
-    folder: str = "data"
+    root: Place = ""
+    folder: Place = "data"
     download: bool = True
 
     def source(self) -> str:

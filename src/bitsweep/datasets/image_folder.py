@@ -10,7 +10,7 @@ from typing import Annotated, Literal, final
 import numpy as np
 from pydantic import Field
 
-from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.configurable import Count, Place, Share, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data.image_files import ImageFiles, largest_of
 from bitsweep.data.image_tree import content_digests, find_classes, find_parts, some
@@ -49,7 +49,7 @@ class ImageFolder(Dataset):
         leaks: whether to refuse or to keep test images that are, byte for byte, training images too.
     """
 
-    root: str = ""
+    root: Place = ""
     train_folder: str = ""
     test_folder: str = ""
     test_share: Share = 0.2

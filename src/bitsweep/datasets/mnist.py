@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from bitsweep.config.configurable import configurable
+from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data import downloads
 from bitsweep.errors import DataError
@@ -38,9 +38,9 @@ class Mnist(Dataset):
     variant: Literal["MNIST", "FashionMNIST", "KMNIST"]
     classes: tuple[str, ...]
     md5: tuple[str, str, str, str]
-    root: str = ""
-    folder: str = "data"
-    system: tuple[str, ...] = ()
+    root: Place = ""
+    folder: Place = "data"
+    system: tuple[Place, ...] = ()
     download: bool = True
 
     def source(self) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import final
 
-from bitsweep.config.configurable import configurable
+from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data.archives import read_npz
 from bitsweep.errors import DataError
@@ -21,7 +21,7 @@ class Npz(Dataset):
         classes: names of the classes; empty to number them.
     """
 
-    root: str = ""
+    root: Place = ""
     classes: tuple[str, ...] = ()
 
     def source(self) -> str:

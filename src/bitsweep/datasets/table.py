@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, final
 import numpy as np
 from pydantic import Field
 
-from bitsweep.config.configurable import Share, configurable
+from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
@@ -39,7 +39,7 @@ class TableFile(Dataset):
     """
 
     pictures: ClassVar[bool] = False
-    root: str = ""
+    root: Place = ""
     target: str = ""
     drop: tuple[str, ...] = ()
     test_share: Annotated[Share, Field(gt=0, lt=1)] = 0.2

@@ -18,7 +18,9 @@ def measure_memory(subject: Subject, *, examples: Path, folder: Path) -> None:
     Args:
         examples: ``.npy`` file of float32 images [N, 3, H, W].
     """
-    script = f"import pickle, sys; from {__name__} import print_peaks; print_peaks(**pickle.load(sys.stdin.buffer))"
+    # A plug-in may lie where only this process would find it.
+    found = f"import pickle, sys; sys.path[:] = {sys.path}; from {print_peaks.__module__} import {print_peaks.__name__}"
+    script = f"{found} as work; work(**pickle.load(sys.stdin.buffer))"
     request = {"subject": subject, "examples": examples}
     finished = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(request), capture_output=True)
     if finished.returncode:

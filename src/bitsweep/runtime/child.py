@@ -6,6 +6,7 @@ fraction of a second, with no thread pool of another engine in it.
 
 import contextlib
 import errno
+import functools
 import math
 import multiprocessing
 import multiprocessing.forkserver
@@ -15,14 +16,16 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bitsweep.errors import BitsweepError, CellFailed, UsageError, ran_out_of_memory, ran_out_of_space
 from bitsweep.runtime.containment import contain
+from bitsweep.runtime.progress import progress_bar
 
 _TEARDOWN_S = 10
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
@@ -52,17 +55,18 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 def call(
     function: Callable[..., None],
-    *args: Any,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+    *,
     folder: Path,
     log: Path,
     timeout_s: float = 0,
     memory_gb: float = 0,
     processes: int = 1,
 ) -> None:
-    """Call ``function(*args, folder=folder, progress=terminal)`` in a fresh process and wait for it, without spinning.
+    """Call ``function(**arguments, folder=folder, progress=progress)`` in a fresh process and wait, without spinning.
 
     Args:
-        function: module-level function; what it prints goes to the log, ``progress`` is the terminal (or None).
+        function: module-level function; what it prints goes to the log, ``progress`` shows a bar on the terminal.
         folder: where it writes its results.
         log: file that its standard output and error are appended to.
         timeout_s: seconds it may take; 0 for any.
@@ -76,7 +80,7 @@ def call(
         OSError: the disk is full.
     """
     ranks = range(processes) if processes > 1 else [None]
-    children = [_Child.start(function, args, folder, log, memory_gb, rank) for rank in ranks]
+    children = [_Child.start(function, dict(arguments), folder, log, memory_gb, rank) for rank in ranks]
     what = function.__name__.replace("_", " ")
     end = time.monotonic() + timeout_s if timeout_s else math.inf
     failures: list[BaseException] = []
@@ -161,13 +165,14 @@ def _main(
     sender: Connection,
     lifeline: Connection,
     function: Callable[..., None],
-    args: tuple[Any, ...],
+    arguments: dict[str, Any],
     folder: Path,
     log: Path,
     memory_gb: float,
     rank: int | None,
 ) -> None:
-    progress = os.fdopen(os.dup(2), "w", buffering=1)
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    progress = functools.partial(progress_bar, None if rank else terminal)
     contain(log, lifeline, sender)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if memory_gb:
@@ -176,7 +181,7 @@ def _main(
     answer: BaseException | str = "done"
     numbered = {} if rank is None else {"rank": rank}
     try:
-        function(*args, folder=folder, progress=None if rank else progress, **numbered)
+        function(**arguments, folder=folder, progress=progress, **numbered)
     except BaseException as error:  # also those of a plug-in that exits or interrupts itself
         answer = error
         if not isinstance(error, BitsweepError):

@@ -2,8 +2,9 @@
 
 What is found is rather too much than too little:
 
-- a class that is used counts with all of its members. Of what a function is handed, those members count whose names
-  are read as attributes of anything; all of them if it extends a class of a library, which may call them;
+- a class that is used counts with all of its members. Of what a function is handed, methods and constants count whose
+  names are read as attributes of anything; all of them if it extends a class of a library, which may call them. What
+  it holds, and how that was checked, does not count: whoever hands it has its values;
 - where a module is imported, whatever it does counts too: statements other than definitions, and definitions that a
   decorator may register somewhere;
 - a module that is used as an object, or imported and not used, counts as a whole.
@@ -11,6 +12,7 @@ What is found is rather too much than too little:
 Names that are put together while the program runs are not followed.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -34,15 +36,17 @@ class CodeUsed:
         self._waiting: list[Definition] = []
         self._mentioned: set[str] = set()
         self._if_mentioned: dict[str, list[tuple[Definition, Module]]] = {}
-        self._entered: set[tuple[str, tuple[str, ...], bool]] = set()
+        self._entered: set[tuple[str, tuple[str, ...], frozenset[str] | None]] = set()
         self._executed: set[str] = set()
         self._enter((function.__module__, None), (_outermost(function),))
         for kind in handed:
             versions = {each: version_of_module(each.__module__) for each in kind.__mro__}
             # A library may call whatever members it knows of.
             extends_library = any(version not in (None, PYTHON) for version in versions.values())
+            fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+            held = None if extends_library else frozenset(field.name for field in fields)
             for each in kind.__mro__:
-                self._enter((each.__module__, None), (_outermost(each),), whole=extends_library)
+                self._enter((each.__module__, None), (_outermost(each),), held=held)
         while self._waiting:
             self._follow(self._waiting.pop())
 
@@ -80,17 +84,17 @@ class CodeUsed:
                 else:
                     self._enter((star, None))
 
-    def _enter(self, target: Target, path: tuple[str, ...] = (), *, whole: bool = True) -> None:
+    def _enter(self, target: Target, path: tuple[str, ...] = (), *, held: frozenset[str] | None = None) -> None:
         """Take what a dotted name means in a module.
 
         Args:
-            whole: whether a class counts with all members, or with those that are mentioned.
+            held: of a class of what is handed, the names of its fields; None if the class counts with all members.
         """
         name, attribute = target
         path = (attribute, *path) if attribute else path
-        if (name, path, whole) in self._entered:
+        if (name, path, held) in self._entered:
             return
-        self._entered.add((name, path, whole))
+        self._entered.add((name, path, held))
         if version := version_of_module(name):
             self._versions.add(version)
             return
@@ -101,11 +105,11 @@ class CodeUsed:
         first, rest = (path[0], path[1:]) if path else ("", ())
         if first in module.defined or first in module.imported:
             for definition in module.defined.get(first, ()):
-                self._take(definition, module, whole=whole)
+                self._take(definition, module, held=held)
             for imported in module.imported.get(first, ()):
-                self._enter(imported, rest, whole=whole)
+                self._enter(imported, rest, held=held)
         elif first and self._module(f"{name}.{first}"):
-            self._enter((f"{name}.{first}", None), rest, whole=whole)
+            self._enter((f"{name}.{first}", None), rest, held=held)
         else:
             # It is used as an object, or makes its names while it is imported, or takes them from others.
             for star in module.stars:
@@ -113,17 +117,20 @@ class CodeUsed:
             for definition in _all_of(module):
                 self._take(definition, module)
 
-    def _take(self, definition: Definition, module: Module, *, whole: bool = True) -> None:
+    def _take(self, definition: Definition, module: Module, *, held: frozenset[str] | None = None) -> None:
         if definition not in self._definitions:
             self._definitions[definition] = module
             self._waiting.append(definition)
-        for base in definition.bases if whole else ():
+        for base in definition.bases if held is None else ():
             self._look_up(base, definition)
+        for decorator in definition.decorators:
+            if decorator and (held is None or not self._makes_dataclasses(decorator, module)):
+                self._look_up(decorator, definition)
         for member in definition.members:
             name = member.name.rpartition(".")[2]
-            if whole or not name or name.startswith("__") or name in self._mentioned:
+            if held is None or not name or name.startswith("__") or name in self._mentioned - held:
                 self._take(member, module)
-            else:
+            elif name not in held:
                 self._if_mentioned.setdefault(name, []).append((member, module))
 
     def _execute(self, name: str) -> Module | None:
@@ -148,18 +155,31 @@ class CodeUsed:
 
     def _registers(self, decorator: tuple[str, ...], module: Module) -> bool:
         """Whether a decorator may do more than return what it is given, or something in its place."""
-        if not decorator:
-            return True
-        head, *_ = decorator
+        head = decorator[0] if decorator else ""
+        if head and head not in module.defined and head not in module.imported:
+            return False  # a builtin
+        if head in module.imported and all(version_of_module(each) == PYTHON for each, _ in module.imported[head]):
+            return False
+        found = self._source_of(decorator, module) if head else None
+        return found is None or self._reaches_source(*found)
+
+    def _makes_dataclasses(self, decorator: tuple[str, ...], module: Module) -> bool:
+        """Whether a decorator says that it does."""
+        definitions, _ = self._source_of(decorator, module) or ([], module)
+        return any(name[-1:] == ("dataclass_transform",) for each in definitions for name in each.decorators)
+
+    def _source_of(self, name: tuple[str, ...], module: Module) -> tuple[list[Definition], Module] | None:
+        """The definitions of a name that a module defines or imports from the source that defines it."""
+        head, *attributes = name
+        if attributes:
+            return None
         if head in module.defined:
-            return self._reaches_source(module.defined[head], module)
+            return module.defined[head], module
         for source, attribute in module.imported.get(head, ()):
-            if version := version_of_module(source):
-                return version != PYTHON
             found = self._module(source)
-            if not found or attribute not in found.defined or self._reaches_source(found.defined[attribute], found):
-                return True
-        return False
+            if found and attribute in found.defined:
+                return found.defined[attribute], found
+        return None
 
     def _reaches_source(self, definitions: Iterable[Definition], module: Module) -> bool:
         """Whether definitions may change anything in the user's files or in this package."""

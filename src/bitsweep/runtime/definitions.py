@@ -32,7 +32,7 @@ class Definition:
         mentions: names of attributes that it reads of anything, and strings, which may be such names.
         imports: what its own import statements bind.
         decorators: the names that it is decorated with; an empty one where that is no name.
-        bases: the names that a class extends; they are not among what it uses.
+        bases: the names that a class extends. Neither these nor its decorators are among what a class uses.
         members: what stands in a class.
     """
 
@@ -166,12 +166,13 @@ class _Reader:
             node = copy.copy(node)
             node.body = []
         computing = list(_computing(node))
+        apart = {*bases, *map(_chain, decorators)} if isinstance(node, ast.ClassDef) else set()
         own = [each for each in computing if isinstance(node, _FUNCTION | _IMPORT) and isinstance(each, _IMPORT)]
         return Definition(
             module=self.module.name,
             name=name,
             digest=hashlib.sha256(ast.dump(node).encode()).hexdigest(),
-            uses=frozenset(_longest(computing)).difference(bases),
+            uses=frozenset(_longest(computing)) - apart,
             mentions=frozenset(_mentioned(computing)),
             imports={bound: target for each in own for bound, target in self._bound(each)},
             decorators=tuple(map(_chain, decorators)),

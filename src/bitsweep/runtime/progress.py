@@ -1,8 +1,18 @@
-"""A progress bar on a terminal."""
+"""How far some work is: told through a function that the work is handed, so that it knows of no terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TextIO
+
+#: Of a title and a number of steps makes a context, which yields what to call with the number of steps that were done.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextlib.contextmanager
+def silent(title: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """Tells nobody."""
+    yield lambda done: None
 
 
 @contextlib.contextmanager
@@ -13,7 +23,8 @@ def progress_bar(terminal: TextIO | None, title: str, steps: int) -> Iterator[Ca
         What to call with the number of steps that were done.
     """
     if terminal is None or not terminal.isatty():
-        yield lambda done: None
+        with silent(title, steps) as advance:
+            yield advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

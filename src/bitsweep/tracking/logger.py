@@ -23,6 +23,7 @@ from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.machine import working
 from bitsweep.runtime.store import Store
+from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, key_of
 from bitsweep.tracking.connection import Connection, owner
 from bitsweep.tracking.entries import Entry
 
@@ -54,13 +55,13 @@ class RunLogger:
         """Log a trained baseline with its curves and checkpoint, unless it is there; returns its run id."""
         from mlflow.entities import Metric, Param
 
-        known = self._connection.baselines().get(cell.baseline_key)
+        known = self._connection.baselines().get(BASELINE.key_of(cell))
         if known and known.info.status == "FINISHED":
             return str(known.info.run_id)
         trained = cell_results.trained_of(cell, self._store)
         splits = cell_results.splits_of(cell, self._store)
-        seconds = self._store.seconds("baseline", cell.baseline_key)
-        tags = {"baseline_key": cell.baseline_key, "device": trained.device, "status": "finished"}
+        seconds = self._store.seconds("baseline", BASELINE.key_of(cell))
+        tags = {"baseline_key": BASELINE.key_of(cell), "device": trained.device, "status": "finished"}
         name = f"baseline {cell.model.name} {cell.dataset.name}"
         with self._run(name, "baseline", tags, "FINISHED", seconds) as run_id:
             started = int(time.time() * 1000) - int(seconds * 1000)
@@ -96,7 +97,7 @@ class RunLogger:
         measured = outcome.measurement
         status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
-            "cell_key": cell.key, "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
+            "cell_key": key_of(cell), "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
             "flags": ", ".join(measured.flags) if measured else "",
             "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
@@ -257,14 +258,12 @@ def _flat(prefix: str, configured: Any) -> dict[str, Any]:
 
 
 def _resolved(cell: Cell) -> dict[str, Any]:
-    keys = {
-        name: getattr(cell, name) for name in ("dataset_key", "baseline_key", "compressed_key", "artifact_key", "key")
-    }
+    keys = {f"{stage.name}_key": stage.key_of(cell) for stage in (DATA, BASELINE, COMPRESSED, ARTIFACT)}
     choices = {group: settings(getattr(cell, group)) for group in CONFIG_GROUPS}
     return {
         **choices,
         "seed": cell.seed,
         "scheme": settings(cell.scheme),
-        "keys": keys,
+        "keys": keys | {"key": key_of(cell)},
         "knobs": dict(cell.knobs),
     }

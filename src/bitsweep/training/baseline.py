@@ -6,7 +6,6 @@ Shape letters: N images, K classes.
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.results import Epoch, Splits, Trained
+from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.loop import choose_device, compute_logits, loader, train, validate
 from bitsweep.training.network import build_network, freeze, start_from_weights
@@ -29,7 +29,7 @@ def fit(
     folder: Path,
     rank: int = 0,
     unfinished: Path | None = None,
-    progress: TextIO | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Train a network, from scratch or from given weights, and write the baseline into a folder.
 
@@ -38,7 +38,7 @@ def fit(
             on few images), ``history.json`` and ``test_logits.npy`` (float32 [N, K], computed in fp32).
         rank: number of this process among the ``recipe.devices`` that train together; that of number 0 writes.
         unfinished: file that training is kept in as far as it has come, and goes on from; None to keep nothing.
-        progress: terminal for a progress bar; a line an epoch goes to standard output in any case.
+        progress: is told how far it is; a line an epoch goes to standard output in any case.
 
     Raises:
         CellFailed: the loss became infinite or not a number.

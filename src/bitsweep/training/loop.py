@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Epoch, Split, Splits
-from bitsweep.runtime.progress import progress_bar
+from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.augmentation import draw_moves, move
 from bitsweep.training.checkpoint import Unfinished
 from bitsweep.training.distributed import DistributedContext
@@ -46,7 +45,7 @@ def train(
     before_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
     context: DistributedContext = ALONE,
     unfinished: Path | None = None,
-    progress: TextIO | None = None,
+    progress: Progress = silent,
 ) -> tuple[int, list[Epoch]]:
     """Train a network in place, and leave it in the state with the lowest validation loss.
 
@@ -103,7 +102,7 @@ def train(
 
     learning: list[nn.Parameter] = []
     forward: Callable[[Tensor], Tensor] | None = None
-    with progress_bar(progress, f"training {title} on {context.size} x {device.type}", steps) as advance:
+    with progress(f"training {title} on {context.size} x {device.type}", steps) as advance:
         advance(len(history) * steps_an_epoch)
         for epoch in range(len(history), epochs):
             if epoch - 1 - best >= recipe.patience:
