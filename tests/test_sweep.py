@@ -147,6 +147,23 @@ def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None
     assert not list(Path("multirun/store/baseline").glob("*.unfinished"))
 
 
+@pytest.mark.slow
+def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(workplace: Path) -> None:
+    words = ["model=lenet", "model.image_size=16", "precision=fp32", "train=smoke", "train.max_steps=20",
+             "protocol=smoke", "hydra.run.dir=out"]  # fmt: skip
+    run(*words)
+    first = Path("out/cells.csv").read_text()
+    output = run(*words, "hydra.job.chdir=true", "remeasure=all")
+    assert "out holds another sweep: this one is " in output
+    assert re.search(r"^finished +lenet-none-fp32", output, re.MULTILINE)
+    assert Path("out/cells.csv").read_text() == first
+    assert Path("out-2/cells.csv").exists()
+    assert "reuse" in run(*words, "hydra.run.dir=elsewhere")
+    assert [path.name for path in Path().rglob("mlflow.db")] == ["mlflow.db"]
+    assert statuses().count(("cell", "FINISHED")) == 2
+    assert "reuse" in run("--experimental-rerun", "out/.hydra/config.pickle")
+
+
 def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
     assert "python run.py" in run("--help") or "precision" in run("--help")
     assert "_target_: bitsweep" in run("--cfg", "job")

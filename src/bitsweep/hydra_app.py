@@ -4,7 +4,6 @@ This, the words of a command line (``command_line.py``) and the sweeper in ``hyd
 Every Hydra start imports this module, so heavy imports stand inside.
 """
 
-import functools
 import logging
 import os
 import shlex
@@ -149,12 +148,22 @@ def _command(about: DictConfig, chosen: dict[str, str], knobs: Sequence[tuple[st
     words += [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
     searched = [f"{each.schema}://{each.path}" for each in sources if each.provider == "hydra.searchpath in main"]
     words += [f"hydra.searchpath={as_word(searched)}"] if searched else []
-    usual = _usual_choices(name, _searched(about))
+    usual = _usual_choices(about)
     words += [f"{group}={as_word(choice)}" for group, choice in chosen.items() if choice != usual[group]]
     words += [f"seed={seed}"] if seed else []
     return shlex.join([*_program(), *words, *(f"{knob}={value}" for knob, value in knobs)])
 
 
+def _usual_choices(about: DictConfig) -> Mapping[str, str]:
+    """The choices of the configuration that nothing was said about."""
+    name = str(about.job.config_name)
+    if name not in _usual:
+        _usual[name] = dict(_compose(about).hydra.runtime.choices)
+    return _usual[name]
+
+
+#: Name of a configuration -> its choices.
+_usual: dict[str, dict[str, str]] = {}
 #: Group and choice -> what the YAMLs say of it.
 _known: dict[tuple[str, ...], dict[str, Any]] = {}
 
@@ -162,28 +171,18 @@ _known: dict[tuple[str, ...], dict[str, Any]] = {}
 def _defaults(about: DictConfig, chosen: dict[str, str]) -> dict[tuple[str, ...], dict[str, Any]]:
     """What the YAMLs say of the chosen choices, by group and choice: all of them are composed at once."""
     if not all(item in _known for item in chosen.items()):
-        composed = _compose(about, tuple(f"{group}={as_word(choice)}" for group, choice in chosen.items()))
+        composed = _compose(about, *(f"{group}={as_word(choice)}" for group, choice in chosen.items()))
         for item in chosen.items():
             _known.setdefault(item, _plain(composed[item[0]]))
     return _known
 
 
-@functools.cache
-def _usual_choices(config_name: str, searchpath: tuple[str, ...]) -> dict[str, str]:
-    """The choices of a configuration that nothing was said about."""
+def _compose(about: DictConfig, *words: str) -> DictConfig:
+    """The configuration that words make, with Hydra's own settings under ``hydra``."""
+    if not GlobalHydra.instance().is_initialized():  # `--experimental-rerun` reads a file instead of composing
+        (main_folder,) = (each.path for each in about.runtime.config_sources if each.provider == "main")
+        hydra.initialize_config_dir(main_folder, version_base="1.3")
+    searched = [f"hydra.searchpath={as_word([str(each) for each in about.searchpath])}"] if about.searchpath else []
     loader = GlobalHydra.instance().config_loader()
-    overrides = [f"hydra.searchpath={as_word(list(searchpath))}"] if searchpath else []
-    composed = loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN)
-    return dict(composed.hydra.runtime.choices)
-
-
-def _searched(about: DictConfig) -> tuple[str, ...]:
-    return tuple(str(place) for place in about.searchpath)
-
-
-def _compose(about: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
-    searched = _searched(about)
-    words = [*overrides, *([f"hydra.searchpath={as_word(list(searched))}"] if searched else [])]
-    loader = GlobalHydra.instance().config_loader()
-    composed: DictConfig = loader.load_configuration(about.job.config_name, words, run_mode=RunMode.RUN)
+    composed: DictConfig = loader.load_configuration(about.job.config_name, [*words, *searched], run_mode=RunMode.RUN)
     return composed
