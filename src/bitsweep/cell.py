@@ -107,6 +107,7 @@ class Cell:
                 "to a state_dict, or train.frozen_epochs=0"
             )
         try:
+            self.model.check()
             for group in CONFIG_GROUPS:
                 source_of(getattr(self, group))
         except UsageError as error:

@@ -21,8 +21,16 @@ def test_the_head_fits_the_classes(builder: str, image_size: int, parameters: in
 
 @pytest.mark.parametrize("builder", ["resnet19", "raft_large", "__file__"])
 def test_an_unknown_builder_is_named(builder: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.builder={builder}: no such classifier; choose from alexnet"):
-        TorchvisionModel(name="a", builder=builder, image_size=32).build(10)
+    with pytest.raises(
+        ConfigError, match=rf"model\.builder={builder}: no such classifier; (did .*\? )?choose from alexnet"
+    ):
+        TorchvisionModel(name="a", builder=builder, image_size=32).check()
+
+
+def test_planning_knows_the_classifiers_of_torchvision() -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    for builder in known:
+        TorchvisionModel(name="a", builder=builder, image_size=32).check()
 
 
 def test_imagenet_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,13 @@ class Model(Choice, ABC):
     def build(self, num_classes: int) -> "torch.nn.Module":
         """A freshly initialised network that maps float images [N, 3, H, W] to logits [N, num_classes]."""
 
+    def check(self) -> None:  # noqa: B027  (most networks need none)
+        """See what can be seen without building: planning calls this, so that it imports nothing heavy.
+
+        Raises:
+            ConfigError: there is no such network.
+        """
+
     def imagenet_state(self) -> "dict[str, torch.Tensor]":
         """The state_dict that ``weights=imagenet`` means, with a head for ImageNet's 1,000 classes.
 

@@ -1,5 +1,9 @@
 """Any classifier of PyTorch Image Models."""
 
+import functools
+import importlib.util
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep.config.configurable import configurable
@@ -26,6 +30,14 @@ class TimmModel(Model):
     weights_extra: ClassVar[str] = "timm"
 
     architecture: str
+
+    def check(self) -> None:
+        """Whether timm's source names such a classifier, which is seen without importing it."""
+        name = self.architecture.partition(".")[0]
+        if not re.search(rf"\b{re.escape(name)}\b", _source()):
+            raise ConfigError(
+                f"model.architecture={self.architecture}: no such classifier in timm; `timm.list_models()` lists them"
+            )
 
     def build(self, num_classes: int) -> "torch.nn.Module":
         """The network with ``num_classes`` outputs and random weights.
@@ -90,3 +102,12 @@ class TimmModel(Model):
 
         self._check()
         return timm.models.get_pretrained_cfg(self.architecture)
+
+
+@functools.cache
+def _source() -> str:
+    """All that timm says of its networks."""
+    package = importlib.util.find_spec("timm")
+    assert package is not None and package.submodule_search_locations
+    files = Path(package.submodule_search_locations[0], "models").glob("*.py")
+    return "\n".join(file.read_text() for file in files)

@@ -1,5 +1,10 @@
 """torchvision's own networks."""
 
+import difflib
+import functools
+import importlib.util
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from bitsweep.config.configurable import configurable
@@ -22,6 +27,13 @@ class TorchvisionModel(Model):
 
     builder: str
 
+    def check(self) -> None:
+        """Whether torchvision has such a classifier."""
+        if self.builder not in (names := _classifiers()):
+            close = difflib.get_close_matches(self.builder, names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"model.builder={self.builder}: no such classifier; {hint}choose from {', '.join(names)}")
+
     def build(self, num_classes: int) -> "torch.nn.Module":
         """The network with ``num_classes`` outputs and random weights.
 
@@ -30,9 +42,7 @@ class TorchvisionModel(Model):
         """
         import torchvision
 
-        names = torchvision.models.list_models(module=torchvision.models)
-        if self.builder not in names:
-            raise ConfigError(f"model.builder={self.builder}: no such classifier; choose from {', '.join(names)}")
+        self.check()
         network: torch.nn.Module = torchvision.models.get_model(self.builder, weights=None, num_classes=num_classes)
         return network
 
@@ -55,3 +65,13 @@ class TorchvisionModel(Model):
                 f"or put it into {torch.hub.get_dir()}/checkpoints"
             ) from error
         return network.state_dict()
+
+
+@functools.cache
+def _classifiers() -> list[str]:
+    """Names of torchvision's builders, from its source: importing it takes a second, planning must not."""
+    package = importlib.util.find_spec("torchvision")
+    assert package is not None and package.submodule_search_locations
+    files = sorted(Path(package.submodule_search_locations[0], "models").glob("*.py"))
+    found = (re.findall(r"@register_model\(\)\n(?:@.*?\n)*def (\w+)\(", file.read_text(), re.DOTALL) for file in files)
+    return sorted(name for names in found for name in names)
