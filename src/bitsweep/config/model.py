@@ -43,7 +43,7 @@ class Model(Choice, ABC):
     def build(self, num_classes: int) -> "torch.nn.Module":
         """A freshly initialised network that maps float images [N, 3, H, W] to logits [N, num_classes]."""
 
-    def check(self) -> None:  # noqa: B027  (most networks need none)
+    def check(self) -> None:
         """See what can be seen without building: planning calls this, so that it imports nothing heavy.
 
         Raises:
