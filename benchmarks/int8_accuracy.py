@@ -61,7 +61,7 @@ class Row:
 
 
 def main() -> None:
-    """Let the contestants race on each network, print a table for each, and write them all."""
+    """Compare the contestants on each network, print a table for each, and write them all."""
     arguments = parse_arguments()
     cpu, packages = current_cpu(), ", ".join(f"{name} {version}" for name, version in versions().items())
     print(f"{cpu.model} ({cpu.isa}); {packages}")
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What to race on."""
+    """Contestants, networks and images."""
     names = [*NETWORKS, *(f"{network}@{data}" for network in NETWORKS for data in PHOTOGRAPHS)]
     names += [f"{name}+{hard}" for name in names for hard in HARD]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

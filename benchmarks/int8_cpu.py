@@ -38,7 +38,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def main() -> None:
-    """Let the contestants race, and print a table."""
+    """Time the contestants in turn, and print a table."""
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as scratch:
         blocks, logits_NK, missing = measure_latency(contestants(arguments), arguments, Path(scratch))
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What to race, and for how long."""
+    """What to time, and for how long."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="resnet18")
     parser.add_argument("--weights", type=Path, help="state_dict of the network; random weights without it")
@@ -126,7 +126,7 @@ SIDE = 768
 LIMITS: dict[str, Build] = {"limit fp32": product, "limit int8": integer_product}
 
 
-# --------------------------------------------------------------------------- the race
+# --------------------------------------------------------------------------- timing in turn
 
 
 def measure_latency(

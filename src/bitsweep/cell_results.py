@@ -10,7 +10,7 @@ from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, Stage
 
 
 def splits_of(cell: Cell, store: Store) -> Splits:
-    """The data of a cell, with the mean and deviation of the pixels that its model expects."""
+    """The data of a cell, with the mean and standard deviation of the pixels that its model expects."""
     from bitsweep.data.preprocessing import normalized
     from bitsweep.data.splits import load_splits
 

@@ -87,7 +87,7 @@ def verify_bundle(folder: Path, *, here: bool) -> None:
 
 
 def serve_ui(port: int) -> None:
-    """Start the MLflow UI with one worker and print the link to the comparison view; ends with the server."""
+    """Start the MLflow UI with one worker and print the link to the comparison page; ends with the server."""
     from bitsweep.tracking.connection import Connection
 
     tracked = Connection()

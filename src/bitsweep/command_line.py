@@ -1,6 +1,6 @@
-"""The words of a command line, checked before Hydra composes them; and Hydra's errors, in one line.
+"""The arguments of a command line, checked before Hydra composes them; and Hydra's errors, in one line.
 
-Words are read by Hydra's own parser, never split at "=".
+They are read by Hydra's own parser, never split at "=".
 """
 
 import difflib

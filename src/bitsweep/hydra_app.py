@@ -1,6 +1,6 @@
 """The command as Hydra runs it: from a command line to cells.
 
-This, the words of a command line (``command_line.py``) and the sweeper in ``hydra_plugins/`` are all that knows Hydra.
+This, ``command_line.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra.
 Every Hydra start imports this module, so heavy imports stand inside.
 """
 

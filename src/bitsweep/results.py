@@ -176,13 +176,13 @@ class LayerStats:
     """What is seen of a layer on a few validation images, before and after the network was compressed.
 
     Attributes:
-        name: the same as in its note.
+        name: the same as in its record.
         weights: how its weights are spread in the float network.
-        inputs: how the values are spread that it reads there.
-        input_sqnr_db: signal-to-noise ratio of what it reads in the compressed network, None where that is the same or
+        inputs: how its inputs are spread there.
+        input_sqnr_db: signal-to-noise ratio of its inputs in the compressed network, None where they are the same or
             not finite.
-        maps_2CHW: some channels of what it reads for one image, in the float and in the compressed network; None
-            where it is not shown, or reads no channels.
+        maps_2CHW: some channels of its input for one image, in the float and in the compressed network; None
+            where it is not shown, or has no channels.
     """
 
     name: str
@@ -236,7 +236,7 @@ class Compressed:
 
     Attributes:
         program: ``torch.export`` file of the Q/DQ (or float) program.
-        views: of the layers that are in the float network as well.
+        views: statistics of the layers that are in the float network as well.
         test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
     """
 

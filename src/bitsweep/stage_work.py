@@ -140,7 +140,7 @@ def inspect(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Note size and kernels of an artifact that cannot be run here."""
+    """Record size and kernels of an artifact that cannot be run here."""
     from bitsweep.measuring import accuracy
     from bitsweep.measuring.passes import Subject
     from bitsweep.quantization.compressed import load_compressed

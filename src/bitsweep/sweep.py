@@ -80,7 +80,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     """Plan cells, train their baselines, run them, and report.
 
     Args:
-        command: the words that started this, for the report.
+        command: the command line that started this, for the report.
         folder: where the report is written, see ``own_folder``; its name is the sweep's id.
 
     Returns:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @configurable
 class Method(Choice, ABC):
-    """A way to make a trained network smaller: chooses ranges and codes, and yields a Q/DQ program.
+    """A way to make a trained network smaller: chooses ranges and codes, and returns a Q/DQ program.
 
     Attributes:
         compresses_float: whether it changes a network that stays in fp32.
@@ -34,7 +34,7 @@ class Method(Choice, ABC):
 
         Returns:
             The exported program with a dynamic batch, float32 images [N, 3, H, W] to float32 logits [N, K],
-            and a note on each layer.
+            and a record of each layer.
 
         Raises:
             BitsweepError: the network cannot be compressed, for instance because a weight is not finite.

@@ -21,7 +21,7 @@ class Model(Choice, ABC):
         image_size: height and width of its input, in pixels.
         weights: what to start from: ``imagenet``, the published weights of this network; the path of a state_dict file;
             empty for random weights. A head for other classes than those of the data set is replaced.
-        normalization: of the pixels: by mean and deviation of the training images (``dataset``) or of ImageNet's
+        normalization: of the pixels: by mean and std of the training images (``dataset``) or of ImageNet's
             (``imagenet``); to about -1 to 1 (``centred``: (x - 127) / 128 for x from 0 to 255); or ``auto``, what
             ``weights=imagenet`` was trained with, otherwise ``dataset``.
         head: ``linear``, the network's own last layer; ``mlp``, linear layers of 512 and 128 outputs with ReLU and

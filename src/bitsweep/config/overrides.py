@@ -1,4 +1,4 @@
-"""Knobs as words of a command line: what differs from the defaults, written so that it can be read back."""
+"""Knobs as overrides of a command line: what differs from the defaults, written so that it can be read back."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -69,7 +69,7 @@ def centred(splits: Splits) -> Splits:
 
 
 def normalized_for_imagenet(splits: Splits) -> Splits:
-    """The same images, with mean and deviation of ImageNet's pixels; those of grey images are of their luminance."""
+    """The same images, with mean and std of ImageNet's pixels; those of grey images are of their luminance."""
     if len(splits.mean_C) == 1:
         return replace(splits, mean_C=(0.449,), std_C=(0.226,))
     return replace(splits, mean_C=(0.485, 0.456, 0.406), std_C=(0.229, 0.224, 0.225))

@@ -46,7 +46,7 @@ def fold_weights(
 def fold_batch_norm(graph: GraphModule) -> list[str]:
     """Remove, in place, every batch normalisation.
 
-    One that alone reads the output of a layer is folded into it; any other becomes a multiplication and an addition.
+    One that alone takes the output of a layer is folded into it; any other becomes a multiplication and an addition.
 
     Returns:
         The paths of the weights that one was folded into.
@@ -83,7 +83,7 @@ def fold_batch_norm(graph: GraphModule) -> list[str]:
 
 
 def fold_hard_sigmoid(graph: GraphModule) -> None:
-    """Fold, in place, slope and offset of every hard-sigmoid that alone reads a layer; a clamp to 0 and 1 stays.
+    """Fold, in place, slope and offset of each hard-sigmoid that alone takes a layer's output; a clamp to [0, 1] stays.
 
     Engines clamp in the kernel of the layer, and have none that computes a hard-sigmoid on codes.
     """
@@ -98,7 +98,7 @@ def fold_hard_sigmoid(graph: GraphModule) -> None:
 
 
 def _owns_its_parameters(node: Node) -> bool:
-    """Whether a node is a layer of which nobody else reads the output or the parameters."""
+    """Whether a node is a layer whose output and parameters have one user only."""
     if not is_layer(node) or len(node.users) > 1:
         return False
     return all(len(parameter.users) == 1 for parameter in node.args[1:3] if isinstance(parameter, Node))

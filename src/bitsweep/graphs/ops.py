@@ -1,4 +1,4 @@
-"""Operations of a graph, the layers among them, and the tensors that they read."""
+"""Operations of a graph, the layers among them, and their input tensors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def ensure_bias(graph: GraphModule, layer: Node) -> Node:
 
 
 def attribute(graph: GraphModule, node: Node) -> torch.Tensor:
-    """The parameter or buffer that a ``get_attr`` node reads."""
+    """The parameter or buffer of a ``get_attr`` node."""
     parent, _, name = str(node.target).rpartition(".")
     value = getattr(graph.get_submodule(parent), name)
     assert isinstance(value, torch.Tensor)
@@ -123,7 +123,7 @@ def set_attribute(graph: GraphModule, path: str, value: torch.Tensor) -> None:
 
 
 def drop_unread(graph: GraphModule) -> None:
-    """Remove parameters and buffers that no node reads, so that they take no space in the program."""
+    """Remove parameters and buffers that no node uses, so that they take no space in the program."""
     read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for path in [*dict(graph.named_parameters()), *dict(graph.named_buffers())]:
         if path not in read:

@@ -114,7 +114,7 @@ def profile_of(program: ExportedProgram, images: Array) -> tuple[OpProfile, ...]
 
 
 def _narrow_codes(program: ExportedProgram) -> dict[str, tuple[Node, int, int]]:
-    """Buffers with codes of up to 6 bits: path -> the node that reads them, smallest and largest code."""
+    """Buffers with codes of up to 6 bits: path -> the node that uses them, smallest and largest code."""
     found = {}
     for node in program.graph.nodes:
         if node.target not in (quantized.dequantize_per_tensor.default, quantized.dequantize_per_channel.default):
@@ -141,7 +141,7 @@ def image_shape(program: ExportedProgram) -> tuple[int, ...]:
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and notes every operation with its multiply-accumulates."""
+    """Runs a graph and records every operation with its multiply-accumulates."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)

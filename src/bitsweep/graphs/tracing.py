@@ -60,7 +60,7 @@ def _is_view(node: Node) -> bool:
 
 
 def _replace_in_place(graph: GraphModule, node: Node) -> None:
-    """Replace an operation that overwrites its input; who reads the input after it then reads its result."""
+    """Replace an operation that overwrites its input; later users of the input then take its result."""
     written = node.args[0]
     assert isinstance(written, Node)
     if _is_view(written) or any(_is_view(user) for user in written.users):

@@ -22,7 +22,7 @@ LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
 
 
 def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder: Path) -> None:
-    """Note what the files of an artifact tell that no engine can run here; nothing is computed."""
+    """Record what the files say of an artifact that no engine can run here; nothing is computed."""
     images = np.zeros((1, 3, image_size, image_size), np.float32)
     kernels = subject.backend.profile(subject.artifact, images, threads=subject.threads)
     table = Table(

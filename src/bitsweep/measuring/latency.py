@@ -134,7 +134,7 @@ def _device_ms(subject: Subject, images: Array) -> Array:
 def _until_quiet(
     artifacts: list[InferenceFn], images: Array, protocol: MeasurementProtocol
 ) -> tuple[list[list[Array]], dict[str, Any]]:
-    """Race until the machine was quiet, or the repeats are used up; the quietest attempt counts.
+    """Measure until the machine was quiet, or the repeats are used up; the quietest attempt counts.
 
     Returns:
         Blocks of latencies in ms for each infer, and what is known of the noise.

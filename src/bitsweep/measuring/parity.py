@@ -26,7 +26,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Tapped:
-    """A program that yields what flows through it.
+    """A program whose output holds its intermediate values.
 
     Attributes:
         program: from float32 images [N, 3, H, W] to float32 [N, sum of sizes]: the taps, flattened, end to end.
@@ -39,7 +39,7 @@ class Tapped:
 
 
 def tap(program: ExportedProgram) -> Tapped:
-    """Let a program yield its quantized activations, or what its layers yield where no activation is quantized."""
+    """Let a program return its quantized activations, or outputs of its layers where no activation is quantized."""
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
     (images,) = graph.graph.find_nodes(op="placeholder")

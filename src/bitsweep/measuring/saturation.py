@@ -1,6 +1,6 @@
 """Whether an engine's integer kernels hold the largest sums there are.
 
-Kernels for u8 x s8 on x86 without VNNI add pairs of products in 16 bits, and stop at the end of these. What the
+Kernels for u8 x s8 on x86 without VNNI add pairs of products in 16 bits, and saturate. What the
 instruction set says of that decides the scheme; this shows on the engine itself that the scheme is right.
 """
 

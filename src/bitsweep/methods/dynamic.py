@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @final
 @configurable
 class DynamicQuantization(Method):
-    """Nearest rounding of the weights of linear layers, which then read codes; all else stays in float32.
+    """Nearest rounding of the weights of linear layers, which then take codes; all else stays in float32.
 
     Attributes:
         weight_range: ``minmax``, or ``mse`` for the least squared error.
@@ -40,7 +40,7 @@ class DynamicQuantization(Method):
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
-        """Round the weights of linear layers, and quantize what they read."""
+        """Round the weights of linear layers, and quantize their inputs."""
         from bitsweep.graphs import ops, tracing
         from bitsweep.graphs.folding import fold_batch_norm
         from bitsweep.quantization import dynamic

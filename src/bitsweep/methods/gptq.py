@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @final
 @configurable
 class Gptq(CalibratedMethod):
-    """Rounds layer by layer on what the network rounded so far yields.
+    """Rounds layer by layer, on outputs of the network rounded so far.
 
     Attributes:
         damping: share of the mean of the Hessian's diagonal that is added to it.

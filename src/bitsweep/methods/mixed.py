@@ -82,7 +82,7 @@ class MixedPrecision(QuantizingMethod):
     def _round_for_every_choice(
         self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"
     ) -> "dict[str, dict[Grid, Codes]]":
-        """Codes of every layer on every grid, for what it reads in the float network; by the path of the weights."""
+        """Codes of every layer on every grid, for its inputs in the float network; by the path of the weights."""
         from bitsweep.quantization.layerwise import layer_units, layerwise, parameters_of
 
         parameters, codes = parameters_of(graph), {}
@@ -98,7 +98,7 @@ class MixedPrecision(QuantizingMethod):
     def _round(
         self, graph: "GraphModule", chosen: Mapping[str, Grid], batches: "Sequence[torch.Tensor]"
     ) -> "dict[str, Codes]":
-        """Round, in place, every layer to its grid, for what it reads in the network rounded so far."""
+        """Round, in place, every layer to its grid, for its inputs in the network rounded so far."""
         from bitsweep.quantization.layerwise import layer_units, round_units
 
         def choose(given: "UnitInputs") -> "dict[str, Codes]":

@@ -22,7 +22,7 @@ class PlainNetwork(Model):
         kernel, stride, padding: of all convolutions.
         pool: window and stride of the max pooling after each convolution; 1 for none.
         hidden: outputs of the linear layers before the last.
-        dropout: share of what linear layers read that is dropped in training.
+        dropout: share of inputs of linear layers that is dropped in training.
         bias: whether layers have one.
     """
 

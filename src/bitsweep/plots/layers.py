@@ -42,7 +42,7 @@ def write_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path
 
 
 def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path: Path, *, name: str) -> None:
-    """Draw size before and after, their ratio, and the noise of weights and of what is read: of the largest layers."""
+    """Draw size before and after, their ratio, and the noise of weights and inputs: of the largest layers."""
     largest = sorted(range(len(notes)), key=lambda index: -notes[index].parameters)[:_BARS]
     shown = [notes[index] for index in sorted(largest)]
     few = f", the {len(shown)} largest of {len(notes)}" if len(shown) < len(notes) else ""
@@ -85,7 +85,7 @@ def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path:
 
 
 def draw_histograms(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path: Path, *, name: str) -> None:
-    """Draw how weights are spread and what layers read, with chosen ranges and three standard deviations.
+    """Draw histograms of weights and inputs of layers, with chosen ranges and three standard deviations.
 
     Of many layers those whose weights suffered most are drawn, and the first and the last.
     """
@@ -128,7 +128,7 @@ def _clipped(share: float | None, sqnr_db: float | None) -> str:
 
 
 def draw_feature_maps(views: Sequence[LayerStats], path: Path, *, name: str, after: str) -> None:
-    """Draw channels of what some layers read for one image, in the float network beside the compressed one.
+    """Draw input channels of some layers for one image, in the float network beside the compressed one.
 
     A channel has the same colours for the same values in both. The compressed network is run op by op.
     """

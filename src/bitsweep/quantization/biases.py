@@ -1,6 +1,6 @@
 """Biases as 32-bit codes, in units of the products that an integer kernel adds them to.
 
-A layer that reads codes of scale s_x, and weights as codes of scale s_w, sums products of unit s_x s_w. Its bias is
+A layer with inputs as codes of scale s_x, and weights as codes of scale s_w, sums products of unit s_x s_w. Its bias is
 b_q = round(b / (s_x s_w)), for each output channel where the weights have a scale for each.
 
 Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
@@ -40,7 +40,7 @@ def bias_codes(bias: Tensor, *, x_scale: float, weight: Codes) -> tuple[Tensor, 
 
     Args:
         bias: float32 [C].
-        x_scale: of what the layer reads.
+        x_scale: of the layer's input.
 
     Returns:
         int32 codes [C] of the bias, and the weights.
@@ -57,12 +57,12 @@ def bias_codes(bias: Tensor, *, x_scale: float, weight: Codes) -> tuple[Tensor, 
 
 
 def store_biases(graph: GraphModule, codes: Mapping[str, Codes]) -> dict[str, Codes]:
-    """Let, in place, the layers that read codes of up to 8 bits read their biases from codes.
+    """Let, in place, the layers whose inputs are codes of up to 8 bits take their biases from codes.
 
     Wider codes have sums that 32 bits do not hold; no engine takes them, and their biases stay float.
 
     Args:
-        graph: with quantized activations; its layers still read float weights.
+        graph: with quantized activations; its layers still have float weights.
         codes: of the weights, by their path.
 
     Returns:

@@ -51,7 +51,7 @@ def stored(
     curves: tuple[Curve, ...] = (),
     tables: tuple[Table, ...] = (),
 ) -> Compression:
-    """The program of a graph whose activations pass through codes: weights and biases as codes, and notes on layers.
+    """The program of a graph whose activations pass through codes: weights and biases as codes; and layer records.
 
     Args:
         codes: of the weights, by their path.
@@ -73,7 +73,7 @@ class QuantizingMethod(Method):
     """A method that ends in codes, with ranges from the weights and from a few training images.
 
     Attributes:
-        supports_half: whether it can yield float16 and bfloat16, too.
+        supports_half: whether it can also produce float16 and bfloat16.
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
         absorb_bias: move what large biases always add into the next layer (same paper).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
@@ -248,7 +248,7 @@ class QuantizingMethod(Method):
     def input_qparams(
         self, graph: "GraphModule", format: Grid | str, batches: "Sequence[torch.Tensor]"
     ) -> "dict[str, tuple[torch.Tensor, torch.Tensor, Grid]]":
-        """Scale, zero point and grid of what each layer reads, by the name of its node; nothing for a float format."""
+        """Scale, zero point and grid of each layer's input, by the name of its node; nothing for a float format."""
         from bitsweep.quantization.analysis.sensitivity import input_qparams
 
         if not isinstance(format, Grid):
@@ -325,7 +325,7 @@ class CalibratedMethod(QuantizingMethod):
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
     ) -> Compression:
-        """Round weights, then quantize the activations that the rounded network yields; or cast to half precision."""
+        """Round weights, then quantize the activations of the rounded network; or cast to half precision."""
         from bitsweep.data.splits import validation_batches
         from bitsweep.graphs import ops
         from bitsweep.quantization.analysis.sensitivity import sensitivity_table

@@ -23,7 +23,7 @@ def cast(graph: GraphModule, weights: FloatFormat, activations: FloatFormat) -> 
 
 
 def store_as(graph: GraphModule, dtype: torch.dtype) -> None:
-    """Keep, in place, every float parameter in ``dtype``, and cast it to float32 where it is read.
+    """Keep, in place, every float parameter in ``dtype``, and cast it to float32 where it is used.
 
     Raises:
         CompressionError: a parameter is too large for ``dtype``.
@@ -63,7 +63,7 @@ def _cast_parameters(graph: GraphModule, dtype: torch.dtype) -> None:
 
 
 def _cast_output(graph: GraphModule, node: Node, dtype: torch.dtype) -> None:
-    """Cast what a node yields before anyone reads it."""
+    """Cast the output of a node before any other node takes it."""
     readers = list(node.users)
     with graph.graph.inserting_after(node):
         cast = graph.graph.call_function(aten.to.dtype, (node, dtype))

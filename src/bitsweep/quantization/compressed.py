@@ -22,7 +22,7 @@ def save_compression(
     viewed: Array,
     original: ExportedProgram | None = None,
 ) -> None:
-    """Write what a method returned into a folder, with what its program yields for the test images.
+    """Write what a method returned into a folder, with the outputs of its program for the test images.
 
     Args:
         test_batches: float32 images [N, 3, H, W], a batch at a time.

@@ -1,7 +1,7 @@
-"""Dynamic quantization: the range of what a linear layer reads is that of each batch, found while it runs.
+"""Dynamic quantization: the range of a linear layer's input is that of each batch, found while it runs.
 
 With x_lo = min(0, min x) and x_hi = max(0, max x) of a batch, s = (x_hi - x_lo) / 255 and z = round(-x_lo / s), the
-layer reads s (clamp(round(x / s) + z, 0, 255) - z): nothing is clipped, and no images are needed for calibration.
+layer takes s (clamp(round(x / s) + z, 0, 255) - z): nothing is clipped, and no images are needed for calibration.
 
 The ranges are those of the whole batch: an image's logits depend a little on the images beside it.
 """
@@ -25,7 +25,7 @@ def linear_layers(graph: GraphModule) -> tuple[Node, ...]:
 
 
 def quantize_reads(graph: GraphModule, grid: Grid) -> None:
-    """Let, in place, linear layers read codes whose scale and zero point are chosen at run time.
+    """Let, in place, linear layers take codes whose scale and zero point are chosen at run time.
 
     Args:
         grid: unsigned, affine, per-tensor.
@@ -54,7 +54,7 @@ def macs(graph: GraphModule, layer: Layer) -> int:
         graph: the traced float network.
     """
     (node,) = (node for node in graph.graph.nodes if node.name == layer.node)
-    # A transposed convolution applies its weights to every position that it reads, all others to those they yield.
+    # A transposed convolution applies its weights to every input position, all others to every output position.
     placed = node.all_input_nodes[0] if "transpose" in layer.kind else node
     shape = placed.meta["val"].shape
     return math.prod(map(int, shape[2:] if "conv" in layer.kind else shape[1:-1])) * layer.weight.numel()

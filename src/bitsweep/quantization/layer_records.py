@@ -39,7 +39,7 @@ class _Stored:
 def layer_records(
     graph: GraphModule, originals: tuple[Layer, ...], clipped: Mapping[str, float] = MappingProxyType({})
 ) -> tuple[LayerRecord, ...]:
-    """A note on each layer of the float network that a graph was made from.
+    """A record of each layer of the float network that a graph was made from.
 
     Args:
         graph: the rewritten graph.
@@ -53,7 +53,7 @@ def layer_records(
 
 
 def _note(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[str, float]) -> LayerRecord:
-    """Note on a layer and the chain of layers that it became, mostly of itself alone."""
+    """Record of a layer and the chain of layers that it became, mostly of itself alone."""
     first, last = chain[0], chain[-1]
     parts, bias = [_stored(graph, arguments(node)[1]) for node in chain], bias_of(last)
     values = product([part.values for part in parts])
@@ -115,7 +115,7 @@ def _bits(values: torch.Tensor) -> int:
 
 
 def _activation(graph: GraphModule, read: Node, weight: Node) -> tuple[str, tuple[float, float] | None, str]:
-    """What a layer reads: a grid or the type in which it computes, its range, and the name of the node it is from."""
+    """Input of a layer: a grid or the type in which it computes, its range, and the name of the node it is from."""
     if read.target == quantized.dequantize_per_tensor.default:
         codes, scale, zero_point, lo, hi, _ = arguments(read)
         source = arguments(codes)[0]

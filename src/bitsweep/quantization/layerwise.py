@@ -1,7 +1,7 @@
-"""Walks a network twice at once: as it was, and with the weights that have been rounded so far.
+"""Runs a network layer by layer, twice at once: as it was, and with the weights that have been rounded so far.
 
-Rounding that looks at data treats a network in units, in the order in which they run. A unit sees what it reads in
-the float network and what it reads in the network whose earlier units are rounded already.
+Rounding that looks at data treats a network in units, in the order in which they run. A unit sees its inputs in
+the float network and its inputs in the network whose earlier units are rounded already.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from bitsweep.graphs.ops import ELEMENTWISE, arguments, attribute, is_layer, set_attribute
 from bitsweep.quantization.weights import Codes
 
-#: What a node yields for each batch.
+#: Outputs of a node, one for each batch.
 Batches = list[Any]
 
 
@@ -24,7 +24,7 @@ class Unit:
     """Operations whose weights are rounded together.
 
     Attributes:
-        nodes: in the order in which they run; the last one yields what the unit yields.
+        nodes: in the order in which they run; the output of the last one is that of the unit.
     """
 
     nodes: tuple[Node, ...]
@@ -36,17 +36,17 @@ class Unit:
 
     @property
     def inputs(self) -> tuple[Node, ...]:
-        """What the unit reads of the rest of the network, parameters apart."""
+        """Nodes of the rest of the network whose outputs the unit takes, parameters apart."""
         sources = (source for node in self.nodes for source in node.all_input_nodes)
         return tuple(dict.fromkeys(node for node in sources if node not in self.nodes and node.op != "get_attr"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitInputs:
-    """What a unit reads, while its weights are to be replaced in the graph.
+    """Inputs of a unit, while its weights are to be replaced in the graph.
 
     Attributes:
-        inputs: by node, what the unit reads in the float network.
+        inputs: by node, those in the float network.
         rounded_inputs: the same in the network rounded so far.
         originals: parameters of the float network by path.
     """
@@ -62,12 +62,12 @@ class UnitInputs:
         return tuple(str(arguments(layer)[1].target) for layer in self.unit.layers)
 
     def outputs(self) -> Batches:
-        """What the unit yields in the float network."""
+        """Outputs of the unit in the float network."""
         return outputs(self.unit, self.inputs, self.originals)
 
 
 def parameters_of(graph: GraphModule) -> dict[str, torch.Tensor]:
-    """The parameters and buffers that a graph reads, by path."""
+    """The parameters and buffers that a graph uses, by path."""
     return {str(node.target): attribute(graph, node) for node in graph.graph.find_nodes(op="get_attr")}
 
 
@@ -81,7 +81,7 @@ def round_units(
 
     Args:
         batches: images, float32 [N, 3, H, W].
-        choose_codes: from what a unit reads to the codes of its layers, by the path of the weights.
+        choose_codes: from inputs of a unit to the codes of its layers, by the path of the weights.
 
     Returns:
         The codes of all layers, for ``store_codes``; until then the graph computes with their values.
@@ -104,7 +104,7 @@ def layerwise(
     *,
     originals: Mapping[str, torch.Tensor],
 ) -> Iterator[UnitInputs]:
-    """Stop at every unit, in order; what comes later sees the parameters that the graph has by then.
+    """Give every unit in order; later units see the parameters that the graph has by then.
 
     Args:
         batches: images, float32 [N, 3, H, W].
@@ -142,7 +142,7 @@ def layerwise(
 
 
 def outputs(unit: Unit, inputs: Mapping[Node, Batches], parameters: Mapping[str, torch.Tensor]) -> Batches:
-    """What a unit yields for each batch."""
+    """Outputs of a unit, one for each batch."""
     count = len(next(iter(inputs.values())))
     return [
         evaluate(unit.nodes, {node: batches[batch] for node, batches in inputs.items()}, parameters)
@@ -151,10 +151,10 @@ def outputs(unit: Unit, inputs: Mapping[Node, Batches], parameters: Mapping[str,
 
 
 def evaluate(nodes: Sequence[Node], values: Mapping[Node, Any], parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the last of some operations yields.
+    """Output of the last of some operations.
 
     Args:
-        values: by node, what they read of others.
+        values: by node, their inputs from other operations.
         parameters: by path.
     """
     known = dict(values)
@@ -170,7 +170,7 @@ def layer_units(graph: GraphModule) -> list[Unit]:
 
 
 def activated_units(graph: GraphModule) -> list[Unit]:
-    """Every layer with the activation function that alone reads it."""
+    """Every layer with the activation function that alone takes its output."""
     units = []
     for unit in layer_units(graph):
         (layer,) = unit.nodes

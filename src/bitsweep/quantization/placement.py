@@ -2,12 +2,12 @@
 
 A pair of quantize and dequantize stands where an integer engine needs one to run an operation on codes:
 
-- on what a convolution or linear layer reads and yields. When a ReLU (or a clamp from 0) alone reads what it yields,
+- on input and output of a convolution or linear layer. When a ReLU (or a clamp from 0) alone takes its output,
   only the ReLU's output has a pair, so that both run as one kernel. A linear layer leaves logits in float;
-- on what additions and multiplications of two activations, averages and smooth activation functions read and yield;
+- on inputs and outputs of additions and products of two activations, averages and smooth activation functions;
 - the same pair, with one scale, before and after operations that only select or move values, such as max pooling.
 
-One tensor has one pair, whoever reads it. Some functions tell nothing apart beyond certain bounds (hard-swish is 0
+One tensor has one pair, whichever nodes take it. Some functions are constant beyond certain bounds (hard-swish is 0
 below -3): codes are spread within those bounds only.
 """
 
@@ -45,7 +45,7 @@ FUNCTIONS: dict[Any, tuple[float, float]] = {
     aten.avg_pool2d.default: (-math.inf, math.inf),
     aten.mean.dim: (-math.inf, math.inf),
 }
-#: Operations that yield values that they read.
+#: Operations whose output values are input values.
 MOVES = {
     aten.max_pool2d.default,
     aten.flatten.using_ints,
@@ -70,7 +70,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
         self.choose_range = choose_range
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Write an annotation into every node that reads or yields codes."""
+        """Write an annotation into every node with codes as input or output."""
         for node in model.graph.nodes:
             if node.target in LAYER_KINDS:
                 self._annotate(node, inputs=node.args[:1], yields=not _yields_logits(node))
@@ -106,7 +106,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
         )
 
     def _spec(self, node: Node) -> QuantizationSpecBase:
-        """How a tensor is quantized, whoever reads it."""
+        """How a tensor is quantized, whichever nodes take it."""
         ends = {FUNCTIONS.get(user.target, (-math.inf, math.inf)) for user in node.users}
         bounds = ends.pop() if len(ends) == 1 else (-math.inf, math.inf)
         return activation_spec(self.grid, self.choose_range, bounds=bounds)
@@ -122,7 +122,7 @@ def _fuses(node: Node) -> bool:
 
 
 def _moves(node: Node) -> bool:
-    """Whether a node yields nothing but values that it reads, and zeros."""
+    """Whether all output values of a node are input values or zeros."""
     if node.target == aten.adaptive_avg_pool2d.default:
         read, yielded = (value.meta["val"].shape[2:] for value in (node.all_input_nodes[0], node))
         return not any(count % size for size, count in zip(read, yielded, strict=True))

@@ -1,4 +1,4 @@
-"""Weights of a graph as integer codes: a layer then reads dequantized ``weight_codes`` in the place of ``weight``."""
+"""Weights of a graph as integer codes: a layer then takes dequantized ``weight_codes`` instead of ``weight``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def round_weights(graph: GraphModule, choose_codes: Callable[[torch.Tensor], Cod
 
 
 def store_codes(graph: GraphModule, codes: Mapping[str, Codes]) -> None:
-    """Let, in place, layers of a graph read their weights from codes, by the path of the weights."""
+    """Let, in place, layers of a graph take their weights from codes, by the path of the weights."""
     for layer in [node for node in graph.graph.nodes if is_layer(node)]:
         path = str(layer.args[1].target)
         if path not in codes:

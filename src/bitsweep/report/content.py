@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
-#: Axes that every table shows; the others only where they differ between cells.
+#: Config groups that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
 #: Knob that says what an engine with kernels for several processors ran on.
 DEVICE = "backend.device"
@@ -18,7 +18,7 @@ class Row:
     """A cell and how it ended.
 
     Attributes:
-        cell: axis -> choice, and the knobs that were overridden.
+        cell: config group -> choice, and the knobs that were overridden.
         metrics: by the names of ``docs/measurement.md``; any may be missing.
         verdict: on the speed-up; empty where nothing was timed against fp32.
         findings: sentences on what the figures alone do not tell.
@@ -80,7 +80,7 @@ class SweepReport:
     """Everything that a report tells.
 
     Attributes:
-        compare_url: path of the comparison view under the address of the MLflow UI.
+        compare_url: path of the comparison page under the address of the MLflow UI.
     """
 
     sweep_id: str
@@ -100,13 +100,13 @@ class SweepReport:
 
     @property
     def varying_choices(self) -> list[str]:
-        """Axes and knobs to show: the usual ones, those that tell cells apart, and the device if one was chosen."""
+        """Groups and knobs to show: the usual ones, those that tell cells apart, and the device if one was chosen."""
         chosen = [DEVICE] if any(DEVICE in row.cell for row in self.rows) else []
         return list(dict.fromkeys([*SHOWN_AXES, *telling(self.rows), *chosen]))
 
 
 def telling(rows: Sequence[Row]) -> list[str]:
-    """Axes that differ between rows, and knobs that do between rows with the same choice on the knob's axis.
+    """Groups that differ between rows, and knobs that do between rows with the same choice in the knob's group.
 
     Where all rows with ``method=gpfq`` have the same ``method.radius``, the radius tells nothing beyond the method.
     """

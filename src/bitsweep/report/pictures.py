@@ -78,7 +78,7 @@ def _along_bits(rows: list[Row], dataset: str) -> Picture:
 
 
 def _varying(rows: list[Row]) -> list[str]:
-    """Axes and knobs that tell rows apart; seeds are repetitions."""
+    """Config groups and knobs in which rows differ; seeds are repetitions."""
     return [name for name in telling(rows) if not name.endswith("seed")]
 
 
@@ -95,10 +95,10 @@ def _along(
     apart: list[str],
     ticks: Sequence[float] = (),
 ) -> Picture:
-    """Accuracy against a number, a line for the rows that are alike on some axes.
+    """Accuracy against a number, a line for the rows that are alike in some config groups or knobs.
 
     Args:
-        apart: these axes.
+        apart: these.
         ticks: of a logarithmic scale; without, it depends on the numbers whether there is one, and they are its ticks.
     """
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ def _along(
 
 
 def _across(rows: list[Row]) -> Picture:
-    """Accuracy on each data set, a panel for each model, a bar for the rows that are alike on all other axes."""
+    """Accuracy on each data set, a panel for each model, a bar for the rows that are alike in all else."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -30,7 +30,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         self.grids = grids or {"": {}}
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the grid that the command-line words span; ends the program with the sweep's exit code."""
+        """Run the grid that the command line spans; ends the program with the sweep's exit code."""
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader

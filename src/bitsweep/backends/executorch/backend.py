@@ -21,7 +21,7 @@ MODEL = "model.pte"
 @final
 @configurable
 class ExecuTorch(Backend):
-    """XNNPACK's kernels. The artifact is one file, with parameters in the layout that these read.
+    """XNNPACK's kernels. The artifact is one file, with parameters in the layout that these need.
 
     Attributes:
         max_batch: most images that the artifact takes at once.

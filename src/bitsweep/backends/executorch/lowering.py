@@ -1,7 +1,7 @@
 """Programs as ExecuTorch files, in the form that XNNPACK recognises.
 
 Biases are float parameters, which XNNPACK turns into codes itself. A layer whose output is not quantized, as the last
-one that yields the logits, is computed in float: XNNPACK's integer kernels yield codes.
+one that gives the logits, is computed in float: outputs of XNNPACK's integer kernels are codes.
 """
 
 import json

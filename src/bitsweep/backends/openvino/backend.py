@@ -130,7 +130,7 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _attributes(node: Any) -> dict[str, str]:
-    """What the executed graph notes on an operation."""
+    """What the executed graph records about an operation."""
     return {key: value.astype(str) for key, value in node.get_rt_info().items()}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 ENGINE, KERNELS = "model.engine", "kernels.json"
-#: How the builder's log describes a layer of an engine, and a tensor that the layer reads.
+#: How the builder's log describes a layer of an engine, and an input tensor of the layer.
 _LAYER = re.compile(
     r"^Name: (.*), LayerType: (\w+), Inputs: \[(.*)\], Constants: \[(.*)\], Outputs: \[.*$", re.MULTILINE
 )
@@ -34,7 +34,7 @@ class _Engine:
 
     Attributes:
         queue: lets it run a batch of so many images, in its stream.
-        images, logits: addresses of what it reads and writes.
+        images, logits: addresses of its input and its output.
         shape: C, H and W of the images.
     """
 
@@ -100,7 +100,7 @@ class TensorRt(Backend):
         return Scheme(weights=weights, activations=signed, arithmetic="integer", why=why)
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
-        """Build the engine for the target, and note its kernels: the engine itself tells them on such a GPU only."""
+        """Build the engine for the target, and record its kernels: the engine itself lists them on such a GPU only."""
         from bitsweep.lowering.onnx.export import export_onnx
 
         trt = self._library()
@@ -185,7 +185,7 @@ class TensorRt(Backend):
         )
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
-        """The layers of the engine, as they were noted when it was built."""
+        """The layers of the engine, as they were recorded when it was built."""
         noted = [OpProfile(**each) for each in json.loads((folder / KERNELS).read_text())]
         return tuple(replace(kernel, macs=len(images) * kernel.macs) for kernel in noted)
 
@@ -232,7 +232,7 @@ def profile_of(layers: str, products: dict[str, int]) -> list[OpProfile]:
 
 
 def _type(tensors: list[tuple[str, str]]) -> str:
-    """Type of the first tensor that a layer reads; empty where it reads none."""
+    """Type of the first input tensor of a layer; empty where it has none."""
     return tensors[0][1] if tensors else ""
 
 

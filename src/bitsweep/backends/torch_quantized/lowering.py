@@ -2,7 +2,7 @@
 
 A kernel takes the place of a dequantization, an operation and a quantization, and of a rectifier between the last two.
 Codes are unsigned bytes: signed ones are shifted by 128, and so are their zero points. What no kernel matches stays in
-float between a dequantization and a quantization. So do averages on another scale than they read: the kernels would
+float between a dequantization and a quantization. So do averages whose scale is not that of their input: kernels would
 round them twice.
 """
 
@@ -109,7 +109,7 @@ class _Lowering:
                 lowered.meta.setdefault("val", node.meta["val"])
                 node.replace_all_uses_with(lowered)
             elif node.target in (aten.view.default, aten.reshape.default):
-                # What kernels yield is channels last, of which there may be no view in that shape.
+                # Outputs of kernels are channels last, which may have no view in that shape.
                 node.target, node.args = aten.reshape.default, (node.args[0], _of_any_batch(node))
 
     def call(self, operation: Any, *args: Any, **kwargs: Any) -> Node:
@@ -117,7 +117,7 @@ class _Lowering:
         return self.graph.graph.call_function(operation, args, kwargs)
 
     def keep(self, name: str, packed: Any) -> Node:
-        """A node that reads packed weights."""
+        """A node with packed weights as its value."""
         setattr(self.graph, name, packed)
         return self.graph.graph.create_node("get_attr", name)
 
@@ -181,7 +181,7 @@ class _Lowering:
         if codes is None:
             operation, ceiling = source, math.inf
             codes = self.call(aten.quantize_per_tensor.default, source, *coding.qparams, torch.quint8)
-        # What the kernel yields, and what of it the Q/DQ graph does.
+        # The output of the kernel, and the part of it that the Q/DQ graph has.
         lowest = 0 if operation is source else coding.zero_point
         top = round(min(coding.value(LARGEST), ceiling) / coding.scale) + coding.zero_point
         lo, hi = max(lowest, coding.lo), min(top, coding.hi)
@@ -216,7 +216,7 @@ def _without_rectifier(node: Node) -> tuple[Node, float]:
     return node, math.inf
 
 
-# --------------------------------------------------------------------------- kernels that yield codes
+# --------------------------------------------------------------------------- kernels with codes as output
 
 
 def _convolution(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
@@ -299,7 +299,7 @@ def _concatenate(lowering: _Lowering, node: Node, coding: Coding, rectified: boo
 
 
 def _function(kernel: Any) -> Callable[..., Node | None]:
-    """A function of one tensor, by a kernel that takes scale and zero point of what it yields."""
+    """A function of one tensor, by a kernel that takes scale and zero point of its output."""
 
     def lower(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
         codes = lowering.codes_of(node.args[0])
@@ -310,7 +310,7 @@ def _function(kernel: Any) -> Callable[..., Node | None]:
 
 def _sigmoid(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
     if torch.backends.quantized.engine == "qnnpack" and coding.qparams != (1 / 256, 0):
-        return None  # QNNPACK's kernel yields no other codes
+        return None  # QNNPACK's kernel has no other output codes
     return _function(kernels.sigmoid.default)(lowering, node, coding, rectified)
 
 
@@ -337,7 +337,7 @@ KERNELS: dict[Any, Callable[[_Lowering, Node, Coding, bool], Node | None]] = {
 }
 
 
-# --------------------------------------------------------------------------- kernels that yield floats
+# --------------------------------------------------------------------------- kernels with floats as output
 
 
 def _linear_to_floats(lowering: _Lowering, node: Node) -> Node | None:

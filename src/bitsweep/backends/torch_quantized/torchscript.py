@@ -129,7 +129,7 @@ def _without_advice() -> Iterator[None]:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operation with its multiply-accumulates."""
+    """Records every operation with its multiply-accumulates."""
 
     def __init__(self, images: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -121,7 +121,7 @@ def described(layers: str, *, macs: int) -> tuple[OpProfile, ...]:
 
 
 def _type(layer: dict[str, Any]) -> str:
-    """Type of the first tensor that a layer reads, by a key that differs among versions; empty where it reads none."""
+    """Type of the first input tensor of a layer, by a key that differs among versions; empty where it has none."""
     read = layer["Inputs"][0] if layer["Inputs"] else {}
     return next((str(value) for key, value in read.items() if "Datatype" in key), "")
 

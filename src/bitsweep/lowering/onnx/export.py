@@ -38,7 +38,7 @@ def export_onnx(
         codes_of_biases: whether biases that are 32-bit codes stay codes; else the values that these mean are written.
         codes_of_gates: whether hard-swish and SiLU of 8-bit codes are written as products of two tensors of codes, for
             engines without a kernel for these functions.
-        fused_gates: whether what hard-swish, SiLU and the sigmoid read is dequantized by arithmetic, for engines that
+        fused_gates: whether inputs of hard-swish, SiLU and the sigmoid are dequantized by arithmetic, for engines that
             fuse this, and the function, into the layer before.
         pointwise_linear: whether linear layers of codes are written as 1x1 convolutions over the batch, for engines
             that have better kernels for these.

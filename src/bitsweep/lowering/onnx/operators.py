@@ -77,7 +77,7 @@ def mean(values: Any, dim: list[int], keepdim: bool = False, dtype: int | None =
 def linear(values: Any, weight: Any, bias: Any = None) -> Any:
     """A linear layer; where its input is quantized at run time, one that multiplies codes.
 
-    With codes q of scale s and zero point z, and weights as codes w of scale s_w and zero point z_w, it yields
+    With codes q of scale s and zero point z, and weights as codes w of scale s_w and zero point z_w, it computes
     s s_w ((q - z) (w - z_w)^T) + b.
     """
     codes, scale, zero_point = _quantized_at_run_time(values)
@@ -127,7 +127,7 @@ def _coded(values: Any) -> tuple[Any, Array, Array] | None:
 
 
 def _gate_as_codes(gate: Any, function: Callable[[float], float], scale: Array, zero_point: Array) -> Any:
-    """A gate through codes of its own, from 0 to what a rising function yields for the largest value that is gated."""
+    """A gate through codes of its own, from 0 to the value of a rising function at the largest value that is gated."""
     ends = np.iinfo(zero_point.dtype)
     largest = function(float(scale) * (ends.max - int(zero_point)))
     unit = _constant(np.float32(largest / (ends.max - ends.min)))
@@ -147,7 +147,7 @@ def quantize_at_run_time(values: Any, scale: Any, zero_point: Any, *limits: Any)
 
 
 def dequantize_at_run_time(codes: Any, scale: Any, zero_point: Any, *limits: Any) -> Any:
-    """Values of such codes, for operations that do not read the codes themselves."""
+    """Values of such codes, for operations that do not take the codes themselves."""
     return op.DequantizeLinear(codes, scale, zero_point)
 
 

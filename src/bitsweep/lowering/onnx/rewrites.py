@@ -114,7 +114,7 @@ def _zeros_around(pad: ir.Node) -> list[int] | None:
 
 
 def dequantize_gates_by_arithmetic(graph: ir.Graph) -> None:
-    """Write what hard-swish, SiLU and the sigmoid read as s (q - z) of its codes: a cast, a subtraction and a product.
+    """Write inputs of hard-swish, SiLU and sigmoid as s (q - z) of their codes: a cast, a subtraction and a product.
 
     What OpenVINO knows as a dequantization often starts a kernel of its own, which reads codes from memory; arithmetic
     it computes with the function at the end of the layer before.

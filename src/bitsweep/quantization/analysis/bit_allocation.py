@@ -23,7 +23,7 @@ class Study:
     Attributes:
         paths: of the weights of each layer, by the name of its node.
         codes: by the path of the weights.
-        activations: scale, zero point and grid of what a layer reads, by the name of its node.
+        activations: scale, zero point and grid of each layer's input, by the name of its node.
         labelled: images, float32 [N, 3, H, W], with their labels [N].
         parameters: of the float network, by path.
     """

@@ -23,7 +23,7 @@ _SMALLEST_MAP = 4
 
 
 def layer_stats(before: ExportedProgram, after: ExportedProgram, images: torch.Tensor) -> tuple[LayerStats, ...]:
-    """Look at the layers of a float network, and at what they read in the network that was made from it.
+    """Statistics of the layers of a float network, and of their inputs in the network that was made from it.
 
     A layer of that network is known by the path of its weights. Where it became a chain, its first part is looked at.
 
@@ -57,7 +57,7 @@ def layer_stats(before: ExportedProgram, after: ExportedProgram, images: torch.T
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """What a layer reads: a sample of the values, always at the same places, their ends, and those of one image."""
+    """Inputs of a layer: a sample of the values, always at the same places, their ends, and those of one image."""
 
     values: torch.Tensor
     low: float
@@ -71,7 +71,7 @@ class _Read:
 
 
 class _Reader(Interpreter):
-    """Runs a network and keeps what its layers read when they are first run."""
+    """Runs a network and keeps inputs of its layers when they are first run."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
@@ -125,7 +125,7 @@ def _distribution(values: torch.Tensor, low: float, high: float) -> Distribution
 
 
 def _spread(names: list[str]) -> list[str]:
-    """A few layers from near the first, which reads the image itself, to the last."""
+    """A few layers from near the first, whose input is the image itself, to the last."""
     inner = names[1:]
     few = min(_MAPPED_LAYERS, len(inner))
     return [inner[round(place * (len(inner) - 1) / max(1, few - 1))] for place in range(few)]

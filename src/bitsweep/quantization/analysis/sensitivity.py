@@ -24,7 +24,7 @@ class Rounding:
 
     Attributes:
         weight: rounded values.
-        activation: scale, zero point and grid of what the layer reads; None where that stays float.
+        activation: scale, zero point and grid of the layer's input; None where that stays float.
     """
 
     weight: Tensor
@@ -96,7 +96,7 @@ def effects(
 def input_qparams(
     graph: GraphModule, grid: Grid, choose_range: ChooseRange, batches: Iterable[Tensor]
 ) -> dict[str, tuple[Tensor, Tensor, Grid]]:
-    """Scale, zero point and grid of what each layer reads, by the name of its node.
+    """Scale, zero point and grid of each layer's input, by the name of its node.
 
     Args:
         batches: calibration images, float32 [N, 3, H, W].
@@ -124,7 +124,7 @@ def sensitivity_table(
 
     Args:
         codes: of the weights, by their path.
-        activations: scale, zero point and grid of what a layer reads, by the name of its node.
+        activations: scale, zero point and grid of each layer's input, by the name of its node.
         batches, parameters: as for ``effects``.
     """
     layers = layer_paths(graph)
@@ -169,7 +169,7 @@ class _Rounded(Interpreter):
 
 
 class _Watcher(Interpreter):
-    """Runs a network and counts what its layers read."""
+    """Runs a network and counts the input values of its layers."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)

@@ -123,7 +123,7 @@ class TrainedLayer(nn.Module):
         return self.weight * factor.reshape(-1, *[1] * (self.weight.ndim - 1)), self.beta - self.mean * factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer and its normalisation yield."""
+        """Output of the layer and its normalisation."""
         weight, bias = self.folded
         rounded = self.codes(weight, weight[0].numel() if self.codes.scale.ndim else weight.numel())
         if not self.normalized or not self.training:

@@ -200,7 +200,7 @@ class _Run(Interpreter):
 
 
 class _Moments(Interpreter):
-    """Runs a graph and sums what some layers yield, and its squares, over images and positions."""
+    """Runs a graph and sums outputs of some layers, and their squares, over images and positions."""
 
     def __init__(self, graph: GraphModule, layers: Collection[Node]) -> None:
         super().__init__(graph)
@@ -222,7 +222,7 @@ class _Moments(Interpreter):
 def _statistics(
     graph: GraphModule, normalized: Collection[str], batches: Sequence[Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and variance [C] of what the normalised layers yield before their biases are added, by node."""
+    """Mean and variance [C] of outputs of the normalised layers before their biases are added, by node."""
     layers = [node for node in graph.graph.nodes if is_layer(node) and node.args[1].target in normalized]
     if not layers:
         return {}

@@ -1,4 +1,4 @@
-"""Bias correction: rounding shifts the mean of what a layer yields, and its bias can take that back.
+"""Bias correction: rounding shifts the mean of a layer's output, and its bias can take that back.
 
 Paper: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv 1906.04721),
 section 4.2, in the empirical form of its appendix D.
@@ -16,7 +16,7 @@ from bitsweep.quantization.layerwise import layer_units, layerwise, outputs, par
 
 @torch.no_grad()
 def correct_biases(graph: GraphModule, originals: Mapping[str, Tensor], batches: Sequence[Tensor]) -> None:
-    """Correct, in place, the biases of all layers in order: b -= E[y~] - E[y], each on what corrected layers yield.
+    """Correct, in place, the biases of all layers in order: b -= E[y~] - E[y], each on outputs of corrected layers.
 
     Args:
         graph: the network with rounded weights.

@@ -1,7 +1,7 @@
 """Ranges evened out between the channels of a network that computes the same.
 
 A ReLU, a pooling or a reshape between two layers lets a positive factor of a channel through, so that the first layer
-may yield s_i times less in channel i if the second multiplies it by s_i.
+may give s_i times less in channel i if the second multiplies it by s_i.
 
 Paper: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv 1906.04721).
 """
@@ -30,7 +30,7 @@ EQUIVARIANT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two layers of which the second alone reads the first, through operations that let factors through."""
+    """Two layers of which the second alone takes the first's output, through operations that let factors through."""
 
     first: Node
     between: tuple[Node, ...]
@@ -98,7 +98,7 @@ def equalize(graph: GraphModule, *, iterations: int = 50, tolerance: float = 1e-
 def absorb_high_biases(graph: GraphModule, batches: Sequence[Tensor], *, sigmas: float = 3.0) -> None:
     """Move, in place, what nearly always passes a ReLU from the bias before it into the bias of the layer after it.
 
-    With mean and deviation of channel i before the ReLU, c_i = max(0, mean_i - sigmas deviation_i): relu(x - c) =
+    With mean and std of channel i before the ReLU, c_i = max(0, mean_i - sigmas std_i): relu(x - c) =
     relu(x) - c unless x < c, so that b1 -= c and b2 += W2 c. Near zero padding, which does not contain c, the network
     changes a little.
 
@@ -141,7 +141,7 @@ def _is_bounded(node: Node) -> bool:
 
 
 def _by_input_channel(weight: Tensor, layer: Node, C: int) -> Tensor:
-    """Weights as [C, O / G, K]: all that multiplies channel i of what the layer reads."""
+    """Weights as [C, O / G, K]: all that multiplies input channel i of the layer."""
     G = groups_of(layer)
     O = weight.shape[0] // G
     grouped = weight.reshape(G, O, C // G, -1)

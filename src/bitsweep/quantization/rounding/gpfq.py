@@ -29,7 +29,7 @@ def gpfq_codes(
         (G_tt w_t + sum_{j<t} w_j G_tj - sum_{j<t} q_j H_tj) / H_tt,    0 where H_tt = 0
 
     Args:
-        gram_GII: H, of the inputs as the rounded network yields them.
+        gram_GII: H, of the inputs in the rounded network.
         cross_GII: G, of these with the inputs of the float network.
         scale_GO1, zero_point_GO1: of each output channel; may be broadcast.
         to_code: see `bitsweep.quantization.rounding.alphabets.rounder`.

@@ -35,7 +35,7 @@ def gptq_codes(
 
     Args:
         weight_GOI: float weights.
-        hessian_GII: H, of the inputs as the rounded network yields them.
+        hessian_GII: H, of the inputs in the rounded network.
         scale_GO1, zero_point_GO1: of each output channel; may be broadcast.
         damping: share of the mean of H's diagonal that is added to it; larger for fewer images.
         act_order: round the inputs with the largest H_ii first instead of in their order.
@@ -73,7 +73,7 @@ def gptq_codes(
 
 
 def hessian_of(layer: Node, weight: Tensor, inputs: Iterable[Tensor]) -> Tensor:
-    """H = X X^T of a layer, float64 [G, I, I], from what it reads of each batch."""
+    """H = X X^T of a layer, float64 [G, I, I], from its inputs of each batch."""
     seen = (im2col.patches(x, layer, weight) for x in inputs)
     return im2col.gram((patch, patch) for patch in seen)
 

@@ -81,7 +81,7 @@ def reconstruct(
 
     Minimises, over random images, the mean over images and positions of ||f(X) - f^(X~)||^2, summed over channels, plus
     lambda sum(1 - |2 h - 1|^beta), where f is the float unit on the float network's inputs X, and f^ the unit with
-    softly rounded weights on what the network rounded so far yields.
+    softly rounded weights on outputs of the network rounded so far.
 
     Args:
         soft: by the path of the weights, for every layer of the unit.
@@ -111,5 +111,5 @@ def reconstruct(
 
 
 def _take(inputs: Mapping[Node, Any], chosen: Tensor) -> dict[Node, Any]:
-    """Some images of what a unit reads; sizes of the batch become theirs."""
+    """Some images of a unit's inputs; sizes of the batch become theirs."""
     return {node: value[chosen] if torch.is_tensor(value) else len(chosen) for node, value in inputs.items()}
