@@ -25,7 +25,7 @@ types: .venv/ready
 	$(BIN)/mypy
 
 smoke: .venv/ready
-	$(BIN)/python run.py +sweep=smoke
+	$(BIN)/python run.py sweep=smoke
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""What the README and the docs name exists: files, links, commands, settings, choices, flags, columns and layers."""
+"""What the README, the docs and comments of YAMLs name exists: files, links, commands, settings, choices, flags, columns and layers."""
 
 import ast
 import contextlib
@@ -53,7 +53,17 @@ def _commands(page: Path) -> list[list[str]]:
     return [command for command in words if len(command) > 1]
 
 
-ALL_COMMANDS = sorted({shlex.join(command) for page in PAGES for command in _commands(page)})
+def _commands_of_yaml(file: Path) -> list[list[str]]:
+    return [
+        shlex.split(line)
+        for line in re.findall(r"^#.*?(python run\.py .*?)(?:    |$)", file.read_text(), flags=re.MULTILINE)
+    ]
+
+
+ALL_COMMANDS = sorted(
+    {shlex.join(command) for page in PAGES for command in _commands(page)}
+    | {shlex.join(command) for file in CONF.rglob("*.yaml") for command in _commands_of_yaml(file)}
+)
 
 
 def _exists(path: str) -> bool:
