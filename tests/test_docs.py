@@ -1,4 +1,4 @@
-"""What the README, the docs and comments of YAMLs name exists: files, links, commands, settings, choices, flags, columns and layers."""
+"""What the README, the docs and YAML comments name exists: files, links, commands, settings, choices, flags, layers."""
 
 import ast
 import contextlib
