@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
+from bitsweep.graphs.observe import observe
 from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, arguments, layers
 from bitsweep.quantization import grids
 from bitsweep.results import Array, Distribution, LayerStats
@@ -70,20 +71,6 @@ class _Read:
         return self.first.ndim == 3 and min(self.first.shape[1:]) >= _SMALLEST_MAP
 
 
-class _Reader(Interpreter):
-    """Runs a network and keeps inputs of its layers when they are first run."""
-
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self.read: dict[str, _Read] = {}
-
-    def run_node(self, n: Node) -> Any:
-        if (n.target in LAYER_KINDS or n.target in FLOAT_KINDS) and (name := _layer_name(n)) not in self.read:
-            x = self.env[arguments(n)[0]].float()
-            self.read[name] = _Read(values=_sample(x), low=x.min().item(), high=x.max().item(), first=x[0].clone())
-        return super().run_node(n)
-
-
 def _graph(program: ExportedProgram) -> GraphModule:
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
@@ -91,10 +78,16 @@ def _graph(program: ExportedProgram) -> GraphModule:
 
 
 def _read_by_layers(graph: GraphModule, images: torch.Tensor) -> dict[str, _Read]:
-    reader = _Reader(graph)
-    with torch.no_grad():
-        reader.run(images)
-    return reader.read
+    """What each layer reads when it is run first, by its path."""
+    read: dict[str, _Read] = {}
+
+    def see(node: Node, inputs: tuple[Any, ...], _: Any) -> None:
+        if (node.target in LAYER_KINDS or node.target in FLOAT_KINDS) and (name := _layer_name(node)) not in read:
+            x = inputs[0].float()
+            read[name] = _Read(values=_sample(x), low=x.min().item(), high=x.max().item(), first=x[0].clone())
+
+    observe(graph, [images], see)
+    return read
 
 
 def _layer_name(node: Node) -> str:

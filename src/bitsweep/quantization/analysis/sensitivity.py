@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
+from bitsweep.graphs.observe import observe
 from bitsweep.graphs.ops import arguments, is_layer
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.histograms import Histogram, histogram, merge
@@ -92,7 +93,6 @@ def effects(
     ]
 
 
-@torch.no_grad()
 def input_qparams(
     graph: GraphModule, grid: Grid, choose_range: ChooseRange, batches: Iterable[Tensor]
 ) -> dict[str, tuple[Tensor, Tensor, Grid]]:
@@ -101,10 +101,15 @@ def input_qparams(
     Args:
         batches: calibration images, float32 [N, 3, H, W].
     """
-    watcher = _Watcher(graph)
-    for images in batches:
-        watcher.run(images)
-    return {name: (*grids.choose_qparams(*choose_range(seen, grid), grid), grid) for name, seen in watcher.seen.items()}
+    histograms: dict[str, Histogram] = {}
+
+    def see(node: Node, inputs: tuple[Any, ...], _: Any) -> None:
+        if is_layer(node):
+            new = histogram(inputs[0], of_images=True)
+            histograms[node.name] = merge(histograms[node.name], new) if node.name in histograms else new
+
+    observe(graph, batches, see)
+    return {name: (*grids.choose_qparams(*choose_range(seen, grid), grid), grid) for name, seen in histograms.items()}
 
 
 def layer_paths(graph: GraphModule) -> dict[str, str]:
@@ -166,17 +171,3 @@ class _Rounded(Interpreter):
             x = grids.fake_quantize(x, *rounding.activation)
         assert callable(n.target)
         return n.target(x, rounding.weight, *others)
-
-
-class _Watcher(Interpreter):
-    """Runs a network and counts the input values of its layers."""
-
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self.seen: dict[str, Histogram] = {}
-
-    def run_node(self, n: Node) -> Any:
-        if is_layer(n):
-            new = histogram(self.env[arguments(n)[0]], of_images=True)
-            self.seen[n.name] = merge(self.seen[n.name], new) if n.name in self.seen else new
-        return super().run_node(n)

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
 from bitsweep.config.recipe import Recipe
+from bitsweep.graphs.observe import observe
 from bitsweep.graphs.ops import LAYER_KINDS, attribute, bias_of, ensure_bias, is_layer, set_attribute
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.observers import ActivationObserver
@@ -199,26 +200,6 @@ class _Run(Interpreter):
         return self._rounding[target](args[0], args[0][0].numel())
 
 
-class _Moments(Interpreter):
-    """Runs a graph and sums outputs of some layers, and their squares, over images and positions."""
-
-    def __init__(self, graph: GraphModule, layers: Collection[Node]) -> None:
-        super().__init__(graph)
-        self._layers = layers
-        self.sums: dict[str, Tensor] = {}
-        self.count: dict[str, int] = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n in self._layers:
-            channels = result.movedim(-1 if LAYER_KINDS[n.target] == "linear" else 1, 0).flatten(1).double()
-            moments = torch.stack([channels.sum(1), channels.square().sum(1)])
-            self.sums[n.name] = self.sums.get(n.name, 0) + moments
-            self.count[n.name] = self.count.get(n.name, 0) + channels.shape[1]
-        return result
-
-
-@torch.no_grad()
 def _statistics(
     graph: GraphModule, normalized: Collection[str], batches: Sequence[Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -226,12 +207,20 @@ def _statistics(
     layers = [node for node in graph.graph.nodes if is_layer(node) and node.args[1].target in normalized]
     if not layers:
         return {}
-    moments = _Moments(graph, layers)
-    for images in batches:
-        moments.run(images)
+    sums: dict[Node, Tensor] = {}
+    count: dict[Node, int] = {}
+
+    def see(node: Node, _: tuple[Any, ...], output: Any) -> None:
+        if node in layers:
+            channels = output.movedim(-1 if LAYER_KINDS[node.target] == "linear" else 1, 0).flatten(1).double()
+            moments = torch.stack([channels.sum(1), channels.square().sum(1)])
+            sums[node] = sums.get(node, 0) + moments
+            count[node] = count.get(node, 0) + channels.shape[1]
+
+    observe(graph, batches, see)
     found = {}
     for node in layers:
-        mean, square = moments.sums[node.name] / moments.count[node.name]
+        mean, square = sums[node] / count[node]
         bias = bias_of(node)
         shift = 0 if bias is None else attribute(graph, bias).double()
         found[node.name] = (mean - shift).float(), (square - mean.square()).clamp(min=0).float()
