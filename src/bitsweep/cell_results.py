@@ -1,4 +1,4 @@
-"""What the stages of a cell have left in the store, read back."""
+"""Results of a cell's stages, read back from the store."""
 
 from pathlib import Path
 

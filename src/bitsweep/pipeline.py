@@ -1,4 +1,4 @@
-"""The sentence: load the data, train or reuse the baseline, compress it, lower it to an engine, measure what runs.
+"""From a cell to its measurement: load data, train or reuse the baseline, compress it, lower it, measure the artifact.
 
 Each stage writes one folder of the store. A stage that is there already is not run again; its key says whether it is
 (see `bitsweep.stages`).

@@ -173,7 +173,7 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStats:
-    """What is seen of a layer on a few validation images, before and after the network was compressed.
+    """Statistics of a layer on a few validation images, before and after the network was compressed.
 
     Attributes:
         name: the same as in its record.
@@ -194,7 +194,7 @@ class LayerStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """How something went while a network was compressed, at steps 0, 1 and so on.
+    """Values recorded while a network was compressed, at steps 0, 1 and so on.
 
     Attributes:
         name: what went, a metric of MLflow with steps, e.g. ``val_loss`` or ``relative_error.classifier.1``.
@@ -208,7 +208,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a method found out about the network that it compressed.
+    """A table that a method recorded about the network that it compressed.
 
     Attributes:
         name: of the file, e.g. ``sensitivity``.

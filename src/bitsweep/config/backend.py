@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The base classes of engines."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

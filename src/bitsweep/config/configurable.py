@@ -35,7 +35,7 @@ def configurable(cls: type[T]) -> type[T]:
 
 @configurable
 class Choice:
-    """What may stand in a config group.
+    """A choice of a config group.
 
     Attributes:
         name: short stable name, used in tables.

@@ -1,4 +1,4 @@
-"""What a data set is."""
+"""The base class of data sets."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar

@@ -1,4 +1,4 @@
-"""What a method of compression is."""
+"""The base class of compression methods."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar

@@ -1,4 +1,4 @@
-"""What a network is, before it has learned anything."""
+"""The base class of models: a network before it is trained."""
 
 import hashlib
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What becomes of a precision on kernels and processors that do not take it as it is."""
+"""Adapts a precision to kernels and processors that do not support it as it is."""
 
 from dataclasses import replace
 

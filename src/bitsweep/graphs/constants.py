@@ -1,4 +1,4 @@
-"""What depends on parameters alone is computed once."""
+"""Operations that depend on parameters alone are computed once."""
 
 import torch
 from torch.export import ExportedProgram

@@ -1,4 +1,4 @@
-"""What every pass measures, and what it leaves behind."""
+"""The subject of every measuring pass, and the file that it writes."""
 
 import json
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Whether an engine's integer kernels hold the largest sums there are.
 
-Kernels for u8 x s8 on x86 without VNNI add pairs of products in 16 bits, and saturate. What the
-instruction set says of that decides the scheme; this shows on the engine itself that the scheme is right.
+Kernels for u8 x s8 on x86 without VNNI add pairs of products in 16 bits, and saturate. The instruction set decides the
+scheme; this shows on the engine itself that the scheme is right.
 """
 
 import tempfile

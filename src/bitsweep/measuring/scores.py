@@ -1,4 +1,4 @@
-"""What a classifier's probabilities are worth, beyond how often its first choice is right.
+"""Quality of a classifier's probabilities, beyond its top-1 accuracy.
 
 Shape letters: N images, K classes, B bins.
 """
@@ -54,7 +54,7 @@ def confidences(logits_NK: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """How often predictions come true that are made with about the same confidence.
+    """How often predictions with about the same confidence are right.
 
     Attributes:
         confidence_B, accuracy_B: means in bins of equal width from 0 to 1; 0 where a bin is empty.

@@ -1,4 +1,4 @@
-"""GPTQ: each input's rounding error is made up for by the inputs that are still to be rounded."""
+"""GPTQ: inputs that are rounded later compensate each input's rounding error."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, final

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: EfficientNet-B0 without what integers dislike, squeeze-and-excitation and SiLU.
+"""EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excitation and SiLU, which are hard to quantize.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946), table 1.
 """

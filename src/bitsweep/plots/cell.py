@@ -13,7 +13,7 @@ from bitsweep.results import Compressed, Measurement, Splits, Trained
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a finished cell is drawn from.
+    """The data from which the pictures of a finished cell are drawn.
 
     Attributes:
         name: of the cell, the title of its pictures.

@@ -1,4 +1,4 @@
-"""What a network says of the test images, before and after it was compressed.
+"""Predictions for the test images, before and after compression.
 
 Shape letters: N images, K classes.
 """
@@ -23,7 +23,7 @@ _EXAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """What two networks say of the same images.
+    """Predictions of two networks for the same images.
 
     Attributes:
         before_NK, after_NK: finite logits.

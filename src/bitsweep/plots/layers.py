@@ -1,4 +1,4 @@
-"""What became of each layer: as a table, as bars, as histograms of its values, and as maps of its channels."""
+"""Each layer before and after compression: table, bars, histograms of its values, maps of its channels."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a method recorded of its work, as files: tables as CSV and bars, curves as lines."""
+"""Records of a method as files: tables as CSV and bar charts, curves as line charts."""
 
 import csv
 from collections.abc import Sequence

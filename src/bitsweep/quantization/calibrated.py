@@ -1,4 +1,4 @@
-"""What all methods share that quantize: the steps before and after the weights are put on a grid."""
+"""Steps that all quantizing methods share, before and after the weights are put on a grid."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence

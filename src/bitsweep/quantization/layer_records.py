@@ -1,4 +1,4 @@
-"""What became of each layer, read from the rewritten graph itself and not from what was asked for."""
+"""Records of what happened to each layer, from the rewritten graph itself and not from the settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -62,7 +62,7 @@ PAIRS = {aten.add.Tensor, aten.mul.Tensor}
 
 
 class ActivationQuantizer(Quantizer):  # type: ignore[misc]
-    """Annotates the activations of a traced graph; its weights are none of its business."""
+    """Annotates the activations of a traced graph, not its weights."""
 
     def __init__(self, grid: Grid, choose_range: ChooseRange) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the fork server imports, so that its children need not: every package that a stage may use."""
+"""Imports of the fork server, so that its children start with every package that a stage may use."""
 
 import logging
 

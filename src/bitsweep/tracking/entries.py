@@ -1,4 +1,4 @@
-"""What is kept of a sweep's plan."""
+"""The plan of a sweep, as MLflow keeps it."""
 
 from dataclasses import dataclass
 

@@ -32,7 +32,7 @@ PICTURES = "pictures"
 
 
 class RunLogger:
-    """Writes down what became of the cells of a store."""
+    """Logs baselines, cells and sweeps."""
 
     def __init__(self, connection: Connection, store: Store) -> None:
         self._connection, self._client, self._store = connection, connection.client, store

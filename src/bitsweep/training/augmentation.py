@@ -1,4 +1,4 @@
-"""Images moved and mirrored by chance.
+"""Random shifts and mirroring of images.
 
 Shape letters: N images, C channels, H height, W width.
 """

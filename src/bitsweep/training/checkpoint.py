@@ -1,4 +1,4 @@
-"""What a training that was killed goes on from."""
+"""The saved state from which an interrupted training continues."""
 
 import contextlib
 import time

@@ -145,7 +145,7 @@ def for_integer_kernels(program: ExportedProgram) -> GraphModule:
 
 
 class LayOutWeights(CustomGraphPass):  # type: ignore[misc]
-    """Lays out the weights of float convolutions for oneDNN now, which would else happen in every run.
+    """Lays out the weights of float convolutions for oneDNN once, instead of in every run.
 
     Inductor does so itself only where the batch is known. What suits one image is taken for all batches: oneDNN lays
     the weights out again for those that it does not suit.

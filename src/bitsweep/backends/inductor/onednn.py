@@ -1,4 +1,4 @@
-"""What oneDNN, in which PyTorch and others have most of their CPU kernels, executed: as it tells itself."""
+"""Which kernels oneDNN executed, from its own log. Most CPU kernels of PyTorch and others are oneDNN's."""
 
 import ctypes
 import math

@@ -72,7 +72,7 @@ class Eager(CpuOrGpu):
 @final
 @configurable
 class Reference(Eager):
-    """What a compressed network means: accuracy and size of every precision, but a latency of no interest."""
+    """Defines what a compressed network computes: accuracy and size of every precision, but no useful latency."""
 
     timed: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
@@ -85,7 +85,7 @@ class Reference(Eager):
 @final
 @configurable
 class TorchEager(Eager):
-    """What a network runs on when nothing is done about deployment: float kernels, channels last."""
+    """PyTorch eager mode, as without any deployment: float kernels, channels last."""
 
     channels_last: ClassVar[bool] = True
     deploy_needs: ClassVar[tuple[str, ...]] = ("torch",)

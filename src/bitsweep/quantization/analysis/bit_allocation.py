@@ -1,4 +1,4 @@
-"""How many bits each layer gets, by what they were seen to do.
+"""How many bits each layer gets, by their measured effect.
 
 Paper: Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks" (arXiv 1911.03852), which
 adds up the harm of layers as if they were independent. There it is estimated by curvature; here it is measured.

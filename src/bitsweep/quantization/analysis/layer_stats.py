@@ -1,4 +1,4 @@
-"""What goes on inside a network, layer by layer, before and after it was compressed.
+"""Statistics of a network, layer by layer, before and after compression.
 
 Shape letters: N images, C channels, H height, W width.
 """

@@ -1,4 +1,4 @@
-"""How much each layer minds being quantized."""
+"""How much quantizing each layer changes the outputs of a network."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

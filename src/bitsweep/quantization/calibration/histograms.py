@@ -1,4 +1,4 @@
-"""What calibration has seen of an activation: how often which values occurred."""
+"""Histograms of the values of an activation during calibration."""
 
 import math
 from dataclasses import dataclass

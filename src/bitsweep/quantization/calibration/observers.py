@@ -1,4 +1,4 @@
-"""What watches an activation during calibration, in the form in which torchao's PT2E flow asks for it."""
+"""Observers of activations during calibration, in the form that torchao's PT2E flow needs."""
 
 import math
 from collections.abc import Callable

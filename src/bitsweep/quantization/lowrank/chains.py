@@ -34,7 +34,7 @@ POINTWISE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """What takes the place of a layer: several, or itself with other weights.
+    """The replacement of a layer: several layers, or the same with other weights.
 
     Attributes:
         weights: of its layers, in the order in which they run.

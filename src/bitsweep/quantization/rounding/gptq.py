@@ -1,4 +1,4 @@
-"""GPTQ: round one input after the other, and let those that are still to come make up for the error.
+"""GPTQ: round one input after the other, and let later inputs compensate the error.
 
 Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 (arXiv 2210.17323), after Optimal Brain Quantization (arXiv 2208.11580).
