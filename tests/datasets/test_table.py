@@ -1,14 +1,19 @@
 """Rows as images, against what they say."""
 
+import csv
 import gzip
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from bitsweep.datasets.table import TableFile
 from bitsweep.errors import DataError
+from bitsweep.results import RawData
 
 HEADER = "id,size,colour,kind\n"
 
@@ -69,7 +74,7 @@ def test_the_only_file_of_a_folder_is_split(name: str, tmp_path: Path) -> None:
 
 def test_the_fingerprint_follows_the_files(folder: Path) -> None:
     before = table(folder).source()
-    (folder / "test.csv").write_text(HEADER + "0,51,blue,a\n")
+    (folder / "test.csv").write_text(HEADER + "0,51,blue,a\n1,9,red,b\n")
     assert table(folder).source() != before
 
 
@@ -84,6 +89,11 @@ def spoil(folder: Path, name: str, text: str) -> None:
         ({}, {"drop": ("nr",)}, r"dataset.drop=nr: no such column"),
         ({"test.csv": HEADER + "0,1,red,\n"}, {}, "1 rows of test.csv have no kind"),
         ({"test.csv": HEADER + "0,1,red,c\n"}, {}, "class c has no training row"),
+        ({"test.csv": HEADER + "0,1,green,a\n"}, {}, "class b has no test row"),
+        ({"test.csv": HEADER.replace("size", "Size") + "0,1,red,a\n"}, {}, "lack size, which has Size instead; rename"),
+        ({"test.csv": HEADER.replace("size", "kind") + "0,1,red,a\n"}, {}, "several columns kind"),
+        ({"test.csv": HEADER}, {}, "test.csv has no rows"),
+        ({}, {"drop": ("id", "size", "colour")}, "no column beside kind"),
         ({"test.csv": HEADER + "0,,red,a\n1,,red,b\n"}, {}, "no row of test.csv has size; name it in dataset.drop"),
         ({"test.csv": ""}, {}, "test.csv cannot be read as CSV"),
         ({"test.csv": HEADER + "0,1,red,a,more,and,more\n1\n"}, {}, "test.csv cannot be read|no such column|no kind"),
@@ -114,3 +124,211 @@ def test_the_passengers(sample_data: Path) -> None:
     assert len(data.train) + len(data.test) == 25_976
     assert data.classes == ("neutral or dissatisfied", "satisfied")
     assert data.train.images.shape[1:] == (6, 6, 1)
+
+
+def numbers(count: int, seed: int) -> "pandas.DataFrame":
+    """Three classes, and five numbers p, q, r, s, t."""
+    rng = np.random.default_rng(seed)
+    return pandas.DataFrame(rng.normal(size=(count, 5)).round(6), columns=list("pqrst")).assign(y=np.arange(count) % 3)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> tuple[TableFile, RawData]:
+    """A table without any accident, and what it becomes."""
+    for part, count in (("train", 60), ("test", 30)):
+        numbers(count, seed=count).to_csv(tmp_path / f"{part}.csv", index=False)
+    made = TableFile(name="table", root=str(tmp_path), target="y")
+    return made, made.decode()
+
+
+def same(first: RawData, second: RawData) -> bool:
+    pairs = [(getattr(first, part), getattr(second, part)) for part in ("train", "test")]
+    equal = [np.array_equal(a.images, b.images) and np.array_equal(a.labels, b.labels) for a, b in pairs]
+    return all(equal) and first.classes == second.classes
+
+
+def change(made: TableFile, part: str, how: Callable[["pandas.DataFrame"], "pandas.DataFrame"]) -> None:
+    file = Path(made.root) / f"{part}.csv"
+    how(pandas.read_csv(file, dtype=str)).to_csv(file, index=False)
+
+
+def test_columns_go_by_their_names(plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]) -> None:
+    made, expected = plain
+    change(made, "test", lambda rows: rows[["y", "r", "p", "q", "t", "s"]].assign(extra="1.0"))
+    assert same(made.decode(), expected)
+    assert "the test rows have extra, which the training rows lack: left out" in capsys.readouterr().out
+    change(made, "test", lambda rows: rows.drop(columns=["p", "extra"]))
+    with pytest.raises(DataError, match=r"the test rows lack p; rename or add it$"):
+        made.source()
+
+
+@pytest.mark.parametrize(
+    "cell", ["?", '3.2"', '"3.2', "1\0", "2024-05-01", "inf", "x", "0x10", "1_0", "true", "NA", "1,5"],
+)  # fmt: skip
+def test_an_odd_cell_is_a_missing_number(
+    cell: str, plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, expected = plain
+    file = Path(made.root) / "train.csv"
+    lines = file.read_text().splitlines()
+    written = f'"{cell}"' if "," in cell else cell
+    lines[7] = written + lines[7][lines[7].index(",") :]
+    file.write_text("\n".join(lines))
+    made.source()
+    said = capsys.readouterr().out
+    if cell == "NA":
+        assert "train.csv: 1 of 60 rows have no p" in said
+    else:
+        assert f"train.csv: 1 of 60 cells of p are no numbers ({cell!a}): they count as missing" in said
+    found = made.decode()
+    median = np.median(np.delete(found.train.images[:, 0, 0, 0], 6))
+    assert abs(float(found.train.images[6, 0, 0, 0]) - median) <= 1
+    assert np.array_equal(found.train.images[:, 0, 1:], expected.train.images[:, 0, 1:])
+    assert np.array_equal(found.train.labels, expected.train.labels)
+
+
+def test_large_integers_are_numbers(plain: tuple[TableFile, RawData]) -> None:
+    made, expected = plain
+    for part in ("train", "test"):
+        change(
+            made,
+            part,
+            lambda rows: rows.assign(p=(rows.p.astype(float) * 1e6).round().map(lambda v: f"{v:.0f}") + "0" * 25),
+        )
+    found = made.decode()
+    assert np.abs(found.train.images.astype(int) - expected.train.images).max() <= 1
+
+
+def test_booleans_are_features(plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(flag=rows.p.astype(float) > 0))
+    found = made.decode()
+    flags = numbers(60, seed=60).p > 0
+    assert np.array_equal(found.train.images[:, 1, 2, 0], 255 * flags)
+
+
+def test_what_becomes_switches_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{n},{n % 7},word {n},{'ab'[n % 2]}\n" for n in range(101)]
+    (folder / "train.csv").write_text(HEADER + "".join(rows))
+    table(folder).source()
+    said = capsys.readouterr().out
+    assert "colour is a column of words: 101 features, one for each ('word 0', 'word 1', 'word 10', ...); if it" in said
+    assert "dataset.drop=[colour]" in said
+    assert "102 features: images of 11 x 11 pixels, for model.image_size=11" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["NA", "None", "cat"], ("NA", "None", "cat")),
+        (["0", "0.0", "1"], ("0", "1")),
+        (["1", "01", "2.50"], ("1", "2.5")),
+        (["-1", "1", "+1"], ("-1", "1")),
+        (["True", "False", "True"], ("False", "True")),
+        (["cat", "cat ", "dog"], ("cat", "dog")),
+        (["a,b", "\u00e9", "$x$"], ("$x$", "a,b", "\u00e9")),
+    ],
+)
+def test_labels_are_names(
+    labels: list[str], classes: tuple[str, ...], plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = plain
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(y=[labels[n % 3] for n in range(len(rows))]))
+    assert made.decode().classes == classes
+    assert ("spaces around cells are taken off (y)" in capsys.readouterr().out) == ("cat " in labels)
+
+
+def test_labels_that_are_missing_or_alike_are_told(
+    plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = plain
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(y=["cat", "Cat", "dog"] * (len(rows) // 3)))
+    assert made.decode().classes == ("Cat", "cat", "dog")
+    assert "the classes Cat and cat differ in case only" in capsys.readouterr().out
+    change(made, "train", lambda rows: rows.assign(y=["0", "1", "2"] * 19 + ["?", "NA", "1"]))
+    change(made, "test", lambda rows: rows.assign(y=["0", "1", "2"] * 10))
+    with pytest.raises(DataError, match=r"2 rows of train\.csv have no y \('\?', 'NA'\); remove them"):
+        made.source()
+    change(made, "train", lambda rows: rows.assign(y="2"))
+    change(made, "test", lambda rows: rows.assign(y="2"))
+    with pytest.raises(DataError, match="every row is of class 2; there must be two classes or more"):
+        made.source()
+
+
+def test_test_rows_that_are_training_rows(plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]) -> None:
+    made, _ = plain
+    train = pandas.read_csv(Path(made.root) / "train.csv", dtype=str)
+    change(made, "test", lambda rows: pandas.concat([rows, train[:4]]))
+    with pytest.raises(DataError, match=r"4 of 34 test rows are training rows too, in every column; .*leaks=keep$"):
+        made.source()
+    assert len(replace(made, leaks="keep").decode().test) == 34
+    assert "warning: 4 of 34 test rows are training rows too" in capsys.readouterr().out
+    for part, start in (("train", 0), ("test", 1000)):
+        change(made, part, lambda rows, start=start: rows.assign(id=np.arange(start, start + len(rows))))
+    assert len(replace(made, drop=("id",)).decode().test) == 34
+    assert "warning: 4 of 34 test rows are training rows too, but for id" in capsys.readouterr().out
+
+
+def test_equal_rows_are_on_the_same_side(tmp_path: Path) -> None:
+    rows = numbers(60, seed=0)
+    pandas.concat([rows, rows, rows]).to_csv(tmp_path / "all.csv", index=False)
+    made = TableFile(name="table", root=str(tmp_path), target="y", test_share=0.25)
+    found = made.decode()
+    train, test = ({image.tobytes() for image in part.images} for part in (found.train, found.test))
+    assert len(found.test) == 45
+    assert not train & test
+    kept = replace(made, leaks="keep").decode()
+    assert {image.tobytes() for image in kept.train.images} & {image.tobytes() for image in kept.test.images}
+
+
+FORMS: dict[str, Callable[["pandas.DataFrame", Path], None]] = {
+    "semicolons.csv": lambda rows, file: rows.to_csv(file, sep=";", index=False),
+    "german.csv": lambda rows, file: rows.to_csv(file, sep=";", decimal=",", index=False),
+    "tabs.csv": lambda rows, file: rows.to_csv(file, sep="\t", index=False),
+    "tabs.tsv": lambda rows, file: rows.to_csv(file, sep="\t", index=False),
+    "bars.csv": lambda rows, file: rows.to_csv(file, sep="|", index=False),
+    "latin.csv": lambda rows, file: rows.to_csv(file, index=False, encoding="latin-1"),
+    "wide.csv": lambda rows, file: rows.to_csv(file, index=False, encoding="utf-16"),
+    "wide_without_mark.csv": lambda rows, file: rows.to_csv(file, index=False, encoding="utf-16-le"),
+    "marked.csv": lambda rows, file: rows.to_csv(file, index=False, encoding="utf-8-sig"),
+    "quoted.csv": lambda rows, file: rows.to_csv(file, index=False, quoting=csv.QUOTE_ALL),
+    "windows.csv": lambda rows, file: rows.to_csv(file, index=False, lineterminator="\r\n"),
+    "packed.csv.gz": lambda rows, file: rows.to_csv(file, index=False),
+    "packed.csv.xz": lambda rows, file: rows.to_csv(file, index=False),
+    "packed.csv.bz2": lambda rows, file: rows.to_csv(file, index=False),
+    "packed.csv.zip": lambda rows, file: rows.to_csv(file, index=False),
+    "rows.parquet": lambda rows, file: rows.to_parquet(file),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tables_come_in_many_forms(form: str, tmp_path: Path) -> None:
+    rows = numbers(60, seed=0).assign(colour=["r\u00f6t", "bl\u00e5", "gr, y"] * 20)
+    rows.to_csv(tmp_path / "plain.csv", index=False)
+    (tmp_path / "folder").mkdir()
+    FORMS[form](rows, tmp_path / "folder" / form)
+    expected = TableFile(name="table", root=str(tmp_path / "plain.csv"), target="y").decode()
+    found = TableFile(name="table", root=str(tmp_path / "folder"), target="y")
+    assert same(found.decode(), expected)
+    assert found.source()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"\0" * 400, "cannot be read as CSV|no such column|no rows"),
+        (b"\x1f\x8b\x08broken", "cannot be read as CSV|no such column|no rows"),
+        (b'p,y\n1,a\n2,"b\n3,c,d\n', "cannot be read as CSV"),
+        (b"p,y\n1,a,5\n2,b,6\n", "cannot be read as CSV"),
+    ],
+)
+def test_what_is_no_table_is_one_line(content: bytes, named: str, tmp_path: Path) -> None:
+    for name in ("a.csv", "a.csv.gz", "a.csv.xz", "a.csv.zip", "a.parquet"):
+        (tmp_path / name).write_bytes(content)
+        expected = named if name == "a.csv" else f"{name} cannot be read as"
+        with pytest.raises(DataError, match=expected) as caught:
+            TableFile(name="table", root=str(tmp_path / name), target="y").source()
+        assert "\n" not in str(caught.value)

@@ -1,23 +1,39 @@
-"""Rows of a CSV file as small grey images, a pixel for each feature, for networks that see no pictures in them."""
+"""Rows of a table as small grey images, a pixel for each feature, for networks that see no pictures in them."""
 
 import hashlib
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 import numpy as np
 from pydantic import Field
 
 from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
+from bitsweep.data.columns import Encoder, Kind, kind_of, named_classes, present, some_of, told_of_cells
+from bitsweep.data.image_tree import some
+from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, read_table
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
 
 if TYPE_CHECKING:
     import pandas
 
-#: Percentiles of the training rows between which a column of numbers is spread over a byte.
-LOW, HIGH = 1, 99
+#: Endings of the names of tables that are found in a folder.
+_ENDINGS = (*PARQUET, *TEXT[:2], *(text + packed for text in TEXT[:2] for packed in COMPRESSED))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Training and test rows with the same columns, the classes by name, and lines on what was found."""
+
+    train: "pandas.DataFrame"
+    test: "pandas.DataFrame"
+    kinds: dict[str, Kind]
+    classes: Sequence[str]
+    told: Sequence[str]
 
 
 @final
@@ -25,17 +41,16 @@ LOW, HIGH = 1, 99
 class TableFile(Dataset):
     """A classification of rows, as the smallest square images [N, S, S, 1] with a pixel for every feature.
 
-    A column of numbers is one feature, spread over 0 to 255 between its 1st and 99th percentile and clipped beyond; a
-    missing number takes the median. A column of words is one feature, 0 or 255, for each word; a missing one is a word
-    of its own, and one that no training row has is none of them. Percentiles, medians and words are those of the
-    training rows.
+    What becomes of a column says `bitsweep.data.columns.Encoder`; percentiles, medians and words are those of the
+    training rows. Columns go by their names.
 
     Attributes:
-        root: a CSV file, compressed or not, which is split; a folder with ``train.csv`` and ``test.csv``; or one that
-            holds a single CSV file, ``*.csv`` or ``*.csv.gz``.
+        root: a table, compressed or not, which is split; a folder with ``train.csv`` and ``test.csv``; or one that
+            holds a single table.
         target: column with the classes.
         drop: columns that are no features.
-        test_share: part of a single file's rows to test on.
+        test_share: part of a single file's rows to test on; equal rows stay together.
+        leaks: whether to refuse or to keep test rows that are training rows too.
     """
 
     pictures: ClassVar[bool] = False
@@ -43,9 +58,15 @@ class TableFile(Dataset):
     target: str = ""
     drop: tuple[str, ...] = ()
     test_share: Annotated[Share, Field(gt=0, lt=1)] = 0.2
+    leaks: Literal["refuse", "keep"] = "refuse"
 
     def source(self) -> str:
-        """SHA-256 of the files."""
+        """SHA-256 of the files, whose rows are looked through."""
+        rows = self._rows()
+        encoder = Encoder(rows.train, rows.kinds)
+        side = _side(encoder.features)
+        _say([*rows.told, *encoder.told()])
+        print(f"{encoder.features} features: images of {side} x {side} pixels, for model.image_size={side}", flush=True)
         digest = hashlib.sha256()
         for file in self._files():
             digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -53,100 +74,168 @@ class TableFile(Dataset):
 
     def decode(self) -> RawData:
         """Read, split and encode the rows."""
-        frames = [self._read(file) for file in self._files()]
-        train, test = frames if len(frames) == 2 else self._divided(frames[0])
-        classes = sorted(set(train[self.target]))
-        if unknown := sorted(set(test[self.target]) - set(classes)):
-            raise DataError(f"dataset.root={self.root}: class {unknown[0]} has no training row; give it some")
-        encode = _Encoder(train.drop(columns=[self.target]))
-        parts = (
-            Split(
-                images=encode(part.drop(columns=[self.target])),
-                labels=part[self.target].map(classes.index).to_numpy(np.int64),
-            )
-            for part in (train, test)
+        rows = self._rows()
+        _say(rows.told)
+        encoder = Encoder(rows.train, rows.kinds)
+        places = {name: number for number, name in enumerate(rows.classes)}
+        train, test = (
+            Split(images=_images(encoder(part)), labels=part[self.target].map(places).to_numpy(np.int64))
+            for part in (rows.train, rows.test)
         )
-        first, second = parts
-        return RawData(train=first, test=second, classes=tuple(classes))
+        return RawData(train=train, test=test, classes=tuple(rows.classes))
+
+    @property
+    def _key(self) -> str:
+        return f"dataset.root={self.root}"
 
     def _files(self) -> list[Path]:
         root = Path(self.root).expanduser()
         if self.root and root.is_file():
             return [root]
-        halves = [root / "train.csv", root / "test.csv"]
-        if self.root and all(file.is_file() for file in halves):
-            return halves
-        files = sorted(file for kind in ("*.csv", "*.csv.gz") for file in root.glob(kind)) if self.root else []
+        entries = sorted(root.iterdir()) if self.root and root.is_dir() else []
+        files = [file for file in entries if file.is_file() and file.name.lower().endswith(_ENDINGS)]
+        halves = [[file for file in files if file.name.partition(".")[0] == part] for part in ("train", "test")]
+        if all(len(half) == 1 for half in halves):
+            return [half[0] for half in halves]
         if len(files) == 1:
             return files
         found = f", but {len(files)} CSV files that are neither" if files else ""
         raise DataError(
-            f"dataset.root={self.root}: neither a CSV file nor a folder with train.csv and test.csv or with one CSV "
-            f"file{found}; set dataset.root"
+            f"{self._key}: neither a CSV file nor a folder with train.csv and test.csv or with one CSV file{found}; "
+            "set dataset.root (Parquet does as well)"
         )
 
-    def _read(self, file: Path) -> "pandas.DataFrame":
+    def _rows(self) -> _Rows:
+        """Read, check and split.
+
+        Raises:
+            DataError: columns or classes are missing, or test rows are training rows.
+        """
         import pandas
 
-        try:
-            frame = pandas.read_csv(file)
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise DataError(f"dataset.root={self.root}: {file.name} cannot be read as CSV ({reason})") from error
-        for key, columns in (("target", (self.target,)), ("drop", self.drop)):
-            if missing := [name for name in columns if name not in frame.columns]:
-                raise DataError(f"dataset.{key}={missing[0]}: no such column; choose from {', '.join(frame.columns)}")
-        if without := int(frame[self.target].isna().sum()):
-            raise DataError(
-                f"dataset.root={self.root}: {without} rows of {file.name} have no {self.target}; remove them"
-            )
-        frame = frame.drop(columns=list(self.drop))
-        for name, count in frame.isna().sum().items():
-            if count == len(frame):
-                raise DataError(f"dataset.root={self.root}: no row of {file.name} has {name}; name it in dataset.drop")
-            if count:
-                print(f"{file.name}: {count} of {len(frame)} rows have no {name}", flush=True)
-        return frame.assign(**{self.target: frame[self.target].astype(str)})
+        told: list[str] = []
+        files = self._files()
+        frames = [read_table(file, key=self._key, told=told) for file in files]
+        self._check_names(frames, files)
+        whole = frames
+        frames = [frame.drop(columns=list(self.drop), errors="ignore") for frame in frames]
+        if len(frames) == 2:
+            frames[1] = self._aligned(frames[0], frames[1], told)
+            self._check_leaks(whole[0], whole[1], told)
+        kinds = {name: kind_of(frames[0][name]) for name in frames[0].columns}
+        kinds[self.target] = kind_of(pandas.concat([frame[self.target] for frame in frames]))
+        for position, (file, frame) in enumerate(zip(files, frames, strict=True)):
+            frames[position] = self._checked(frame, file, kinds, told)
+        del kinds[self.target]
+        if not kinds:
+            raise DataError(f"{self._key}: has no column beside {self.target}, and nothing to tell classes by")
+        train, test = frames if len(frames) == 2 else self._divided(frames[0], _rows_of(whole[0]))
+        return _Rows(train=train, test=test, kinds=kinds, classes=self._classes(train, test, told), told=told)
 
-    def _divided(self, frame: "pandas.DataFrame") -> "tuple[pandas.DataFrame, pandas.DataFrame]":
-        """Training and test rows, with the same share of every class."""
+    def _check_names(self, frames: "Sequence[pandas.DataFrame]", files: Sequence[Path]) -> None:
+        for file, frame in zip(files, frames, strict=True):
+            dropped = [name for name in self.drop if all(name not in each.columns for each in frames)]
+            for key, names in (("target", [self.target]), ("drop", dropped)):
+                if missing := [name for name in names if name not in frame.columns]:
+                    choice = ", ".join(frame.columns)
+                    raise DataError(f"dataset.{key}={missing[0]}: no such column; choose from {choice} ({file.name})")
+
+    def _aligned(self, train: "pandas.DataFrame", test: "pandas.DataFrame", told: list[str]) -> "pandas.DataFrame":
+        """The test rows with the columns of the training rows, in their order."""
+        extra = [name for name in test.columns if name not in train.columns]
+        if missing := [name for name in train.columns if name not in test.columns]:
+            has = f", which has {some(extra)} instead" if extra else ""
+            raise DataError(f"{self._key}: the test rows lack {some(missing)}{has}; rename or add it")
+        if extra:
+            told.append(f"the test rows have {some(extra)}, which the training rows lack: left out")
+        return test[list(train.columns)]
+
+    def _checked(
+        self, frame: "pandas.DataFrame", file: Path, kinds: dict[str, Kind], told: list[str]
+    ) -> "pandas.DataFrame":
+        """The same rows with their classes in one spelling each."""
+        labels = named_classes(frame[self.target], kinds[self.target])
+        if len(without := frame[self.target][labels == ""]):
+            raise DataError(
+                f"{self._key}: {len(without)} rows of {file.name} have no {self.target} "
+                f"({some_of(without.unique())}); remove them"
+            )
+        for name, kind in kinds.items():
+            if name != self.target and not present(frame[name], kind).any():
+                raise DataError(f"{self._key}: no row of {file.name} has {name}; name it in dataset.drop")
+            if name != self.target:
+                told += [f"{file.name}: {line}" for line in told_of_cells(frame[name], kind)]
+        return frame.assign(**{self.target: labels})
+
+    def _divided(self, frame: "pandas.DataFrame", rows: "pandas.Series") -> "tuple[pandas.DataFrame, pandas.DataFrame]":
+        """Training and test rows, with the same share of every class.
+
+        Args:
+            rows: the same for equal rows, which come to the same side, unless leaks are kept.
+        """
         from sklearn.model_selection import train_test_split
 
+        first = frame if self.leaks == "keep" else frame[~rows.duplicated()]
         try:
-            train, test = train_test_split(
-                frame, test_size=self.test_share, stratify=frame[self.target], random_state=self.split_seed
+            _, test = train_test_split(
+                first, test_size=self.test_share, stratify=first[self.target], random_state=self.split_seed
             )
         except ValueError as error:
-            raise DataError(f"dataset.root={self.root}: cannot be split by {self.target}: {error}") from error
-        return train, test
+            raise DataError(f"{self._key}: cannot be split by {self.target}: {error}") from error
+        tested = frame.index.isin(test.index) if self.leaks == "keep" else rows.isin(rows[test.index])
+        return frame[~tested], frame[tested]
+
+    def _check_leaks(self, train: "pandas.DataFrame", test: "pandas.DataFrame", told: list[str]) -> None:
+        """Refuse rows that are equal in every column, and tell of those that differ in dropped columns alone."""
+        common = [name for name in train.columns if name in test.columns]
+        kept = [name for name in common if name not in self.drop]
+        for columns, where in ((common, "in every column"), (kept, f"but for {some(self.drop)}")):
+            seen, asked = (_rows_of(frame[columns]) for frame in (train, test))
+            if not (count := int(asked.isin(seen).sum())):
+                continue
+            what = f"{count} of {len(test)} test rows are training rows too, {where}"
+            if columns is common and self.leaks == "refuse":
+                raise DataError(f"{self._key}: {what}; remove them, or set dataset.leaks=keep")
+            told.append(f"warning: {what}")
+            return
+
+    def _classes(self, train: "pandas.DataFrame", test: "pandas.DataFrame", told: list[str]) -> list[str]:
+        classes = sorted(set(train[self.target]))
+        there = set(test[self.target])
+        if unknown := sorted(there - set(classes)):
+            raise DataError(f"{self._key}: class {unknown[0]} has no training row; give it some")
+        if len(classes) < 2:
+            raise DataError(f"{self._key}: every row is of class {classes[0]}; there must be two classes or more")
+        if untested := [name for name in classes if name not in there]:
+            raise DataError(f"{self._key}: class {untested[0]} has no test row; give it some")
+        spellings: dict[str, str] = {}
+        for name in classes:
+            other = spellings.setdefault(name.casefold(), name)
+            if other != name:
+                told.append(f"the classes {other} and {name} differ in case only, and are two")
+        return classes
 
 
-class _Encoder:
-    """From rows to images, by what the training rows hold."""
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
 
-    def __init__(self, train: "pandas.DataFrame") -> None:
-        import pandas
 
-        self._numbers = [name for name in train.columns if pandas.api.types.is_numeric_dtype(train[name])]
-        self._words = {
-            name: sorted(train[name].fillna("").astype(str).unique())
-            for name in train.columns
-            if name not in self._numbers
-        }
-        self._medians = {name: float(train[name].median()) for name in self._numbers}
-        self._bounds = {name: np.nanpercentile(train[name], [LOW, HIGH]) for name in self._numbers}
+def _rows_of(frame: "pandas.DataFrame") -> "pandas.Series":
+    """A hash for each row."""
+    import pandas
 
-    def __call__(self, frame: "pandas.DataFrame") -> Array:
-        features: list[Array] = []
-        for name in frame.columns:
-            if name in self._words:
-                words = frame[name].fillna("").astype(str).to_numpy()
-                features += [255.0 * (words == word) for word in self._words[name]]
-            else:
-                low, high = self._bounds[name]
-                values = frame[name].fillna(self._medians[name]).to_numpy(np.float64)
-                features.append(255 * np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1))
-        side = math.isqrt(max(1, len(features)) - 1) + 1
-        pixels = np.zeros((len(frame), side * side), np.uint8)
-        pixels[:, : len(features)] = np.rint(np.stack(features, axis=1)) if features else 0
-        return pixels.reshape(-1, side, side, 1)
+    return pandas.util.hash_pandas_object(frame, index=False)
+
+
+def _side(features: int) -> int:
+    return math.isqrt(features - 1) + 1
+
+
+def _images(features_NF: Array) -> Array:
+    """The smallest squares that hold the features, uint8 [N, S, S, 1]."""
+    count, features = features_NF.shape
+    side = _side(features)
+    pixels = np.zeros((count, side * side), np.uint8)
+    pixels[:, :features] = features_NF
+    return pixels.reshape(-1, side, side, 1)

@@ -1,0 +1,171 @@
+"""Tables in files as people have them, read as text: every cell is what stands there, and nothing is guessed yet."""
+
+import bz2
+import csv
+import gzip
+import lzma
+import re
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitsweep.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas
+
+#: Endings of the names of tables; those of text may be followed by one of a compressed file.
+PARQUET = (".parquet", ".pq")
+TEXT = (".csv", ".tsv", ".txt")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SAMPLE_LINES = 50
+_QUOTED = r'^"(.*)"$'
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
+
+
+def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
+    """The rows of a table of text (UTF-8, UTF-16 or Latin-1; commas, semicolons, tabs or bars) or of a Parquet file.
+
+    Args:
+        key: of the setting that names the table, with its value, for errors.
+        told: gets a line for everything that was not as in a plain CSV file.
+
+    Returns:
+        Cells as text without spaces around them; those that are missing are empty. Every column has a name of its own.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    parquet = file.suffix.lower() in PARQUET
+    try:
+        frame = _read_parquet(file) if parquet else _read_text(file, told)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+    except (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason})") from error
+    frame = frame.rename(columns={name: str(name).strip() for name in frame.columns})
+    if not len(frame):
+        raise DataError(f"{key}: {file.name} has no rows")
+    spaced = [name for name in frame.columns if (frame[name] != frame[name].str.strip()).any()]
+    if spaced:
+        told.append(f"{file.name}: spaces around cells are taken off ({', '.join(spaced[:3])})")
+    return frame.assign(**{name: frame[name].str.strip() for name in spaced})
+
+
+def _read_parquet(file: Path) -> "pandas.DataFrame":
+    import pandas
+
+    try:
+        frame = pandas.read_parquet(file)
+    except ImportError as error:
+        raise DataError(f"{file.name}: pyarrow, which reads it, is not installed; run: pip install pyarrow") from error
+    return frame.reset_index(drop=True).apply(lambda column: column.astype(object).where(column.notna(), "").map(str))
+
+
+def _read_text(file: Path, told: list[str]) -> "pandas.DataFrame":
+    text, encoding = _decoded(_content(file))
+    if encoding not in ("utf-8", "utf-8-sig"):
+        told.append(f"{file.name}: read as {encoding}")
+    separator = _separator(text)
+    frame = _parsed(text, separator)
+    if separator != ",":
+        told.append(f"{file.name}: columns are separated by {_SEPARATORS[separator]}")
+        frame = _with_decimal_points(frame, file.name, told)
+    if twice := [name for name, count in Counter(map(str.strip, frame.columns)).items() if count > 1]:
+        raise DataError(f"{file.name} has several columns {twice[0]}; give each a name of its own")
+    unnamed = [name for name in frame.columns if name.startswith("Unnamed: ") and (frame[name] == "").all()]
+    return frame.drop(columns=unnamed)
+
+
+def _content(file: Path) -> bytes:
+    suffix = file.suffix.lower()
+    if suffix == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX") and not name.endswith("/")]
+            if len(names) != 1:
+                raise DataError(f"{file.name} holds {len(names)} files; it must hold one table")
+            return archive.read(names[0])
+    unpack: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.decompress,
+        ".bz2": bz2.decompress,
+        ".xz": lzma.decompress,
+    }
+    return unpack.get(suffix, bytes)(file.read_bytes())
+
+
+def _decoded(content: bytes) -> tuple[str, str]:
+    """The text, and in what encoding it was."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return content.decode(encoding), encoding
+    head = content[:2000]
+    for encoding, places in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+        if len(head) > 3 and places.count(0) > 0.8 * len(places):
+            return content.decode(encoding), encoding
+    try:
+        return content.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), "Latin-1"
+
+
+def _separator(text: str) -> str:
+    """The one that cuts the first lines into the same number of cells, more than one, most often."""
+    sample = text[: 1 << 16].splitlines()[:_SAMPLE_LINES]
+
+    def fit(separator: str) -> tuple[int, int]:
+        widths = [len(row) for row in csv.reader(sample, delimiter=separator) if row]
+        width = widths[0] if widths else 0
+        return (widths.count(width) if width > 1 else 0), width
+
+    return max(_SEPARATORS, key=fit)
+
+
+def _parsed(text: str, separator: str) -> "pandas.DataFrame":
+    """The cells; where a quote is never closed, or swallows lines that are whole without it, quotes are no quotes."""
+    import pandas
+
+    def parse(quoting: int) -> "pandas.DataFrame":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            cells = pandas.read_csv(
+                StringIO(text), sep=separator, dtype=str, keep_default_na=False, header=None, quoting=quoting
+            ).fillna("")
+            names = [name or f"Unnamed: {number}" for number, name in enumerate(cells.iloc[0])]
+            return cells[1:].reset_index(drop=True).set_axis(names, axis=1)
+
+    try:
+        frame = parse(csv.QUOTE_MINIMAL)
+        if not frame.apply(lambda column: column.str.contains("\n", regex=False).any()).any():
+            return frame
+    except (ValueError, pandas.errors.ParserWarning) as error:
+        frame, failure = None, error
+    try:
+        plain = parse(csv.QUOTE_NONE)
+    except (ValueError, pandas.errors.ParserWarning):
+        if frame is None:
+            raise ValueError(str(failure).replace("Error tokenizing data. C error: ", "")) from failure
+        return frame
+    return plain.replace(_QUOTED, r"\1", regex=True).rename(columns=lambda name: re.sub(_QUOTED, r"\1", name))
+
+
+def _with_decimal_points(frame: "pandas.DataFrame", name: str, told: list[str]) -> "pandas.DataFrame":
+    """The same, with the decimal commas of columns that are mostly numbers as points."""
+    import pandas
+
+    changed = {}
+    for column in frame.columns:
+        comma = frame[column].str.fullmatch(_DECIMAL_COMMA.pattern)
+        number = pandas.to_numeric(frame[column], errors="coerce").notna()
+        if comma.any() and (comma | number).mean() > 0.5:
+            changed[column] = frame[column].mask(comma, frame[column].str.replace(",", ".", regex=False))
+    if changed:
+        told.append(f"{name}: decimal commas are read as points ({', '.join(list(changed)[:3])})")
+    return frame.assign(**changed)
