@@ -134,6 +134,39 @@ def test_machine_code_belongs_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 # --------------------------------------------------------------------------- code
 
+
+def test_a_method_of_the_users_own_counts_with_all_that_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments apart; and what the method of this package that it extends does counts too."""
+    texts = {
+        "users_method.py": """
+from bitsweep.methods.ptq import PostTrainingQuantization
+
+class Method(PostTrainingQuantization):
+    def round_weights(self, graph, grid, batches, *, seed):
+        from users_helper import first
+        return super().round_weights(first(graph), grid, batches, seed=seed)
+""",
+        "users_helper.py": "import users_second\n\ndef first(graph):\n    return users_second.second(graph)\n",
+        "users_second.py": "def second(graph):\n    return graph\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def of_users() -> dict[str, str]:
+        return keys(cell(method___target_="users_method.Method"))
+
+    before = of_users()
+    assert changed(before, keys(cell())) == "cam"
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text + "# Done\n")
+    assert of_users() == before
+    (tmp_path / "users_second.py").write_text("def second(graph):\n    return graph or None\n")
+    assert changed(before, of_users()) == "cam"
+
+
 #: A file, a text in it and another in its place, and the stages whose keys change of an 8-bit cell on ONNX Runtime.
 EDITS = [
     ("data/splits.py", "_BLOCK_BYTES = 1 << 25", "_BLOCK_BYTES = 1 << 24", "dbcam"),

@@ -44,6 +44,35 @@ def cells() -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+def test_plug_ins_of_the_users_own_are_run_and_seen_to_change(workplace: Path) -> None:
+    """They lie in the working directory, and so does what they import."""
+    plugin = """
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from helper import said
+
+class Mine(OnnxRuntime):
+    def lower(self, program, folder):
+        super().lower(program, folder)
+        (folder / "said.txt").write_text(said)
+"""
+    (workplace / "mine.py").write_text(plugin)
+    (workplace / "helper.py").write_text("said = 'hello'\n")
+    words = [
+        "train=smoke",
+        "train.max_steps=20",
+        "protocol=smoke",
+        "model=mlp",
+        "precision=fp32",
+        "backend._target_=mine.Mine",
+    ]
+    run(*words)
+    assert [file.read_text() for file in workplace.rglob("artifact/*/said.txt")] == ["hello"]
+    assert run(*words, "plan=true").startswith("reuse")
+    (workplace / "helper.py").write_text("said = 'good-bye'\n")
+    assert run(*words, "plan=true").startswith("run")
+
+
+@pytest.mark.slow
 def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     words = ["-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none"]
     output = run(*words)

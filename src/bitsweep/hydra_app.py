@@ -106,6 +106,8 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     Raises:
         ConfigError: naming key, value and what is allowed.
     """
+    if about.runtime.cwd not in sys.path:  # where plug-ins of the user's own may lie
+        sys.path.append(about.runtime.cwd)
     plain = {str(name): _plain(config[name]) for name in config if name != "hydra"}
     for name in plain.keys() - {*CONFIG_GROUPS, *_OPTIONS, *_REFERRED, "seed"}:
         raise ConfigError(f"{name}: no such key; {command_line.did_you_mean(name)}`--cfg job` prints all keys")
