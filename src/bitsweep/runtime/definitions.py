@@ -1,7 +1,6 @@
-"""What the statements of a module define, and what each of them uses: read from its source, which is not run.
+"""What the statements of a module define, read from its source, which is not run.
 
-Not part of a definition are comments, docstrings, the texts of errors that it raises, and what stands under
-``TYPE_CHECKING`` or is run only if the file is started as a program.
+Statements under ``TYPE_CHECKING`` do not count, nor those that are run only if the file is started as a program.
 """
 
 import ast
@@ -12,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bitsweep.runtime.syntax import Facts, chain_of, is_never_true
 
 #: A module and a name in it, or None for the module itself: what an import binds a name to.
 Target = tuple[str, str | None]
@@ -80,10 +81,9 @@ def read_module(name: str, file: Path, stamp: tuple[int, int]) -> Module:
     """
     content = file.read_bytes()
     try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):
+        return _Reader(name, is_package=file.name == "__init__.py").read(ast.parse(content))
+    except (SyntaxError, ValueError, RecursionError):
         return Module(name=name, opaque=hashlib.sha256(content).hexdigest())
-    return _Reader(name, is_package=file.name == "__init__.py").read(tree)
 
 
 class _Reader:
@@ -107,7 +107,7 @@ class _Reader:
             match node:
                 case ast.Import() | ast.ImportFrom():
                     self._import(node)
-                case ast.If() if _is_never_true(node.test):
+                case ast.If() if is_never_true(node.test):
                     self._statements(node.orelse)
                 case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                     self._define([node.name], self._definition(node, node.name))
@@ -154,7 +154,6 @@ class _Reader:
             self.module.executed.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])
 
     def _definition(self, node: ast.stmt, name: str) -> Definition:
-        node = _Silenced().visit(node)
         decorators: list[ast.expr] = []
         bases: list[tuple[str, ...]] = []
         members: tuple[Definition, ...] = ()
@@ -162,20 +161,20 @@ class _Reader:
             decorators = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
         if isinstance(node, ast.ClassDef):
             members = tuple(self._members(node))
-            bases = [chain for each in node.bases if (chain := _chain(each))]
+            bases = [chain for each in node.bases if (chain := chain_of(each))]
             node = copy.copy(node)
             node.body = []
-        computing = list(_computing(node))
-        apart = {*bases, *map(_chain, decorators)} if isinstance(node, ast.ClassDef) else set()
-        own = [each for each in computing if isinstance(node, _FUNCTION | _IMPORT) and isinstance(each, _IMPORT)]
+        facts = Facts(node)
+        apart = {*bases, *map(chain_of, decorators)} if isinstance(node, ast.ClassDef) else set()
+        own = facts.imports if isinstance(node, _FUNCTION | _IMPORT) else []
         return Definition(
             module=self.module.name,
             name=name,
-            digest=hashlib.sha256(ast.dump(node).encode()).hexdigest(),
-            uses=frozenset(_longest(computing)) - apart,
-            mentions=frozenset(_mentioned(computing)),
+            digest=hashlib.sha256("\n".join(facts.text).encode()).hexdigest(),
+            uses=frozenset(facts.uses - apart),
+            mentions=frozenset(facts.mentions),
             imports={bound: target for each in own for bound, target in self._bound(each)},
-            decorators=tuple(map(_chain, decorators)),
+            decorators=tuple(map(chain_of, decorators)),
             bases=tuple(bases),
             members=members,
         )
@@ -210,104 +209,3 @@ class _Reader:
         parts = self.module.name.split(".")
         parts = parts[: len(parts) - node.level + self._is_package]
         return ".".join([*parts, *([node.module] if node.module else [])])
-
-
-class _Silenced(ast.NodeTransformer):
-    """Takes out, in place, what is said and not done: docstrings, and the texts of errors."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        body = getattr(node, "body", None)
-        if isinstance(node, _FUNCTION | ast.ClassDef) and isinstance(body, list) and body and _is_text(body[0]):
-            del body[0]
-        return super().generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        if isinstance(node.exc, ast.Call):
-            node.exc.args = [each for each in node.exc.args if not _is_message(each)]
-        return self.generic_visit(node)
-
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        node.msg = None
-        return self.generic_visit(node)
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _is_message(node: ast.expr) -> bool:
-    match node:
-        case ast.JoinedStr():
-            return True
-        case ast.Constant(value=value):
-            return isinstance(value, str)
-        case ast.BinOp(left=left, right=right):
-            return _is_message(left) or _is_message(right)
-    return False
-
-
-def _computing(root: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but annotations of functions and of their variables, types of errors raised, and type checking."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        skipped: set[str] = set()
-        match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                skipped = {"returns"}
-            case ast.arg():
-                skipped = {"annotation"}
-            case ast.AnnAssign() if node is not root:
-                skipped = {"annotation"}
-            case ast.If() if _is_never_true(node.test):
-                skipped = {"test", "body"}
-            case ast.Raise(exc=ast.Call() as error):
-                waiting += [*error.args, *error.keywords]
-                skipped = {"exc"}
-            case ast.Raise():
-                skipped = {"exc"}
-        for name, value in ast.iter_fields(node):
-            if name not in skipped:
-                waiting += [
-                    each for each in (value if isinstance(value, list) else [value]) if isinstance(each, ast.AST)
-                ]
-
-
-def _longest(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ...]]:
-    """Names that are read, each as far as attributes of attributes are."""
-    inner: set[int] = set()
-    for node in nodes:  # an attribute comes before what it is read of
-        if isinstance(node, ast.Attribute | ast.Name) and id(node) not in inner and (chain := _chain(node)):
-            yield chain
-        if isinstance(node, ast.Attribute):
-            inner.add(id(node.value))
-
-
-def _chain(node: ast.AST) -> tuple[str, ...]:
-    """A dotted name; empty for anything else."""
-    match node:
-        case ast.Name(id=name, ctx=ast.Load()):
-            return (name,)
-        case ast.Attribute(value=value, attr=attribute) if chain := _chain(value):
-            return (*chain, attribute)
-    return ()
-
-
-def _mentioned(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    for node in nodes:
-        match node:
-            case ast.Attribute(attr=name) | ast.Constant(value=str(name)):
-                yield name
-            case ast.MatchClass(kwd_attrs=names):
-                yield from names
-
-
-def _is_never_true(test: ast.expr) -> bool:
-    """Whether a condition holds for type checkers only, or only in a file that is started as a program."""
-    match test:
-        case ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"):
-            return True
-        case ast.Compare(left=ast.Name(id="__name__"), ops=[ast.Eq()], comparators=[ast.Constant(value="__main__")]):
-            return True
-    return False
