@@ -31,13 +31,18 @@ TOLERANCE = 0.02
 def largest_products(scheme: Scheme) -> tuple[ExportedProgram, Array]:
     """A program whose every product is that of the largest codes, and the images on which it is.
 
-    A convolution, a ReLU and a linear layer with equal weights see equal values.
+    A convolution, a depthwise convolution and a linear layer with equal weights see equal values. Depthwise ones have
+    kernels of their own, some of them only with padding; zeros around an image make no product larger.
 
     Returns:
         The program, and float32 images [2, 3, 8, 8].
     """
     assert isinstance(scheme.weights, Grid)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 36, 4),
+    )  # fmt: skip
     for parameter in network.parameters():
         nn.init.constant_(parameter, 1.0 if parameter.ndim > 1 else 0.0)
     images = torch.full((2, 3, SIZE, SIZE), 2.0)

@@ -41,15 +41,19 @@ class QuantizedKernels(Backend):
         return None
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """Weights have 7 bits where sums of products would saturate, which QNNPACK's never do. Half precision is
-        storage only where the CPU does not compute it."""
+        """Weights have 7 bits where sums of products would saturate: QNNPACK's never do, FBGEMM's on every x86 CPU.
+        Half precision is storage only where the CPU does not compute it."""
         weights, activations = precision.weights, precision.activations
         if isinstance(weights, Grid) and isinstance(activations, Grid):
             if self.engine == "qnnpack":
                 return Scheme(weights=weights, activations=activations, arithmetic="integer")
             # Signed codes are shifted to unsigned ones before they are multiplied.
             unsigned = replace(precision, activations=replace(activations, signed=False, symmetric=False))
-            return replace(reduce_range(unsigned, cpu), activations=activations)
+            scheme = replace(reduce_range(unsigned, cpu), activations=activations)
+            if self.engine == "fbgemm" and cpu.architecture == "x86_64" and not scheme.why and weights.bits == 8:
+                why = "FBGEMM's depthwise kernels saturate sums of two u8 x s8 products: weights have 7 bits"
+                return replace(scheme, weights=replace(weights, bits=7), why=why)
+            return scheme
         return float_arithmetic(precision, cpu)
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
