@@ -1,11 +1,11 @@
 from collections.abc import Callable
 
+import hard_networks
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks import hard_networks
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.models.efficientnet_lite import EfficientNetLite0
 
