@@ -1,4 +1,8 @@
+import gzip
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,23 +48,117 @@ def test_the_source_is_the_content(tmp_path: Path) -> None:
     assert archive(tmp_path, grey=True).source() != first
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "other keys", "float labels"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "other keys", "float labels", "empty", "a bit"])
 def test_bad_archives_are_one_clear_line(damage: str, tmp_path: Path) -> None:
     dataset = archive(tmp_path)
     file = Path(dataset.root)
+    content = file.read_bytes()
     if damage == "missing":
         file.unlink()
     elif damage == "truncated":
-        file.write_bytes(file.read_bytes()[:500])
+        file.write_bytes(content[:500])
     elif damage == "text":
         file.write_text("hello")
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "a bit":
+        file.write_bytes(content[:900] + bytes([content[900] ^ 1]) + content[901:])
     elif damage == "other keys":
         np.savez(file, images=IMAGES[4])
     else:
         np.savez(file, x_train=IMAGES[12], y_train=LABELS[12] / 2, x_test=IMAGES[4], y_test=LABELS[4])
     with pytest.raises(DataError, match=r"^dataset\.root=") as caught:
-        dataset.decode()
+        dataset.source()
     assert "\n" not in str(caught.value)
+
+
+PLAIN = {"x_train": IMAGES[12], "y_train": LABELS[12], "x_test": IMAGES[4], "y_test": LABELS[4]}
+SEVERAL = np.tile(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]]), (4, 1))
+
+
+def saved(folder: Path, knobs: dict[str, Any] | None = None, **changed: np.ndarray) -> Npz:
+    np.savez(folder / "data.npz", **PLAIN | changed)
+    return Npz(name="npz", root=str(folder / "data.npz"), **knobs or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "what"),
+    [
+        ("x.npz.gz", lambda file: file.write_bytes(gzip.compress(b"PK")), "is gzipped: unpack it with gunzip"),
+        ("x.npy", lambda file: np.save(file, IMAGES[4]), r"is a single array \(\.npy\): save images and labels"),
+        ("x.pkl", lambda file: file.write_bytes(pickle.dumps([1])), "is a pickle, which could run code"),
+        ("x.npz", lambda file: np.savez(file, **PLAIN | {"y_test": np.array([0, 1, None, 2])}), "Python objects"),
+    ],
+)
+def test_other_files_are_named_and_never_unpickled(
+    name: str, write: Callable[[Path], None], what: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(DataError, match=what) as caught:
+        Npz(name="npz", root=str(tmp_path / name)).source()
+    assert "allow_pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "knobs", "what"),
+    [
+        ({"y_train": LABELS[12] * 0, "y_test": LABELS[4] * 0}, {}, "all images are of class 0; there must be two"),
+        ({"y_train": LABELS[12] % 2}, {}, "too few training and test images: 2 has 0 and 1"),
+        ({"y_test": LABELS[4] % 2}, {}, "too few training and test images: 2 has 4 and 0"),
+        ({"y_train": np.arange(12) % 11}, {}, "too few training and test images: 1 has 1 and 1, .* and 7 more"),
+        ({"y_train": LABELS[12] - 1, "y_test": LABELS[4] - 1}, {}, "labels run from -1 to 1; they must not be"),
+        ({}, {"classes": ("a", "b")}, "labels run from 0 to 2, but dataset.classes has 2 names"),
+        ({}, {"classes": ("a", "b", "c", "d")}, "too few training and test images: d has 0 and 0"),
+        ({"x_test": IMAGES[4][..., :1]}, {}, "training and test images are 8x8x3 and 8x8x1; they must be of one size"),
+        ({"x_test": IMAGES[4][:, :7]}, {}, "training and test images are 8x8x3 and 7x8x3"),
+        ({"x_train": IMAGES[12].transpose(0, 3, 1, 2)}, {}, r"x_train is uint8 \[12, 3, 8, 8\]; it must be uint8 \[N"),
+        ({"x_train": IMAGES[12] / 255}, {}, r"x_train is float64 \[12, 8, 8, 3\]; it must be uint8"),
+        ({"y_train": SEVERAL}, {}, r"y_train has the shape \[12, 3\] and not one 1 in every row: images of several"),
+        ({"y_train": LABELS[12][:9]}, {}, r"y_train has the shape \[9\], for 12 images"),
+        ({"y_train": LABELS[12].reshape(12, 1, 1).repeat(2, 2)}, {}, ".*labels must be"),
+        ({"x_test": IMAGES[12][:4]}, {}, "4 of 4 test images are training images too; remove them, or set"),
+        ({"x_train": IMAGES[12][:0], "y_train": LABELS[12][:0]}, {}, "x_train holds no images"),
+    ],
+)  # fmt: skip
+def test_what_is_no_classification_is_refused_while_planning(
+    changed: dict[str, np.ndarray], knobs: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"^dataset\.root=.*: {what}") as caught:
+        saved(tmp_path, knobs, **changed).source()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "knobs", "classes", "what"),
+    [
+        ({"y_train": LABELS[12] + 1, "y_test": LABELS[4] + 1}, {}, ("1", "2", "3"), "run from 1 to 3 with 3 values"),
+        ({"y_train": LABELS[12] * 5, "y_test": LABELS[4] * 5}, {}, ("0", "5", "10"), "run from 0 to 10 with 3 values"),
+        (
+            {"y_train": LABELS[12] + 1, "y_test": LABELS[4] + 1}, {"classes": ("a", "b", "c")}, ("a", "b", "c"),
+            "labels count from 1: 1 is a",
+        ),
+        ({"x_test": IMAGES[12][:4]}, {"leaks": "keep"}, ("0", "1", "2"), "warning: 4 of 4 test images are training"),
+        (
+            {"x_train": IMAGES[12][:, :, :5], "x_test": IMAGES[4][:, :, :5]}, {}, ("0", "1", "2"),
+            "images are 8 x 5: networks see them resized to squares, out of proportion",
+        ),
+        ({"x_val": IMAGES[4]}, {}, ("0", "1", "2"), "left out: x_val; validation images are held out from training"),
+        ({"y_train": np.eye(3, dtype=bool)[LABELS[12]]}, {}, ("0", "1", "2"), ""),
+    ],
+)  # fmt: skip
+def test_what_is_unusual_is_told_while_planning(
+    changed: dict[str, np.ndarray], knobs: dict[str, Any], classes: tuple[str, ...], what: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = saved(tmp_path, knobs, **changed)
+    data.source()
+    said = capsys.readouterr().out
+    assert what in said
+    assert bool(what) == bool(said)
+    raw = data.decode()
+    assert raw.classes == classes
+    assert raw.train.labels.tolist() == LABELS[12].tolist()
+    assert raw.test.labels.tolist() == LABELS[4].tolist()
 
 
 def test_real_images(sample_data: Path) -> None:

@@ -1,8 +1,11 @@
 """Images and labels in archives of NumPy, with the keys that Keras and MedMNIST use."""
 
+import hashlib
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,36 +17,143 @@ _CONVENTIONS = (
     (("x_train", "y_train"), ("x_test", "y_test")),
     (("train_images", "train_labels"), ("test_images", "test_labels")),
 )
+#: What other files begin with, what they are, and what to do about it.
+_OTHERS = (
+    (b"\x1f\x8b", "is gzipped: unpack it with gunzip, and name the .npz that comes out"),
+    (b"\x93NUMPY", "is a single array (.npy): save images and labels together with numpy.savez"),
+    (b"\x80", "is a pickle, which could run code: save the arrays with numpy.savez"),
+    (b"\x89HDF", "is an HDF5 file: save the arrays with numpy.savez"),
+)
 
 
 def read_npz(file: Path, *, key: str, classes: tuple[str, ...]) -> RawData:
     """Images uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3, and labels [N], [N, 1] or one-hot [N, K].
 
+    What is unusual is printed.
+
     Args:
         key: of the setting that names the archive, with its value, for errors.
-        classes: names of the classes; none to number them.
+        classes: their names, for labels from 0 or from 1; none to name them by the labels that there are.
 
     Raises:
-        DataError: the archive is damaged, or lacks arrays.
+        DataError: the archive is damaged, lacks arrays, or holds arrays that do not belong together.
     """
     try:
+        train, test = _read_parts(file)
+        if train.images.shape[1:] != test.images.shape[1:]:
+            shapes = " and ".join("x".join(map(str, part.images.shape[1:])) for part in (train, test))
+            raise DataError(f"training and test images are {shapes}; they must be of one size and number of channels")
+        height, width, _ = train.images.shape[1:]
+        if height != width:
+            print(f"images are {height} x {width}: networks see them resized to squares, out of proportion", flush=True)
+        return _named(train, test, classes)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
+def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) -> None:
+    """Refuse images that no classifier can be trained and tested on.
+
+    Args:
+        leaks: whether to refuse test images that are training images too, or to keep and print them.
+
+    Raises:
+        DataError: there is a single class, a class has too few images, or test images are training images too.
+    """
+    names = data.classes
+    if len(names) < 2:
+        raise DataError(f"{key}: all images are of class {names[0]}; there must be two classes or more")
+    trained_K, tested_K = (np.bincount(part.labels, minlength=len(names)) for part in (data.train, data.test))
+    few = [
+        f"{name} has {trained_K[k]} and {tested_K[k]}"
+        for k, name in enumerate(names)
+        if trained_K[k] < 2 or tested_K[k] < 1
+    ]
+    if few:
+        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
+        raise DataError(
+            f"{key}: too few training and test images: {', '.join(few[:3])}{more}; each class needs two (one is for "
+            "validation) and one: add images, or leave the class out"
+        )
+    trained, tested = (map(_digest, part.images[np.arange(len(part))]) for part in (data.train, data.test))
+    seen = set(trained)
+    if count := sum(digest in seen for digest in tested):
+        what = f"{count} of {len(data.test)} test images are training images too"
+        if leaks == "refuse":
+            raise DataError(f"{key}: {what}; remove them, or set dataset.leaks=keep")
+        print(f"warning: {what}", flush=True)
+
+
+def _read_parts(file: Path) -> tuple[Split, Split]:
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    for mark, what in _OTHERS:
+        if head.startswith(mark):
+            raise DataError(what)
+    try:
+        with zipfile.ZipFile(file):
+            pass
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             pairs = next((pairs for pairs in _CONVENTIONS if {*pairs[0], *pairs[1]} <= set(archive)), None)
             if pairs is None:
                 wanted = " or ".join(", ".join([*train, *test]) for train, test in _CONVENTIONS)
-                raise DataError(f"{key}: has the keys {', '.join(archive)}; expected {wanted}")
-            train, test = (_split(archive[images], archive[labels], key) for images, labels in pairs)
+                raise DataError(f"has the keys {', '.join(archive)}; expected {wanted}")
+            if beside := sorted(set(archive) - {*pairs[0], *pairs[1]}):
+                print(f"left out: {', '.join(beside)}; validation images are held out from training", flush=True)
+            train, test = (_split(archive[images], archive[labels], images, labels) for images, labels in pairs)
     except DataError:
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{key}: cannot be read as an .npz archive ({error})") from error
-    count = 1 + max(int(split.labels.max(initial=0)) for split in (train, test))
-    return RawData(train=train, test=test, classes=classes or tuple(str(label) for label in range(count)))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        if "allow_pickle" in str(error):
+            raise DataError("holds arrays of Python objects, which could run code: save them as numbers") from error
+        raise DataError(f"cannot be read as an .npz archive ({error})") from error
+    return train, test
 
 
-def _split(images: Array, labels: Array, key: str) -> Split:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{key}: labels are {labels.dtype}; they must be whole numbers")
-    if labels.ndim == 2:
-        labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
-    return Split(images=images[..., None] if images.ndim == 3 else images, labels=labels.astype(np.int64))
+def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Split:
+    shape, channels = list(images.shape), images.shape[-1] if images.ndim == 4 else 1
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3) or 0 in shape[1:]:
+        raise DataError(f"{images_key} is {images.dtype} {shape}; it must be uint8 [N, H, W] or [N, H, W, 1 or 3]")
+    if not len(images):
+        raise DataError(f"{images_key} holds no images")
+    if labels.shape[:1] != images.shape[:1]:
+        raise DataError(f"{labels_key} has the shape {list(labels.shape)}, for {len(images)} images")
+    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+        raise DataError(f"{labels_key}: labels are {labels.dtype}; they must be whole numbers")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):
+            raise DataError(
+                f"{labels_key} has the shape {list(labels.shape)} and not one 1 in every row: images of several "
+                "classes, or of none, are not classified here; give one label an image"
+            )
+        labels = labels.argmax(1)
+    if labels.size != len(images):
+        raise DataError(
+            f"{labels_key} has the shape {list(labels.shape)}; labels must be [N], [N, 1] or one-hot [N, K]"
+        )
+    return Split(images=images[..., None] if images.ndim == 3 else images, labels=labels.reshape(-1).astype(np.int64))
+
+
+def _named(train: Split, test: Split, classes: tuple[str, ...]) -> RawData:
+    """The same images with labels from 0, without gaps, and the names of the classes."""
+    found = np.unique(np.concatenate([train.labels, test.labels]))
+    low, high = int(found[0]), int(found[-1])
+    if classes:
+        first = 1 if low == 1 and high == len(classes) else 0
+        if low < first or high >= len(classes) + first:
+            raise DataError(f"labels run from {low} to {high}, but dataset.classes has {len(classes)} names")
+        if first:
+            print(f"labels count from 1: 1 is {classes[0]}", flush=True)
+        names, values = classes, np.arange(first, first + len(classes))
+    else:
+        if low < 0:
+            raise DataError(f"labels run from {low} to {high}; they must not be negative")
+        if len(found) != high + 1:
+            print(f"labels run from {low} to {high} with {len(found)} values: those are the classes", flush=True)
+        names, values = tuple(str(label) for label in found.tolist()), found
+    train, test = (replace(part, labels=np.searchsorted(values, part.labels)) for part in (train, test))
+    return RawData(train=train, test=test, classes=names)
+
+
+def _digest(image: Array) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

@@ -2,11 +2,11 @@
 
 import hashlib
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.dataset import Dataset
-from bitsweep.data.archives import read_npz
+from bitsweep.data.archives import check_parts, read_npz
 from bitsweep.errors import DataError
 from bitsweep.results import RawData
 
@@ -18,19 +18,25 @@ class Npz(Dataset):
 
     Attributes:
         root: the archive.
-        classes: names of the classes; empty to number them.
+        classes: names of the classes; empty to name them by their labels.
+        leaks: whether to refuse or to keep test images that are training images too.
     """
 
     root: Place = ""
     classes: tuple[str, ...] = ()
+    leaks: Literal["refuse", "keep"] = "refuse"
 
     def source(self) -> str:
-        """SHA-256 of the archive."""
+        """SHA-256 of the archive, which is looked through."""
+        self.decode()
         return hashlib.sha256(self._file().read_bytes()).hexdigest()
 
     def decode(self) -> RawData:
         """Read the four arrays."""
-        return read_npz(self._file(), key=f"dataset.root={self.root}", classes=self.classes)
+        key = f"dataset.root={self.root}"
+        data = read_npz(self._file(), key=key, classes=self.classes)
+        check_parts(data, key=key, leaks=self.leaks)
+        return data
 
     def _file(self) -> Path:
         file = Path(self.root).expanduser()
