@@ -237,6 +237,7 @@ class Compressed:
     Attributes:
         program: ``torch.export`` file of the Q/DQ (or float) program.
         views: statistics of the layers that are in the float network as well.
+        calibrated_on: number of training images that the method watched.
         test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
     """
 
@@ -246,6 +247,7 @@ class Compressed:
     tables: tuple[Table, ...]
     views: tuple[LayerStats, ...]
     test_logits_NK: Array
+    calibrated_on: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

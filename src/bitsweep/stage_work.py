@@ -90,7 +90,10 @@ def compress(
     batches = as_taken(splits.test.images, batch=eval_batch)
     viewed = next(as_taken(splits.val.images[:_VIEWED_IMAGES], batch=_VIEWED_IMAGES))
     before = load_program(load_compressed(original).program) if original else None
-    save_compression(compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), original=before)
+    watched = method.calibrated_on(len(splits.train), scheme)
+    save_compression(
+        compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), calibrated_on=watched, original=before
+    )
     if original is None:
         _require_same_network(np.load(folder / "test_logits.npy"), trained.test_logits_NK)
 

@@ -76,6 +76,30 @@ def test_classes_and_files_are_in_order_and_litter_is_none(tmp_path: Path) -> No
     assert find_classes(tmp_path) == {"cats": ["cats/10.png", "cats/9.png"], "dogs": ["dogs/2.jpg"]}
 
 
+def test_litter_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    litter = ("cats/Thumbs.db", "cats/Desktop.ini", "cats/@eaDir/1.jpg", "__MACOSX/cats/1.jpg", "dogs/THUMBS.DB")
+    put(tmp_path, "cats/1.jpg", "dogs/2.jpg", *litter)
+    assert find_classes(tmp_path) == {"cats": ["cats/1.jpg"], "dogs": ["dogs/2.jpg"]}
+    said = capsys.readouterr().out
+    assert (
+        said == f"left out below {tmp_path}: @eaDir, Desktop.ini, THUMBS.DB and 2 more, which are no images of yours\n"
+    )
+
+
+def test_a_folder_that_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "test/a/1.jpg")
+    assert find_parts(tmp_path, test="test") == ("train", "test")
+    assert capsys.readouterr().out == f"left out: val in {tmp_path}; validation images are held out from train\n"
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_images_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "cats/1.jpg", "dogs/2.jpg")
+    os.mkfifo(tmp_path / "cats/2.jpg")
+    with pytest.raises(DataError, match=r"/cats holds 2\.jpg, which is a pipe and no file; delete it$"):
+        find_classes(tmp_path)
+
+
 @pytest.mark.parametrize("part", ["", "training_set"])
 def test_a_folder_that_is_alone_is_entered(tmp_path: Path, part: str) -> None:
     put(tmp_path / part, "inner/inner/cats/1.jpg", "inner/inner/dogs/1.jpg")

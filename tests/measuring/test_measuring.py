@@ -238,7 +238,7 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
 
 
 def evaluated(
-    tmp_path: Path, scheme: Scheme, *, saturates: bool = False, guesses: bool = False, **about: Any
+    tmp_path: Path, scheme: Scheme, *, saturates: bool = False, guesses: bool = False, watched: int = 0, **about: Any
 ) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
@@ -263,11 +263,26 @@ def evaluated(
             device="cpu",
             test_logits_NK=np.zeros_like(exact) if guesses else exact,
         ),
-        compressed=Compressed(program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=exact),
+        compressed=Compressed(
+            program=tmp_path,
+            layers=(layer,),
+            curves=(),
+            tables=(),
+            views=(),
+            test_logits_NK=exact,
+            calibrated_on=watched,
+        ),
         saturates=saturates,
         folder=tmp_path,
     )
     return load_measurement(tmp_path)
+
+
+@pytest.mark.parametrize(("watched", "told"), [(0, False), (1, True), (200, False)])
+def test_images_of_the_calibration_are_counted_and_few_are_told(watched: int, told: bool, tmp_path: Path) -> None:
+    measurement = evaluated(tmp_path, FLOAT32, watched=watched, bias=9)
+    assert measurement.metrics.get("calibration_images", 0) == watched
+    assert any("calibrated on 1 of the training images only" in finding for finding in measurement.findings) == told
 
 
 def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Post-training quantization of a whole network, against the rules and formulas that it follows."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -194,3 +196,12 @@ def test_weights_that_are_not_finite_are_refused(splits: Splits, value: float) -
         broken.head.weight[0, 0] = value
     with pytest.raises(CompressionError, match="not finite"):
         PostTrainingQuantization(name="ptq").compress(broken, splits, image_size=SIZE, scheme=scheme(), seed=0)
+
+
+def test_how_many_images_it_is_calibrated_on() -> None:
+    """As many as there are, and none where nothing is on a grid."""
+    integers = SimpleNamespace(weights=Grid(bits=8, signed=True, symmetric=True, per_channel=True))
+    made = PostTrainingQuantization(name="ptq", calibration_images=100_000)
+    assert made.calibrated_on(200, integers) == 200
+    assert replace(made, calibration_images=1).calibrated_on(200, integers) == 1
+    assert made.calibrated_on(200, SimpleNamespace(weights="float16")) == 0

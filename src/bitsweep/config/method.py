@@ -26,6 +26,10 @@ class Method(Choice, ABC):
     def unsupported(self, precision: Precision) -> str | None:
         """Why this method cannot express a precision, with the hint; None when it can."""
 
+    def calibrated_on(self, available: int, scheme: Scheme) -> int:
+        """How many of so many training images it watches to choose codes and ranges."""
+        return 0
+
     @abstractmethod
     def compress(
         self, model: "torch.nn.Module", splits: "Splits", *, image_size: int, scheme: Scheme, seed: int

@@ -6,6 +6,7 @@ Names are relative to the root, so that a tree is the same wherever it lies.
 import contextlib
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,11 @@ from bitsweep.runtime.environment import physical_cores
 _TRAIN = ("train", "train_set", "training", "training_set")
 _TEST = ("test", "test_set", "testing", "val", "valid", "validation", "validation_set")
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-#: What file managers leave behind, besides hidden files.
-_LITTER = frozenset({"_DS_Store", "Thumbs.db", "desktop.ini"})
+#: What file managers, archivers and network disks leave behind, in lower case, besides hidden files.
+_LITTER = frozenset({
+    "_ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "__macosx", "icon\r",
+    "lost+found", "picasa.ini", "system volume information", "zbthumbnail.info",
+})  # fmt: skip
 _DIGEST_BYTES = 32
 _LONG_S = 5.0
 _AT_ONCE = 64
@@ -43,6 +47,10 @@ def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, ...
         if len(found) > 1:
             raise DataError(f"{root} has {' and '.join(found)}; choose one with dataset.{key}={found[0]}")
         parts += found
+    if parts and (litter := sorted(_litter(root))):
+        print(f"left out in {root}: {some(litter)}, which are no images of yours", flush=True)
+    if parts and (beside := sorted(set(holders.values()) - set(parts))):
+        print(f"left out: {some(beside)} in {root}; validation images are held out from {parts[0]}", flush=True)
     if len(parts) == 1:
         raise DataError(
             f"{root} has {parts[0]}, and no other folder of a usual name; name both with dataset.train_folder and "
@@ -55,7 +63,8 @@ def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
     """Class -> names of its files, both in alphabetical order; a folder that is alone in another is entered.
 
     Raises:
-        DataError: there are less than two classes; one is empty or has folders; images lie beside the classes.
+        DataError: there are less than two classes; one is empty, has folders, or what is no file; images lie beside the
+            classes.
     """
     folder = root / part
     while len(only := _entries(folder)) == 1 and _folders(folder) and _folders(folder / only[0].name):
@@ -73,11 +82,18 @@ def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
     for name, files in classes.items():
         if not files:
             raise DataError(f"{folder / name} is empty; put the images of that class there, or delete it")
+        if strange := [file.name for file in files if not file.is_dir() and file_kind(Path(file))]:
+            raise DataError(
+                f"{folder / name} holds {some(strange)}, which is {file_kind(folder / name / strange[0])} and no file; "
+                "delete it"
+            )
         if inside := [file.name for file in files if file.is_dir()]:
             raise DataError(
                 f"{folder / name} holds folders ({some(inside)}), where only the images of a class may be: move them, "
                 "or set dataset.root to the folder that holds the classes"
             )
+    if litter := sorted({name for place in (folder, *(folder / name for name in classes)) for name in _litter(place)}):
+        print(f"left out below {folder}: {some(litter)}, which are no images of yours", flush=True)
     return {name: [file.path.removeprefix(f"{root}{os.sep}") for file in files] for name, files in classes.items()}
 
 
@@ -125,10 +141,25 @@ def _digests(root: Path, names: Sequence[str]) -> list[bytes]:
     return digests
 
 
+def file_kind(path: Path) -> str:
+    """What a path is that could hang who opens it; empty for files, folders, and where nothing is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a link to nowhere, for instance: opening it tells
+        return ""
+    kinds = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR, "a disk": stat.S_ISBLK}
+    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "")
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _LITTER]
+        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _LITTER]
     return sorted(visible, key=lambda entry: entry.name)
+
+
+def _litter(folder: Path) -> list[str]:
+    """What is passed over in a folder, hidden files apart."""
+    return [entry.name for entry in folder.iterdir() if entry.name.lower() in _LITTER]
 
 
 def _folders(folder: Path) -> bool:

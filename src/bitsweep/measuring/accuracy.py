@@ -17,6 +17,8 @@ from bitsweep.results import Array, Compressed, OpProfile, Split, Table, Trained
 _EXPLAINED_SIZE_RATIO = 0.35
 #: Files of an artifact's folder that no engine loads.
 _NOTED = frozenset({"manifest.json", "kernels.json"})
+#: Images below which a calibration says so.
+_FEW_IMAGES = 16
 #: Parity with the reference below which an artifact is not the model that was meant.
 LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 25.0
 
@@ -65,6 +67,13 @@ def evaluate(
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
     findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    if compressed.calibrated_on:
+        metrics["calibration_images"] = float(compressed.calibrated_on)
+    if 0 < compressed.calibrated_on < _FEW_IMAGES:
+        findings.append(
+            f"calibrated on {compressed.calibrated_on} of the training images only: ranges are those of few pictures; "
+            "raise method.calibration_images"
+        )
     if saturates:
         flags.append("saturates")
         findings.append("sums of the largest products saturate in this engine's kernels on this CPU")

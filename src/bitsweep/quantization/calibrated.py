@@ -269,6 +269,10 @@ class QuantizingMethod(Method):
             return ranges.mse_weight_range
         return partial(ranges.histogram_weight_range, choose_range=self._chooser(self.weight_range))
 
+    def calibrated_on(self, available: int, scheme: Scheme) -> int:
+        """As many as ``calibration_images`` asks for, if there are, and none for half precision."""
+        return min(self.calibration_images, available) if isinstance(scheme.weights, Grid) else 0
+
     def calibration_batches(self, splits: Splits, *, image_size: int, seed: int) -> "Iterator[torch.Tensor]":
         """Training images as the network sees them, float32 [N, 3, S, S]."""
         from bitsweep.data.preprocessing import preprocessed

@@ -20,6 +20,7 @@ def save_compression(
     folder: Path,
     *,
     viewed: Array,
+    calibrated_on: int = 0,
     original: ExportedProgram | None = None,
 ) -> None:
     """Write what a method returned into a folder, with the outputs of its program for the test images.
@@ -27,11 +28,12 @@ def save_compression(
     Args:
         test_batches: float32 images [N, 3, H, W], a batch at a time.
         viewed: a few images on which the layers are looked at.
+        calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
     """
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
-    (folder / "records.json").write_text(json.dumps(records))
+    (folder / "records.json").write_text(json.dumps({**records, "calibrated_on": calibrated_on}))
     _save_views(layer_stats(original or compression.program, compression.program, torch.from_numpy(viewed)), folder)
     np.save(folder / "test_logits.npy", logits_of(compression.program, test_batches))
 
@@ -45,6 +47,7 @@ def load_compressed(folder: Path) -> Compressed:
         curves=tuple(Curve(**each) for each in records["curves"]),
         tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
         views=_load_views(folder),
+        calibrated_on=records["calibrated_on"],
         test_logits_NK=np.load(folder / "test_logits.npy"),
     )
 

@@ -110,6 +110,8 @@ class RunLogger:
                 **cell.choices, "scheme": str(cell.scheme), "device": cell.device, "image_size": cell.model.image_size,
                 **_flat("method", cell.method), "threads": cell.protocol.threads or environment.physical_cores(),
             }  # fmt: skip
+            if measured and (used := measured.metrics.get("calibration_images")):
+                params["method.calibration_images"] = int(used)  # fewer than were asked for, where there are no more
             seconds = {f"{stage}_s": value for stage, value in outcome.seconds.items()}
             metrics = {**seconds, **(measured.metrics if measured else {})}
             self._client.log_batch(
