@@ -129,7 +129,11 @@ def _compose_each(words: list[str]) -> None:
     _bound(tuple(values[0] for values in points))
     for place, values in enumerate(points):
         for value in values[1:]:
-            _bound(tuple(value if place == other else first[0] for other, first in enumerate(points)))
+            group, _, choice = value.partition("=")
+            if group in CHOICES:
+                assert choice in CHOICES[group], value
+            else:
+                _bound(tuple(value if place == other else first[0] for other, first in enumerate(points)))
 
 
 @functools.cache
