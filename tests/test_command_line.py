@@ -55,6 +55,12 @@ def test_a_named_sweep_needs_no_plus() -> None:
     assert checked(["+sweep=smoke", "-m"]) == ["+sweep=smoke", "-m"]
 
 
+def test_arguments_of_a_network_have_names_of_their_own() -> None:
+    words = checked(["model=own", "model.arguments={width:4}", "model.arguments.depth=2"])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("config", words).model.arguments == {"width": 4, "depth": 2}
+
+
 def test_a_knob_of_any_choice_is_known() -> None:
     assert did_you_mean("method.percntile") == "did you mean method.percentile? "
     assert did_you_mean("backend.trget") == "did you mean backend.target? "

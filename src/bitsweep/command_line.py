@@ -22,6 +22,8 @@ from bitsweep.sweep import Options
 
 #: What stands at the top of a configuration, Hydra's own settings apart.
 _KEYS = (*CONFIG_GROUPS, "scale", "seed", "data", "sweep", *Options.__dataclass_fields__)
+#: Mappings whose keys are the user's, so that no YAML knows them.
+_OPEN = ("model.arguments",)
 _CONF = Path(__file__).parent / "conf"
 
 
@@ -54,6 +56,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         _check_grid(override, word, multirun=multirun)
     elif key in (*CONFIG_GROUPS, "scale", "sweep"):
         _check_choice(key, override.value(), word)
+    if any(key == each or key.startswith(f"{each}.") for each in _OPEN) and not override.is_force_add():
+        return f"++{word.lstrip('+')}"
     # A named sweep is no part of a configuration that has none, for which Hydra wants a plus.
     return f"+{word}" if key == "sweep" and not override.is_add() else word
 

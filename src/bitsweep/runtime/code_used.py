@@ -22,13 +22,13 @@ from bitsweep.runtime.module_files import PYTHON, module_file, version_of_module
 
 
 class CodeUsed:
-    """What a function uses that is handed instances of some classes.
+    """What a name of a module uses, a function for instance that is handed instances of some classes.
 
     Attributes:
         files: the files that were read, with their time of change and size.
     """
 
-    def __init__(self, function: Callable[..., Any], *handed: type) -> None:
+    def __init__(self, module: str, name: str, *handed: type) -> None:
         self.files: dict[Path, tuple[int, int]] = {}
         self._definitions: dict[Definition, Module] = {}
         self._versions = {PYTHON}
@@ -38,7 +38,7 @@ class CodeUsed:
         self._if_mentioned: dict[str, list[tuple[Definition, Module]]] = {}
         self._entered: set[tuple[str, tuple[str, ...], frozenset[str] | None]] = set()
         self._executed: set[str] = set()
-        self._enter((function.__module__, None), (_outermost(function),))
+        self._enter((module, None), (name,))
         for kind in handed:
             versions = {each: version_of_module(each.__module__) for each in kind.__mro__}
             # A library may call whatever members it knows of.
@@ -46,7 +46,7 @@ class CodeUsed:
             fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
             held = None if extends_library else frozenset(field.name for field in fields)
             for each in kind.__mro__:
-                self._enter((each.__module__, None), (_outermost(each),), held=held)
+                self._enter((each.__module__, None), (outermost(each),), held=held)
         while self._waiting:
             self._follow(self._waiting.pop())
 
@@ -200,7 +200,7 @@ def _all_of(module: Module) -> list[Definition]:
     return [definition for named in module.defined.values() for definition in named]
 
 
-def _outermost(defined: Callable[..., Any]) -> str:
+def outermost(defined: Callable[..., Any]) -> str:
     """The name at the top of the module that a function or class is, or is in."""
     return defined.__qualname__.partition(".")[0]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsweep.errors import ConfigError
-from bitsweep.runtime.code_used import CodeUsed, stamp
+from bitsweep.runtime.code_used import CodeUsed, outermost, stamp
 from bitsweep.runtime.module_files import is_absent
 
 _codes: dict[tuple[Any, ...], tuple[str, dict[Path, tuple[int, int]]]] = {}
@@ -46,10 +46,15 @@ def code(function: Callable[..., Any], *handed: type) -> str:
                 f"_target_={kind.__module__}.{name}: it is in no file, and the processes that run cells import it from "
                 f"one; move it to a file mine.py, and write _target_=mine.{name}"
             )
-    asked = function, handed, tuple(sys.path)
+    return code_of(function.__module__, outermost(function), *handed)
+
+
+def code_of(module: str, name: str, *handed: type) -> str:
+    """The same for what has a name at the top of a module, which need not have been imported."""
+    asked = module, name, handed, tuple(sys.path)
     known = _codes.get(asked)
     # A file that has changed meanwhile counts as it is now: that is what a process that is started now runs.
     if known is None or any(stamp(file) != then for file, then in known[1].items()):
-        used = CodeUsed(function, *handed)
+        used = CodeUsed(module, name, *handed)
         known = _codes[asked] = digest(used.found()), used.files
     return known[0]

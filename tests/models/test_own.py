@@ -1,0 +1,127 @@
+"""A network in a file of the user's: found, checked while planning, and part of the keys by its code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitsweep.errors import ConfigError
+from bitsweep.models.own import OwnModel
+
+NETS = '''
+"""Networks."""
+from torch import nn
+from blocks_of_mine import block
+
+SCALE = 2
+
+
+class Net(nn.Sequential):
+    """A small network."""
+
+    def __init__(self, width=8, num_classes=10):
+        super().__init__(block(3, width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+def fixed():
+    return Net(num_classes=7)
+
+
+def broken():
+    raise RuntimeError("no such thing")
+
+
+def number():
+    return SCALE
+'''
+BLOCKS = """
+from torch import nn
+
+
+def block(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of networks with a module of its own beside it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("nets_of_mine", "blocks_of_mine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "nets_of_mine.py").write_text(NETS)
+    (tmp_path / "blocks_of_mine.py").write_text(BLOCKS)
+    return tmp_path / "nets_of_mine.py"
+
+
+def own(factory: str, **arguments: object) -> OwnModel:
+    return OwnModel(name="own", image_size=16, factory=factory, arguments=arguments)
+
+
+def test_a_factory_gets_its_arguments_and_the_number_of_classes(nets: Path) -> None:
+    network = own(f"{nets}:Net", width=4).build(3)
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    assert network[0][0].out_channels == 4
+    assert own(f"{nets}:fixed").build(3)(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+
+
+def test_a_module_that_is_installed_is_named_by_its_path() -> None:
+    network = own("torchvision.models:squeezenet1_1", num_classes=5).build(9)
+    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("{nets}", r"write a file and a name in it, as in nets\.py:MyNet"),
+        ("{nets}:Nett", r"no such callable in nets_of_mine; it has .*Net"),
+        ("{nets}:broken", "RuntimeError: no such thing"),
+        ("{nets}:number", r"makes a int, no torch\.nn\.Module"),
+        ("nowhere.py:Net", "there is no file /"),
+        ("nothing_of_mine:Net", "there is no module nothing_of_mine"),
+    ],
+)
+def test_what_is_no_factory_is_one_line(factory: str, message: str, nets: Path) -> None:
+    model = own(factory.format(nets=nets))
+    with pytest.raises(ConfigError, match=message):
+        model.check()
+        model.build(3)
+
+
+def test_a_file_with_the_name_of_another_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "json.py").write_text(NETS)
+    with pytest.raises(ConfigError, match="another module has the name json; rename the file"):
+        own(f"{tmp_path / 'json.py'}:Net").check()
+
+
+def test_code_of_the_user_is_in_the_keys(nets: Path) -> None:
+    def source() -> str:
+        return own(f"{nets}:Net").source()
+
+    before = source()
+    nets.write_text(NETS.replace('"""A small network."""', "# a comment"))
+    assert source() == before
+    blocks = nets.with_name("blocks_of_mine.py")
+    blocks.write_text(BLOCKS.replace("ReLU", "ReLU6 "))
+    changed = source()
+    assert changed != before
+    blocks.write_text(BLOCKS)
+    nets.write_text(NETS.replace("SCALE = 2", "SCALE = 3"))
+    assert source() == before
+    assert own(f"{nets}:number").source() != before
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_through_the_command(nets: Path, workplace: Path) -> None:
+    words = ["model=own", "model.factory=nets_of_mine.py:Net", "model.arguments.width=16", "model.image_size=16",
+             "precision=int8", "train=smoke", "train.max_steps=20", "protocol=smoke"]  # fmt: skip
+    assert nets.parent == workplace
+    done = subprocess.run(
+        [sys.executable, "run.py", *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished  own-ptq-int8-onnxruntime-digits" in done.stdout
