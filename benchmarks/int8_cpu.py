@@ -121,7 +121,7 @@ def integer_product(task: Task) -> InferenceFn:
     return lambda images: session(left)[:1]
 
 
-#: Side of the matrices whose product tells what the CPU can do.
+#: Side of the matrices whose product shows what the CPU can do.
 SIDE = 768
 LIMITS: dict[str, Build] = {"limit fp32": product, "limit int8": integer_product}
 

@@ -29,7 +29,7 @@ class Cell:
     """One point of the grid.
 
     Attributes:
-        knobs: names and values of what was set besides the choices; tells cells apart in tables.
+        knobs: names and values of what was set besides the choices; distinguishes cells in tables.
         command: what makes this cell alone.
         keys: stage -> key, once `bitsweep.stages` has found it.
 

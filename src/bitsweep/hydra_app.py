@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
         arguments: of the command line; those that this program was started with where None is given.
         conf: folder of YAMLs, with ``config.yaml``.
     """
-    # Hydra would print its own traceback and advice; errors are told here, in one line.
+    # Hydra would print its own traceback and advice; errors are printed here, in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)

@@ -259,7 +259,7 @@ class OpProfile:
         op: the engine's name of the kernel, e.g. ``QLinearConv``.
         macs: multiply-accumulates for one batch; 0 for operations without weights.
         integer: whether they were done on integers.
-        ms: milliseconds that it took, the median of a few runs; 0 where the engine does not tell.
+        ms: milliseconds that it took, the median of a few runs; 0 where the engine does not report it.
     """
 
     name: str
@@ -281,7 +281,7 @@ class Measurement:
         metrics: by the names of ``docs/measurement.md``; full precision, units in the names.
         flags: what a reader must know before believing a figure, e.g. ``noisy``.
         verdict: ``faster``, ``slower`` or ``not distinguishable`` than the same backend's fp32; empty where not timed.
-        findings: sentences on what the figures alone do not tell, e.g. why the artifact is not faster than fp32.
+        findings: sentences that explain the figures, e.g. why the artifact is not faster than fp32.
         notes: details as JSON types: kernels, noise probes, size by layer.
         tables: what was found out layer by layer.
         folder: raw latency samples and predictions.
@@ -300,7 +300,7 @@ class Measurement:
 class Outcome:
     """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log.
 
-    The measurement of a lowered cell holds what its files tell: size and kernels, no accuracy and no latency.
+    The measurement of a lowered cell holds what its files say: size and kernels, no accuracy and no latency.
     """
 
     status: Status

@@ -31,7 +31,7 @@ class Options:
     """The settings of a run that change no result, so that no key contains them.
 
     Attributes:
-        plan: only tell what would be run.
+        plan: only show what would be run.
         stage: how far to go: ``cell`` measures, ``baseline`` only trains.
         remeasure: which finished cells to measure again: ``none``, those that are ``noisy``, or ``all``.
         store: folder of the artifact store.

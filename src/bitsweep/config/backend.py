@@ -98,7 +98,7 @@ class Backend(Choice, ABC):
     def profile(self, folder: Path, images: "np.ndarray[Any, Any]", *, threads: int) -> "Sequence[OpProfile]":
         """What the engine executed for one batch: its kernels with their multiply-accumulates and arithmetic.
 
-        Of an engine that cannot run here, what it would execute, as its file tells.
+        Of an engine that cannot run here, what it would execute, according to its file.
         """
 
 

@@ -44,7 +44,7 @@ def make_splits(
         folder: where to write the splits, block by block as they are decoded, for `load_splits`: one .npy file an
             array, files of a few test images as they came, and ``splits.json``, which is written last. None keeps the
             arrays in memory.
-        progress: is told how far it is.
+        progress: gets how far it is.
 
     Raises:
         DataError: images and labels do not belong together, there are too few of them, or they cannot be decoded.

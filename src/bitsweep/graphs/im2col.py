@@ -42,7 +42,7 @@ def patches(x: Tensor, layer: Node, weight: Tensor) -> Tensor:
 
     Args:
         x: input of the layer, [N, C, ...], or [..., I] for a linear one.
-        weight: of the layer; its shape tells the kernel.
+        weight: of the layer; its shape gives the kernel size.
 
     Returns:
         [G, I, P], on the layer's own stride, padding and dilation.

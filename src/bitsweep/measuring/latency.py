@@ -90,7 +90,7 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
 
 
 def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: float) -> list[str]:
-    """What the profiles of an artifact and of the same engine's fp32 tell."""
+    """Causes that the profiles of an artifact and of the same engine's fp32 show."""
     own, fp32 = (
         subject.backend.profile(folder, images, threads=subject.threads) for folder in (subject.artifact, subject.twin)
     )
@@ -181,7 +181,7 @@ def interleaved_blocks(artifacts: list[InferenceFn], images: Array, protocol: Me
 
 
 def _runs_a_block(infer: InferenceFn, images: Array, protocol: MeasurementProtocol) -> int:
-    """Warm up, and tell how many runs fill a block."""
+    """Warm up, and return how many runs fill a block."""
     end = time.perf_counter() + protocol.warmup_s
     durations = [_timed_ms(lambda: infer(images))[1] for _ in range(3)]
     while time.perf_counter() < end:
@@ -202,7 +202,7 @@ def _block(infer: InferenceFn, images: Array, runs: int) -> Array:
 
 
 def reference_ms() -> float:
-    """Median time of a fixed single-threaded kernel, which tells how fast the machine is just now."""
+    """Median time of a fixed single-threaded kernel, which shows how fast the machine is at the moment."""
     values = np.linspace(0, 1, 1 << 16)
     return float(np.median([_timed_ms(lambda: np.sort(np.sin(values)))[1] for _ in range(15)]))
 
@@ -211,7 +211,7 @@ def reference_ms() -> float:
 def foreign_share() -> Iterator[Callable[[], float]]:
     """How much of the time of this process's CPUs others took meanwhile, or the hypervisor: a share in [0, 1].
 
-    A neighbour that is busy all the time slows evenly, so that neither drift nor spread tell of it; and it slows a
+    A neighbour that is busy all the time slows evenly, so that neither drift nor spread shows it; and it slows a
     network with more small kernels more than the other.
     """
     start, busy, own = time.monotonic(), _busy_s(), time.process_time()
@@ -222,7 +222,7 @@ def foreign_share() -> Iterator[Callable[[], float]]:
 
 
 def _busy_s() -> float:
-    """Seconds that this process's CPUs have been busy, whoever kept them so."""
+    """Seconds that this process's CPUs have been busy, with any process."""
     times = psutil.cpu_times(percpu=True)
     idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are in user time already
     return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in _cpus())

@@ -1,7 +1,7 @@
 """Where an engine leaves the reference: layer by layer, from the values in between.
 
-The engine runs the same program with one more thing to tell: what every quantized tensor holds. Rows of all of them,
-end to end, are its output, so that any engine can be asked, through its own lowering.
+The engine runs the same program with all quantized tensors as its output: flattened, and joined end to end. So this
+works with any engine, through its own lowering.
 """
 
 import math

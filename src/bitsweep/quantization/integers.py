@@ -3,7 +3,7 @@
 The reference computes with the values that codes stand for. Here the codes themselves are computed with, at their
 zero points' distance q - z:
 
-- a layer sums products of codes in 32 bits, adds its bias in their unit s_x s_w, and keeps that unit in mind;
+- a layer sums products of codes in 32 bits, adds its bias in their unit s_x s_w, and keeps that unit;
 - rectifiers, pooling and whatever only moves values work on codes or sums as they are;
 - additions bring both sides to one fine scale by multipliers; averages are sums, divided where they become codes;
 - a value becomes a code again by one multiplication: clamp(round(m q) + z, lo, hi) with m = s / s_y.

@@ -30,7 +30,7 @@ from bitsweep.graphs.ops import LAYER_KINDS, aten
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange, activation_spec
 
 RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
-#: Functions of one activation, with the bounds beyond which they do not tell its values apart.
+#: Functions of one activation, with the bounds beyond which they are constant.
 FUNCTIONS: dict[Any, tuple[float, float]] = {
     aten.hardswish.default: (-3.0, math.inf),
     aten.hardsigmoid.default: (-3.0, 3.0),

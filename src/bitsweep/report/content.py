@@ -21,7 +21,7 @@ class Row:
         cell: config group -> choice, and the knobs that were overridden.
         metrics: by the names of ``docs/measurement.md``; any may be missing.
         verdict: on the speed-up; empty where nothing was timed against fp32.
-        findings: sentences on what the figures alone do not tell.
+        findings: sentences that explain the figures.
         command: reproduces this cell alone.
         pictures: PNG files under the folder of the report.
     """
@@ -77,7 +77,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """Everything that a report tells.
+    """The whole content of a report.
 
     Attributes:
         compare_url: path of the comparison page under the address of the MLflow UI.
@@ -100,7 +100,7 @@ class SweepReport:
 
     @property
     def varying_choices(self) -> list[str]:
-        """Groups and knobs to show: the usual ones, those that tell cells apart, and the device if one was chosen."""
+        """Groups and knobs to show: the usual ones, those in which cells differ, and the device if one was chosen."""
         chosen = [DEVICE] if any(DEVICE in row.cell for row in self.rows) else []
         return list(dict.fromkeys([*SHOWN_AXES, *telling(self.rows), *chosen]))
 
@@ -108,7 +108,7 @@ class SweepReport:
 def telling(rows: Sequence[Row]) -> list[str]:
     """Groups that differ between rows, and knobs that do between rows with the same choice in the knob's group.
 
-    Where all rows with ``method=gpfq`` have the same ``method.radius``, the radius tells nothing beyond the method.
+    Where all rows with ``method=gpfq`` have the same ``method.radius``, the radius says nothing beyond the method.
     """
     names = dict.fromkeys(name for row in rows for name in row.cell)
     values: dict[tuple[str, str], set[str]] = {}
@@ -192,7 +192,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def findings(report: SweepReport) -> list[tuple[str, str]]:
-    """What the figures of cells alone do not tell, as the cell and its sentences."""
+    """Sentences that explain figures, as the cell and its sentences."""
     shown = [row for row in report.measured if row.findings]
     return [(_full_name(report, row), "; ".join((row.verdict or "not timed", *row.findings))) for row in shown]
 

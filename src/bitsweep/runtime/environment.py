@@ -65,7 +65,7 @@ class Cpu:
 
 @functools.cache
 def current_cpu() -> Cpu:
-    """The processor of this machine; flags are empty where the system does not tell them."""
+    """The processor of this machine; flags are empty where the system does not report them."""
     architecture = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
     fields: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,6 +1,6 @@
 """An NVIDIA GPU by its driver alone: memory in use, and time on the device. Importing this imports no engine.
 
-Engines of one process share its primary context on the GPU, so that what the driver tells holds for each of them.
+Engines of one process share its primary context on the GPU, so that what the driver reports is true of each of them.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""How far some work is: told through a function that the work is handed, so that it knows of no terminal."""
+"""Progress of some work, reported through a function that the work is given, so that it needs no terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -119,7 +119,7 @@ class Connection:
 
 
 def owner() -> dict[str, str]:
-    """Tags that tell whether the process that writes a run is still alive."""
+    """Tags that show whether the process that writes a run is still alive."""
     import psutil
 
     return {"host": socket.gethostname(), "process": f"{os.getpid()} {psutil.Process().create_time():.0f}"}

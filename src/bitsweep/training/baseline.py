@@ -38,7 +38,7 @@ def fit(
             on few images), ``history.json`` and ``test_logits.npy`` (float32 [N, K], computed in fp32).
         rank: number of this process among the ``recipe.devices`` that train together; that of number 0 writes.
         unfinished: file that training is kept in as far as it has come, and goes on from; None to keep nothing.
-        progress: is told how far it is; a line an epoch goes to standard output in any case.
+        progress: gets how far it is; a line an epoch goes to standard output in any case.
 
     Raises:
         CellFailed: the loss became infinite or not a number.

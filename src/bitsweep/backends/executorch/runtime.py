@@ -41,7 +41,7 @@ def inference_fn(path: Path, *, threads: int) -> InferenceFn:
 
 
 def profile_of(path: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
-    """What XNNPACK executed for one batch, as its profile tells it; layers run in the order of the program."""
+    """What XNNPACK executed for one batch, from its profile; layers run in the order of the program."""
     from executorch.devtools.inspector import Inspector
 
     module, facts = _load(path, threads=threads, profile=True)

@@ -24,7 +24,7 @@ MODEL = "model.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 BYTE_TYPES = {"uint8", "int8"}
-#: Runs of a batch whose median tells how long a kernel takes.
+#: Runs of a batch whose median is the time of a kernel.
 TIMED_RUNS = 9
 #: Kernels that convolve -> which of their inputs are the weights.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
@@ -119,7 +119,7 @@ class OnnxRuntime(CpuOrGpu):
         return OnDevice(queue=lambda: session.run_with_iobinding(binding, options), stream=stream)
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
-        """What ran, as ONNX Runtime's profiler tells it; channels that it pads to fill vectors count.
+        """What ran, from ONNX Runtime's profiler; channels that it pads to fill vectors count.
 
         Of a GPU's kernels it sees when they are queued, and not how long they take.
         """

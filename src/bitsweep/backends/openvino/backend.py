@@ -90,7 +90,7 @@ class OpenVino(Backend):
         return run
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
-        """What ran, as the executed graph tells it."""
+        """What ran, from the executed graph."""
         compiled = self._compiled(self._read(folder), batch=len(images), threads=threads, profile=True)
         request = compiled.create_infer_request()
         for _ in range(TIMED_RUNS):

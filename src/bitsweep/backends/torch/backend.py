@@ -51,7 +51,7 @@ class Eager(CpuOrGpu):
         return on_gpu(load_program(folder / PROGRAM), images, memory_format=layout)
 
     def _prepare(self, threads: int) -> Any:
-        """Set PyTorch up, and tell the layout in memory of images and weights."""
+        """Set PyTorch up, and return the memory layout of images and weights."""
         import torch
 
         torch.set_num_threads(threads)

@@ -36,7 +36,7 @@ UNPACK: dict[Any, Any] = {
     ),
 }
 LAYOUT = torch.channels_last
-#: Runs of a batch whose median tells how long a kernel takes.
+#: Runs of a batch whose median is the time of a kernel.
 TIMED_RUNS = 9
 #: Name inside a file under which C, H and W of the images are.
 SHAPE = "image_shape.json"
@@ -143,7 +143,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             integer = func is not aten.quantize_per_tensor.default
         macs = 0
         if func in UNPACK:
-            # Rows beyond the images' own only tell the kernel a scale.
+            # Rows beyond the images' own only give the kernel its scale.
             macs = result[: self.images].numel() * UNPACK[func](args[1])[0][0].numel()
         elif func.overloadpacket in flop_registry:
             macs = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result) // 2

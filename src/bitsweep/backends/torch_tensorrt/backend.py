@@ -86,7 +86,7 @@ class TorchTensorRt(Backend):
         return on_gpu(folder, images, max_batch=self.max_batch)
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
-        """The layers of the engine, as it tells them."""
+        """The layers of the engine, as it reports them."""
         self._require()
         from bitsweep.backends.torch_tensorrt.lowering import profile_of
 

@@ -50,7 +50,7 @@ def build_engine(program: ExportedProgram, folder: Path, *, max_batch: int, tf32
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # Else the engine would not tell the types of its layers.
+            # Else the engine would not report the types of its layers.
             with Debugger(log_level="error", engine_builder_monitor=False, logging_dir=scratch):
                 engine = convert_exported_program_to_serialized_trt_engine(
                     program,
@@ -101,7 +101,7 @@ def on_gpu(folder: Path, images: Array, *, max_batch: int) -> OnDevice:
 
 
 def profile_of(folder: Path, images: Array) -> tuple[OpProfile, ...]:
-    """The layers of an engine with their types, as it tells them itself."""
+    """The layers of an engine with their types, as it reports them itself."""
     module, facts = _load(folder)
     return described(module.get_layer_info(), macs=facts["macs"] * len(images))
 

@@ -22,7 +22,7 @@ def activation_spec(
     """How to quantize an activation.
 
     Args:
-        bounds: what the reader of the activation cannot tell from its ends; values beyond them need no code.
+        bounds: beyond them the next operation is constant, so that values there need no code.
     """
     return QuantizationSpec(
         dtype=storage_dtype(grid),
