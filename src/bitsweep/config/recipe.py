@@ -38,7 +38,7 @@ class Recipe(Choice):
         devices: GPUs, or processes on the CPU, that share every batch; what is learned is the same but for rounding
             and dropout.
         autocast: half-precision type of the arithmetic; ``auto`` is bfloat16 on a GPU that computes it, else none.
-        compile: whether PyTorch compiles the network, which takes a minute and is worth it on a GPU; ``auto`` does it there.
+        compile: whether PyTorch compiles the network, which takes a minute and helps on a GPU; ``auto`` does it there.
     """
 
     epochs: Annotated[int, Field(ge=0)]
