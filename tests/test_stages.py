@@ -16,8 +16,7 @@ from bitsweep import cell as cell_module
 from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.config import backend as backend_module
-from bitsweep.config.configurable import identity
-from bitsweep.runtime.environment import Gpu
+from bitsweep.runtime.environment import Cpu, Gpu
 from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, key_of
 from tests.test_cell import cell
 
@@ -43,6 +42,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> str:
     ("knobs", "stages_changed"),
     [
         ({"dataset__val_share": 0.2}, "dbcam"),
+        ({"dataset__split_seed": 1}, "dbcam"),
         ({"model__image_size": 40}, "bcam"),
         ({"train__lr": 0.5}, "bcam"),
         ({"seed": 1}, "bcam"),
@@ -71,11 +71,17 @@ def test_what_is_said_of_a_cell_changes_no_key() -> None:
     assert keys(replace(cell(), knobs=(("a", "b"),), command="run it")) == keys(cell())
 
 
-def test_what_is_said_of_a_scheme_changes_no_key() -> None:
-    """So that float programs are shared between CPUs."""
-    bound = cell(precision="fp16")
-    assert bound.scheme.why
-    assert identity(bound.scheme) == identity(replace(bound.scheme, why=""))
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_programs_are_shared_between_cpus(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it is said of each that it does not compute so."""
+    programs, reasons = set(), set()
+    for flags in (["avx2"], ["avx2", "avx512_vnni"]):
+        cpu = Cpu(model="some", architecture="x86_64", flags=frozenset(flags))
+        monkeypatch.setattr(cell_module, "current_cpu", lambda cpu=cpu: cpu)
+        bound = cell(precision=precision, backend="openvino")
+        programs.add(COMPRESSED.key_of(bound))
+        reasons.add(bound.scheme.why)
+    assert (len(programs), len(reasons)) == (1, 2)
 
 
 def test_data_are_the_same_wherever_they_lie(tmp_path: Path) -> None:

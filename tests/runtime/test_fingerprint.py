@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -281,3 +281,53 @@ def test_a_class_of_the_program_that_is_run_counts(user: Path) -> None:
         ran = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
         keys.append(ran.stdout.split()[0])
     assert keys[0] == keys[1] != keys[2]
+
+
+#: Files, a text in one of them and another in its place; ``odd.work`` uses it in ways that names alone do not tell.
+ODD = [
+    ({"odd.py": "import ops\ndef work(): return getattr(ops, 'a' + 'b')", "ops.py": "ab = 1"}, "ab = 1", "ab = 2"),
+    ({"odd.py": "def work():\n    from lazy import made", "lazy.py": "def __getattr__(name): return 1"}, "1", "2"),
+    ({"odd.py": "from space.deep import x\ndef work(): return x", "space/deep.py": "x = 1"}, "x = 1", "x = 2"),
+    ({"odd.py": "import native\ndef work(): return native.x", "native.py": "not Python 1"}, "1", "2"),
+    ({"odd.py": "X = []\nX.append(1)\ndef work(): return X"}, "append(1)", "append(2)"),
+    ({"odd.py": "x = 1\nif x:\n    y = 1\ndef work(): return y"}, "y = 1", "y = 2"),
+    ({"odd.py": "def outer(f): return f\n@outer\ndef work(): return 1"}, "return f", "return f or 1"),
+    ({"odd.py": "class A:\n    def f(self): return 1\ndef work(): return A().f()"}, "return 1", "return 2"),
+    ({"odd.py": "class A:\n    f = 1\nclass B(A): ...\ndef work(): return B.f"}, "f = 1", "f = 2"),
+    ({"odd.py": "def work(x=1): return x"}, "x=1", "x=2"),
+    ({"odd.py": "def outer():\n    def work(): return 1\n    return work\nwork = outer()"}, "return 1", "return 2"),
+    (
+        {"odd.py": "class Stop(Exception):\n    x = 1\ndef work():\n    try: ...\n    except Stop as s: s.x"},
+        "x = 1",
+        "x = 2",
+    ),
+]
+
+
+def _work() -> FunctionType:
+    """The function of that name in ``odd.py``, which is not imported."""
+    work = FunctionType((lambda: None).__code__, {"__name__": "odd"})
+    work.__qualname__ = "work"
+    return work
+
+
+@pytest.mark.parametrize(("files", "old", "new"), ODD)
+def test_code_changes_with_what_is_used_in_other_ways(
+    files: dict[str, str], old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {fingerprint.code(_work())}
+    for file in (tmp_path / name for name in files):
+        file.write_text(file.read_text().replace(old, new))
+    keys.add(fingerprint.code(_work()))
+    assert len(keys) == 2
+
+
+def test_circles_of_imports_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd.py").write_text("from circle import work as back\ndef work(): return back()")
+    (tmp_path / "circle.py").write_text("from odd import *\nfrom odd import work")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fingerprint.code(_work())

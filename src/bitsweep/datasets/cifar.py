@@ -6,11 +6,11 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 
-from bitsweep.config.configurable import Place, configurable
+from bitsweep.config.configurable import NOT_IN_KEYS, Place, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data import downloads
 from bitsweep.data.archives import read_npz
@@ -45,7 +45,7 @@ class Cifar(Dataset):
     variant: Literal["CIFAR10", "CIFAR100"]
     root: Place = ""
     folder: Place = "data"
-    download: bool = True
+    download: Annotated[bool, NOT_IN_KEYS] = True
 
     def source(self) -> str:
         """MD5 of the published archive, which torchvision checks; of what is read where that is something else."""

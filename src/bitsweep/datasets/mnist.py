@@ -8,11 +8,11 @@ import gzip
 import hashlib
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from bitsweep.config.configurable import Place, configurable
+from bitsweep.config.configurable import NOT_IN_KEYS, Place, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data import downloads
 from bitsweep.errors import DataError
@@ -41,7 +41,7 @@ class Mnist(Dataset):
     root: Place = ""
     folder: Place = "data"
     system: tuple[Place, ...] = ()
-    download: bool = True
+    download: Annotated[bool, NOT_IN_KEYS] = True
 
     def source(self) -> str:
         """MD5 of the four files as they are here, or as they will be once they are downloaded."""
