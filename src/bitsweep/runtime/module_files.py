@@ -11,9 +11,11 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 
 _PACKAGE = __name__.partition(".")[0]
+_SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 _ABSENT = " is absent"
 #: What stands for the standard library.
 PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
@@ -23,10 +25,10 @@ def module_file(name: str) -> Path | None:
     """File of a source module; None if there is no such module."""
     top, *inner = name.split(".")
     for place in _places(top, tuple(sys.path)):
+        if place.is_file():
+            return None if inner else place
         stem = place.joinpath(*inner)
-        files = [place] if place.is_file() and not inner else [stem / "__init__.py", stem.with_name(f"{stem.name}.py")]
-        files += stem.parent.glob(f"{stem.name}.*.so") if inner else []
-        for file in files:
+        for file in (stem / "__init__.py", *(stem.with_name(stem.name + suffix) for suffix in _SUFFIXES if inner)):
             if file.is_file():
                 return file
     return None
