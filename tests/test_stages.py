@@ -87,8 +87,9 @@ def test_half_precision_programs_are_shared_between_cpus(precision: str, monkeyp
 def test_data_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
     found = []
     for name in ("here.npz", "there.npz"):
-        images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.int64)
-        np.savez(tmp_path / name, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        train, test = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 8), np.uint8)
+        labels = np.arange(8) % 2
+        np.savez(tmp_path / name, x_train=train, y_train=labels, x_test=test, y_test=labels)
         found.append(DATA.key_of(cell(dataset="npz", dataset__root=str(tmp_path / name))))
     assert found[0] == found[1]
 
