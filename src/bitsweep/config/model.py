@@ -89,6 +89,8 @@ class Model(Choice, ABC):
             raise ConfigError(
                 f"model.weights={self.weights}: no such file; give the path of a state_dict, or model.weights=imagenet"
             )
+        if not file.stat().st_size:
+            raise ConfigError(f"model.weights={self.weights}: is empty; get it again")
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     @property

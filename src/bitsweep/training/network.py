@@ -7,11 +7,11 @@ backbone.
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
+from bitsweep.training.weights import read_weights
 
 #: Outputs of the hidden layers of an ``mlp`` head, and the share that is dropped after each in training.
 _HIDDEN, _DROPOUT = (512, 128), 0.3
@@ -52,23 +52,14 @@ def start_from_weights(network: nn.Module, model: Model, *, head: str = "") -> N
 def load_weights(network: nn.Module, file: Path, *, head: str = "") -> None:
     """Fill a network with a state_dict, which must fit it exactly, apart from the head if that is given.
 
-    A dictionary around it under ``state_dict`` or ``model``, and the prefix ``module.`` of parallel training, are
-    taken off.
+    What checkpoints hold beside it, and what wrappers of networks add to its names, is taken off, see
+    `bitsweep.training.weights`.
 
     Raises:
         ConfigError: the file holds no state_dict, or one of another network.
     """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling something else can raise anything
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"model.weights={file}: not a file of torch.save with tensors only ({reason})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise ConfigError(f"model.weights={file}: holds no state_dict; save network.state_dict()")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    parameters = frozenset(name for name, _ in network.named_parameters())
+    state = read_weights(file, network.state_dict(), parameters=parameters)
     _fill(network, state, origin=f"model.weights={file}", head=head)
 
 
