@@ -49,6 +49,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> str:
         ({"method__calibration_images": 7}, "cam"),
         ({"precision__weights": {"bits": 6, "signed": True, "symmetric": True, "per_channel": True}}, "capm"),
         ({"backend": "openvino"}, "apm"),
+        ({"backend__name": "other"}, "apm"),
         ({"protocol__eval_batch": 65}, "cam"),
         ({"protocol__blocks": 6}, "m"),
         ({"protocol__threads": 1}, "m"),

@@ -128,7 +128,7 @@ class CodeUsed:
                 self._look_up(decorator, definition)
         for member in definition.members:
             name = member.name.rpartition(".")[2]
-            if held is None or not name or name.startswith("__") or name in self._mentioned - held:
+            if held is None or not name or name.startswith("__") or (name in self._mentioned and name not in held):
                 self._take(member, module)
             elif name not in held:
                 self._if_mentioned.setdefault(name, []).append((member, module))
