@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -113,6 +114,7 @@ def race(name: str, arguments: argparse.Namespace) -> tuple[list[Row], dict[str,
         start = time.monotonic()
         answer = in_a_process(name, contestant, arguments)
         seconds[contestant] = time.monotonic() - start
+        print(f"{name}: {contestant} took {seconds[contestant]:.0f} s", file=sys.stderr, flush=True)
         if isinstance(answer, str):
             missing[contestant] = answer
         else:
