@@ -73,7 +73,7 @@ def test_decoding_is_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_largest_value_of_many_files(tmp_path: Path) -> None:
     images = files(tmp_path, 3)
-    assert largest_of(tmp_path, images.names) == largest_of(tmp_path, []) == 0
+    assert largest_of(tmp_path, images.names) == largest_of(tmp_path, []) == (0, 0)
     for number, largest in enumerate((300, 4000)):
         Image.fromarray(np.full((5, 8), largest, np.uint16)).save(tmp_path / f"{number}.png")
-    assert largest_of(tmp_path, images.names) == 4000
+    assert largest_of(tmp_path, images.names) == (4000, 0)

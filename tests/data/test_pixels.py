@@ -1,7 +1,9 @@
 """Pictures of every mode that Pillow has, against values that are computed by hand or by somebody else."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from torch.nn.functional import interpolate
 from bitsweep.data import pixels
 from bitsweep.data.pixels import (
     StoredForm,
-    largest_value,
+    largest_values,
     network_input,
     read_picture,
     resize_weights,
@@ -174,7 +176,7 @@ def test_numbers_without_an_agreed_white_are_refused(values: np.ndarray, why: st
 def test_twelve_bits_keep_their_levels(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"image.{suffix}"
     Image.fromarray(TWELVE).save(file)
-    assert largest_value(file) == TWELVE.max()
+    assert largest_values(file) == (TWELVE.max(), 0)
     result = read_picture(file, form(white=white_of(int(TWELVE.max()))))
     np.testing.assert_allclose(result, _three(TWELVE / 4095 * 255), atol=0.5)
     clipped = read_picture(file, form(white=1023))
@@ -187,7 +189,28 @@ def test_whites_are_those_of_cameras(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "grey.png")
     Image.fromarray(GREY).save(tmp_path / "grey.jpg")
     (tmp_path / "none.png").write_text("hello")
-    assert [largest_value(tmp_path / name) for name in ("grey.png", "grey.jpg", "none.png")] == [0, 0, 0]
+    assert {largest_values(tmp_path / name) for name in ("grey.png", "grey.jpg", "none.png")} == {(0, 0)}
+
+
+def deep_colours(file: Path, largest: int) -> None:
+    """A PNG file of colours in 16 bits, which Pillow does not write."""
+    values = RNG.integers(0, largest + 1, (6, 6, 3)).astype(">u2")
+    values[0, 0] = largest
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 6, 6, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def test_colours_of_sixteen_bits_are_told_from_those_of_eight(tmp_path: Path) -> None:
+    for largest, found in ((65_535, 65_535), (4095, 4095), (1000, 1023)):
+        deep_colours(tmp_path / "deep.png", largest)
+        assert largest_values(tmp_path / "deep.png") == (0, found)
+    Image.fromarray(COLOURED).save(tmp_path / "shallow.png")
+    assert largest_values(tmp_path / "shallow.png") == (0, 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

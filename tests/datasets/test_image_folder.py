@@ -10,6 +10,7 @@ from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.datasets.image_folder import ImageFolder
 from bitsweep.errors import DataError
 from bitsweep.results import RawData
+from tests.data.test_pixels import deep_colours
 
 CLASSES = ("ants", "bees")
 
@@ -195,3 +196,11 @@ def test_files_of_some_test_images_are_kept(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(splits, "_ORIGINAL_BYTES", 3 * size)
     (tmp_path / "small").mkdir()
     assert len(make_splits(data.decode(), val_share=0.25, seed=0, folder=tmp_path / "small").originals) in (2, 3)
+
+
+def test_twelve_bits_of_colours_are_refused(tmp_path: Path) -> None:
+    for name in parts():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        deep_colours(tmp_path / name, 4095)
+    with pytest.raises(DataError, match="coloured 16-bit training images use 12 bits only, of which 4 would be read"):
+        dataset(tmp_path).decode()

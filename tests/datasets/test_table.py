@@ -215,6 +215,7 @@ def test_what_becomes_switches_is_told(folder: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "colour is a column of words: 101 features, one for each ('word 0', 'word 1', 'word 10', ...); if it" in said
     assert "dataset.drop=[colour]" in said
+    assert "4 of 4 test rows have words in colour that no training row has ('blue', 'red', '', ...)" in said
     assert "102 features: images of 11 x 11 pixels, for model.image_size=11" in said
 
 
@@ -319,8 +320,10 @@ def test_tables_come_in_many_forms(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"\0" * 400, "cannot be read as CSV|no such column|no rows"),
-        (b"\x1f\x8b\x08broken", "cannot be read as CSV|no such column|no rows"),
+        (b"\0" * 400, "cannot be read as CSV|which is no text"),
+        (b"\x1f\x8b\x08broken", "cannot be read as CSV"),
+        (b"PK\x03\x04 ...", "a.csv is an Excel workbook or an archive: save the table as CSV"),
+        (b"\x7fELF\x02\x01,b\nx,y\n", "which is no text: is it a table"),
         (b'p,y\n1,a\n2,"b\n3,c,d\n', "cannot be read as CSV"),
         (b"p,y\n1,a,5\n2,b,6\n", "cannot be read as CSV"),
     ],
@@ -328,7 +331,7 @@ def test_tables_come_in_many_forms(form: str, tmp_path: Path) -> None:
 def test_what_is_no_table_is_one_line(content: bytes, named: str, tmp_path: Path) -> None:
     for name in ("a.csv", "a.csv.gz", "a.csv.xz", "a.csv.zip", "a.parquet"):
         (tmp_path / name).write_bytes(content)
-        expected = named if name == "a.csv" else f"{name} cannot be read as"
+        expected = named if name == "a.csv" else f"{name} (cannot be read as|is|has)|no such column"
         with pytest.raises(DataError, match=expected) as caught:
             TableFile(name="table", root=str(tmp_path / name), target="y").source()
         assert "\n" not in str(caught.value)

@@ -186,6 +186,10 @@ def _program(file: Path) -> None:
         (lambda file: torch.save(network(), file), r"is a whole module or object \(Sequential\).*; save"),
         (lambda file: torch.save({"model": network()}, file), r"holds no state_dict \(keys: model\); save"),
         (lambda file: torch.save({"epoch": 1, "lr": 0.1}, file), r"holds no state_dict \(keys: epoch, lr\); save"),
+        (
+            lambda file: torch.save({name: value.to("meta") for name, value in OTHER.items()}, file),
+            "is quantized, sparse, or without values",
+        ),
         (lambda file: torch.save([torch.ones(2)], file), "holds no state_dict, but list; save"),
         (lambda file: torch.save(torch.ones(2), file), "holds no state_dict, but Tensor; save"),
         (

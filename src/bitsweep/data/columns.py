@@ -87,12 +87,18 @@ class Encoder:
         """F."""
         return len(self._medians) + sum(map(len, self._words.values()))
 
-    def told(self) -> list[str]:
-        """Which columns become switches, and how many."""
+    def told(self, test: "pandas.DataFrame") -> list[str]:
+        """Which columns become switches, how many, and in how many test rows none of them is on."""
         lines = []
         for name, words in self._words.items():
             hint = f"; if it only names rows: dataset.drop=[{name}]" if len(words) > _MANY_WORDS else ""
             lines.append(f"{name} is a column of words: {len(words)} features, one for each ({some_of(words)}){hint}")
+            unseen = test[name][~test[name].isin(words)]
+            if len(unseen):
+                lines.append(
+                    f"{len(unseen)} of {len(test)} test rows have words in {name} that no training row has "
+                    f"({some_of(unseen.unique())})"
+                )
         return lines
 
     def __call__(self, frame: "pandas.DataFrame") -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsweep.data.pixels import StoredForm, largest_value, read_picture, why_unreadable
+from bitsweep.data.pixels import StoredForm, largest_values, read_picture, why_unreadable
 from bitsweep.errors import DataError
 from bitsweep.results import Array
 from bitsweep.runtime.environment import physical_cores
@@ -80,8 +80,13 @@ class ImageFiles:
             return f"{name} ({why_unreadable(file, error)})"
 
 
-def largest_of(folder: Path, names: Sequence[str]) -> int:
-    """The largest value in all pictures of 16 bits among these files; 0 where there are none."""
+def largest_of(folder: Path, names: Sequence[str]) -> tuple[int, int]:
+    """The largest values of all pictures of 16 bits among these files, grey and coloured; 0 where there are none."""
     blocks = (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
     with ThreadPoolExecutor(physical_cores()) as pool:
-        return max(pool.map(lambda block: max(largest_value(folder / name) for name in block), blocks), default=0)
+        found = [
+            pair
+            for block in pool.map(lambda block: [largest_values(folder / name) for name in block], blocks)
+            for pair in block
+        ]
+    return max((grey for grey, _ in found), default=0), max((colour for _, colour in found), default=0)

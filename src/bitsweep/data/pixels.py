@@ -99,18 +99,24 @@ def to_rgb(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
     return picture.convert("RGB")
 
 
-def largest_value(source: Path) -> int:
-    """The largest value of a picture of 16 bits; 0 of any other, and of what is no picture."""
+def largest_values(source: Path) -> tuple[int, int]:
+    """The largest value of a picture of 16 bits, if it is grey and if it is not; 0 otherwise.
+
+    Of colours in 16 bits Pillow reads the upper half only: their value is the largest that it can be.
+    """
     with source.open("rb") as stream:
         if stream.read(len(_JPEG)) == _JPEG:  # the most frequent kind, and never of 16 bits
-            return 0
+            return 0, 0
     try:
         with Image.open(source) as picture:
-            return int(np.asarray(picture).max()) if picture.mode.startswith("I") else 0
+            if picture.mode.startswith("I"):
+                return int(np.asarray(picture).max()), 0
+            deep = any(";16" in str(tile[3]) for tile in picture.tile)
+            return 0, (int(np.asarray(picture.convert("RGB")).max()) << 8) + 255 if deep else 0
     except MemoryError:
         raise
     except Exception:  # decoding something damaged can raise anything; it is named where its pixels are needed
-        return 0
+        return 0, 0
 
 
 def white_of(largest: int) -> int:

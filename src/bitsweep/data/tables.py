@@ -24,6 +24,13 @@ PARQUET = (".parquet", ".pq")
 TEXT = (".csv", ".tsv", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_PACKED: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress,
+}  # fmt: skip
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel workbook or an archive", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"%PDF": "a PDF file",
+    b"\x89HDF": "an HDF5 file", b"SQLite format": "a database", b"ARROW1": "an Arrow file",
+}  # fmt: skip
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE_LINES = 50
 _QUOTED = r'^"(.*)"$'
@@ -43,7 +50,8 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
     Raises:
         DataError: it cannot be read.
     """
-    parquet = file.suffix.lower() in PARQUET
+    with file.open("rb") as stream:
+        parquet = file.suffix.lower() in PARQUET or stream.read(4) == b"PAR1"
     try:
         frame = _read_parquet(file) if parquet else _read_text(file, told)
     except DataError as error:
@@ -52,6 +60,8 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason})") from error
     frame = frame.rename(columns={name: str(name).strip() for name in frame.columns})
+    if odd := [name for name in frame.columns if not name.isprintable()]:
+        raise DataError(f"{key}: {file.name} has a column {odd[0][:20]!a}, which is no text: is it a table?")
     if not len(frame):
         raise DataError(f"{key}: {file.name} has no rows")
     spaced = [name for name in frame.columns if (frame[name] != frame[name].str.strip()).any()]
@@ -93,12 +103,14 @@ def _content(file: Path) -> bytes:
             if len(names) != 1:
                 raise DataError(f"{file.name} holds {len(names)} files; it must hold one table")
             return archive.read(names[0])
-    unpack: dict[str, Callable[[bytes], bytes]] = {
-        ".gz": gzip.decompress,
-        ".bz2": bz2.decompress,
-        ".xz": lzma.decompress,
-    }
-    return unpack.get(suffix, bytes)(file.read_bytes())
+    content = file.read_bytes()
+    for mark, unpack in _PACKED.items():
+        if content.startswith(mark):
+            content = unpack(content)
+    for mark, what in _NO_TEXT.items():
+        if content.startswith(mark):
+            raise DataError(f"{file.name} is {what}: save the table as CSV")
+    return content
 
 
 def _decoded(content: bytes) -> tuple[str, str]:

@@ -72,7 +72,13 @@ class ImageFolder(Dataset):
             [tree.names[number] for number in np.flatnonzero(chosen_N).tolist()]
             for chosen_N in (~tree.test_N, tree.test_N)
         )
-        largest = largest_of(folder, train_names)
+        largest, coloured = largest_of(folder, train_names)
+        if coloured and white_of(coloured) != DEEPEST:
+            raise DataError(
+                f"dataset.root={self.root}: the coloured 16-bit training images use {white_of(coloured).bit_length()} "
+                f"bits only, of which {white_of(coloured).bit_length() - 8} would be read: save them in 8 bits, or let "
+                "them use all 16"
+            )
         form = StoredForm(height=self.store_size, width=self.store_size, crop=self.crop, white=white_of(largest))
         if form.white != DEEPEST:
             print(f"the 16-bit training images reach {largest}: {form.white} is white", flush=True)

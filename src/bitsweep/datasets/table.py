@@ -65,7 +65,7 @@ class TableFile(Dataset):
         rows = self._rows()
         encoder = Encoder(rows.train, rows.kinds)
         side = _side(encoder.features)
-        _say([*rows.told, *encoder.told()])
+        _say([*rows.told, *encoder.told(rows.test)])
         print(f"{encoder.features} features: images of {side} x {side} pixels, for model.image_size={side}", flush=True)
         digest = hashlib.sha256()
         for file in self._files():

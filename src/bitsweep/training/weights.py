@@ -231,6 +231,8 @@ def _what(content: Any) -> str:
 
 def _require_finite(state: State, origin: str, parameters: frozenset[str]) -> None:
     for name, value in state.items():
+        if value.is_quantized or value.is_meta or value.layout != torch.strided:
+            raise ConfigError(f"{origin}: {name} is quantized, sparse, or without values; give plain float weights")
         if not value.is_floating_point():
             continue
         value = value.float()
