@@ -253,6 +253,30 @@ def _literals(value: ast.expr) -> Iterator[str]:
         yield str(value.value)
 
 
+def test_metrics_of_the_docs_are_measured() -> None:
+    section = (ROOT / "docs" / "measurement.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", section, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert len(named) > 20
+    written = _texts()
+    assert not {name for name in named if not any(re.fullmatch(pattern, name) for pattern in written)}
+
+
+def _texts() -> set[str]:
+    """Every text in the code as a pattern, in which whatever an f-string puts in matches anything but an underscore."""
+    found = set()
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    re.escape(str(part.value)) if isinstance(part, ast.Constant) else "[^_]*" for part in node.values
+                )
+                found.add("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                found.add(node.value)
+    return {text for text in found if re.search("[a-z]{2}", text)}
+
+
 def test_the_docs_know_the_layers() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\d+\. (.*)$", text, flags=re.MULTILINE)
