@@ -43,12 +43,12 @@ class Link:
 
     @property
     def channels(self) -> int:
-        """Of what the first yields."""
+        """Output channels of the first."""
         return self.first.weight.shape[0]
 
 
 def rescaled(network: nn.Module, *, span: float = 1e3, seed: int = 0) -> nn.Module:
-    """Channels between two layers yield s times as much, and the second layer multiplies them by 1 / s.
+    """Channels between two layers are s times as large, and the second layer multiplies them by 1 / s.
 
     s is drawn for each channel, evenly in its logarithm from 1 / span to span. A ReLU or a pooling may stand between,
     and the second layer may be depthwise.
@@ -72,7 +72,7 @@ def rescaled(network: nn.Module, *, span: float = 1e3, seed: int = 0) -> nn.Modu
 
 
 def with_constant_channels(network: nn.Module, *, count: int = 2, value: float = 50.0) -> nn.Module:
-    """Channels that are always the same, as a bias without weights yields them, are added between two layers.
+    """Channels that are always the same, as a bias without weights makes them, are added between two layers.
 
     There are twice ``count`` of them. The second layer reads each one with the weights of one of its channels, and the
     next with these weights negated, so that nothing comes of it. A depthwise layer between hands them on.
@@ -97,7 +97,7 @@ def with_constant_channels(network: nn.Module, *, count: int = 2, value: float =
 
 
 def with_tiny_variances(network: nn.Module, *, share: float = 0.25, variance: float = 1e-8, seed: int = 0) -> nn.Module:
-    """Layers before a normalisation yield so little in some channels that their running variance is almost 0.
+    """Outputs of layers before a normalisation are so small in some channels that their running variance is almost 0.
 
     Args:
         share: of the channels.
@@ -208,9 +208,9 @@ def scale(parameter: Tensor | None, factor_C: Tensor, *, dim: int = 0) -> None:
 
 @torch.no_grad()
 def grow_outputs(link: Link, count: int, value: float) -> None:
-    """Let the first layer of a link yield so many more channels, each always ``value`` before what comes next.
+    """Give the first layer of a link so many more output channels, each always ``value`` before what comes next.
 
-    A depthwise layer passes on what it reads at the centre of its window: the value comes from the layer before.
+    A depthwise layer passes on its input at the centre of its window: the value comes from the layer before.
     """
     first, added = link.first, link.first.weight.new_zeros(count, *link.first.weight.shape[1:])
     constant = value

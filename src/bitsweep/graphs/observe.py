@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-#: Called with a node, the values of its arguments, and what it yields.
+#: Called with a node, the values of its arguments, and its output.
 See = Callable[[Node, tuple[Any, ...], Any], None]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TextIO
 
-#: Of a title and a number of steps makes a context, which yields what to call with the number of steps that were done.
+#: Of a title and a number of steps makes a context; its value is called with the number of steps that were done.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Facts:
-    """What a statement says and uses, from one walk through its syntax tree.
+    """What a statement says and uses, from one pass through its syntax tree.
 
     Attributes:
         text: the tree, line by line, without what is said and not done.
@@ -26,7 +26,7 @@ class Facts:
         self._read(root, follow=True)
 
     def _read(self, value: Any, *, follow: bool) -> None:
-        """Note a node, a list of nodes or a constant.
+        """Record a node, a list of nodes or a constant.
 
         Args:
             follow: whether what it names is used, and not only said.

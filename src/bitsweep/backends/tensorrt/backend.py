@@ -144,7 +144,7 @@ class TensorRt(Backend):
         return run
 
     def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
-        """Load the engine; what it reads there is whatever the memory holds, which takes as long as images do."""
+        """Load the engine; its input is whatever the memory holds, which takes as long as images do."""
         engine = self._open(folder)
         parts = [len(images[start : start + self.max_batch]) for start in range(0, len(images), self.max_batch)]
 

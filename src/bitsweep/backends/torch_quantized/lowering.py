@@ -343,7 +343,7 @@ KERNELS: dict[Any, Callable[[_Lowering, Node, Coding, bool], Node | None]] = {
 def _linear_to_floats(lowering: _Lowering, node: Node) -> Node | None:
     """A linear layer whose sums become floats; None where they become codes, or the layer reads none.
 
-    The kernel spreads the 256 codes between the extremes of what it reads. Given the distances q - z of codes from
+    The kernel spreads the 256 codes between the extremes of its input. Given the distances q - z of codes from
     their zero point, and a row of the largest distances that there can be, it finds these very codes again.
     """
     x, weight = arguments(node)[:2]

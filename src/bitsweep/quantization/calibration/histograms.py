@@ -66,7 +66,7 @@ def histogram(values: torch.Tensor, *, of_images: bool = False) -> Histogram:
     """Histogram of finite values.
 
     Args:
-        of_images: whether the first dimension is that of images, and each is to be weighed by its power.
+        of_images: whether the first dimension is that of images, and each is to be weighted by its power.
 
     Raises:
         CompressionError: a value is not finite.
