@@ -138,6 +138,7 @@ class LayerRecord:
             layer reads on calibration images, that lie beyond; None in float.
         became: the layers that took its place, in the order in which they run; empty when it is still one.
         reason: why less was done to the layer than was asked, for instance nothing at all; empty when it was not less.
+        remedy: what the guard did to keep it from ruining the network, why, and at what price; empty when nothing.
     """
 
     name: str
@@ -153,6 +154,7 @@ class LayerRecord:
     activation_clipped: float | None = None
     became: str = ""
     reason: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

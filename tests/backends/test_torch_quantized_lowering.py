@@ -21,6 +21,7 @@ from bitsweep.quantization.weights import nearest_codes, round_weights, store_co
 from tests.quantization.networks import SIZE, images, mixed
 
 S7 = Grid(bits=7, signed=True, symmetric=True, per_channel=True)
+S8_CHANNELS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 S8, S4 = Grid(bits=8, signed=True, symmetric=True), Grid(bits=4, signed=True, symmetric=True)
 U8, U5 = Grid(bits=8, signed=False, symmetric=False), Grid(bits=5, signed=False, symmetric=False)
 ENGINES = [name for name in ("fbgemm", "onednn", "qnnpack") if name in torch.backends.quantized.supported_engines]
@@ -158,3 +159,20 @@ class Counting(nn.Module):
 def test_what_depends_on_the_number_of_images_is_refused() -> None:
     with pytest.raises(CompressionError, match=r"has no kernel in PyTorch: use backend=reference"):
         lowered(tracing.export(Counting(), image_size=SIZE))
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(8, 3, 1), (24, 3, 2), (72, 5, 1), (88, 3, 2), (96, 5, 2)])
+def test_depthwise_convolutions_do_not_saturate(engine: str, channels: int, kernel: int, stride: int) -> None:
+    """FBGEMM's kernels for them add pairs of products in 16 bits, whatever the CPU."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, channels, 1)
+    network = nn.Sequential(
+        first, nn.ReLU(), nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels), nn.ReLU()
+    )
+    nn.init.constant_(first.bias, 3.0)
+    nn.init.uniform_(network[2].weight, 0.5, 1.0)
+    exported = program(network, S8_CHANNELS, U8)
+    with torch.no_grad():
+        expected = exported.module()(images()[0])
+        result = lowered(exported)(images()[0])
+    torch.testing.assert_close(result, expected, rtol=0.02, atol=float(expected.max()) / 100)

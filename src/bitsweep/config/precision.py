@@ -74,12 +74,15 @@ class Scheme:
     Attributes:
         weights, activations: the formats that are really used.
         arithmetic: what multiplications are done in.
+        fuses_functions: whether the engine computes hard-swish, SiLU and the like on the sums of the layer before, so
+            that nothing is rounded between the two.
         why: in what the scheme differs from the precision asked for, and for what reason; empty when it does not.
     """
 
     weights: Grid | FloatFormat
     activations: Grid | FloatFormat
     arithmetic: Literal["float32", "float16", "bfloat16", "integer", "simulated"]
+    fuses_functions: bool = False
     why: Annotated[str, NOT_IN_KEYS] = ""
 
     def __str__(self) -> str:

@@ -57,6 +57,7 @@ class Factorize(QuantizingMethod):
     float_iterations: Annotated[int, Field(ge=0)] = 50
     correction_iterations: Annotated[int, Field(ge=0)] = 10
     keep_first: bool = True
+    guard: bool = False
     keep_last: bool = True
     keep: tuple[str, ...] = ()
     correct_bias: bool = True
@@ -85,7 +86,7 @@ class Factorize(QuantizingMethod):
         from bitsweep.quantization.lowrank.chains import set_products, split
         from bitsweep.quantization.rewrites.correction import correct_biases
 
-        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+        prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
         chains = self._chains(graph, scheme)
@@ -104,7 +105,7 @@ class Factorize(QuantizingMethod):
                 seed=seed, frozen_share=0.3, learned_scales=True, originals=layers, start=codes,
             )  # fmt: skip
         elif isinstance(scheme.weights, Grid):
-            made = self.finished(graph, codes, batches, originals=layers, scheme=scheme, image_size=image_size)
+            made = self.finished(prepared, codes, originals=layers, scheme=scheme, image_size=image_size)
         else:
             assert not isinstance(scheme.activations, Grid)
             casting.cast(graph, scheme.weights, scheme.activations)

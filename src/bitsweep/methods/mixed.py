@@ -57,11 +57,12 @@ class MixedPrecision(QuantizingMethod):
         from bitsweep.quantization.analysis.bit_allocation import Study
         from bitsweep.quantization.analysis.sensitivity import layer_paths
         from bitsweep.quantization.layerwise import parameters_of
+        from bitsweep.quantization.rewrites.correction import correct_biases
 
         assert isinstance(scheme.weights, Grid)
         most = scheme.weights.bits
         choices = [replace(scheme.weights, bits=b) for b in sorted({most, *(b for b in self.bits if b < most)})[::-1]]
-        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+        prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
         labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
@@ -74,10 +75,10 @@ class MixedPrecision(QuantizingMethod):
             activations=self.input_qparams(graph, scheme.activations, batches),
         )
         chosen, tables = self._choose(study)
-        codes = self._round(graph, chosen, batches)
-        return self.finished(
-            graph, codes, batches, originals=originals, scheme=scheme, image_size=image_size, tables=tables
-        )
+        codes = prepared.guarded.kept(graph, self._round(graph, chosen, batches), parameters)
+        if prepared.guarded.corrected:
+            correct_biases(graph, parameters, batches, only=prepared.guarded.corrected)
+        return self.finished(prepared, codes, originals=originals, scheme=scheme, image_size=image_size, tables=tables)
 
     def _round_for_every_choice(
         self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"

@@ -56,7 +56,7 @@ class QuantizationAwareTraining(QuantizingMethod):
             autocast=scheme.arithmetic if scheme.arithmetic in ("float16", "bfloat16") else "none",
         )  # fmt: skip
         if isinstance(scheme.weights, Grid):
-            prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+            prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
             return self.trained(
                 prepared, splits, recipe=recipe, scheme=scheme, image_size=image_size, seed=seed,
                 frozen_share=self.frozen_share, learned_scales=self.learned_scales,

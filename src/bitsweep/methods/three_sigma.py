@@ -33,6 +33,7 @@ class ThreeSigma(CalibratedMethod):
 
     weight_range: WeightRange = "std"
     activation_range: ActivationRange = "peak_or_std"
+    guard: bool = False
     stage_images: Count = 1000
 
     def unsupported(self, precision: Precision) -> str | None:

@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from bitsweep.graphs.ops import Layer
     from bitsweep.quantization.calibration.observers import ChooseRange
+    from bitsweep.quantization.guard.search import Guarded
     from bitsweep.quantization.weights import ChooseWeightRange, Codes
 
 WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma", "std"]
@@ -31,14 +33,19 @@ class Prepared:
     """A float network before its weights are put on a grid.
 
     Attributes:
-        graph: without batch normalisation, and without hard-sigmoids after layers.
+        guarded: the graph without batch normalisation, and without hard-sigmoids after layers, as the guard leaves it.
         batches: calibration images, float32 [N, 3, H, W].
         normalized: paths of the weights that a normalisation was folded into.
     """
 
-    graph: "GraphModule"
+    guarded: "Guarded"
     batches: "list[torch.Tensor]"
     normalized: tuple[str, ...]
+
+    @property
+    def graph(self) -> "GraphModule":
+        """The network."""
+        return self.guarded.graph
 
 
 def stored(
@@ -50,6 +57,7 @@ def stored(
     image_size: int,
     curves: tuple[Curve, ...] = (),
     tables: tuple[Table, ...] = (),
+    remedies: Mapping[str, str] = MappingProxyType({}),
 ) -> Compression:
     """The program of a graph whose activations pass through codes: weights and biases as codes; and layer records.
 
@@ -57,6 +65,7 @@ def stored(
         codes: of the weights, by their path.
         originals: the layers of the float network.
         clipped: share of each activation's values that lay beyond its range, by the name of its node.
+        remedies: what the guard did to layers, by their names.
     """
     from bitsweep.graphs import tracing
     from bitsweep.quantization.biases import store_biases
@@ -64,7 +73,9 @@ def stored(
     from bitsweep.quantization.weights import store_codes
 
     store_codes(graph, store_biases(graph, codes))
-    notes = layer_records(graph, originals, clipped)
+    notes = tuple(
+        replace(note, remedy=remedies.get(note.name, "")) for note in layer_records(graph, originals, clipped)
+    )
     return Compression(program=tracing.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables)
 
 
@@ -74,6 +85,8 @@ class QuantizingMethod(Method):
 
     Attributes:
         supports_half: whether it can also produce float16 and bfloat16.
+        guard: round the network on a few calibration images first, and where its logits are too far from those of the
+            float network, mend the tensors and layers that cost most.
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
         absorb_bias: move what large biases always add into the next layer (same paper).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
@@ -92,6 +105,7 @@ class QuantizingMethod(Method):
 
     supports_half: ClassVar[bool] = False
 
+    guard: bool = True
     equalize: bool = False
     absorb_bias: bool = False
     activation_range: ActivationRange = "mse"
@@ -128,8 +142,12 @@ class QuantizingMethod(Method):
             "choose integer weights with integer or float32 activations, or one float format for both"
         )
 
-    def prepared(self, model: "torch.nn.Module", splits: Splits, *, image_size: int, seed: int) -> Prepared:
+    def prepared(
+        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+    ) -> Prepared:
         """The float network as a graph without batch normalisation, equalised if asked for; and calibration images.
+
+        What the guard does is done to it, too; nothing where weights become no codes.
 
         Raises:
             CompressionError: the network cannot be traced, or a parameter is not finite.
@@ -146,13 +164,29 @@ class QuantizingMethod(Method):
         if self.absorb_bias:
             absorb_high_biases(graph, batches)
         fold_hard_sigmoid(graph)
-        return Prepared(graph=graph, batches=batches, normalized=normalized)
+        return Prepared(guarded=self._guarded(graph, batches, scheme), batches=batches, normalized=normalized)
+
+    def _guarded(self, graph: "GraphModule", batches: "Sequence[torch.Tensor]", scheme: Scheme) -> "Guarded":
+        from bitsweep.quantization.guard.search import IMAGES, Guard, Guarded
+        from bitsweep.quantization.placement import Placement
+        from bitsweep.quantization.weights import nearest_codes
+
+        grid = scheme.weights
+        if not self.guard or not isinstance(grid, Grid):
+            return Guarded(graph=graph, placement=Placement(fuses_functions=scheme.fuses_functions))
+        choose_range = self.choose_weight_range()
+        return Guard(
+            round_weights=lambda weight: nearest_codes(weight, grid, choose_range).values,
+            weights=grid,
+            activations=scheme.activations if isinstance(scheme.activations, Grid) else None,
+            choose_range=self.choose_activation_range(),
+            fuses_functions=scheme.fuses_functions,
+        ).protect(graph, batches[0][:IMAGES])
 
     def finished(
         self,
-        graph: "GraphModule",
+        prepared: Prepared,
         codes: "Mapping[str, Codes]",
-        batches: "Sequence[torch.Tensor]",
         *,
         originals: "tuple[Layer, ...]",
         scheme: Scheme,
@@ -163,19 +197,21 @@ class QuantizingMethod(Method):
         """The program of a network with rounded weights: activations watched and quantized, weights stored as codes.
 
         Args:
-            graph: computes with the values of the codes; it is used up.
+            prepared: its graph computes with the values of the codes; it is used up.
             codes: of the weights, by their path.
-            batches: calibration images.
             originals: the layers of the float network.
         """
         from bitsweep.quantization.placement import quantize_activations
 
-        clipped: dict[str, float] = {}
+        graph, guarded, clipped = prepared.graph, prepared.guarded, dict[str, float]()
         if isinstance(scheme.activations, Grid):
-            graph, clipped = quantize_activations(graph, scheme.activations, self.choose_activation_range(), batches)
+            graph, clipped = quantize_activations(
+                graph, scheme.activations, self.choose_activation_range(), prepared.batches, guarded.placement
+            )
         return stored(
-            graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves, tables=tables
-        )
+            graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves,
+            tables=(*guarded.tables, *tables), remedies=guarded.remedies_by_layer(),
+        )  # fmt: skip
 
     def trained(
         self,
@@ -208,7 +244,8 @@ class QuantizingMethod(Method):
         graph, clipped = prepared.graph, dict[str, float]()
         originals = ops.layers(graph) if originals is None else originals
         if isinstance(scheme.activations, Grid):
-            graph = observe(graph, scheme.activations, self.choose_activation_range())
+            placement = prepared.guarded.placement
+            graph = observe(graph, scheme.activations, self.choose_activation_range(), placement)
         network = TrainedNetwork(
             graph, scheme.weights, self.choose_weight_range(), prepared.batches,
             normalized=prepared.normalized, start=start or {}, learned_scales=learned_scales,
@@ -220,7 +257,10 @@ class QuantizingMethod(Method):
         codes = network.finish()
         if isinstance(scheme.activations, Grid):
             graph, clipped = convert(graph)
-        return stored(graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves)
+        return stored(
+            graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves,
+            tables=prepared.guarded.tables, remedies=prepared.guarded.remedies_by_layer(),
+        )  # fmt: skip
 
     def cast(
         self, model: "torch.nn.Module", scheme: Scheme, *, image_size: int, curves: tuple[Curve, ...] = ()
@@ -338,17 +378,17 @@ class CalibratedMethod(QuantizingMethod):
 
         if not isinstance(scheme.weights, Grid):
             return self.cast(model, scheme, image_size=image_size)
-        prepared = self.prepared(model, splits, image_size=image_size, seed=seed)
+        prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
         codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
+        codes = prepared.guarded.kept(graph, codes, parameters)
         tables: tuple[Table, ...] = ()
         if self.study_images:
             activations = self.input_qparams(graph, scheme.activations, batches)
             labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
             tables = (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
-        if self.correct_bias:
-            correction.correct_biases(graph, parameters, batches)
-        return self.finished(
-            graph, codes, batches, originals=originals, scheme=scheme, image_size=image_size, tables=tables
-        )
+        if self.correct_bias or prepared.guarded.corrected:
+            only = None if self.correct_bias else prepared.guarded.corrected
+            correction.correct_biases(graph, parameters, batches, only=only)
+        return self.finished(prepared, codes, originals=originals, scheme=scheme, image_size=image_size, tables=tables)

@@ -7,12 +7,13 @@ A pair of quantize and dequantize stands where an integer engine needs one to ru
 - on inputs and outputs of additions and products of two activations, averages and smooth activation functions;
 - the same pair, with one scale, before and after operations that only select or move values, such as max pooling.
 
-One tensor has one pair, whichever nodes take it. Some functions are constant beyond certain bounds (hard-swish is 0
-below -3): codes are spread within those bounds only.
+One tensor has one pair, whichever nodes take it; a ``Placement`` says which have none. Some functions are constant
+beyond certain bounds (hard-swish is 0 below -3): codes are spread within those bounds only.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import LAYER_KINDS, aten
+from bitsweep.graphs.ops import ELEMENTWISE, LAYER_KINDS, aten
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange, activation_spec
 
 RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
@@ -61,13 +62,38 @@ MOVES = {
 PAIRS = {aten.add.Tensor, aten.mul.Tensor}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What about the pairs of a graph is not as its operations alone would have it.
+
+    Attributes:
+        fuses_functions: whether there is none between a layer and a function that alone reads it, because the engine
+            computes the function on the sums of the layer.
+        floats: names of the nodes whose outputs have none.
+        bounds: by the name of a node, what nobody that reads it can tell values beyond from.
+    """
+
+    fuses_functions: bool = False
+    floats: frozenset[str] = frozenset()
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def stays_float(self, node: Node) -> bool:
+        """Whether what a node yields has no pair."""
+        return node.name in self.floats or (self.fuses_functions and _computed_on_sums(node))
+
+
+#: Pairs wherever operations have them.
+EVERYWHERE = Placement()
+
+
 class ActivationQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates the activations of a traced graph, not its weights."""
 
-    def __init__(self, grid: Grid, choose_range: ChooseRange) -> None:
+    def __init__(self, grid: Grid, choose_range: ChooseRange, placement: Placement) -> None:
         super().__init__()
         self.grid = grid
         self.choose_range = choose_range
+        self.placement = placement
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write an annotation into every node with codes as input or output."""
@@ -91,13 +117,16 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
 
     def _annotate(self, node: Node, *, inputs: Any, yields: bool = True) -> None:
         fused = len(node.users) == 1 and _fuses(next(iter(node.users)))
+        yields = yields and not fused and not self.placement.stays_float(node)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
-            input_qspec_map={source: self._spec(source) for source in inputs},
-            output_qspec=self._spec(node) if yields and not fused else None,
+            input_qspec_map={source: self._spec(source) for source in inputs if not self.placement.stays_float(source)},
+            output_qspec=self._spec(node) if yields else None,
             _annotated=True,
         )
 
     def _share(self, node: Node, sources: Any) -> None:
+        if any(map(self.placement.stays_float, (node, *sources))):
+            return
         first, *others = sources
         specs: dict[Node, QuantizationSpecBase] = {first: self._spec(first)}
         specs |= {source: SharedQuantizationSpec((first, node)) for source in others}
@@ -107,9 +136,19 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
 
     def _spec(self, node: Node) -> QuantizationSpecBase:
         """How a tensor is quantized, whichever nodes take it."""
+        if node.name in self.placement.bounds:
+            return activation_spec(self.grid, self.choose_range, bounds=self.placement.bounds[node.name])
         ends = {FUNCTIONS.get(user.target, (-math.inf, math.inf)) for user in node.users}
         bounds = ends.pop() if len(ends) == 1 else (-math.inf, math.inf)
         return activation_spec(self.grid, self.choose_range, bounds=bounds)
+
+
+def _computed_on_sums(node: Node) -> bool:
+    """Whether a node is a layer that a smooth function alone reads."""
+    if node.target not in LAYER_KINDS or len(node.users) != 1:
+        return False
+    (user,) = node.users
+    return user.target in ELEMENTWISE - RECTIFIERS
 
 
 def _fuses(node: Node) -> bool:
@@ -143,13 +182,15 @@ def _is_activation(argument: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def observe(graph: GraphModule, grid: Grid, choose_range: ChooseRange) -> GraphModule:
+def observe(
+    graph: GraphModule, grid: Grid, choose_range: ChooseRange, placement: Placement = EVERYWHERE
+) -> GraphModule:
     """Graph with an observer on every activation that is to be quantized.
 
     Args:
         graph: a traced network without batch normalisation; it is used up.
     """
-    observed: GraphModule = prepare_pt2e(graph, ActivationQuantizer(grid, choose_range))
+    observed: GraphModule = prepare_pt2e(graph, ActivationQuantizer(grid, choose_range, placement))
     return observed
 
 
@@ -169,7 +210,11 @@ def convert(observed: GraphModule) -> tuple[GraphModule, dict[str, float]]:
 
 
 def quantize_activations(
-    graph: GraphModule, grid: Grid, choose_range: ChooseRange, batches: Iterable[torch.Tensor]
+    graph: GraphModule,
+    grid: Grid,
+    choose_range: ChooseRange,
+    batches: Iterable[torch.Tensor],
+    placement: Placement = EVERYWHERE,
 ) -> tuple[GraphModule, dict[str, float]]:
     """Graph whose activations pass through codes, with ranges chosen on the given images.
 
@@ -180,7 +225,7 @@ def quantize_activations(
     Returns:
         The same as ``convert``.
     """
-    observed = observe(graph, grid, choose_range)
+    observed = observe(graph, grid, choose_range, placement)
     with torch.no_grad():
         for images in batches:
             observed(images)

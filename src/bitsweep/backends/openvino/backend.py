@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -55,7 +56,7 @@ class OpenVino(Backend):
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """Half precision is storage only; weights have 7 bits where sums of products would saturate."""
         if precision.is_integer:
-            return reduce_range(precision, cpu)
+            return replace(reduce_range(precision, cpu), fuses_functions=True)
         return storage_only(precision, computes=False, where=f"OpenVINO set to compute in float32 ({cpu.isa})")
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:

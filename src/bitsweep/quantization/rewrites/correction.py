@@ -4,29 +4,38 @@ Paper: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bia
 section 4.2, in the empirical form of its appendix D.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from bitsweep.graphs.ops import LAYER_KINDS, attribute, ensure_bias, is_layer, set_attribute
-from bitsweep.quantization.layerwise import layer_units, layerwise, outputs, parameters_of
+from bitsweep.quantization.layerwise import Unit, layerwise, outputs, parameters_of
 
 
 @torch.no_grad()
-def correct_biases(graph: GraphModule, originals: Mapping[str, Tensor], batches: Sequence[Tensor]) -> None:
-    """Correct, in place, the biases of all layers in order: b -= E[y~] - E[y], each on outputs of corrected layers.
+def correct_biases(
+    graph: GraphModule,
+    originals: Mapping[str, Tensor],
+    batches: Sequence[Tensor],
+    *,
+    only: Collection[str] | None = None,
+) -> None:
+    """Correct, in place, the biases of layers in order: b -= E[y~] - E[y], each on outputs of corrected layers.
 
     Args:
         graph: the network with rounded weights.
         originals: parameters of the float network, by path.
         batches: calibration images, float32 [N, 3, H, W].
+        only: paths of the weights of the layers; None for all.
     """
-    biases = {node: ensure_bias(graph, node) for node in list(graph.graph.nodes) if is_layer(node)}
+    corrected = [node for node in graph.graph.nodes if is_layer(node) and (only is None or node.args[1].target in only)]
+    biases = {node: ensure_bias(graph, node) for node in corrected}
     graph.recompile()
     floats = {**parameters_of(graph), **originals}
-    for given in layerwise(graph, layer_units(graph), batches, originals=floats):
+    units = [Unit(nodes=(layer,)) for layer in corrected]
+    for given in layerwise(graph, units, batches, originals=floats):
         (layer,) = given.unit.nodes
         axis = -1 if LAYER_KINDS[layer.target] == "linear" else 1
         before = _mean(torch.cat(outputs(given.unit, given.inputs, floats)), axis)

@@ -80,14 +80,14 @@ def equalize(graph: GraphModule, *, iterations: int = 50, tolerance: float = 1e-
         for pair in found:
             weight1, weight2 = _weight(graph, pair.first), _weight(graph, pair.second)
             C = weight1.shape[0]
-            columns = _by_input_channel(weight2, pair.second, C)
+            columns = by_input_channel(weight2, pair.second, C)
             factor = equalizing_factors(weight1.flatten(1).abs().amax(1), columns.flatten(1).abs().amax(1))
             largest = max(largest, float(factor.log().abs().max()))
             set_attribute(graph, _path(pair.first), weight1 / factor.view(-1, *[1] * (weight1.ndim - 1)))
             if (bias := bias_of(pair.first)) is not None:
                 set_attribute(graph, str(bias.target), attribute(graph, bias) / factor)
             scaled = columns * factor.view(-1, *[1] * (columns.ndim - 1))
-            set_attribute(graph, _path(pair.second), _from_input_channels(scaled, weight2, pair.second))
+            set_attribute(graph, _path(pair.second), from_input_channels(scaled, weight2, pair.second))
         if largest < tolerance:
             break
     graph.recompile()
@@ -119,7 +119,7 @@ def absorb_high_biases(graph: GraphModule, batches: Sequence[Tensor], *, sigmas:
         absorbed[given.unit.nodes[0]] = (values.mean(1) - sigmas * values.std(1)).clamp(min=0)
     for pair in found:
         c = absorbed[pair.first]
-        columns = _by_input_channel(_weight(graph, pair.second), pair.second, len(c))  # [C, O / G, K]
+        columns = by_input_channel(_weight(graph, pair.second), pair.second, len(c))  # [C, O / G, K]
         per_group = columns.sum(2) * c[:, None]
         added = per_group.reshape(groups_of(pair.second), -1, columns.shape[1]).sum(1).flatten()
         for layer, change in ((pair.first, -c), (pair.second, added)):
@@ -140,7 +140,7 @@ def _is_bounded(node: Node) -> bool:
     return node.target in BOUNDED and (node.target != aten.hardtanh.default or node.args[1:2] == (0.0,))
 
 
-def _by_input_channel(weight: Tensor, layer: Node, C: int) -> Tensor:
+def by_input_channel(weight: Tensor, layer: Node, C: int) -> Tensor:
     """Weights as [C, O / G, K]: all that multiplies input channel i of the layer."""
     G = groups_of(layer)
     O = weight.shape[0] // G
@@ -148,8 +148,8 @@ def _by_input_channel(weight: Tensor, layer: Node, C: int) -> Tensor:
     return grouped.permute(0, 2, 1, 3).reshape(C, O, -1)
 
 
-def _from_input_channels(columns: Tensor, like: Tensor, layer: Node) -> Tensor:
-    """The inverse of ``_by_input_channel``."""
+def from_input_channels(columns: Tensor, like: Tensor, layer: Node) -> Tensor:
+    """The inverse of ``by_input_channel``."""
     G = groups_of(layer)
     C, O, K = columns.shape
     return columns.reshape(G, C // G, O, K).permute(0, 2, 1, 3).reshape(like.shape)

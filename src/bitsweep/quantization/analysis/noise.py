@@ -1,0 +1,274 @@
+"""What the rounding of each tensor, and of the weights of each layer, does to the logits.
+
+To first order the K logits l change by J e for an error e. With P random orthonormal directions v
+
+    |J e|^2 = K / P E sum_v (v^T J e)^2 = K / P E sum_v <g_v, e>^2,    g_v = d(v^T l) / dx,
+
+so that a pass backwards for each direction prices every error in the network at once; with P = K there is no chance in
+it. What a price says to be large is then measured: the network is run with that error alone. The signal is by what the
+logits of images differ from their mean: what is the same for all images tells nothing.
+"""
+
+import copy
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, is_layer
+from bitsweep.quantization import grids
+from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
+from bitsweep.quantization.placement import Placement, observe
+
+#: Passes backwards.
+_DIRECTIONS = 2
+QParams = tuple[Tensor, Tensor, Grid]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Something that is rounded.
+
+    Attributes:
+        name: path of the weights of a layer, or name of the node whose output is rounded.
+        what: ``weights`` or ``activation``.
+        sqnr_db: of the logits with this rounded alone; an estimate until it is measured.
+        low_C, high_C: ends of each channel of an activation.
+        shift_C, spread_C: of each channel that a layer yields, how far rounded weights shift its mean, and its
+            standard deviation.
+    """
+
+    name: str
+    what: Literal["weights", "activation"]
+    sqnr_db: float
+    low_C: Tensor | None = None
+    high_C: Tensor | None = None
+    shift_C: Tensor | None = None
+    spread_C: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseStudy:
+    """A float network beside its rounded form, on a few images.
+
+    Attributes:
+        observed: with an observer on every activation that is to be rounded.
+        qparams: by the name of the observer.
+        tensors: the node that each observer watches, the first one where several share their scale.
+        weights: rounded values by path.
+        offsets: what is taken off the outputs of a layer with rounded weights, [C], by the path of the weights.
+        images: float32 [N, C, H, W].
+        logits: of the float network.
+    """
+
+    observed: GraphModule
+    qparams: Mapping[str, QParams]
+    tensors: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+    offsets: Mapping[str, Tensor]
+    images: Tensor
+    logits: Tensor
+
+    def total_db(self) -> float:
+        """SQNR of the logits with everything rounded."""
+        return self._sqnr_db(self.qparams, self.weights)
+
+    def alone_db(self, source: Source) -> float:
+        """SQNR of the logits with one source rounded alone."""
+        if source.what == "weights":
+            return self._sqnr_db({}, {source.name: self.weights[source.name]})
+        return self._sqnr_db(
+            {name: self.qparams[name] for name, node in self.tensors.items() if node == source.name}, {}
+        )
+
+    def sources(self) -> list[Source]:
+        """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least."""
+        priced = _Priced(self)
+        logits = priced.run(self.images.clone().requires_grad_())
+        values = [value for _, value, _ in priced.errors]
+        found, noises = [], dict[str, float]()
+        for direction_NK in _directions(*logits.shape):
+            along = (logits * direction_NK).sum()
+            gradients = torch.autograd.grad(along, values, allow_unused=True, retain_graph=True)
+            changes_N: dict[str, Tensor] = {}
+            for (name, _, error), gradient in zip(priced.errors, gradients, strict=True):
+                if gradient is not None:
+                    changes_N[name] = changes_N.get(name, 0) + (gradient * error).flatten(1).double().sum(1)
+            for name, change_N in changes_N.items():
+                noises[name] = noises.get(name, 0.0) + change_N.square().mean().item()
+        signal = (self.logits - self.logits.mean(0)).double().square().sum(1).mean().item()
+        for name, noise in noises.items():
+            sqnr_db = 10 * math.log10(signal / noise) if noise and signal else math.inf
+            what: Literal["weights", "activation"] = "weights" if name in self.weights else "activation"
+            found.append(Source(name=name, what=what, sqnr_db=sqnr_db, **priced.channels.get(name, {})))
+        return sorted(found, key=lambda source: source.sqnr_db)
+
+    def _sqnr_db(self, qparams: Mapping[str, QParams], weights: Mapping[str, Tensor]) -> float:
+        with torch.no_grad():
+            rounded = _Rounded(self.observed, qparams, weights, self.offsets).run(self.images)
+        middle = self.logits.mean(0)
+        return grids.sqnr_db(self.logits - middle, rounded - middle)
+
+
+def study_noise(
+    graph: GraphModule,
+    images: Tensor,
+    *,
+    weights: Mapping[str, Tensor],
+    corrected: Collection[str],
+    grid: Grid | None,
+    choose_range: ChooseRange,
+    placement: Placement,
+) -> NoiseStudy:
+    """Watch the activations of a float network on a few images, and choose their ranges.
+
+    Args:
+        graph: a traced network without batch normalisation.
+        images: float32 [N, C, H, W].
+        weights: rounded values by path.
+        corrected: paths of the weights of layers whose biases make up for shifted means.
+        grid: of the activations; None where they stay float.
+    """
+    observed = copy.deepcopy(graph)
+    if grid is not None:
+        observed = observe(observed, grid, choose_range, placement)
+    watcher = _Watcher(observed, weights, corrected)
+    with torch.no_grad():
+        logits = watcher.run(images)
+    qparams, tensors, first = {}, {}, dict[ActivationObserver, str]()
+    for node in observed.graph.nodes:
+        observer = observed.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(observer, ActivationObserver):
+            qparams[node.target] = (*observer.calculate_qparams(), observer.grid)
+            tensors[node.target] = first.setdefault(observer, node.args[0].name)
+    return NoiseStudy(
+        observed=observed, qparams=qparams, tensors=tensors, weights=weights, offsets=watcher.offsets, images=images,
+        logits=logits,
+    )  # fmt: skip
+
+
+def _directions(N: int, K: int) -> Tensor:
+    """Orthonormal directions of the logits for each image, times the root of how many there are for each taken."""
+    random = torch.randn(N, K, min(K, _DIRECTIONS), generator=torch.Generator().manual_seed(0))
+    orthonormal: Tensor = torch.linalg.qr(random).Q
+    return orthonormal.permute(2, 0, 1) * math.sqrt(K / orthonormal.shape[2])
+
+
+def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """Rounded to a grid of one scale, in one pass over the values."""
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), grid.lo, grid.hi)
+
+
+def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
+    axis = like.ndim - 1 if LAYER_KINDS[node.target] == "linear" else 1
+    return values_C.view([-1 if dim == axis else 1 for dim in range(like.ndim)])
+
+
+def _by_channel(values: Tensor, node: Node) -> Tensor:
+    """Values as [C, M]."""
+    axis = -1 if LAYER_KINDS.get(node.target) == "linear" or values.ndim < 2 else 1
+    return values.detach().movedim(axis, 0).flatten(1)
+
+
+class _Rounded(Interpreter):
+    """Runs a network with some of its activations and weights rounded."""
+
+    def __init__(
+        self,
+        observed: GraphModule,
+        qparams: Mapping[str, QParams],
+        weights: Mapping[str, Tensor],
+        offsets: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(observed)
+        self._qparams, self._weights, self._offsets = qparams, weights, offsets
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "call_module":
+            x = self.env[arguments(n)[0]]
+            return _rounded(x, *self._qparams[str(n.target)]) if n.target in self._qparams else x
+        path = str(arguments(n)[1].target) if is_layer(n) else ""
+        if path not in self._weights:
+            return super().run_node(n)
+        (x, _, *others), _ = self.fetch_args_kwargs_from_env(n)
+        assert callable(n.target)
+        result = n.target(x, self._weights[path], *others)
+        return result - _along_channels(self._offsets[path], n, result) if path in self._offsets else result
+
+
+class _Priced(Interpreter):
+    """Runs a float network forwards, and keeps with every tensor the error that rounding would add to it.
+
+    Attributes:
+        errors: the name of each source with the tensor and the error.
+        channels: of each source, what ``Source`` tells of its channels.
+    """
+
+    def __init__(self, study: NoiseStudy) -> None:
+        super().__init__(study.observed)
+        self._study = study
+        self.errors: list[tuple[str, Tensor, Tensor]] = []
+        self.channels: dict[str, dict[str, Tensor]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "get_attr" and isinstance(result, Tensor):
+            return result.detach()
+        with torch.no_grad():
+            if n.op == "call_module" and n.target in self._study.qparams:
+                self._price_activation(n, result)
+            elif is_layer(n) and str(arguments(n)[1].target) in self._study.weights:
+                self._price_weights(n, result)
+        return result
+
+    def _price_activation(self, observer: Node, x: Tensor) -> None:
+        (tensor,) = observer.args
+        assert isinstance(tensor, Node)
+        if any(
+            source.target in self._study.tensors and self._shared(source, observer) for source in tensor.all_input_nodes
+        ):
+            return  # an operation that only moves what is rounded already
+        name = self._study.tensors[str(observer.target)]
+        self.errors.append((name, x, _rounded(x.detach(), *self._study.qparams[str(observer.target)]) - x))
+        low_C, high_C = torch.aminmax(_by_channel(x, tensor), dim=1)
+        self.channels.setdefault(name, {"low_C": low_C, "high_C": high_C})
+
+    def _shared(self, one: Node, other: Node) -> bool:
+        tensors = self._study.tensors
+        return tensors[str(one.target)] == tensors[str(other.target)]
+
+    def _price_weights(self, layer: Node, result: Tensor) -> None:
+        path = str(arguments(layer)[1].target)
+        error = _error_of_weights(self, layer, self._study.weights[path])
+        if path in self._study.offsets:
+            error = error - _along_channels(self._study.offsets[path], layer, error)
+        self.errors.append((path, result, error))
+        spread_C = _by_channel(result, layer).std(1, correction=0)
+        self.channels[path] = {"shift_C": _by_channel(error, layer).mean(1), "spread_C": spread_C}
+
+
+class _Watcher(Interpreter):
+    """Runs a float network for its observers, and sees by how much rounded weights shift the means of some layers."""
+
+    def __init__(self, observed: GraphModule, weights: Mapping[str, Tensor], corrected: Collection[str]) -> None:
+        super().__init__(observed)
+        self._weights, self._corrected = weights, corrected
+        self.offsets: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        if is_layer(n) and (path := str(arguments(n)[1].target)) in self._corrected:
+            self.offsets[path] = _by_channel(_error_of_weights(self, n, self._weights[path]), n).mean(1)
+        return super().run_node(n)
+
+
+def _error_of_weights(running: Interpreter, layer: Node, rounded: Tensor) -> Tensor:
+    """What rounded weights add to the output of a layer that is about to run."""
+    (x, weight, *others), _ = running.fetch_args_kwargs_from_env(layer)
+    assert callable(layer.target)
+    error: Tensor = layer.target(x, rounded - weight, *([None, *others[1:]] if others else []))
+    return error

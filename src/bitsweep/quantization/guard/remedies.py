@@ -1,0 +1,94 @@
+"""What the guard did about noise, in words."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from bitsweep.graphs.ops import arguments, is_layer
+from bitsweep.quantization.analysis.noise import Source
+from bitsweep.results import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """What was done about a source of noise.
+
+    Attributes:
+        source: what made the noise, in words.
+        cause: why it made so much.
+        action: what was done.
+        price: what that costs.
+        layers: names of the layers that it changed.
+        alone_db: SQNR of the logits with the source rounded alone, before.
+        after_db: SQNR of the logits with everything rounded, after.
+    """
+
+    source: str
+    cause: str
+    action: str
+    price: str
+    layers: tuple[str, ...]
+    alone_db: float
+    after_db: float
+
+    def __str__(self) -> str:
+        return f"{self.action}: {self.source} alone left {self.alone_db:.1f} dB ({self.cause}); {self.price}"
+
+
+def layer_name(path: str) -> str:
+    """Module path of a layer from the path of its weights."""
+    return path.removesuffix(".weight")
+
+
+def described(graph: GraphModule, source: Source) -> str:
+    """A source in the words of the network's author."""
+    if source.what == "weights":
+        return f"the weights of {layer_name(source.name)}"
+    (node,) = (node for node in graph.graph.nodes if node.name == source.name)
+    if node.op == "placeholder":
+        return "the images"
+    if is_layer(node):
+        return f"the output of {_module(node)}"
+    layer, operation = node, str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    while not is_layer(layer) and layer.all_input_nodes:
+        layer = layer.all_input_nodes[0]
+    after = f" after {_module(layer)}" if is_layer(layer) else ""
+    return f"{operation.rstrip('_')}{after}"
+
+
+def cause_of(source: Source) -> str:
+    """Why a source makes more noise than others, from its channels."""
+    if source.low_C is not None and source.high_C is not None:
+        spans = source.high_C.clamp(min=0) - source.low_C.clamp(max=0)
+        widest = int(spans.argmax())
+        return f"channel {widest} spans {spans[widest]:.3g}, the median channel {spans.median():.3g}"
+    assert source.shift_C is not None and source.spread_C is not None
+    shifts = source.shift_C.abs() / source.spread_C.clamp(min=1e-12)
+    most = int(shifts.argmax())
+    return f"rounding shifts the mean of channel {most} by {shifts[most]:.2g} of its standard deviation"
+
+
+def knob_of(source: Source, *, guarded: bool) -> str:
+    """What mends a source that still costs accuracy."""
+    if source.what == "weights":
+        return "method=adaround, or method=qat"
+    return "precision.activations=float32 on backend=reference shows what activations cost; method=qat adapts to them"
+
+
+def noise_table(graph: GraphModule, sources: Iterable[Source]) -> Table:
+    """Everything that is rounded, from the most to the least noise."""
+    rows = tuple((described(graph, each), each.sqnr_db, cause_of(each)) for each in sources)
+    return Table(name="noise", columns=("what is rounded", "alone: SQNR dB", "channels"), rows=rows)
+
+
+def remedy_table(remedies: Iterable[Remedy], *, before_db: float) -> Table:
+    """What was done, with the SQNR of the logits that the whole network has after each step."""
+    rows: list[tuple[str | float, ...]] = [("nothing yet", "", "", "", "", before_db)]
+    rows += [(each.action, each.source, each.cause, each.price, each.alone_db, each.after_db) for each in remedies]
+    columns = ("remedy", "against", "cause", "price", "alone: SQNR dB", "network after: SQNR dB")
+    return Table(name="guard", columns=columns, rows=tuple(rows))
+
+
+def _module(layer: Node) -> str:
+    return layer_name(str(arguments(layer)[1].target))

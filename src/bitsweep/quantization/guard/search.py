@@ -1,0 +1,287 @@
+"""A guard against the few tensors and layers that alone would ruin a rounded network.
+
+Real networks have tensors whose channels differ a thousandfold in range, and layers whose rounded weights shift the
+means of what they yield. The guard rounds the network on a few calibration images, and where its logits are too far
+from those of the float network, gives to what costs most the cheapest remedy that helps: scales of channels moved into
+the neighbours, biases that make up for shifted means, and float at last.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from bitsweep.config.precision import Grid
+from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute
+from bitsweep.quantization.analysis.noise import NoiseStudy, Source, study_noise
+from bitsweep.quantization.calibration.observers import ChooseRange
+from bitsweep.quantization.guard.remedies import Remedy, cause_of, described, layer_name, noise_table, remedy_table
+from bitsweep.quantization.guard.state import State
+from bitsweep.quantization.placement import Placement
+from bitsweep.quantization.rewrites.channel_scaling import (
+    GATED,
+    ScalingGroup,
+    even_factors,
+    group_of,
+    layer_groups,
+    reader_weights,
+    scale_channels,
+)
+from bitsweep.quantization.weights import Codes
+from bitsweep.results import Table
+
+#: SQNR of the logits in dB with which a network needs no remedies.
+SUFFICIENT_DB = 18.0
+#: What alone leaves more than this, in dB, is not worth a remedy that costs latency.
+COSTLY_DB = SUFFICIENT_DB + 10
+#: Largest share of the multiply-accumulates that is left in float.
+FLOAT_SHARE = 0.05
+#: Calibration images that are looked at.
+IMAGES = 8
+FREE = "costs no latency"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded:
+    """A float network that is ready to be rounded.
+
+    Attributes:
+        graph: computes the same as before.
+        placement: of the pairs.
+        corrected: paths of the weights of the layers whose biases are to make up for shifted means.
+        floats: paths of the weights that stay float.
+        remedies: what was done.
+        tables: what costs most, and what was done, where anything had to be.
+    """
+
+    graph: GraphModule
+    placement: Placement
+    corrected: frozenset[str] = frozenset()
+    floats: frozenset[str] = frozenset()
+    remedies: tuple[Remedy, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+    def kept(
+        self, graph: GraphModule, codes: Mapping[str, Codes], parameters: Mapping[str, Tensor]
+    ) -> dict[str, Codes]:
+        """The codes without those of weights that stay float, which a rounded graph reads again."""
+        for path in self.floats:
+            set_attribute(graph, path, parameters[path])
+        return {path: each for path, each in codes.items() if path not in self.floats}
+
+    def remedies_by_layer(self) -> dict[str, str]:
+        """What was done to each layer and why, by its name."""
+        told: dict[str, list[str]] = {}
+        for remedy in self.remedies:
+            for layer in remedy.layers:
+                told.setdefault(layer, []).append(str(remedy))
+        return {layer: "; ".join(sentences) for layer, sentences in told.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """How a network is to be rounded.
+
+    Attributes:
+        round_weights: from the weights of a layer to what they become.
+        judges_weights: whether the noise of weights counts; it does not where they are meant to be coarse.
+        weights, activations: the grids; the activations' is None in float.
+        choose_range: of activations.
+        fuses_functions: see ``Placement``.
+    """
+
+    round_weights: Callable[[Tensor], Tensor]
+    weights: Grid
+    activations: Grid | None
+    choose_range: ChooseRange
+    fuses_functions: bool = False
+
+    def protect(self, graph: GraphModule, images: Tensor) -> Guarded:
+        """The network with the remedies that it needs; the same graph where it needs none.
+
+        Args:
+            graph: a traced network without batch normalisation.
+            images: a few calibration images, float32 [N, C, H, W].
+        """
+        placement = Placement(fuses_functions=self.fuses_functions)
+        study = self._study(graph, images, placement, frozenset(), frozenset())
+        start = State(graph=graph, placement=placement, study=study, total_db=study.total_db())
+        if start.total_db >= SUFFICIENT_DB:
+            return Guarded(graph=graph, placement=placement)
+        state = start = start.priced()
+        for step in (self._scale_for_free, self._correct_biases, self._scale_at_a_price, self._leave_in_float):
+            state = step(state, images)
+        return Guarded(
+            graph=state.graph,
+            placement=state.placement,
+            corrected=state.corrected,
+            floats=state.floats,
+            remedies=state.remedies,
+            tables=(
+                noise_table(state.graph, state.sources.values()),
+                remedy_table(state.remedies, before_db=start.total_db),
+            ),
+        )
+
+    # ------------------------------------------------------------------ remedies, from the cheapest
+
+    def _scale_for_free(self, state: State, images: Tensor) -> State:
+        """Even out the channels of all tensors where that costs no latency."""
+        trial, told = state.copied(), list[Remedy]()
+        for group in self._free_groups(state.graph):
+            if harm := state.harm_of(group):
+                trial = self._scaled(trial, state, group)
+                told.append(_scaling(state, group, harm[0], price=FREE))
+        return self._if_better(state, trial, told, images) if told else state
+
+    def _correct_biases(self, state: State, images: Tensor) -> State:
+        """Let biases make up for the means that rounded weights shift."""
+        sources = [source for source in state.harmful() if source.what == "weights"]
+        told = [
+            Remedy(
+                source=described(state.graph, source), cause=cause_of(source), price=FREE,
+                action="its bias makes up for the shift", layers=(layer_name(source.name),),
+                alone_db=source.sqnr_db, after_db=math.nan,
+            )
+            for source in sources
+        ]  # fmt: skip
+        trial = replace(state, corrected=state.corrected | {source.name for source in sources})
+        return self._if_better(state, trial, told, images) if told else state
+
+    def _scale_at_a_price(self, state: State, images: Tensor) -> State:
+        """Even out the channels around hard-swish and SiLU, whose gates become convolutions, one tensor at a time."""
+        tried: set[str] = set()
+        while state.total_db < SUFFICIENT_DB and self.weights.per_channel and not self.fuses_functions:
+            candidates = [
+                (harm[0], group)
+                for group in layer_groups(state.graph)
+                if group.gated
+                and group.start.name not in tried
+                and (harm := state.harm_of(group))
+                and harm[0].sqnr_db < COSTLY_DB
+            ]
+            if not candidates:
+                break
+            source, group = min(candidates, key=lambda each: each[0].sqnr_db)
+            tried.add(group.start.name)
+            places = math.prod(int(size) for size in group.start.meta["val"].shape[1:])
+            share = 100 * len(group.gated) * places / state.total_macs()
+            told = [
+                _scaling(state, group, source, price=f"a depthwise convolution more, {share:.1f} % of the products")
+            ]
+            state = self._if_better(state, self._scaled(state.copied(), state, group), told, images)
+        return state
+
+    def _leave_in_float(self, state: State, images: Tensor) -> State:
+        """Leave in float what still costs too much, one source at a time, as far as few products are touched."""
+        total, tried = state.total_macs(), set[str]()
+        while state.total_db < SUFFICIENT_DB:
+            candidates = [source for source in state.harmful(COSTLY_DB) if source.name not in tried]
+            if not candidates:
+                break
+            source = candidates[0]
+            tried.add(source.name)
+            layers = state.computed_in_float(source)
+            touched = state.float_layers | {layer.name for layer in layers}
+            share = sum(state.macs(node) for node in state.graph.graph.nodes if node.name in touched) / total
+            if share > FLOAT_SHARE:
+                continue
+            if source.what == "weights":
+                trial = replace(state, float_layers=touched, floats=state.floats | {source.name})
+            else:
+                placement = replace(state.placement, floats=state.placement.floats | {source.name})
+                trial = replace(state, float_layers=touched, placement=placement)
+            told = Remedy(
+                source=described(state.graph, source), cause=cause_of(source), action="it stays float",
+                price=f"{100 * share:.1f} % of the products are computed in float by now",
+                layers=tuple(_name(layer) for layer in layers), alone_db=source.sqnr_db, after_db=math.nan,
+            )  # fmt: skip
+            state = self._if_better(state, trial, [told], images)
+        return state
+
+    # ------------------------------------------------------------------ trials
+
+    def _free_groups(self, graph: GraphModule) -> Iterator[ScalingGroup]:
+        """Tensors that can be scaled without an operation more, as the engine computes them."""
+        yield from (group for group in layer_groups(graph) if not group.gated)
+        for node in graph.graph.nodes if self.fuses_functions else ():
+            if node.target in GATED and is_layer(node.args[0]) and len(node.args[0].users) == 1:
+                group = group_of(graph, node)
+                if group is not None and not group.gated:
+                    yield group
+
+    def _scaled(self, trial: State, state: State, group: ScalingGroup) -> State:
+        """The trial, whose graph is changed in place, with a group of the state scaled."""
+        own = {node.name: node for node in trial.graph.graph.nodes}
+        same = group_of(trial.graph, own[group.start.name])
+        assert same is not None
+        reach_C = torch.stack([_reach(group, source) for source in state.watched(group)]).amax(0)
+        factor_C = even_factors(reach_C, reader_weights(trial.graph, same))
+        placement = trial.placement
+        if not group.starts_with_layer:
+            placement = replace(placement, floats=placement.floats | {group.start.name})
+        elif group.gated and (source := state.sources.get(group.start.name)) is not None:
+            bounds = {**placement.bounds, group.start.name: (_lowest(group, source, factor_C), math.inf)}
+            placement = replace(placement, bounds=bounds)
+        scale_channels(trial.graph, same, factor_C)
+        return replace(trial, placement=placement)
+
+    def _if_better(self, state: State, trial: State, told: list[Remedy], images: Tensor) -> State:
+        """The trial where there is less noise in it, else the state."""
+        study = self._study(trial.graph, images, trial.placement, trial.corrected, trial.floats)
+        trial = replace(trial, study=study, total_db=study.total_db()).priced()
+        if not (trial.noise < state.noise and trial.total_db > state.total_db - 0.5):
+            return state
+        after = (replace(remedy, after_db=trial.total_db) for remedy in told)
+        return replace(trial, remedies=(*state.remedies, *after))
+
+    def _study(
+        self,
+        graph: GraphModule,
+        images: Tensor,
+        placement: Placement,
+        corrected: frozenset[str],
+        floats: frozenset[str],
+    ) -> NoiseStudy:
+        paths = {str(arguments(node)[1].target): arguments(node)[1] for node in graph.graph.nodes if is_layer(node)}
+        judged = paths.keys() - floats if self.weights.bits >= 7 else set[str]()
+        return study_noise(
+            graph, images, weights={path: self.round_weights(attribute(graph, paths[path])) for path in judged},
+            corrected=corrected, grid=self.activations, choose_range=self.choose_range, placement=placement,
+        )  # fmt: skip
+
+
+def _reach(group: ScalingGroup, source: Source) -> Tensor:
+    """Largest magnitude of each channel of a group in one of its tensors, as far as its readers tell values apart."""
+    assert source.low_C is not None and source.high_C is not None
+    low_C = source.low_C
+    if source.name == group.start.name and group.gated:
+        low_C = low_C.clamp(min=_least(group))
+    return torch.maximum(-low_C, source.high_C).clamp(min=0).view(group.channels, -1).amax(1)
+
+
+def _lowest(group: ScalingGroup, source: Source, factor_C: Tensor) -> float:
+    """Value below which no channel of a scaled tensor is told apart by the functions that read it."""
+    assert source.low_C is not None
+    return float((source.low_C.clamp(min=_least(group), max=0) / factor_C).min())
+
+
+def _least(group: ScalingGroup) -> float:
+    """Below which hard-swish is 0; SiLU never is."""
+    return -3.0 if all(node.target == aten.hardswish.default for node in group.gated) else -math.inf
+
+
+def _scaling(state: State, group: ScalingGroup, source: Source, *, price: str) -> Remedy:
+    layers = [node for node in (group.start, *group.readers) if is_layer(node)]
+    return Remedy(
+        source=described(state.graph, source), cause=cause_of(source), price=price,
+        action="channels were given scales of their own", layers=tuple(_name(layer) for layer in layers),
+        alone_db=source.sqnr_db, after_db=math.nan,
+    )  # fmt: skip
+
+
+def _name(layer: Node) -> str:
+    return layer_name(str(arguments(layer)[1].target))

@@ -1,0 +1,104 @@
+"""How far the guard has come: the network with the remedies so far, and what is known of its noise."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch.fx import GraphModule, Node
+
+from bitsweep.graphs.ops import arguments, attribute, is_layer
+from bitsweep.quantization.analysis.noise import NoiseStudy, Source
+from bitsweep.quantization.guard.remedies import Remedy
+from bitsweep.quantization.placement import Placement
+from bitsweep.quantization.rewrites.channel_scaling import ScalingGroup
+
+#: What alone leaves more than this, in dB, is not worth any remedy.
+HARMLESS_DB = 35.0
+#: How many sources are measured alone; the others are estimated.
+_MEASURED = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A network with the remedies so far.
+
+    Attributes:
+        placement, corrected, floats, remedies: see ``Guarded``.
+        float_layers: names of the nodes of layers that compute in float by now.
+        study: of the network as it is.
+        sources: by name, from the most to the least noise.
+        total_db: SQNR of the logits with everything rounded.
+    """
+
+    graph: GraphModule
+    placement: Placement
+    study: NoiseStudy
+    total_db: float
+    corrected: frozenset[str] = frozenset()
+    floats: frozenset[str] = frozenset()
+    float_layers: frozenset[str] = frozenset()
+    remedies: tuple[Remedy, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> float:
+        """Sum over the sources of the noise of each alone in units of the signal, at most 1 each."""
+        return sum(min(1.0, 10 ** (-source.sqnr_db / 10)) for source in self.sources.values())
+
+    def copied(self) -> "State":
+        """The same with a graph of its own."""
+        return replace(self, graph=copy.deepcopy(self.graph))
+
+    def priced(self) -> "State":
+        """The same with its sources: the worst measured, the others estimated."""
+        estimated = self.study.sources()
+        measured = [replace(source, sqnr_db=self.study.alone_db(source)) for source in estimated[:_MEASURED]]
+        ordered = sorted((*measured, *estimated[_MEASURED:]), key=lambda source: source.sqnr_db)
+        return replace(self, sources={source.name: source for source in ordered})
+
+    def harmful(self, limit_db: float = HARMLESS_DB) -> list[Source]:
+        """The sources that alone leave less than a limit, the worst first."""
+        return [source for source in self.sources.values() if source.sqnr_db < limit_db]
+
+    def watched(self, group: ScalingGroup) -> list[Source]:
+        """The rounded tensors of a group."""
+        named = (self.sources.get(node.name) for node in group.carriers)
+        return [source for source in named if source is not None and source.low_C is not None]
+
+    def harm_of(self, group: ScalingGroup) -> list[Source]:
+        """What scaling a group may help against: its rounded tensors, and the weights of the layers that read it."""
+        readers = (self.sources.get(str(arguments(node)[1].target)) for node in group.readers)
+        named = (*self.watched(group), *(source for source in readers if source is not None))
+        return sorted((source for source in named if source.sqnr_db < HARMLESS_DB), key=lambda source: source.sqnr_db)
+
+    def macs(self, node: Node) -> int:
+        """Multiply-accumulates of a layer for one image."""
+        weight = attribute(self.graph, arguments(node)[1])
+        return math.prod(int(size) for size in node.meta["val"].shape[1:]) * weight[0].numel()
+
+    def total_macs(self) -> int:
+        """Of all layers that can be put on a grid."""
+        return sum(self.macs(node) for node in self.graph.graph.nodes if is_layer(node))
+
+    def computed_in_float(self, source: Source) -> list[Node]:
+        """The layers that compute in float if a source stays float: its own, or those that read or yield it."""
+        found = []
+        for node in self.graph.graph.nodes:
+            if not is_layer(node):
+                continue
+            read, weight = arguments(node)[:2]
+            if source.name == weight.target or _through_moves(read, source.name) or self._yields(node, source.name):
+                found.append(node)
+        return found
+
+    def _yields(self, layer: Node, name: str) -> bool:
+        """Whether a layer yields a tensor, itself or by a function that alone reads it."""
+        if layer.name == name:
+            return True
+        (user, *others) = layer.users
+        return not others and user.name == name and len(user.all_input_nodes) == 1
+
+
+def _through_moves(read: Node, name: str) -> bool:
+    return read.name == name

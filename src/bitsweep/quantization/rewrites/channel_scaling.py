@@ -1,0 +1,229 @@
+"""Factors of channels moved through a network that computes the same, so that one scale suits all channels of a tensor.
+
+If channel i of a tensor has the factor 1 / s_i, the layers that read it make up for that with weights s_i times as
+large. Rectifiers, pooling, and products with a gate let factors through. A layer that yields the tensor takes them into
+its own weights and bias, which costs nothing. Hard-swish and SiLU do not let them through, but their gates do: with
+u = x / s,
+
+    x g(x) / s = u g(s u),
+
+where s u is a depthwise 1x1 convolution, which engines compute on codes. After any other function the factors are a
+multiplication, which costs nothing where an engine computes it at the end of the layer before.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from bitsweep.graphs.im2col import groups_of
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, attribute, bias_of, ensure_bias, is_layer, set_attribute
+from bitsweep.quantization.rewrites.equalization import EQUIVARIANT, by_input_channel, from_input_channels
+
+#: Functions x g(x), each with its gate g as slope and offset before a function from 0 to 1.
+GATED = {aten.hardswish.default, aten.silu.default}
+#: Factors of channels stay within this of the largest, so that weights and biases keep codes of their own.
+SMALLEST_FACTOR = 1e-4
+_RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingGroup:
+    """A tensor whose channels can be scaled, and what comes of that.
+
+    Attributes:
+        start: yields the tensor; a layer, or anything else whose output is then multiplied.
+        carriers: nodes whose output has the factors, the start first.
+        gated: those of them that are functions with a gate.
+        readers: the layers that make up for the factors.
+        channels: number of factors.
+    """
+
+    start: Node
+    carriers: tuple[Node, ...]
+    gated: tuple[Node, ...]
+    readers: tuple[Node, ...]
+    channels: int
+
+    @property
+    def starts_with_layer(self) -> bool:
+        """Whether a layer takes the factors into its weights."""
+        return is_layer(self.start)
+
+
+def layer_groups(graph: GraphModule) -> list[ScalingGroup]:
+    """The groups that start with a layer, in order."""
+    starts = [node for node in graph.graph.nodes if is_layer(node) and _owns_parameters(node)]
+    return [group for node in starts if (group := group_of(graph, node)) is not None]
+
+
+def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
+    """What scaling the output of a node comes to; None where something that reads it does not make up for it."""
+    if not (channels := _channels(start)):
+        return None
+    carriers, gated, readers, waiting = [start], list[Node](), list[Node](), [start]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            if user in carriers or user in readers:
+                continue
+            if is_layer(user) and arguments(user)[0] is node and _makes_up(graph, user, channels):
+                readers.append(user)
+            elif user.target in GATED or _lets_through(node, user, channels):
+                carriers.append(user)
+                waiting.append(user)
+                if user.target in GATED:
+                    gated.append(user)
+            else:
+                return None
+    products = [node for node in carriers if node.target == aten.mul.Tensor and node is not start]
+    if not readers or any(all(factor in carriers for factor in node.args[:2]) for node in products):
+        return None
+    if any(node.meta["val"].ndim != 4 for node in gated):
+        return None
+    return ScalingGroup(
+        start=start, carriers=tuple(carriers), gated=tuple(gated), readers=tuple(readers), channels=channels
+    )
+
+
+def is_depthwise(graph: GraphModule, layer: Node) -> bool:
+    """Whether each output channel of a layer reads one input channel, so that factors are lost in its own scales."""
+    return groups_of(layer) > 1 and attribute(graph, arguments(layer)[1]).shape[1] == 1
+
+
+def reader_weights(graph: GraphModule, group: ScalingGroup) -> Tensor | None:
+    """Largest weight that each channel meets in layers whose scales channels share, [C]; None if there are none."""
+    largest = [
+        by_input_channel(attribute(graph, arguments(reader)[1]), reader, group.channels).flatten(1).abs().amax(1)
+        for reader in group.readers
+        if not is_depthwise(graph, reader)
+    ]
+    return torch.stack(largest).amax(0) if largest else None
+
+
+def even_factors(reach_C: Tensor, weights_C: Tensor | None) -> Tensor:
+    """Factors s that even out the channels of a tensor, float32 [C]; their geometric mean is 1.
+
+    Where only depthwise layers read it, s_i is the largest magnitude r_i, so that all channels reach equally far. Where
+    other layers do, whose weights w_i become s_i times as large, s_i = sqrt(r_i / w_i): what the activations lose in
+    range is shared with the weights. Channels that are 0, or that nobody reads, are left alone.
+
+    Args:
+        reach_C: largest magnitude of each channel.
+        weights_C: largest weight that each channel meets, see ``reader_weights``.
+    """
+    reach = reach_C.double()
+    factor = reach if weights_C is None else (reach / weights_C.double().clamp(min=1e-30)).sqrt()
+    live = (reach > 0) & torch.isfinite(factor) & (factor > 0)
+    if weights_C is not None:
+        live &= weights_C > 0
+    if not live.any():
+        return torch.ones_like(reach_C)
+    factor = torch.where(live, factor, factor[live].median())
+    factor = torch.maximum(factor, factor.max() * SMALLEST_FACTOR)
+    return (factor / factor.log().mean().exp()).float()
+
+
+def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) -> None:
+    """Divide, in place, the channels of a group by their factors, and let its readers make up for it."""
+    if group.starts_with_layer:
+        weight, bias = arguments(group.start)[1], bias_of(group.start) or ensure_bias(graph, group.start)
+        rows = attribute(graph, weight)
+        set_attribute(graph, str(weight.target), rows / factor_C.view(-1, *[1] * (rows.ndim - 1)))
+        set_attribute(graph, str(bias.target), attribute(graph, bias) / factor_C)
+    else:
+        _multiply_after(graph, group.start, 1 / factor_C)
+    for reader in group.readers:
+        path = arguments(reader)[1].target
+        weight = attribute(graph, arguments(reader)[1])
+        columns = by_input_channel(weight, reader, group.channels)
+        set_attribute(graph, path, from_input_channels(columns * factor_C.view(-1, 1, 1), weight, reader))
+    for function in group.gated:
+        _write_gate(graph, function, factor_C)
+    graph.recompile()
+
+
+def _multiply_after(graph: GraphModule, node: Node, factor_C: Tensor) -> None:
+    path = f"{node.name}_unit"
+    set_attribute(graph, path, factor_C.view(1, -1, *[1] * (node.meta["val"].ndim - 2)))
+    with graph.graph.inserting_after(node):
+        read = graph.graph.get_attr(path)
+    with graph.graph.inserting_after(read):
+        product = graph.graph.call_function(aten.mul.Tensor, (node, read))
+    product.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
+
+
+def _write_gate(graph: GraphModule, function: Node, factor_C: Tensor) -> None:
+    """Write u g(s u) in the place of x g(x) / s."""
+    (u,) = function.args
+    assert isinstance(u, Node)
+    hard = function.target == aten.hardswish.default
+    slope, offset = (1 / 6, 0.5) if hard else (1.0, 0.0)
+    path, channels = f"{function.name}_gate", len(factor_C)
+    graph.add_module(path, torch.nn.Module())
+    with graph.graph.inserting_before(function):
+        parameters = []
+        for name, value in (
+            ("weight", (slope * factor_C).view(-1, 1, 1, 1)),
+            ("bias", torch.full((channels,), offset)),
+        ):
+            set_attribute(graph, f"{path}.{name}", value)
+            parameters.append(graph.graph.get_attr(f"{path}.{name}"))
+        geometry = ([1, 1], [0, 0], [1, 1], channels)
+        gate = graph.graph.call_function(aten.conv2d.default, (u, *parameters, *geometry))
+        bounded = (
+            graph.graph.call_function(aten.hardtanh.default, (gate, 0.0, 1.0))
+            if hard
+            else graph.graph.call_function(aten.sigmoid.default, (gate,))
+        )
+        product = graph.graph.call_function(aten.mul.Tensor, (u, bounded))
+    for node in (gate, bounded, product):
+        node.meta["val"] = function.meta["val"]
+    function.replace_all_uses_with(product)
+    graph.graph.erase_node(function)
+
+
+def _channels(node: Node) -> int:
+    """Number of channels of [N, C, ...] that a node yields; 0 where it yields something else."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim not in (2, 4) or not value.is_floating_point():
+        return 0
+    if LAYER_KINDS.get(node.target) == "linear" and value.ndim != 2:
+        return 0
+    return int(value.shape[1])
+
+
+def _lets_through(read: Node, user: Node, channels: int) -> bool:
+    """Whether what a node yields of [N, C, ...] has the factors of what it reads; channels may become several."""
+    value, result = read.meta["val"], user.meta.get("val")
+    if not isinstance(result, Tensor):
+        return False
+    if user.target == aten.mul.Tensor:
+        # The larger of two factors of a product keeps its shape.
+        return _sizes(result) == _sizes(value) and all(isinstance(factor, Node) for factor in user.args[:2])
+    if user.target == aten.mean.dim:
+        dims: list[int] = list(arguments(user)[1])
+        return all(dim % value.ndim > 1 for dim in dims)
+    if user.target in _RESHAPES:
+        return result.ndim in (2, 4) and _sizes(result)[0] % channels == 0
+    if user.target == aten.pad.default:
+        return user.args[3:] in ((), (None,), (0,)) and len(arguments(user)[1]) <= 2 * (value.ndim - 2)
+    return user.target in EQUIVARIANT
+
+
+def _sizes(value: Tensor) -> list[int]:
+    """Shape of one image's part."""
+    return [int(size) for size in value.shape[1:]]
+
+
+def _makes_up(graph: GraphModule, reader: Node, channels: int) -> bool:
+    """Whether channel i is a block of consecutive inputs of a layer, of which nobody shares the parameters."""
+    weight = attribute(graph, arguments(reader)[1])
+    inputs, groups = weight.shape[1] * groups_of(reader), groups_of(reader)
+    return _owns_parameters(reader) and inputs % channels == 0 and channels % groups == 0
+
+
+def _owns_parameters(layer: Node) -> bool:
+    return all(len(each.users) == 1 for each in layer.args[1:3] if isinstance(each, Node))

@@ -1,0 +1,206 @@
+"""The guard mends networks that were made hard without a change of what they compute, and leaves others alone."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from bitsweep.config.precision import Grid
+from bitsweep.graphs import tracing
+from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
+from bitsweep.graphs.ops import is_layer
+from bitsweep.quantization.calibration.ranges import minmax_weight_range, mse_range
+from bitsweep.quantization.guard.search import FLOAT_SHARE, SUFFICIENT_DB, Guard, Guarded
+from bitsweep.quantization.guard.state import State
+from bitsweep.quantization.placement import Placement
+from bitsweep.quantization.weights import nearest_codes
+
+SIZE = 16
+WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
+SEVEN = Grid(bits=7, signed=True, symmetric=True, per_channel=True)
+ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
+
+
+class Separable(nn.Module):
+    """A stem, a depthwise, a pointwise and a dense convolution, each with a normalisation and a function after it."""
+
+    def __init__(self, function: type[nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.stem_norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.depthwise, self.depthwise_norm = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16)
+        self.point, self.point_norm = nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32)
+        self.dense, self.dense_norm = nn.Conv2d(32, 32, 3, stride=2, bias=False), nn.BatchNorm2d(32)
+        self.function, self.head = function(), nn.Linear(32, 4)
+        self(torch.randn(32, 3, SIZE, SIZE))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for name in ("stem", "depthwise", "point", "dense"):
+            x = self.function(getattr(self, f"{name}_norm")(getattr(self, name)(x)))
+        return self.head(x.mean((2, 3)))
+
+
+#: From 1 to 1000, in no order.
+FACTORS = torch.logspace(0, 3, 16)[torch.randperm(16, generator=torch.Generator().manual_seed(3))]
+
+
+def _rescale_stem(network: Separable) -> None:
+    """Channels before the depthwise convolution, through a ReLU."""
+    network.stem_norm.weight.data *= FACTORS
+    network.stem_norm.bias.data *= FACTORS
+    network.depthwise.weight.data /= FACTORS.view(-1, 1, 1, 1)
+
+
+def _rescale_depthwise(network: Separable) -> None:
+    """Channels between the depthwise and the pointwise convolution."""
+    network.depthwise_norm.weight.data *= FACTORS
+    network.depthwise_norm.bias.data *= FACTORS
+    network.point.weight.data /= FACTORS.view(1, -1, 1, 1)
+
+
+def _rescale_dense(network: Separable) -> None:
+    """Channels between the pointwise and the dense convolution."""
+    factors = torch.cat([FACTORS, FACTORS.flip(0)])
+    network.point_norm.weight.data *= factors
+    network.point_norm.bias.data *= factors
+    network.dense.weight.data /= factors.view(1, -1, 1, 1)
+
+
+def _hold_channels(network: Separable) -> None:
+    """Some channels before the depthwise convolution are large and constant, and their readers take the edges alone."""
+    with torch.no_grad():
+        for channel, value in ((2, 80.0), (9, 30.0)):
+            network.stem_norm.weight[channel] = 0.0
+            network.stem_norm.bias[channel] = value
+            network.depthwise.weight[channel] /= value
+
+
+def _shrink_variances(network: Separable) -> None:
+    """Normalisations divide by nearly nothing, as those of dead channels do."""
+    for norm, channels in ((network.stem_norm, (1, 5)), (network.depthwise_norm, (3, 7))):
+        for channel in channels:
+            norm.weight.data[channel] *= (1e-8 + norm.eps) ** 0.5 / (norm.running_var[channel] + norm.eps) ** 0.5
+            norm.running_var[channel] = 1e-8
+
+
+DISTORTIONS = {
+    "depthwise pair": _rescale_stem,
+    "dense pair": _rescale_depthwise,
+    "pair of dense layers": _rescale_dense,
+    "constant channels": _hold_channels,
+    "tiny variances": _shrink_variances,
+}
+
+
+def _graph(function: type[nn.Module], *distortions: Callable[[Separable], None]) -> GraphModule:
+    network = Separable(function)
+    for distort in distortions:
+        distort(network)
+    graph = tracing.trace(network, image_size=SIZE)
+    fold_batch_norm(graph)
+    fold_hard_sigmoid(graph)
+    return graph
+
+
+def _images() -> Tensor:
+    return torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def _guard(*, weights: Grid = WEIGHTS, activations: Grid | None = ACTIVATIONS, fuses: bool = False) -> Guard:
+    rounded = partial(nearest_codes, grid=weights, choose_range=minmax_weight_range)
+    return Guard(
+        round_weights=lambda weight: rounded(weight).values, weights=weights, activations=activations,
+        choose_range=mse_range, fuses_functions=fuses,
+    )  # fmt: skip
+
+
+def _total_db(guard: Guard, guarded: Guarded) -> float:
+    study = guard._study(guarded.graph, _images(), guarded.placement, guarded.corrected, guarded.floats)
+    return study.total_db()
+
+
+@pytest.mark.parametrize("function", [nn.ReLU, nn.Hardswish, nn.SiLU])
+@pytest.mark.parametrize("fuses", [False, True])
+def test_a_network_without_trouble_is_left_alone(function: type[nn.Module], fuses: bool) -> None:
+    graph = _graph(function)
+    guarded = _guard(fuses=fuses).protect(graph, _images())
+    assert guarded.graph is graph and guarded.placement == Placement(fuses_functions=fuses)
+    assert not (guarded.remedies or guarded.corrected or guarded.floats or guarded.tables)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, SEVEN], ids=str)
+@pytest.mark.parametrize("distort", DISTORTIONS.values(), ids=DISTORTIONS)
+def test_a_network_made_hard_is_nearly_as_good_as_before(distort: Callable[[Separable], None], weights: Grid) -> None:
+    guard, graph, images = _guard(weights=weights), _graph(nn.ReLU, distort), _images()
+    logits = graph(images)
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
+    reached = _total_db(guard, guarded)
+    assert reached > min(SUFFICIENT_DB, _total_db(guard, Guarded(graph=_graph(nn.ReLU), placement=Placement())) - 3)
+
+
+def test_all_distortions_at_once_are_mended() -> None:
+    guard, images = _guard(), _images()
+    graph = _graph(nn.ReLU, _rescale_stem, _rescale_depthwise, _rescale_dense)
+    before = _total_db(guard, Guarded(graph=graph, placement=Placement()))
+    guarded = guard.protect(graph, images)
+    assert before < 5 and _total_db(guard, guarded) >= SUFFICIENT_DB
+
+
+def _imbalanced(function: type[nn.Module]) -> GraphModule:
+    """Channels of unlike ranges before a function that lets no factors through."""
+
+    def distort(network: Separable) -> None:
+        network.stem_norm.weight.data *= FACTORS / 100
+        network.stem_norm.bias.data *= FACTORS / 100
+        network.depthwise.weight.data /= FACTORS.view(-1, 1, 1, 1) / 100
+
+    return _graph(function, distort)
+
+
+@pytest.mark.parametrize("function", [nn.Hardswish, nn.SiLU])
+@pytest.mark.parametrize("fuses", [False, True])
+def test_channels_around_gates_get_scales_of_their_own(function: type[nn.Module], fuses: bool) -> None:
+    guard, graph, images = _guard(fuses=fuses), _imbalanced(function), _images()
+    logits, before = graph(images), _total_db(guard, Guarded(graph=graph, placement=Placement(fuses_functions=fuses)))
+    layers = sum(map(is_layer, graph.graph.nodes))
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
+    assert before < SUFFICIENT_DB and before + 5 < _total_db(guard, guarded)
+    more = sum(map(is_layer, guarded.graph.graph.nodes)) - layers
+    assert (more == 0) if fuses else (more > 0)
+    assert not guarded.floats
+
+
+def test_remedies_tell_cause_and_price_in_the_records_of_their_layers() -> None:
+    guarded = _guard().protect(_graph(nn.ReLU, _rescale_stem), _images())
+    told = guarded.remedies_by_layer()
+    assert {"stem", "depthwise"} <= told.keys()
+    assert "channel" in told["stem"] and "the median channel" in told["stem"] and "costs no latency" in told["stem"]
+    noise, remedies = guarded.tables
+    assert (noise.name, remedies.name) == ("noise", "guard")
+    assert remedies.rows[0][0] == "nothing yet"
+    assert remedies.rows[-1][-1] > remedies.rows[0][-1]
+
+
+def test_float_is_the_last_resort_and_for_few_products() -> None:
+    guard, graph = _guard(), _graph(nn.ReLU6, _rescale_dense)
+    guarded = guard.protect(graph, _images())
+    study = guard._study(guarded.graph, _images(), guarded.placement, guarded.corrected, guarded.floats)
+    state = State(graph=guarded.graph, placement=guarded.placement, study=study, total_db=study.total_db())
+    floats = {layer.name for source in state.priced().sources.values() if source.name in guarded.placement.floats
+              for layer in state.computed_in_float(source)}  # fmt: skip
+    share = sum(state.macs(node) for node in guarded.graph.graph.nodes if node.name in floats) / state.total_macs()
+    assert share <= FLOAT_SHARE
+
+
+def test_coarse_weights_are_not_judged() -> None:
+    guarded = _guard(weights=Grid(bits=2, signed=True, symmetric=True, per_channel=True), activations=None).protect(
+        graph := _graph(nn.ReLU), _images()
+    )
+    assert guarded.graph is graph and not guarded.remedies

@@ -1,0 +1,146 @@
+"""Scaling channels changes no result, and makes their ranges equal."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from bitsweep.graphs import tracing
+from bitsweep.graphs.folding import fold_hard_sigmoid
+from bitsweep.quantization.rewrites.channel_scaling import (
+    ScalingGroup,
+    even_factors,
+    group_of,
+    is_depthwise,
+    layer_groups,
+    reader_weights,
+    scale_channels,
+)
+
+SIZE = 8
+
+
+class Gate(nn.Module):
+    """Squeeze and excite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.up(torch.relu(self.down(nn.functional.adaptive_avg_pool2d(x, 1))))
+        return x * nn.functional.hardsigmoid(gate)
+
+
+def _network(between: nn.Module, *after: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), between, *after)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.bias)
+    return network
+
+
+DEPTHWISE, POINTWISE = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 5, 1)
+NETWORKS = {
+    "relu, depthwise": _network(nn.ReLU(), DEPTHWISE),
+    "relu, grouped": _network(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3, groups=2)),
+    "hard-swish, depthwise": _network(nn.Hardswish(), DEPTHWISE),
+    "silu, dense": _network(nn.SiLU(), POINTWISE),
+    "squeeze and excite": _network(nn.Hardswish(), Gate(), POINTWISE),
+    "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
+}
+
+
+def _graph(network: nn.Module) -> GraphModule:
+    graph = tracing.trace(network, image_size=SIZE)
+    fold_hard_sigmoid(graph)
+    return graph
+
+
+def _images() -> Tensor:
+    return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def _group(graph: GraphModule) -> ScalingGroup:
+    return layer_groups(graph)[0]
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_scaled_network_computes_the_same(network: nn.Module) -> None:
+    graph, images = _graph(network), _images()
+    before = graph(images)
+    scale_channels(graph, _group(graph), torch.logspace(-2, 2, 8))
+    torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
+
+
+def test_after_any_function_factors_are_a_product() -> None:
+    graph, images = _graph(NETWORKS["hard-swish, depthwise"]), _images()
+    before = graph(images)
+    (function,) = (node for node in graph.graph.nodes if "hardswish" in str(node.target))
+    group = group_of(graph, function)
+    assert group is not None and not group.gated and not group.starts_with_layer
+    scale_channels(graph, group, torch.logspace(-2, 2, 8))
+    torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
+    assert "hardswish" in str([node.target for node in graph.graph.nodes])
+
+
+def test_factors_make_up_for_what_a_distortion_did() -> None:
+    reach, weights, distortion = torch.rand(8) + 0.1, torch.rand(8) + 0.1, torch.logspace(-3, 0, 8)
+    for meets, distorted in ((None, None), (weights, weights / distortion)):
+        factor = even_factors(reach * distortion, distorted) / even_factors(reach, meets)
+        torch.testing.assert_close(factor / factor[0], distortion / distortion[0])
+
+
+def test_dead_channels_are_left_alone() -> None:
+    factor = even_factors(torch.tensor([4.0, 0.0, 1.0]), None)
+    assert torch.isfinite(factor).all() and (factor > 0).all()
+    torch.testing.assert_close(factor[0] / factor[2], torch.tensor(4.0))
+
+
+class Reach(Interpreter):
+    """Largest magnitude of each channel of what nodes yield."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.of: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and result.ndim == 4:
+            self.of[n.name] = result.abs().amax((0, 2, 3))
+        return result
+
+
+def test_channels_that_only_depthwise_layers_read_reach_equally_far() -> None:
+    graph = _graph(NETWORKS["relu, depthwise"])
+    group = _group(graph)
+    assert all(is_depthwise(graph, reader) for reader in group.readers) and reader_weights(graph, group) is None
+    before = Reach(graph)
+    before.run(_images())
+    scale_channels(graph, group, even_factors(before.of["relu"], None))
+    after = Reach(graph)
+    after.run(_images())
+    torch.testing.assert_close(after.of["relu"], after.of["relu"][:1].expand(8))
+
+
+class Shortcut(nn.Module):
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.first, self.between, self.second = nn.Conv2d(3, 8, 1), between, nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.between(self.first(images))
+        return x + self.second(x)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Identity()])
+def test_what_others_read_too_is_not_scaled(between: nn.Module) -> None:
+    assert layer_groups(_graph(Shortcut(between))) == []
+
+
+@pytest.mark.parametrize("between", [nn.ReLU6(), nn.Sigmoid()])
+def test_what_does_not_let_factors_through_ends_the_search(between: nn.Module) -> None:
+    assert layer_groups(_graph(_network(between, DEPTHWISE))) == []
