@@ -72,7 +72,7 @@ def store_biases(graph: GraphModule, codes: Mapping[str, Codes]) -> dict[str, Co
     for layer in [node for node in graph.graph.nodes if is_layer(node)]:
         read, weight = arguments(layer)[:2]
         bias, path = bias_of(layer), str(weight.target)
-        if bias is None or read.target != quantized.dequantize_per_tensor.default:
+        if bias is None or path not in codes or read.target != quantized.dequantize_per_tensor.default:
             continue
         _, x_scale, _, lo, hi, _ = arguments(read)
         if (hi - lo).bit_length() > 8 or fitted[path].grid.bits > 8:

@@ -86,6 +86,7 @@ class NoiseStudy:
             {name: self.qparams[name] for name, node in self.tensors.items() if node == source.name}, {}
         )
 
+    @torch.enable_grad()  # type: ignore[untyped-decorator]
     def sources(self) -> list[Source]:
         """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least."""
         priced = _Priced(self)

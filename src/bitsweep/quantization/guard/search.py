@@ -250,7 +250,7 @@ class Guard:
         judged = paths.keys() - floats if self.weights.bits >= 7 else set[str]()
         return study_noise(
             graph, images, weights={path: self.round_weights(attribute(graph, paths[path])) for path in judged},
-            corrected=corrected, grid=self.activations, choose_range=self.choose_range, placement=placement,
+            corrected=corrected & judged, grid=self.activations, choose_range=self.choose_range, placement=placement,
         )  # fmt: skip
 
 
