@@ -1,8 +1,9 @@
 """Every YAML composes, binds to its class, and is planned."""
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -70,6 +71,19 @@ def test_every_knob_can_be_overridden(group: str, choice: str) -> None:
         config = compose("config", [f"{group}={choice}"])
     cls = get_class(config[group]["_target_"])
     assert set(config[group]) - {"_target_"} == {field.name for field in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
+def test_comments_list_what_a_knob_takes(group: str, choice: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cls = get_class(compose("config", [f"{group}={choice}"])[group]["_target_"])
+    taken = {name: set(get_args(hint)) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
+    lines = re.findall(r"^(\w+):.*?# (.*)$", (CONF / group / f"{choice}.yaml").read_text(), flags=re.MULTILINE)
+    for name, comment in lines:
+        listed = {word.strip() for word in re.split("[;:]", re.sub(r"\(.*?\)", "", comment))[0].split(",")}
+        if listed & taken.get(name, set()):
+            assert {word for word in listed if word.isidentifier()} <= taken[name], name
+            assert taken[name] <= set(re.findall(r"\w+", comment)), name
 
 
 def test_every_group_has_a_choice() -> None:
