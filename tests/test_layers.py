@@ -15,18 +15,19 @@ HEAVY = {
 PLUGINS = ("models", "datasets", "methods", "backends")
 #: Folders and modules of the package from the bottom up. Each may import what stands in its own row or in one below.
 LAYERS = (
-    ("results", "errors", "stats"),
+    ("results", "errors", "stats", "metrics", "text"),
     ("runtime",),
     ("config", "data"),
     ("graphs", "training", "models", "datasets"),
     ("quantization",),
     ("methods", "lowering", "backends"),
-    ("measuring", "plots"),
+    ("measuring", "plots", "deploy"),
+    ("evidence",),
     ("cell", "stage_work"),
     ("stages",),
     ("cell_results",),
     ("pipeline",),
-    ("plan", "deploy", "tracking", "report"),
+    ("plan", "tracking", "report"),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),

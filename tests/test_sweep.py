@@ -43,6 +43,11 @@ def cells() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def newest_report() -> Path:
+    """The page of the newest report."""
+    return max(Path("multirun").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+
+
 @pytest.mark.slow
 def test_plug_ins_of_the_users_own_are_run_and_seen_to_change(workplace: Path) -> None:
     """They lie in the working directory, and so does what they import."""
@@ -88,7 +93,7 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert float(int8["parity_agreement"]) > 0.95
     assert float(int8["speedup_low"]) <= float(int8["speedup"]) <= float(int8["speedup_high"])
     assert rows[2]["speedup"] == ""
-    newest = max(Path("multirun").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    newest = newest_report()
     drawn = {
         path.relative_to(newest.parent / "runs").as_posix().partition("/")[2]
         for path in newest.parent.rglob("runs/**/*.png")
@@ -123,6 +128,38 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     )
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
+
+
+def missing_files() -> set[str]:
+    """What MLflow's runs say of files that could not be made."""
+    with sqlite3.connect("mlflow.db") as database:
+        return {value for (value,) in database.execute("select value from tags where key = 'missing_files'")}
+
+
+@pytest.mark.slow
+def test_pictures_that_fail_lose_nothing_and_are_drawn_by_the_next_start(workplace: Path) -> None:
+    """The user's own settings of matplotlib leave no room for a picture."""
+    words = [*QUICK[:3], "model=lenet", "model.image_size=28", "precision=fp32"]
+    Path("matplotlibrc").write_text("figure.subplot.left: 0.95")
+    output = run(*words)
+    assert "pictures/speed/latency.png is missing (ValueError: left cannot be >= right)" in output
+    (row,) = cells()
+    assert row["status"] == "finished"
+    page = newest_report().read_text()
+    assert "classification/confusion.png is missing" in page
+    assert "digits: accuracy against latency: it could not be drawn (ValueError" in page
+    assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
+    assert {text.count(" is missing ") for text in missing_files()} == {1, 7}
+    assert next(Path("mlruns").rglob("bundle.json")).with_name("recorded.npz").exists()
+
+    Path("matplotlibrc").unlink()
+    run(*words)
+    assert missing_files() == {""}
+    (again,) = cells()
+    assert (again["run_id"], again["latency_p50_ms"]) == (row["run_id"], row["latency_p50_ms"])
+    assert {path.name for path in Path("mlruns").rglob("*.png")} >= {"training.png", "confusion.png", "latency.png"}
+    assert "is missing" not in newest_report().read_text()
+    assert "1 reuse" in run(*words)
 
 
 @pytest.mark.slow

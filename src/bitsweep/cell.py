@@ -62,6 +62,11 @@ class Cell:
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property
+    def baseline_name(self) -> str:
+        """The same of its baseline."""
+        return f"baseline {self.model.name} {self.dataset.name}"
+
+    @property
     def device(self) -> str:
         """Model of the processor that its engine runs on; empty where that is a GPU and there is none."""
         processor = current_gpu() if self.backend.on_gpu else current_cpu()

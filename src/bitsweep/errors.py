@@ -17,6 +17,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitsweep.text import plain
+
 if TYPE_CHECKING:
     from bitsweep.results import Array
 
@@ -38,13 +40,18 @@ def ran_out_of_space(error: BaseException, *folders: str | Path) -> bool:
     return any(Path(folder).exists() and shutil.disk_usage(folder).free < _FULL for folder in folders)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, without the lines that follow; its class where it says nothing."""
+    return plain(str(error).strip().partition("\n")[0]) or type(error).__name__
+
+
 class BitsweepError(Exception):
     """Base of all errors that are shown as one line, without a traceback."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        return plain(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors cross from one process to another as their text, whatever their classes are made from.

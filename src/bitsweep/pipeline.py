@@ -4,19 +4,21 @@ Each stage writes one folder of the store. A stage that is there already is not 
 (see `bitsweep.stages`).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitsweep import stages
 from bitsweep.cell import Cell
-from bitsweep.errors import BitsweepError, UsageError
-from bitsweep.results import Measurement, Outcome
+from bitsweep.errors import BitsweepError, CellFailed, StoreError, UsageError
+from bitsweep.results import Evidence, Measurement, Outcome
 from bitsweep.runtime import child
 from bitsweep.runtime.containment import tail
+from bitsweep.runtime.file_by_file import load_evidence
 from bitsweep.runtime.machine import working
 from bitsweep.runtime.store import Store
-from bitsweep.stages import Stage
+from bitsweep.stages import BASELINE, BASELINE_EVIDENCE, EVIDENCE, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +53,24 @@ class StageRunner:
             unfinished = self.store.unfinished(stage.name, key)
             for work in stage.work:
                 arguments = stages.arguments(work, cell, folders=folders, unfinished=unfinished)
-                child.call(work, arguments, folder=folder, log=self.log, processes=stage.processes(cell), **limits)
+                call = functools.partial(
+                    child.call, work, arguments, folder=folder, log=self.log, processes=stage.processes(cell), **limits
+                )
+                while not _done(call, stage, folder):
+                    pass
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + self.store.seconds(stage.name, key)
         return self.store.folder(stage.name, key)
+
+
+def _done(call: Callable[[], None], stage: Stage, folder: Path) -> bool:
+    """Let a process do the work of a stage; False where it was lost, and another one goes on behind that."""
+    try:
+        call()
+    except CellFailed as error:
+        if not stage.goes_on(folder, str(error)):
+            raise
+        return False
+    return True
 
 
 def run(cell: Cell, runner: StageRunner) -> Outcome:
@@ -76,6 +93,36 @@ def train(cell: Cell, runner: StageRunner) -> Outcome:
         runner.build(stages.BASELINE, cell)
 
     return _outcome(trained, runner)
+
+
+def evidence_of_cell(cell: Cell, runner: StageRunner) -> Evidence:
+    """Pictures, records and facts of what was measured. What an earlier start could not make of them is tried again."""
+    return _gather(EVIDENCE, stages.last(cell), cell, runner)
+
+
+def evidence_of_baseline(cell: Cell, runner: StageRunner) -> Evidence:
+    """The same of how the baseline was trained."""
+    return _gather(BASELINE_EVIDENCE, BASELINE, cell, runner)
+
+
+def _gather(stage: Stage, of: Stage, cell: Cell, runner: StageRunner) -> Evidence:
+    """The evidence for the result of a stage.
+
+    Raises:
+        StoreError: the store cannot be used. Anything else is told as missing.
+    """
+    store, key = runner.store, stage.key_of(cell)
+    if folder := store.find(stage.name, key):
+        # The same is measured again where that is asked for, or where the store was damaged.
+        outdated = store.finished_ns(stage.name, key) < store.finished_ns(of.name, of.key_of(cell))
+        if outdated or load_evidence(folder).missing:
+            store.discard(stage.name, key)
+    try:
+        return load_evidence(runner.build(stage, cell))
+    except StoreError:
+        raise
+    except BitsweepError as error:
+        return Evidence(folder=None, missing={"all of its files": str(error)})
 
 
 def _outcome(work: Callable[[], Measurement | None], runner: StageRunner) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Literal
 from bitsweep import stages
 from bitsweep.cell import NAMED, Cell
 from bitsweep.runtime.store import Store
+from bitsweep.text import plain
 
 #: Verdicts on cells that there is work on.
 TO_DO = ("run", "lower")
@@ -81,7 +82,7 @@ def describe(planned: Sequence[Planned]) -> str:
     lines = []
     for name, each in zip(names, planned, strict=True):
         estimate = f"about {duration(each.seconds)}" if each.seconds is not None else "no estimate yet"
-        lines.append(f"{each.verdict:<6} {name:<{width}}  {each.reason or estimate}")
+        lines.append(f"{each.verdict:<6} {name:<{width}}  {plain(each.reason) or estimate}")
     counted = {word: sum(each.verdict == word for each in planned) for word in ("run", "lower", "reuse", "skip")}
     counts = ", ".join(f"{count} {word}" for word, count in counted.items() if count or word != "lower")
     baselines = Counter(f"{each.cell.model.name} on {each.cell.dataset.name}" for each in planned if each.trains)
@@ -99,7 +100,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
     knobs = dict.fromkeys(name for each in choices for name in each if "." in name and name not in NAMED)
     varying = [knob for knob in knobs if len({each.get(knob) for each in choices}) > 1]
     return [
-        " ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)])
+        plain(" ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)]))
         for cell, each in zip(cells, choices, strict=True)
     ]
 

@@ -297,6 +297,34 @@ class Measurement:
     tables: tuple[Table, ...]
     folder: Path
 
+    @property
+    def logits(self) -> Path | None:
+        """Those of the test images, ``.npy``; None where nothing was run."""
+        file = self.folder / "logits.npy"
+        return file if file.exists() else None
+
+    @property
+    def latency_samples(self) -> Path | None:
+        """Raw latencies, ``.npz``; None where nothing was timed."""
+        file = self.folder / "latency_samples.npz"
+        return file if file.exists() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What figures are believed by, on disk.
+
+    Attributes:
+        folder: the files, as MLflow gets them; None where there are none at all.
+        missing: files that could not be made -> why; the next start makes them anew.
+    """
+
+    folder: Path | None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name} is missing ({why})" for name, why in self.missing.items())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:

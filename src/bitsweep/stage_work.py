@@ -12,7 +12,7 @@ from bitsweep.config.backend import Backend
 from bitsweep.config.dataset import Dataset
 from bitsweep.config.method import Method
 from bitsweep.config.model import Model
-from bitsweep.config.precision import Scheme
+from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import StoreError
@@ -225,3 +225,54 @@ def measure_memory(
     if protocol.memory and backend.timed:
         subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
         memory.measure_memory(subject, examples=folder / "examples.npy", folder=folder)
+
+
+def gather_evidence(
+    *,
+    name: str,
+    model: Model,
+    dataset: Dataset,
+    precision: Precision,
+    backend: Backend,
+    scheme: Scheme,
+    protocol: MeasurementProtocol,
+    data: Path,
+    baseline: Path,
+    compressed: Path,
+    measured: Path,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write records and facts of a measurement, and draw its pictures."""
+    from bitsweep import evidence
+    from bitsweep.data.preprocessing import normalized
+    from bitsweep.data.splits import load_splits
+    from bitsweep.deploy.facts import FOLDER, facts_of
+    from bitsweep.measuring.passes import load_measurement
+    from bitsweep.plots.cell import Shown
+    from bitsweep.quantization.compressed import load_compressed
+    from bitsweep.runtime.file_by_file import make_files
+    from bitsweep.training.baseline import load_trained
+
+    splits, measurement = normalized(load_splits(data), model.pixels), load_measurement(measured)
+    shown = Shown(
+        name=name, precision=precision.name, backend=backend.name, splits=splits, trained=load_trained(baseline),
+        compressed=load_compressed(compressed), measurement=measurement, batch_sizes=protocol.batch_sizes,
+    )  # fmt: skip
+    files = evidence.files_of_cell(shown)
+    if measurement.logits:
+        facts = facts_of(
+            splits, measurement.logits, name=name, model=model, dataset=dataset, backend=backend, scheme=scheme,
+            protocol=protocol,
+        )  # fmt: skip
+        files = {f"{FOLDER}/{file}": write for file, write in facts.items()} | files
+    make_files(files, folder)
+
+
+def gather_baseline_evidence(*, baseline_name: str, baseline: Path, folder: Path, progress: Progress) -> None:
+    """Draw how a baseline was trained."""
+    from bitsweep.evidence import files_of_baseline
+    from bitsweep.runtime.file_by_file import make_files
+    from bitsweep.training.baseline import load_trained
+
+    make_files(files_of_baseline(load_trained(baseline), name=baseline_name), folder)

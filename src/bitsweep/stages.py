@@ -23,6 +23,7 @@ from bitsweep.cell import Cell
 from bitsweep.config.configurable import identity
 from bitsweep.runtime import fingerprint
 from bitsweep.runtime.environment import current_cpu, current_gpu, physical_cores
+from bitsweep.runtime.file_by_file import note_lost
 
 Work = Callable[..., None]
 
@@ -37,6 +38,7 @@ class Stage:
         machine: what of the machine its result depends on.
         quiet: whether nothing else of any sweep may compute on this machine meanwhile.
         limited: whether the time and memory limits apply.
+        goes_on: whether to start another process where one was lost; it is told the folder and why.
         processes: how many do the work together; where more than one may, its functions take their ``rank``.
     """
 
@@ -46,6 +48,7 @@ class Stage:
     machine: Callable[[Cell], list[Any]] = lambda cell: []
     quiet: bool = False
     limited: bool = True
+    goes_on: Callable[[Path, str], bool] = lambda folder, reason: False
     processes: Callable[[Cell], int] = lambda cell: 1
 
     def key_of(self, cell: Cell) -> str:
@@ -107,14 +110,29 @@ MEASUREMENT = Stage(
     machine=_all_of_the_machine,
     quiet=True,
 )
+EVIDENCE = Stage(
+    name="evidence",
+    work=(stage_work.gather_evidence,),
+    choices=("model", "dataset", "method", "precision", "backend"),
+    goes_on=note_lost,
+)
+BASELINE_EVIDENCE = Stage(
+    name="baseline_evidence",
+    work=(stage_work.gather_baseline_evidence,),
+    choices=("model", "dataset"),
+    goes_on=note_lost,
+)
 
 #: Parameters that are settings of a cell.
 _SETTINGS: dict[str, Callable[[Cell], Any]] = {
+    "name": lambda cell: cell.name,
+    "baseline_name": lambda cell: cell.baseline_name,
     "dataset": lambda cell: cell.dataset,
     "model": lambda cell: cell.model,
     "train": lambda cell: cell.train,
     "seed": lambda cell: cell.seed,
     "method": lambda cell: cell.method,
+    "precision": lambda cell: cell.precision,
     "scheme": lambda cell: cell.scheme,
     "backend": lambda cell: cell.backend,
     "protocol": lambda cell: cell.protocol,
@@ -128,6 +146,7 @@ _INPUTS: dict[str, Callable[[Cell], tuple[Stage, Cell] | None]] = {
     "compressed": lambda cell: (COMPRESSED, cell),
     "twin": lambda cell: (ARTIFACT, cell.twin),
     "artifact": lambda cell: (ARTIFACT, cell),
+    "measured": lambda cell: (last(cell), cell),
     "probed": lambda cell: (PROBE, cell) if cell.scheme.arithmetic == "integer" else None,
 }
 #: Parameters that are given when the work is done, and change nothing of its result.

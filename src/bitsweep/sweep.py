@@ -99,7 +99,11 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
 
     connection = Connection()
     logger = RunLogger(connection, store)
-    finished = {key: run.info.run_id for key, run in connection.cells().items() if not _again(run.data.tags, options)}
+    finished = {
+        key: run.info.run_id
+        for key, run in connection.cells().items()
+        if not (_again(run.data.tags, options) or logger.can_complete(run))
+    }
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         planned = plan(cells, store, finished)
     print(describe(planned), flush=True)
@@ -113,6 +117,8 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     try:
         todo = [each for each in planned if each.verdict in TO_DO]
         first = [each.cell for each in todo if each.trains]
+        incomplete = {stages.BASELINE.key_of(each.cell): each.cell for each in planned if each.verdict == "reuse"}
+        launch([incomplete[key] for key in logger.incomplete_baselines() & incomplete.keys()], "baseline")
         # A single cell trains its baseline itself; the others must not all train the same one.
         broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
         runnable = [each for each in todo if stages.BASELINE.key_of(each.cell) not in broken]
@@ -155,11 +161,14 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
     try:
-        trained = store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell))
-        baseline_run_id = logger.log_baseline(cell) if trained else ""
+        baseline_run_id = ""
+        if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
+            baseline_run_id = logger.log_baseline(cell, pipeline.evidence_of_baseline(cell, runner))
         if options.stage == "cell":
-            run_id = logger.log_cell(cell, outcome, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
-            outcome = replace(outcome, run_id=run_id)
+            evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
+            run_id = logger.log_cell(cell, outcome, evidence, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
+            reason = "; ".join(filter(None, [outcome.reason, str(evidence or "")]))
+            outcome = replace(outcome, run_id=run_id, reason=reason)
     except BitsweepError as error:
         outcome = replace(outcome, status="failed", reason=str(error))
     print(_summary(cell, outcome, options.stage), flush=True)

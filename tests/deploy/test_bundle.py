@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from bitsweep.cell import Cell
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.data.splits import make_splits
 from bitsweep.datasets.digits import Digits
 from bitsweep.datasets.image_folder import ImageFolder
 from bitsweep.deploy import bundle
+from bitsweep.deploy.facts import facts_of
 from bitsweep.deploy.manifest import check_manifest, write_manifest
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.graphs.tracing import export
-from bitsweep.results import Splits
+from bitsweep.results import Array, Splits
 from tests.test_cell import cell
 
 SIZE = 16
@@ -31,6 +33,21 @@ SIZE = 16
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     return make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0)
+
+
+def write_facts(of: Cell, splits: Splits, logits_NK: Array, folder: Path) -> None:
+    """What is known of a cell, with the command that is added when it is exported."""
+    np.save(folder / "logits.npy", logits_NK)
+    facts = facts_of(
+        splits, folder / "logits.npy", name=of.name, model=of.model, dataset=of.dataset, backend=of.backend,
+        scheme=of.scheme, protocol=of.protocol,
+    )  # fmt: skip
+    for name, write in facts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write(folder / name)
+    (folder / "logits.npy").unlink()
+    about = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(about | {"command": of.command}))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +60,7 @@ def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     of.backend.lower(export(network.eval(), image_size=SIZE), folder)
     images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
     logits = of.backend.load(folder, threads=1)(images.numpy())
-    bundle.write_facts(of, splits, logits, folder)
+    write_facts(of, splits, logits, folder)
     bundle.complete(folder)
     return folder
 
@@ -153,7 +170,7 @@ def photographed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, 
     of.backend.lower(export(network.eval(), image_size=SIZE), folder)
     images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
     logits = of.backend.load(folder, threads=1)(images.numpy())
-    bundle.write_facts(of, splits, logits, folder)
+    write_facts(of, splits, logits, folder)
     bundle.complete(folder)
     return root, folder, logits, splits
 
@@ -275,7 +292,7 @@ def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_deployed_is_named(made: Path, splits: Splits, tmp_path: Path) -> None:
-    bundle.write_facts(cell(backend="reference"), splits, np.zeros((449, 10), np.float32), tmp_path)
+    write_facts(cell(backend="reference"), splits, np.zeros((449, 10), np.float32), tmp_path)
     with pytest.raises(UsageError, match="nothing to deploy"):
         bundle.complete(tmp_path)
     about = json.loads((made / "bundle.json").read_text())

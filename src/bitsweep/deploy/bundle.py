@@ -1,6 +1,6 @@
 """A folder that runs a measured artifact anywhere: the file itself, its preprocessing and labels, and a short program.
 
-What it needs of a cell is kept in MLflow when the cell is logged, so that a bundle can be made from there alone.
+What it needs of a cell is kept in MLflow, see `bitsweep.deploy.facts`, so that a bundle can be made from there alone.
 """
 
 import contextlib
@@ -8,69 +8,23 @@ import importlib.resources
 import json
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import venv
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bitsweep.cell import Cell
-from bitsweep.data.pixels import StoredForm
 from bitsweep.deploy.manifest import MANIFEST, check_manifest, write_manifest
 from bitsweep.errors import BitsweepError, UsageError
-from bitsweep.results import Array, Splits
-from bitsweep.runtime.environment import current_cpu, physical_cores, version_of
-from bitsweep.runtime.fingerprint import settings
+from bitsweep.runtime.environment import current_cpu, version_of
 
-#: What every bundle imports, whatever runs its artifact.
-_NEEDS = ("numpy", "pillow")
 #: The programs of every bundle, besides ``engine.py``, and where they come from.
 _PROGRAMS = {"classify": "bitsweep.deploy", "manifest": "bitsweep.deploy", "pixels": "bitsweep.data"}
 #: What ``bundle.json`` holds, at the least, of what is read here.
 _FACTS = frozenset({"cell", "command", "deploy_module", "backend", "requirements", "scheme", "scheme_why", "cpu"})
 #: What may stand in ``requirements.txt``: no address, no option, nothing but releases.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+(\[[A-Za-z0-9._,-]+\])?==[A-Za-z0-9.+_-]+")
-
-
-def write_facts(cell: Cell, splits: Splits, logits_NK: Array, folder: Path) -> None:
-    """Write what a bundle needs to know of a cell.
-
-    That is ``bundle.json``; ``recorded.npz``, some test images and their logits; and ``originals``, the files that
-    those images were decoded from.
-
-    Args:
-        logits_NK: of the test images, by the artifact.
-    """
-    images = np.asarray(splits.test.images[splits.recorded])
-    height, width, channels = images.shape[1:]
-    cpu = current_cpu()
-    about = {
-        "cell": cell.name,
-        "command": cell.command,
-        "deploy_module": cell.backend.deploy_module,
-        "backend": settings(cell.backend),
-        "threads": cell.protocol.threads or physical_cores(),
-        "requirements": [f"{package}=={version_of(package)}" for package in (*cell.backend.deploy_needs, *_NEEDS)],
-        "image_size": cell.model.image_size,
-        "form": asdict(StoredForm(height=height, width=width, channels=channels, crop=splits.crop, white=splits.white)),
-        "pictures": cell.dataset.pictures,
-        "mean": splits.mean_C,
-        "std": splits.std_C,
-        "classes": splits.classes,
-        "scheme": str(cell.scheme),
-        "scheme_why": cell.scheme.why,
-        "cpu": {"model": cpu.model, "isa": cpu.isa},
-    }
-    (folder / "bundle.json").write_text(json.dumps(about, indent=2))
-    np.savez_compressed(folder / "recorded.npz", images=images, logits=logits_NK[splits.recorded])
-    for number, file in splits.originals.items():
-        (folder / "originals").mkdir(exist_ok=True)
-        shutil.copyfile(file, folder / "originals" / f"{number:02}{file.suffix}")
 
 
 def complete(folder: Path) -> None:

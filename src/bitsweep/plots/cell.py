@@ -1,6 +1,8 @@
 """The pictures of one cell, in a folder for each family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,12 @@ import numpy as np
 from bitsweep.plots.classification import Verdicts, draw_classes, draw_confusion, draw_curves, draw_examples
 from bitsweep.plots.layers import draw_feature_maps, draw_histograms, draw_layers, write_layers
 from bitsweep.plots.speed import draw_batches, draw_latency
-from bitsweep.results import Compressed, Measurement, Splits, Trained
+from bitsweep.results import Array, Compressed, Measurement, Splits, Trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The data from which the pictures of a finished cell are drawn.
+class Shown:
+    """The data from which the pictures of a cell are drawn.
 
     Attributes:
         name: of the cell, the title of its pictures.
@@ -34,42 +36,49 @@ class Evidence:
         """What the artifact is called next to the float network."""
         return f"{self.precision} {self.backend}"
 
+    @cached_property
+    def verdicts(self) -> Verdicts | None:
+        """What baseline and artifact say of the test images; None where either does not tell."""
+        if not self.measurement.logits:
+            return None
+        before_NK, after_NK = self.trained.test_logits_NK, np.load(self.measurement.logits)
+        if not (np.isfinite(after_NK).all() and np.isfinite(before_NK).all()):
+            return None
+        return Verdicts(
+            test=self.splits.test, classes=self.splits.classes, before_NK=before_NK, after_NK=after_NK,
+            before="fp32 baseline", after=self.after,
+        )  # fmt: skip
 
-def draw_cell(evidence: Evidence, folder: Path) -> None:
-    """Draw all that a cell has evidence of, as PNGs in ``classification/``, ``layers/`` and ``speed/`` of a folder."""
-    logits_NK = np.load(evidence.measurement.folder / "logits.npy")
-    baseline_NK = evidence.trained.test_logits_NK
-    if np.isfinite(logits_NK).all() and np.isfinite(baseline_NK).all():
-        verdicts = Verdicts(
-            test=evidence.splits.test,
-            classes=evidence.splits.classes,
-            before_NK=baseline_NK,
-            after_NK=logits_NK,
-            before="fp32 baseline",
-            after=evidence.after,
-        )
+    @cached_property
+    def samples_ms(self) -> dict[str, Array]:
+        """Raw latencies; empty where nothing was timed."""
+        if not self.measurement.latency_samples:
+            return {}
+        with np.load(self.measurement.latency_samples, allow_pickle=False) as loaded:
+            return dict(loaded)
+
+
+def pictures(shown: Shown) -> dict[str, Callable[[Path], None]]:
+    """All that a cell has something to draw of: name of a file -> what draws it."""
+    name, after = shown.name, shown.after
+    found: dict[str, Callable[[Path], None]] = {}
+    if verdicts := shown.verdicts:
         for draw in (draw_confusion, draw_classes, draw_curves, draw_examples):
             file = f"{draw.__name__.removeprefix('draw_')}.png"
-            draw(verdicts, folder / "classification" / file, name=evidence.name)
-    _draw_layers(evidence, folder / "layers")
-    samples = evidence.measurement.folder / "latency_samples.npz"
-    if samples.exists():
-        with np.load(samples, allow_pickle=False) as loaded:
-            samples_ms = dict(loaded)
-        first, about = evidence.batch_sizes[0], {"name": evidence.name, "after": evidence.after}
-        draw_latency(samples_ms, first, folder / "speed" / "latency.png", **about)
-        run = [size for size in evidence.batch_sizes if f"candidate_b{size}_ms" in samples_ms]
-        if len(run) > 1:
-            draw_batches(evidence.measurement.metrics, samples_ms, run, folder / "speed" / "batches.png", **about)
-
-
-def _draw_layers(evidence: Evidence, folder: Path) -> None:
-    notes, views = evidence.compressed.layers, evidence.compressed.views
-    if not notes:
-        return
-    write_layers(notes, views, folder / "layers.csv")
-    draw_layers(notes, views, folder / "sizes.png", name=evidence.name)
-    if views:
-        draw_histograms(notes, views, folder / "histograms.png", name=evidence.name)
+            found[f"classification/{file}"] = partial(draw, verdicts, name=name)
+    layers, views = shown.compressed.layers, shown.compressed.views
+    if layers:
+        found["layers/layers.csv"] = partial(write_layers, layers, views)
+        found["layers/sizes.png"] = partial(draw_layers, layers, views, name=name)
+    if layers and views:
+        found["layers/histograms.png"] = partial(draw_histograms, layers, views, name=name)
     if any(view.maps_2CHW is not None for view in views):
-        draw_feature_maps(views, folder / "feature_maps.png", name=evidence.name, after=evidence.precision)
+        found["layers/feature_maps.png"] = partial(draw_feature_maps, views, name=name, after=shown.precision)
+    if samples_ms := shown.samples_ms:
+        first = shown.batch_sizes[0]
+        found["speed/latency.png"] = partial(draw_latency, samples_ms, first, name=name, after=after)
+        run = [size for size in shown.batch_sizes if f"candidate_b{size}_ms" in samples_ms]
+        if len(run) > 1:
+            metrics = shown.measurement.metrics
+            found["speed/batches.png"] = partial(draw_batches, metrics, samples_ms, run, name=name, after=after)
+    return found

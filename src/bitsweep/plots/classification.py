@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitsweep.measuring.scores import confidences, confusion, decisions, most_confused, reliability
-from bitsweep.plots.figures import AFTER, BEFORE, label, panels, save, shortened, tiles
+from bitsweep.plots.figures import AFTER, BEFORE, drawable_names, label, panels, save, tiles
 from bitsweep.results import Array, Split
 
 #: Classes that a confusion matrix, and bars of classes, have room for.
@@ -61,7 +61,7 @@ class Verdicts:
 def draw_confusion(verdicts: Verdicts, path: Path, *, name: str) -> None:
     """Draw the confusion matrices of both side by side: of many classes those that are confused most."""
     shown = most_confused(verdicts.confusions_2KK, _MATRIX)
-    names = shortened([verdicts.classes[k] for k in shown], 14)
+    names = drawable_names([verdicts.classes[k] for k in shown], 14)
     few = f", the {len(shown)} most confused of {len(verdicts.classes)} classes"
     title = f"{name}: confusion{few if len(shown) < len(verdicts.classes) else ''}"
     room = 0.4 + 0.07 * max(map(len, names))
@@ -96,7 +96,7 @@ def draw_classes(verdicts: Verdicts, path: Path, *, name: str) -> None:
     worst = present[np.lexsort((after_K[present], -np.abs(after_K - before_K)[present]))[:_BARS]]
     shown = np.sort(worst)
     few = f", the {len(shown)} of {len(present)} that changed most" if len(shown) < len(present) else ""
-    names = shortened([verdicts.classes[k] for k in shown], 14)
+    names = drawable_names([verdicts.classes[k] for k in shown], 14)
     sideways = max(map(len, names)) > 5
     room = 0.55 + 0.07 * max(map(len, names)) if sideways else 0.6
     title = f"{name}: accuracy of each class{few}"
@@ -139,7 +139,8 @@ def draw_curves(verdicts: Verdicts, path: Path, *, name: str) -> None:
         calibration.scatter(confidence_B, accuracy_B, s=marker_area_B, color=colour, alpha=0.6)
     calibration.plot([0, 100], [0, 100], ":", color="0.4", linewidth=1)
     two = len(verdicts.classes) == 2
-    which = f"is it {verdicts.classes[1]}?" if two else "each class against all others, pooled"
+    (second,) = drawable_names([verdicts.classes[1]], 20) if two else ("",)
+    which = f"is it {second}?" if two else "each class against all others, pooled"
     label(roc, f"ROC: {which}", "false positives (% of the others)", "true positives (%)", legend=True)
     label(precision, f"precision and recall: {which}", "recall (%)", "precision (%)", legend=True)
     title = "reliability of the first choice (area: images)"
@@ -162,7 +163,7 @@ def draw_examples(verdicts: Verdicts, path: Path, *, name: str) -> None:
         captions = []
         for index in ordered:
             numbers = verdicts.labels_N[index], before_N[index], after_N[index]
-            true, *said = shortened([verdicts.classes[k] for k in numbers], 16)
+            true, *said = drawable_names([verdicts.classes[k] for k in numbers], 16)
             said = said if what == "changed" else said[1:]
             captions.append(f"true {true}\nsaid {' → '.join(said)}\n{100 * after_p_N[index]:.0f} % sure")
         images = [np.asarray(verdicts.test.images[index]).squeeze() for index in ordered]

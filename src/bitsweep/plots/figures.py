@@ -1,14 +1,19 @@
 """Figures to draw on, and how they become files."""
 
+import functools
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bitsweep.results import Array
+from bitsweep.text import plain, shortened
 
 #: Colours of the network before and after it was compressed, wherever both are shown.
 BEFORE, AFTER = "0.6", "C0"
 _DPI = 100
+#: Stands for a character that the font does not have.
+_NO_GLYPH = "\u25a1"
 #: Height of the title of a figure, in inches.
 _TITLE = 0.35
 
@@ -44,15 +49,15 @@ def panels(
         left=left / across, right=1 - right / across, bottom=bottom / down, top=1 - (top + _TITLE) / down,
         wspace=between / width, hspace=(bottom + top) / height,
     )  # fmt: skip
-    figure.suptitle(title, fontsize=11, y=1 - 0.3 * _TITLE / down, va="top")
+    figure.suptitle(drawable(title, max(20, int(across / 0.085))), fontsize=11, y=1 - 0.3 * _TITLE / down, va="top")
     return figure, list(axes.ravel())
 
 
 def label(axes: Any, title: str, x: str, y: str, *, legend: bool = False) -> None:
     """Give axes a title, a name with unit in each direction, a grid, and perhaps a legend."""
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
+    axes.set_title(drawable(title), fontsize=9)
+    axes.set_xlabel(drawable(x), fontsize=8)
+    axes.set_ylabel(drawable(y), fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if legend:
@@ -72,16 +77,49 @@ def tiles(axes: Any, images: Sequence[Array], captions: Sequence[str], *, column
         axes.imshow(
             image, extent=(number, number + 0.9, 0, 0.9), **(drawing or {"cmap": "gray", "vmin": 0, "vmax": 255})
         )
-        axes.text(number + 0.45, 0.93, caption, ha="center", va="bottom", fontsize=8)
+        axes.text(number + 0.45, 0.93, drawable(caption), ha="center", va="bottom", fontsize=8)
     axes.set(xlim=(0, columns - 0.1), ylim=(0, 0.9), xticks=[], yticks=[], frame_on=False)
 
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    path.write_bytes(png(figure))
 
 
-def shortened(names: Sequence[str], most: int) -> list[str]:
-    """Names of at most so many letters, the middle of longer ones left out."""
-    return [name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}" for name in names]
+def png(figure: Any, *, dpi: int = _DPI) -> bytes:
+    """A figure as PNG, on which nothing is taken for mathematics or TeX."""
+    import matplotlib
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
+    buffer = io.BytesIO()
+    # Labels of ticks come into being when they are drawn.
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def drawable(text: str, most: int = 120) -> str:
+    """A text of anybody's, line by line, as the font can draw it: without control characters and not too long."""
+    return "\n".join(_drawable(shortened(plain(line), most)) for line in text.split("\n"))
+
+
+def drawable_names(names: Sequence[str], most: int) -> list[str]:
+    """Names of anybody's as single lines of at most so many letters."""
+    return [_drawable(shortened(plain(name), most)) for name in names]
+
+
+def _drawable(line: str) -> str:
+    known = _characters()
+    return line if line.isascii() else "".join(c if ord(c) in known else _NO_GLYPH for c in line)
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Those that the font has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())

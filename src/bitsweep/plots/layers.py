@@ -1,6 +1,5 @@
 """Each layer before and after compression: table, bars, histograms of its values, maps of its channels."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bitsweep.plots.figures import AFTER, BEFORE, label, panels, save, shortened, tiles
+from bitsweep.plots.figures import AFTER, BEFORE, drawable_names, label, panels, save, tiles
 from bitsweep.results import Distribution, LayerRecord, LayerStats
+from bitsweep.text import write_csv
 
 #: Layers that bars and histograms have room for.
 _BARS, _HISTOGRAMS = 40, 6
@@ -35,10 +35,7 @@ def write_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv([rows[0], *(row.values() for row in rows)], path)
 
 
 def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path: Path, *, name: str) -> None:
@@ -46,7 +43,7 @@ def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path:
     largest = sorted(range(len(notes)), key=lambda index: -notes[index].parameters)[:_BARS]
     shown = [notes[index] for index in sorted(largest)]
     few = f", the {len(shown)} largest of {len(notes)}" if len(shown) < len(notes) else ""
-    names = shortened([note.name for note in shown], 28)
+    names = drawable_names([note.name for note in shown], 28)
     figure, (sizes, ratios, noise) = panels(
         f"{name}: layers{few}",
         columns=3, width=2.7, height=max(1.6, 0.16 * len(shown)), left=0.25 + 0.065 * max(map(len, names)),
@@ -61,6 +58,7 @@ def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path:
     sizes.hlines(places + 0.2, least, stored_bytes / 1000, color=AFTER, label="as stored", **bar)
     sizes.set_xscale("log")
     sizes.set_xlim(left=least)
+    sizes.xaxis.set_major_formatter("{x:g}")
     sizes.minorticks_off()
     ratios.hlines(places, 0, 100 * stored_bytes / fp32_bytes, color=AFTER, **bar)
     ratios.set_xlim(left=0)
@@ -96,7 +94,7 @@ def draw_histograms(notes: Sequence[LayerRecord], views: Sequence[LayerStats], p
     few = f", {len(chosen)} of {len(pairs)} layers" if len(chosen) < len(pairs) else ""
     title = f"{name}: values{few} (blue: the range of codes, red dots: 3 standard deviations)"
     figure, axes = panels(title, rows=2, columns=len(chosen), width=2.0, height=1.5, left=0.35, top=0.45, right=0.1)
-    names = shortened([pairs[index][0].name for index in chosen], 22)
+    names = drawable_names([pairs[index][0].name for index in chosen], 22)
     for column, (index, short) in enumerate(zip(chosen, names, strict=True)):
         note, view = pairs[index]
         weights, reads = axes[column], axes[column + len(chosen)]
@@ -149,5 +147,6 @@ def draw_feature_maps(views: Sequence[LayerStats], path: Path, *, name: str, aft
             tiles(axes, list(scaled_CHW), [""] * len(scaled_CHW), columns=widest, cmap="viridis", vmin=0, vmax=1)
             axes.set_ylabel(what, fontsize=8)
             if row == 0:
-                axes.set_title(f"{view.name}, {height} x {width}{noise}", fontsize=8, loc="left")
+                (short,) = drawable_names([view.name], 60)
+                axes.set_title(f"{short}, {height} x {width}{noise}", fontsize=8, loc="left")
     save(figure, path)

@@ -1,21 +1,24 @@
 """Records of a method as files: tables as CSV and bar charts, curves as line charts."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from bitsweep.plots.figures import drawable_names, label, panels, save
 from bitsweep.results import Curve, Table
+from bitsweep.text import write_csv
 
 
-def write_records(curves: Sequence[Curve], tables: Sequence[Table], folder: Path) -> None:
-    """Write a CSV and a picture of every table, and one picture of the curves that show the same, into a folder."""
+def records(curves: Sequence[Curve], tables: Sequence[Table]) -> dict[str, Callable[[Path], None]]:
+    """A CSV and a picture of every table, and one picture of the curves that show the same: name -> what writes it."""
+    found: dict[str, Callable[[Path], None]] = {}
     for table in tables:
-        with (folder / f"{table.name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([table.columns, *table.rows])
+        found[f"{table.name}.csv"] = partial(write_csv, [table.columns, *table.rows])
         if table.rows and _numeric(table):
-            _draw_table(table, folder / f"{table.name}.png")
+            found[f"{table.name}.png"] = partial(_draw_table, table)
     for kind in dict.fromkeys(_kind(curve) for curve in curves):
-        _draw_curves(kind, [curve for curve in curves if _kind(curve) == kind], folder / f"{kind}.png")
+        found[f"{kind}.png"] = partial(_draw_curves, kind, [curve for curve in curves if _kind(curve) == kind])
+    return found
 
 
 def _kind(curve: Curve) -> str:
@@ -33,34 +36,28 @@ def _numeric(table: Table) -> list[int]:
 
 
 def _draw_table(table: Table, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     columns = _numeric(table)
-    names = [str(row[0]) for row in table.rows]
-    figure = Figure(figsize=(2 + 2.4 * len(columns), 1.2 + 0.22 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for index, (axes, column) in enumerate(zip(panels, columns, strict=True)):
-        axes.barh(range(len(names)), [float(row[column]) for row in table.rows], color=f"C{index % 10}")
-        axes.set_xlabel(table.columns[column])
-        axes.grid(axis="x", alpha=0.3)
-        axes.margins(y=0.01)
-    panels[0].set_yticks(range(len(names)), names, fontsize=8)
-    panels[0].invert_yaxis()
-    figure.suptitle(table.name)
-    figure.savefig(path, dpi=110)
+    names = drawable_names([str(row[0]) for row in table.rows], 40)
+    figure, axes = panels(
+        table.name, columns=len(columns), width=2.4, height=max(0.8, 0.22 * len(names)),
+        left=0.3 + 0.085 * max(map(len, names)), between=0.25, top=0.1,
+    )  # fmt: skip
+    for index, (panel, column) in enumerate(zip(axes, columns, strict=True)):
+        panel.barh(range(len(names)), [float(row[column]) for row in table.rows], color=f"C{index % 10}")
+        label(panel, "", table.columns[column], "")
+        panel.set_yticks(range(len(names)), names if index == 0 else [""] * len(names))
+        panel.set_ylim(len(names) - 0.5, -0.5)
+    save(figure, path)
 
 
 def _draw_curves(kind: str, curves: Sequence[Curve], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for index, curve in enumerate(curves):
-        name = curve.name.partition(".")[2] or kind
+    names = drawable_names([curve.name.partition(".")[2] or kind for curve in curves], 40)
+    legends = 1 + len(curves) // 25
+    room = 0.15 if len(curves) == 1 else 0.3 + legends * (0.5 + 0.065 * max(map(len, names)))
+    figure, (axes,) = panels(kind, width=6.0, height=3.4, right=room, top=0.05)
+    for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
         axes.plot(range(len(curve.values)), curve.values, label=name, color=f"C{index % 10}", marker=".")
-    axes.set_xlabel(curves[0].step)
-    axes.set_ylabel(kind)
-    axes.grid(alpha=0.3)
+    label(axes, "", curves[0].step, kind)
     if len(curves) > 1:
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(curves) // 25)
-    figure.savefig(path, dpi=110)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=legends)
+    save(figure, path)

@@ -1,6 +1,9 @@
 """What to deploy, in words, and why that can be believed."""
 
-from bitsweep.report.content import Row, SweepReport, interval
+from collections.abc import Sequence
+
+from bitsweep.metrics import METRICS
+from bitsweep.report.content import Row, SweepReport, interval, ratio, shown
 
 #: Flags of cells whose figures are not those of the model that was meant.
 DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
@@ -15,7 +18,7 @@ def recommendations(report: SweepReport) -> list[str]:
     paragraphs = []
     for dataset in dict.fromkeys(row.cell["dataset"] for row in report.rows):
         rows = [row for row in report.measured if row.cell["dataset"] == dataset]
-        paragraphs.append(f"{dataset}: {_recommend(rows)}")
+        paragraphs.append(f"{dataset}: {_recommend(report, rows)}")
         paragraphs += _engines(dataset, rows)
     return paragraphs
 
@@ -34,7 +37,7 @@ def _engines(dataset: str, rows: list[Row]) -> list[str]:
                 fastest.setdefault(row.engine, row)
         if len(fastest) > 1:
             ranked = (
-                f"{engine} in {row.cell['precision']} ({row.metrics['latency_p50_ms']:#.3g} ms)"
+                f"{engine} in {row.cell['precision']} ({shown(row, 'latency_p50_ms')} ms)"
                 for engine, row in fastest.items()
             )
             told.append(f"{model} on {dataset}, engines from the fastest: {', '.join(ranked)}.")
@@ -50,7 +53,7 @@ def _is_sound(row: Row) -> bool:
     return "top1" in row.metrics and not DISQUALIFYING & set(row.flags)
 
 
-def _recommend(rows: list[Row]) -> str:
+def _recommend(report: SweepReport, rows: list[Row]) -> str:
     sound = [row for row in rows if _is_sound(row) and AT_CHANCE not in row.flags]
     if not sound and any(AT_CHANCE in row.flags for row in rows):
         return (
@@ -63,47 +66,79 @@ def _recommend(rows: list[Row]) -> str:
     timed = [row for row in sound if "latency_p50_ms" in row.metrics and row.metrics["top1"] >= best - TOLERATED_LOSS]
     if not timed:
         return "nothing can be recommended, because no cell that keeps the accuracy was timed."
-    choice = min(timed, key=lambda row: row.metrics["latency_p50_ms"])
     smallest = min(timed, key=lambda row: row.metrics["size_mb"])
-    sentences = [
-        f"deploy {choice.name}, the fastest of the {len(timed)} cells within {100 * TOLERATED_LOSS:g} point of the "
-        f"best top-1 ({100 * best:.2f} %).",
-        f"It reaches {_percent(choice, 'top1')}, with {choice.metrics['latency_p50_ms']:#.3g} ms and "
-        f"{choice.metrics['size_mb']:#.3g} MB.",
-        *_evidence(choice),
-    ]
+    worthwhile = [row for row in timed if not _loses_to_fp32(row, best)]
+    if not worthwhile:
+        sentences = [_fp32_instead(report, timed)]
+        choice = None
+    else:
+        choice = min(worthwhile, key=lambda row: row.metrics["latency_p50_ms"])
+        sentences = [
+            f"deploy {report.name_of(choice)}, {_place(timed, choice)} ({_percent(best)}).",
+            f"It reaches {interval(choice, 'top1')} %, with {shown(choice, 'latency_p50_ms')} ms and "
+            f"{shown(choice, 'size_mb')} MB.",
+            *_evidence(choice),
+        ]
     if smallest is not choice:
         sentences.append(
-            f"Where size matters more, {smallest.name} has {smallest.metrics['size_mb']:#.3g} MB at "
-            f"{_percent(smallest, 'top1')}."
+            f"Where size matters more, {report.name_of(smallest)} has {shown(smallest, 'size_mb')} MB at "
+            f"{interval(smallest, 'top1')} %."
         )
     return " ".join(sentences)
+
+
+def _loses_to_fp32(row: Row, best: float) -> bool:
+    """Whether the same engine runs the uncompressed network faster, and that is accurate enough."""
+    if row.verdict != "slower":
+        return False
+    return row.metrics["top1"] + row.metrics.get("top1_drop_pp", 0.0) / 100 >= best - TOLERATED_LOSS
+
+
+def _fp32_instead(report: SweepReport, slower: Sequence[Row]) -> str:
+    """What to say where the sweep has nothing that is faster than the uncompressed network on the same engine."""
+    fastest = min(slower, key=lambda row: row.metrics["latency_p50_ms"] * row.metrics.get("speedup", 1))
+    ms = METRICS["latency_p50_ms"].shown(fastest.metrics["latency_p50_ms"] * fastest.metrics.get("speedup", 1))
+    return (
+        f"deploy {fastest.cell['model']} uncompressed on {fastest.engine}: each cell that keeps the accuracy is slower "
+        f"than fp32 on its own engine. It took about {ms} ms beside {report.name_of(fastest)} "
+        f"({ratio(fastest)}); method=none precision=fp32 measures it."
+    )
+
+
+def _place(timed: Sequence[Row], choice: Row) -> str:
+    """Among how many a choice is the fastest, and of those that are faster why they are none."""
+    faster = sum(row.metrics["latency_p50_ms"] < choice.metrics["latency_p50_ms"] for row in timed)
+    within = f"within {100 * TOLERATED_LOSS:g} point of the best top-1"
+    if len(timed) == 1:
+        return f"the only timed cell {within}"
+    but = " that is not slower than its own fp32" if faster else ""
+    return f"the fastest of the {len(timed)} cells {within}{but}"
 
 
 def _evidence(row: Row) -> list[str]:
     """Sentences on why, or how far, the figures of a row can be believed."""
     metrics, sentences = row.metrics, []
     if row.verdict:
+        times, _, ends = ratio(row).partition("x ")
         sentences.append(
-            f"Against fp32 on the same engine it is {row.verdict}: {metrics['speedup']:.2f} times as fast "
-            f"[{metrics['speedup_low']:.2f}, {metrics['speedup_high']:.2f}], in interleaved blocks."
+            f"Against fp32 on the same engine it is {row.verdict}: {times} times as fast {ends}, in interleaved blocks."
         )
     if "mcnemar_p" in metrics and metrics.get("flips"):
-        known = "is significant" if metrics["mcnemar_p"] < 0.05 else "is not significant"
+        known = "is significant" if metrics["mcnemar_p"] < 1 - row.confidence else "is not significant"
+        gain = " (it gained)" if metrics["top1_drop_pp"] < 0 else ""
         sentences.append(
-            f"The change of {-metrics['top1_drop_pp']:+.2f} points against its baseline {known} "
-            f"(exact McNemar p = {metrics['mcnemar_p']:.2g}; flipped images: {metrics['flips']:.0f})."
+            f"The drop of {shown(row, 'top1_drop_pp')} points against its baseline{gain} {known} "
+            f"(exact McNemar p = {shown(row, 'mcnemar_p')}; flipped images: {shown(row, 'flips')})."
         )
     if "parity_agreement" in metrics:
-        sentences.append(
-            f"The engine agrees with the reference on {100 * metrics['parity_agreement']:.2f} % of the test images."
-        )
+        agreement = _percent(metrics["parity_agreement"])
+        sentences.append(f"The engine agrees with the reference on {agreement} of the test images.")
     if metrics.get("int8_mac_share"):
         sentences.append(f"{100 * metrics['int8_mac_share']:.0f} % of its multiply-accumulates ran on integers.")
     if "noisy" in row.flags:
-        sentences.append("The machine was noisy: repeat the measurement before relying on the latency.")
+        sentences.append("The machine was noisy: measure again with remeasure=noisy before relying on the latency.")
     return sentences
 
 
-def _percent(row: Row, metric: str) -> str:
-    return f"{interval(metric, '.2f', 100)(row)} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

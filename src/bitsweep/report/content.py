@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from bitsweep.metrics import METRICS, Metric
+
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Config groups that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
@@ -24,6 +26,8 @@ class Row:
         findings: sentences that explain the figures.
         command: reproduces this cell alone.
         pictures: PNG files under the folder of the report.
+        confidence: how sure its intervals are.
+        batch: images of a batch whose latency it has.
     """
 
     cell: dict[str, str]
@@ -38,6 +42,8 @@ class Row:
     command: str
     run_id: str = ""
     pictures: tuple[Path, ...] = ()
+    confidence: float = 0.95
+    batch: int = 1
 
     @property
     def measured(self) -> bool:
@@ -98,6 +104,12 @@ class SweepReport:
         """The rows with figures."""
         return [row for row in self.rows if row.measured]
 
+    def name_of(self, row: Row) -> str:
+        """The name of a row, with what tells it from others of this name on the same data."""
+        alike = [each for each in self.rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
+        knobs = [f"{knob}={row.cell[knob]}" for knob in telling(alike) if knob in row.cell]
+        return f"{row.name} ({', '.join(knobs)})" if knobs else row.name
+
     @property
     def varying_choices(self) -> list[str]:
         """Groups and knobs to show: the usual ones, those in which cells differ, and the device if one was chosen."""
@@ -129,51 +141,86 @@ class Column:
     Attributes:
         text: how a row's figure is shown; empty where there is none.
         metric: what the column is sorted by.
+        about: what the figure means; empty for a column of words.
         narrow: title where there is no room for intervals; empty for a column that is left out there.
     """
 
     title: str
     text: Callable[[Row], str]
-    metric: str
+    metric: str = ""
+    about: str = ""
     narrow: str = ""
 
 
-def _number(metric: str, form: str, scale: float = 1) -> Callable[[Row], str]:
-    def text(row: Row) -> str:
-        return format(scale * row.metrics[metric], form).rstrip(".") if metric in row.metrics else ""
-
-    return text
+def shown(row: Row, name: str) -> str:
+    """A metric of a row as text; empty where there is none."""
+    return METRICS[name].shown(row.metrics[name]) if name in row.metrics else ""
 
 
-def interval(metric: str, form: str, scale: float = 1, suffix: str = "") -> Callable[[Row], str]:
-    """Shows a metric, times ``scale``, with its interval where it has one."""
-    parts = [_number(name, form, scale) for name in (metric, f"{metric}_low", f"{metric}_high")]
-
-    def text(row: Row) -> str:
-        value, low, high = (part(row) for part in parts)
-        return f"{value}{suffix} [{low}, {high}]" if value and low else value and f"{value}{suffix}"
-
-    return text
+def interval(row: Row, name: str) -> str:
+    """A metric with its interval where it has one."""
+    value, low, high = (shown(row, each) for each in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} [{low}, {high}]" if value and low else value
 
 
-COLUMNS = (
-    Column(title="top-1 % [95 %]", text=interval("top1", ".2f", 100), metric="top1", narrow="top-1"),
-    Column(title="drop pp", text=_number("top1_drop_pp", "+.2f"), metric="top1_drop_pp", narrow="drop"),
-    Column(title="flips", text=_number("flips", ".0f"), metric="flips"),
-    Column(title="p50 ms", text=_number("latency_p50_ms", "#.3g"), metric="latency_p50_ms", narrow="p50 ms"),
-    Column(title="speed-up [95 %]", text=interval("speedup", ".2f", suffix="x"), metric="speedup", narrow="speed"),
-    Column(title="verdict", text=lambda row: row.verdict, metric="speedup", narrow="verdict"),
-    Column(title="size MB", text=_number("size_mb", "#.3g"), metric="size_mb", narrow="MB"),
-    Column(title="memory MB", text=_number("peak_rss_mb", ".0f"), metric="peak_rss_mb"),
-    Column(title="device ms", text=_number("device_p50_ms", "#.3g"), metric="device_p50_ms"),
-    Column(title="device MB", text=_number("peak_device_mb", ".0f"), metric="peak_device_mb"),
-    Column(title="flags", text=lambda row: ", ".join(row.flags), metric="", narrow="flags"),
-)
+def ratio(row: Row) -> str:
+    """The speed-up with its interval, in as many digits as it takes to see that it is not 1."""
+    values = [row.metrics[f"speedup{end}"] for end in ("", "_low", "_high") if f"speedup{end}" in row.metrics]
+    if len(values) < 3:
+        return f"{values[0]:.2f}x" if values else ""
+    told = values[:2] if row.verdict == "faster" else values[::2] if row.verdict == "slower" else []
+    decimals = next((n for n in range(2, 6) if all(round(value, n) != 1 for value in told)), 6)
+    value, low, high = (f"{value:.{decimals}f}" for value in values)
+    return f"{value}x [{low}, {high}]"
 
 
-def shown_columns(report: SweepReport) -> list[Column]:
-    """The columns that any row has a figure for."""
-    return [column for column in COLUMNS if any(map(column.text, report.measured))]
+def confidence(rows: Sequence[Row]) -> str:
+    """How sure intervals are, e.g. ``95 %``; in general words where rows differ."""
+    levels = {row.confidence for row in rows}
+    return f"{100 * levels.pop():g} %" if len(levels) == 1 else "interval"
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that any of the rows has a figure for."""
+    return [column for column in all_columns(confidence(rows)) if any(map(column.text, rows))]
+
+
+def all_columns(sure: str) -> tuple[Column, ...]:
+    """All that a table can have.
+
+    Args:
+        sure: how sure intervals are, for titles.
+    """
+
+    def figures(name: str, narrow: str = "") -> Column:
+        metric = METRICS[name]
+        return Column(
+            title=metric.title, text=lambda row: shown(row, name), metric=name, about=_about(metric), narrow=narrow
+        )
+
+    def with_interval(name: str, text: Callable[[Row], str], narrow: str) -> Column:
+        metric = METRICS[name]
+        title = f"{metric.title} [{sure}]"
+        return Column(title=title, text=text, metric=name, about=_about(metric), narrow=narrow)
+
+    return (
+        with_interval("top1", lambda row: interval(row, "top1"), "top-1"),
+        figures("top1_drop_pp", "drop"),
+        figures("flips"),
+        figures("latency_p50_ms", "p50 ms"),
+        with_interval("speedup", ratio, "speed"),
+        Column(title="verdict", text=lambda row: row.verdict, metric="speedup", narrow="verdict"),
+        figures("size_mb", "MB"),
+        figures("peak_rss_mb"),
+        figures("device_p50_ms"),
+        figures("peak_device_mb"),
+        Column(title="flags", text=lambda row: ", ".join(row.flags), narrow="flags"),
+    )
+
+
+def _about(metric: Metric) -> str:
+    better = f"{metric.better} is better" if metric.better else ""
+    return " ".join([metric.text, f"({', '.join(filter(None, (metric.unit, better)))})"])
 
 
 # --------------------------------------------------------------------------- conclusions

@@ -1,13 +1,17 @@
 """Accuracy against cost, with the Pareto front, against bits and every knob that was swept, and across data sets."""
 
-import io
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from bitsweep.report.content import Row, SweepReport, pareto_front, telling
+from bitsweep.errors import first_line
+from bitsweep.metrics import METRICS
+from bitsweep.plots.figures import drawable, drawable_names, png
+from bitsweep.report.content import Row, SweepReport, confidence, pareto_front, telling
 
 _MARKERS = "osD^vPX*"
 _BITS = "bits_per_parameter"
@@ -15,7 +19,11 @@ _BITS = "bits_per_parameter"
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG with the name of its file, its title, and what it shows in words."""
+    """A PNG with the name of its file, its title, and what it shows in words.
+
+    Attributes:
+        png: empty where it could not be drawn; the caption says why then.
+    """
 
     name: str
     title: str
@@ -23,23 +31,52 @@ class Picture:
     png: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A picture that there are figures for, with what draws it: a figure and a caption."""
+
+    name: str
+    title: str
+    draw: Callable[[], tuple[Any, str]]
+
+
 def pictures(report: SweepReport) -> list[Picture]:
     """For each data set, accuracy against latency, size, bits and every swept number; and data sets side by side.
 
     Each only where there are figures for it.
     """
+    return [_drawn(planned) for planned in _planned(report)]
+
+
+def _drawn(planned: _Planned) -> Picture:
+    """One that cannot be drawn takes no other with it."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", planned.name)[:120]
+    try:
+        figure, caption = planned.draw()
+        return Picture(name=f"{name}.png", title=planned.title, caption=caption, png=png(figure))
+    except Exception as error:
+        why = f"{planned.title}: it could not be drawn ({type(error).__name__}: {first_line(error)})"
+        return Picture(name=f"{name}.png", title=planned.title, caption=why, png=b"")
+
+
+def _planned(report: SweepReport) -> Iterator[_Planned]:
     accurate = [row for row in report.measured if "top1" in row.metrics]
-    drawn = [_across(accurate)] if len({row.cell["dataset"] for row in accurate}) > 1 else []
-    for dataset in dict.fromkeys(row.cell["dataset"] for row in report.measured):
-        rows = [row for row in report.measured if row.cell["dataset"] == dataset and "top1" in row.metrics]
-        for metric, what, unit in (("latency_p50_ms", "latency", "ms"), ("size_mb", "size", "MB")):
-            with_metric = [row for row in rows if metric in row.metrics]
-            if with_metric:
-                drawn.append(_against(with_metric, dataset, metric, what, unit))
+    if len({row.cell["dataset"] for row in accurate}) > 1:
+        yield _Planned(name="datasets", title="accuracy on each data set", draw=partial(_across, accurate))
+    for dataset in dict.fromkeys(row.cell["dataset"] for row in accurate):
+        rows = [row for row in accurate if row.cell["dataset"] == dataset]
+        for metric, what in (("latency_p50_ms", "latency"), ("size_mb", "size")):
+            if known := [row for row in rows if metric in row.metrics]:
+                title = f"{dataset}: accuracy against {what}"
+                draw = partial(_against, report, known, title, metric, what)
+                yield _Planned(name=f"{dataset}_{what}", title=title, draw=draw)
         if len({row.cell["precision"] for row in rows if _BITS in row.metrics}) > 1:
-            drawn.append(_along_bits(rows, dataset))
-        drawn += [_along_knob(rows, dataset, knob) for knob in swept_numbers(rows)]
-    return drawn
+            what = "bits per parameter, scales included"
+            title = f"{dataset}: accuracy against {what}"
+            yield _Planned(name=f"{dataset}_bits", title=title, draw=partial(_along_bits, rows, title, what))
+        for knob in swept_numbers(rows):
+            title = f"{dataset}: accuracy against {knob}"
+            yield _Planned(name=f"{dataset}_{knob}", title=title, draw=partial(_along_knob, rows, title, knob))
 
 
 def swept_numbers(rows: Sequence[Row]) -> list[str]:
@@ -59,22 +96,19 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _along_knob(rows: list[Row], dataset: str, knob: str) -> Picture:
+def _along_knob(rows: list[Row], title: str, knob: str) -> tuple[Any, str]:
     rows = [row for row in rows if knob in row.cell]
     points = [(float(row.cell[knob]), row) for row in rows]
-    return _along(
-        points, dataset, knob, f"{dataset}_{knob}.png", apart=[axis for axis in _varying(rows) if axis != knob]
-    )
+    return _along(points, title, knob, apart=[axis for axis in _varying(rows) if axis != knob])
 
 
-def _along_bits(rows: list[Row], dataset: str) -> Picture:
+def _along_bits(rows: list[Row], title: str, what: str) -> tuple[Any, str]:
     points = [(row.metrics[_BITS], row) for row in rows if _BITS in row.metrics]
-    what = "bits per parameter, scales included"
     methods = {row.cell["method"] for row in rows} - {"none"}
     # Where there is one method, its line starts at the network that it was applied to.
     same = ("precision", "method") if len(methods) <= 1 else ("precision",)
     apart = [axis for axis in _varying(rows) if not axis.startswith(same)] or ["model"]
-    return _along(points, dataset, what, f"{dataset}_bits.png", apart=apart, ticks=(1, 2, 3, 4, 8, 16, 32))
+    return _along(points, title, what, apart=apart, ticks=(1, 2, 3, 4, 8, 16, 32))
 
 
 def _varying(rows: list[Row]) -> list[str]:
@@ -83,18 +117,12 @@ def _varying(rows: list[Row]) -> list[str]:
 
 
 def _name(row: Row, axes: Sequence[str]) -> str:
-    return ", ".join(filter(None, (row.cell.get(axis) for axis in axes)))
+    return drawable(", ".join(filter(None, (row.cell.get(axis) for axis in axes))), 60)
 
 
 def _along(
-    points: list[tuple[float, Row]],
-    dataset: str,
-    what: str,
-    file: str,
-    *,
-    apart: list[str],
-    ticks: Sequence[float] = (),
-) -> Picture:
+    points: list[tuple[float, Row]], title: str, what: str, *, apart: list[str], ticks: Sequence[float] = ()
+) -> tuple[Any, str]:
     """Accuracy against a number, a line for the rows that are alike in some config groups or knobs.
 
     Args:
@@ -105,7 +133,7 @@ def _along(
 
     curves: dict[str, dict[float, list[float]]] = {}
     for value, row in points:
-        name = _name(row, apart) or row.name
+        name = _name(row, apart) or drawable(row.name, 60)
         curves.setdefault(name, {}).setdefault(value, []).append(100 * row.metrics["top1"])
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -122,20 +150,16 @@ def _along(
         axes.set_xscale("log", base=2)
         axes.set_xticks(shown, [f"{x:g}" for x in shown])
         axes.minorticks_off()
-    axes.set_xlabel(what)
+    axes.set_xlabel(drawable(what))
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(f"{dataset}: accuracy against {what}")
+    axes.set_title(drawable(title, 90))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return Picture(
-        name=file,
-        title=f"{dataset}: accuracy against {what}",
-        caption="Points are cells; the line joins the medians over seeds, the band reaches from the least to the best.",
-        png=_png(figure),
-    )
+    caption = "Points are cells; the line joins the medians over seeds, the band reaches from the least to the best."
+    return figure, caption
 
 
-def _across(rows: list[Row]) -> Picture:
+def _across(rows: list[Row]) -> tuple[Any, str]:
     """Accuracy on each data set, a panel for each model, a bar for the rows that are alike in all else."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -161,30 +185,21 @@ def _across(rows: list[Row]) -> Picture:
             axes.bar(places, heights, width, color=colours(index % colours.N), edgecolor="white", linewidth=0.5)
             for place, height in zip(places, heights, strict=True):
                 axes.text(place, height + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=7, rotation=90)
-        axes.set_xticks(range(len(datasets)), datasets)
+        axes.set_xticks(range(len(datasets)), drawable_names(datasets, 24))
         axes.set_ylim(0, 115)
         axes.set_yticks(range(0, 101, 20))
         axes.set_ylabel("top-1 accuracy (%)")
-        axes.set_title(f"{model}: accuracy on each data set")
+        axes.set_title(drawable(f"{model}: accuracy on each data set", 90))
         axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("data set")
     keys = [Patch(color=colours(index % colours.N), label=name) for index, name in enumerate(names)]
-    figure.legend(handles=keys, fontsize=8, loc="outside right center", title=", ".join(apart), title_fontsize=8)
-    return Picture(
-        name="datasets.png",
-        title="accuracy on each data set",
-        caption="Bars are medians over seeds.",
-        png=_png(figure),
+    figure.legend(
+        handles=keys, fontsize=8, loc="outside right center", title=drawable(", ".join(apart), 60), title_fontsize=8
     )
+    return figure, "Bars are medians over seeds."
 
 
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
-def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -> Picture:
+def _against(report: SweepReport, rows: list[Row], title: str, metric: str, what: str) -> tuple[Any, str]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
@@ -207,29 +222,25 @@ def _against(rows: list[Row], dataset: str, metric: str, what: str, unit: str) -
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}" if span < 4 else NullFormatter())
     axes.margins(x=0.12, y=0.1)
-    axes.set_xlabel(
-        f"{what} ({unit}, logarithmic)" + (" at batch 1, p50" if what == "latency" else " of the stored artifact")
-    )
+    batches = " or ".join(map(str, sorted({row.batch for row in rows})))
+    of = f" at batch {batches}, p50" if what == "latency" else " of the stored artifact"
+    axes.set_xlabel(f"{what} ({METRICS[metric].unit}, logarithmic){of}")
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(f"{dataset}: accuracy against {what}")
+    axes.set_title(drawable(title, 90))
     axes.grid(alpha=0.3)
     axes.legend(handles=_legend(models, precisions), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    names = ", ".join(rows[i].name for i in front)
-    return Picture(
-        name=f"{dataset}_{what}.png",
-        title=f"{dataset}: accuracy against {what}",
-        caption=f"Bars are 95 % intervals. Filled: the Pareto front, the cells that no other beats in both: {names}.",
-        png=_png(figure),
-    )
+    names = ", ".join(report.name_of(rows[i]) for i in front)
+    bars = f"{sure} intervals" if (sure := confidence(rows))[0].isdigit() else "intervals"
+    return figure, f"Bars are {bars}. Filled: the Pareto front, the cells that no other beats in both: {names}."
 
 
 def _legend(models: list[str], precisions: list[str]) -> list[object]:
     from matplotlib.lines import Line2D
 
     handles: list[object] = [
-        Line2D([], [], color=f"C{i % 10}", linewidth=4, label=name) for i, name in enumerate(models)
+        Line2D([], [], color=f"C{i % 10}", linewidth=4, label=name) for i, name in enumerate(drawable_names(models, 40))
     ]
-    for index, name in enumerate(precisions):
+    for index, name in enumerate(drawable_names(precisions, 40)):
         handles.append(Line2D([], [], color="0.4", marker=_MARKERS[index % len(_MARKERS)], linestyle="", label=name))
     handles.append(Line2D([], [], color="0.6", linewidth=1, label="Pareto front"))
     return handles

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import SweepReport, shown_columns
+from bitsweep.report.content import SweepReport, columns
+from bitsweep.text import plain
 
 _STYLE = {"faster": "green", "slower": "red"}
 _SHORT = {"not distinguishable": "unclear"}
@@ -23,8 +24,9 @@ def table(report: SweepReport, *, width: int) -> RenderableType:
     for row in report.rows:
         if row.not_run or not row.measured:
             style = "red" if row.status == "failed" else "yellow"
-            parts.append(Text.assemble((f"{row.status}  ", style), f"{row.name}: {row.reason or 'it was not run'}"))
-    parts += [Text(paragraph) for paragraph in recommendations(report)]
+            name, why = plain(report.name_of(row)), plain(row.reason or "it was not run")
+            parts.append(Text.assemble((f"{row.status}  ", style), f"{name}: {why}"))
+    parts += [Text(plain(paragraph)) for paragraph in recommendations(report)]
     return Group(*parts)
 
 
@@ -43,17 +45,17 @@ def _filled(report: SweepReport, *, narrow: bool) -> Table:
         if group not in alike & ({"method", "backend"} if narrow else {"method"})
     ]
     for group in groups:
-        figures.add_column(group, overflow="fold")
-    shown = [column for column in shown_columns(report) if column.narrow or not narrow]
+        figures.add_column(Text(plain(group)), overflow="fold")
+    shown = [column for column in columns(report.measured) if column.narrow or not narrow]
     for column in shown:
         is_text = column.title in ("flags", "verdict")
         figures.add_column(
-            column.narrow if narrow else column.title, justify="left" if is_text else "right", overflow="fold"
+            Text(column.narrow if narrow else column.title), justify="left" if is_text else "right", overflow="fold"
         )
     for row in report.measured:
-        cells = [Text(row.cell.get(group, "")) for group in groups]
+        cells = [Text(plain(row.cell.get(group, ""))) for group in groups]
         for column in shown:
-            text = column.text(row)
+            text = plain(column.text(row))
             style = _STYLE.get(text, "yellow" if column.title == "flags" else "")
             cells.append(Text(_SHORT.get(text, text).partition(" [")[0] if narrow else text, style=style))
         figures.add_row(*cells)

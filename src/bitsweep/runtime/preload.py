@@ -7,6 +7,8 @@ import torch
 # torchao's import warns of its own use of PyTorch, once for every start.
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
+import matplotlib.backends.backend_agg  # noqa: E402
+import matplotlib.figure  # noqa: E402, F401
 import onnx  # noqa: E402, F401
 import onnxruntime  # noqa: E402, F401
 import onnxscript  # noqa: E402, F401

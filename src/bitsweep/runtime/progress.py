@@ -29,7 +29,7 @@ def progress_bar(terminal: TextIO | None, title: str, steps: int) -> Iterator[Ca
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=terminal), transient=True) as bar:
         task = bar.add_task(title, total=steps)
         yield lambda done: bar.advance(task, done)

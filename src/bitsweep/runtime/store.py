@@ -136,6 +136,11 @@ class Store:
         finally:
             lock.release()
 
+    def finished_ns(self, kind: str, key: str) -> int:
+        """When a finished folder was finished, in nanoseconds; 0 where there is none."""
+        manifest = self.folder(kind, key) / _MANIFEST
+        return manifest.stat().st_mtime_ns if manifest.exists() else 0
+
     def seconds(self, kind: str, key: str) -> float:
         """How long a finished folder took to build."""
         return float(_manifest(self.folder(kind, key))["seconds"])

@@ -2,33 +2,31 @@
 
 import contextlib
 import json
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitsweep import cell_results
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS
-from bitsweep.deploy import bundle
 from bitsweep.measuring.scores import scores
-from bitsweep.plots.cell import Evidence, draw_cell
-from bitsweep.plots.training import draw_training
-from bitsweep.results import Curve, Measurement, Outcome, Table
+from bitsweep.results import Curve, Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
-from bitsweep.runtime.machine import working
 from bitsweep.runtime.store import Store
-from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, key_of
+from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of
 from bitsweep.tracking.connection import Connection, owner
 from bitsweep.tracking.entries import Entry
 
-#: Folder of a run's artifacts that its pictures are in.
-PICTURES = "pictures"
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+#: Tag of a run that says which of its files could not be made, and why; empty where there are all.
+MISSING = "missing_files"
 
 
 class RunLogger:
@@ -36,6 +34,15 @@ class RunLogger:
 
     def __init__(self, connection: Connection, store: Store) -> None:
         self._connection, self._client, self._store = connection, connection.client, store
+
+    def can_complete(self, run: "Run") -> bool:
+        """Whether files of a finished cell are missing that can be made from what is in the store."""
+        key, tags = run.data.tags["cell_key"], run.data.tags
+        return bool(tags.get(MISSING)) and any(self._store.find(stage.name, key) for stage in (MEASUREMENT, INSPECTION))
+
+    def incomplete_baselines(self) -> set[str]:
+        """Keys of baselines with missing files."""
+        return {key for key, run in self._connection.baselines().items() if run.data.tags.get(MISSING)}
 
     @contextlib.contextmanager
     def _run(self, name: str, kind: str, tags: dict[str, str], status: str, seconds: float) -> Iterator[str]:
@@ -51,19 +58,18 @@ class RunLogger:
             yield run_id
             self._client.set_terminated(run_id, status, end_time=now)
 
-    def log_baseline(self, cell: Cell) -> str:
+    def log_baseline(self, cell: Cell, evidence: Evidence) -> str:
         """Log a trained baseline with its curves and checkpoint, unless it is there; returns its run id."""
         from mlflow.entities import Metric, Param
 
         known = self._connection.baselines().get(BASELINE.key_of(cell))
         if known and known.info.status == "FINISHED":
-            return str(known.info.run_id)
+            return self._completed(known, evidence)
         trained = cell_results.trained_of(cell, self._store)
         splits = cell_results.splits_of(cell, self._store)
         seconds = self._store.seconds("baseline", BASELINE.key_of(cell))
         tags = {"baseline_key": BASELINE.key_of(cell), "device": trained.device, "status": "finished"}
-        name = f"baseline {cell.model.name} {cell.dataset.name}"
-        with self._run(name, "baseline", tags, "FINISHED", seconds) as run_id:
+        with self._run(cell.baseline_name, "baseline", tags, "FINISHED", seconds) as run_id:
             started = int(time.time() * 1000) - int(seconds * 1000)
             top1 = float((trained.test_logits_NK.argmax(1) == splits.test.labels).mean())
             metrics = [
@@ -80,20 +86,32 @@ class RunLogger:
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
             }  # fmt: skip
             self._client.log_batch(run_id, metrics, [Param(key, str(value)) for key, value in params.items()])
-            self._client.log_dict(run_id, [asdict(epoch) for epoch in trained.history], "history.json")
             self._client.log_dict(run_id, environment.describe(), "environment.json")
             self._client.log_artifact(run_id, str(trained.checkpoint))
-            if trained.history:
-                with tempfile.TemporaryDirectory() as folder, working(quiet=False):
-                    draw_training(trained.history, trained.best_epoch, Path(folder) / "training.png", name=name)
-                    self._client.log_artifacts(run_id, folder, PICTURES)
+            self._log_evidence(run_id, evidence)
             self._log_input(run_id, cell, "train")
         return run_id
 
-    def log_cell(self, cell: Cell, outcome: Outcome, *, sweep_id: str, baseline_run_id: str = "") -> str:
-        """Log how a cell ended, with its figures, evidence and model; returns its run id."""
+    def _completed(self, run: "Run", evidence: Evidence) -> str:
+        """Add the files that a run is missing."""
+        if run.data.tags.get(MISSING) and evidence.folder:
+            with self._connection.explained():
+                self._log_evidence(run.info.run_id, evidence)
+        return str(run.info.run_id)
+
+    def log_cell(
+        self, cell: Cell, outcome: Outcome, evidence: Evidence | None, *, sweep_id: str, baseline_run_id: str = ""
+    ) -> str:
+        """Log how a cell ended, with its figures, evidence and model; returns its run id.
+
+        Args:
+            evidence: None where nothing was measured.
+        """
         from mlflow.entities import Metric, Param
 
+        known = self._connection.cells().get(key_of(cell))
+        if evidence and known and known.data.tags.get(MISSING) and MEASUREMENT.name not in outcome.seconds:
+            return self._completed(known, evidence)
         measured = outcome.measurement
         status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
@@ -123,65 +141,36 @@ class RunLogger:
             self._client.log_dict(run_id, environment.describe(), "environment.json")
             if outcome.log_tail:
                 self._client.log_text(run_id, outcome.log_tail, "log.txt")
-            if measured:
-                self._log_evidence(run_id, cell, measured)
+            if evidence:
+                self._log_evidence(run_id, evidence)
+                self._log_curves(run_id, cell_results.compressed_of(cell, self._store).curves)
             if outcome.status == "lowered":
                 self._client.log_artifacts(run_id, str(cell_results.artifact_of(cell, self._store)), "model")
             elif measured:
                 self._log_predictions(run_id, cell, measured)
         return run_id
 
-    def _log_evidence(self, run_id: str, cell: Cell, measured: Measurement) -> None:
-        """Log what was done to the layers, and what was found out about the artifact."""
-        compressed = cell_results.compressed_of(cell, self._store)
-        self._client.log_dict(run_id, [asdict(layer) for layer in compressed.layers], "layers.json")
-        self._log_records(run_id, compressed.curves, [*compressed.tables, *measured.tables])
-        self._client.log_dict(run_id, measured.notes, "notes.json")
+    def _log_evidence(self, run_id: str, evidence: Evidence) -> None:
+        """Log the files that figures are believed by, and say which are missing."""
+        if evidence.folder:
+            self._client.log_artifacts(run_id, str(evidence.folder))
+        self._client.set_tag(run_id, MISSING, str(evidence)[:5000])
 
     def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
         """Log what the artifact computed, and the artifact."""
-        folder = measured.folder
-        for file in ("logits.npy", "latency_samples.npz"):
-            if (folder / file).exists():
-                self._client.log_artifact(run_id, str(folder / file))
-        with tempfile.TemporaryDirectory() as facts:
-            splits = cell_results.splits_of(cell, self._store)
-            bundle.write_facts(cell, splits, np.load(folder / "logits.npy", mmap_mode="r"), Path(facts))
-            self._client.log_artifacts(run_id, facts, "bundle")
-        self._log_pictures(run_id, cell, measured)
+        for file in filter(None, (measured.logits, measured.latency_samples)):
+            self._client.log_artifact(run_id, str(file))
         self._log_input(run_id, cell, "test")
-        self._log_model(run_id, cell, folder / "examples.npy")
+        self._log_model(run_id, cell, measured.folder / "examples.npy")
 
-    def _log_pictures(self, run_id: str, cell: Cell, measured: Measurement) -> None:
-        evidence = Evidence(
-            name=cell.name,
-            precision=cell.precision.name,
-            backend=cell.backend.name,
-            splits=cell_results.splits_of(cell, self._store),
-            trained=cell_results.trained_of(cell, self._store),
-            compressed=cell_results.compressed_of(cell, self._store),
-            measurement=measured,
-            batch_sizes=cell.protocol.batch_sizes,
-        )
-        # Drawing computes: another cell must not be timed meanwhile.
-        with tempfile.TemporaryDirectory() as folder, working(quiet=False):
-            draw_cell(evidence, Path(folder))
-            self._client.log_artifacts(run_id, folder, PICTURES)
-
-    def _log_records(self, run_id: str, curves: Sequence[Curve], tables: Sequence[Table]) -> None:
-        """Log what was recorded: curves as metrics with steps, and all of it as files."""
+    def _log_curves(self, run_id: str, curves: Sequence[Curve]) -> None:
+        """Log what was recorded step by step as metrics with steps."""
         from mlflow.entities import Metric
-
-        from bitsweep.plots.records import write_records
 
         now = int(time.time() * 1000)
         metrics = [Metric(curve.name, value, now, step) for curve in curves for step, value in enumerate(curve.values)]
         for start in range(0, len(metrics), 1000):  # more are refused
             self._client.log_batch(run_id, metrics[start : start + 1000])
-        with tempfile.TemporaryDirectory() as folder:
-            write_records(curves, tables, Path(folder))
-            if curves or tables:
-                self._client.log_artifacts(run_id, folder, "records")
 
     def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
         """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files."""

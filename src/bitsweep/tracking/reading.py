@@ -1,5 +1,6 @@
 """Reading sweeps and artifacts back, from the tracking store alone."""
 
+import json
 import shutil
 import tempfile
 import time
@@ -8,11 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
+from bitsweep.evidence import PICTURES
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.entries import Entry
-from bitsweep.tracking.logger import PICTURES
+from bitsweep.tracking.logger import MISSING
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -85,7 +88,8 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
         if run.data.tags.get("kind") != "cell" or run.data.tags.get("status") != "finished":
             raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
         with tempfile.TemporaryDirectory() as scratch:
-            shutil.copytree(connection.client.download_artifacts(run_id, "bundle", scratch), folder, dirs_exist_ok=True)
+            shutil.copytree(connection.client.download_artifacts(run_id, FOLDER, scratch), folder, dirs_exist_ok=True)
+            _tell_command(run.data.tags["command"], folder / "bundle.json")
             models = run.outputs.model_outputs if run.outputs else []
             if models:
                 files = mlflow.artifacts.download_artifacts(
@@ -95,6 +99,11 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
             else:
                 files = connection.client.download_artifacts(run_id, "model", scratch)
                 shutil.copytree(files, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+
+
+def _tell_command(command: str, file: Path) -> None:
+    """Write into the facts of a bundle which command made it."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"command": command}, indent=2))
 
 
 def _illustrated(connection: Connection, what: Illustrated, folder: Path) -> Illustrated:
@@ -126,11 +135,15 @@ def _row(entry: Entry, run: "Run | None") -> Row:
         metrics=dict(run.data.metrics) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
         verdict=tags.get("verdict", ""),
-        findings=tuple(tags.get("findings", "").splitlines()),
+        findings=(*tags.get("findings", "").splitlines(), *_missing(tags.get(MISSING, ""))),
         scheme=entry.scheme,
         command=entry.command,
         run_id=run.info.run_id if run else "",
     )
+
+
+def _missing(files: str) -> list[str]:
+    return [f"{files}; the same command makes them again"] if files else []
 
 
 def _baseline(run: "Run") -> Baseline:

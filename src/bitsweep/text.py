@@ -1,0 +1,34 @@
+"""Names and messages of others, made fit to be shown: nothing in them acts on what shows them."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+#: Characters without a shape that letters of some scripts, and some emoji, are joined by.
+_JOINERS = "\u200c\u200d"
+
+
+def plain(text: str) -> str:
+    """A text as one line of characters that can be seen.
+
+    White space of any kind becomes a space. What steers a terminal or the direction of writing, and what is no
+    character, becomes an escape such as ``\\x1b``.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _JOINERS else _escape(c) for c in " ".join(text.split()))
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, the middle of a longer one left out."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+
+
+def write_csv(rows: Iterable[Iterable[object]], path: Path) -> None:
+    """Write a table whose texts may be anybody's as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)

@@ -1,0 +1,117 @@
+"""A report of cells with names that would act on what shows them if they were let."""
+
+import csv
+import dataclasses
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bitsweep.report import SweepReport, table, write
+from bitsweep.report.templating import escaped
+from bitsweep.text import plain
+from tests.plots.test_odd_names import ODD
+from tests.report.test_report import measured, report, row
+
+__all__ = ["report"]
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def odd(report: SweepReport, tmp_path: Path) -> SweepReport:
+    """Every word that is not the program's own is odd."""
+    rows = []
+    for number, name in enumerate(ODD):
+        cell = {"model": name, "model.arguments": name, "dataset": "digits" if number % 2 else name, f"a.{name}": "1"}
+        plain_row = measured("m", "int8", 0.9 + number / 1000, 1.0 + number, 10.0 + number)
+        rows.append(
+            dataclasses.replace(
+                plain_row, cell=plain_row.cell | cell, findings=(name,), scheme=name, command=f"run {name}",
+                verdict="slower",
+            )
+        )  # fmt: skip
+    failed = [dataclasses.replace(row(name, "int8", "failed"), reason=name, log_tail=name) for name in ODD]
+    skipped = [dataclasses.replace(row(name, "int8", "skipped"), reason=name) for name in ODD]
+    return dataclasses.replace(report, sweep_id=ODD[4], command=" ".join(ODD), rows=[*rows, *failed, *skipped])
+
+
+class _Elements(HTMLParser):
+    """The elements of a page, and the text of its cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells and self.elements[-1] == "td":
+            self.cells[-1] += data
+
+
+def test_html_shows_names_as_they_are(odd: SweepReport, tmp_path: Path) -> None:
+    write(odd, tmp_path)
+    page = _Elements()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.elements.count("script") == 1
+    assert {plain(name) for name in ODD} <= set(page.cells)
+    assert "\x1b" not in (tmp_path / "report.html").read_text()
+
+
+def test_markdown_has_no_element_that_a_name_made(odd: SweepReport, tmp_path: Path) -> None:
+    write(odd, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    outside = re.sub(r"^(`{3,})\n.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"^(`+) .* \1$", "", outside, flags=re.MULTILINE)  # the command
+    free = re.sub(r"\\[\\`*_\[\]<>|~$&#]", "", outside)
+    assert not re.search(r"[`<$~]", free)
+    tables = [line for line in free.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in tables}) == 1
+
+
+def test_a_terminal_gets_no_control_characters(odd: SweepReport) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(odd, width=200))
+    text = console.export_text()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
+    assert "\\x1b[31mred" in text
+
+
+def test_files_have_plain_names_and_pictures_are_all_drawn(odd: SweepReport, tmp_path: Path) -> None:
+    written = write(odd, tmp_path)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", path.name) for path in written)
+    assert "could not be drawn" not in (tmp_path / "report.md").read_text()
+    with (tmp_path / "cells.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 1 + 3 * len(ODD)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("- x", "\\- x"), ("1. x", "1\\. x"), ("2026-01", "2026-01"), ("$x$ <b> & `q`", "\\$x\\$ \\<b\\> \\& \\`q\\`")],
+)
+def test_markdown_is_escaped_where_it_would_mean_something(text: str, shown: str) -> None:
+    assert escaped(text) == shown
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_runs_nothing_of_a_name(odd: SweepReport, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    write(odd, tmp_path)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        dialogs: list[str] = []
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.goto((tmp_path / "report.html").as_uri())
+        assert "<script>alert(1)</script>" in page.inner_text("#cells")
+        assert dialogs == []
+        browser.close()

@@ -1,0 +1,36 @@
+"""Odd names, made fit to be shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitsweep.text import plain, shortened
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cats & dogs", "cats & dogs"),
+        ("two\nlines\tand\u2028more", "two lines and more"),
+        ("\x1b[31mred\x1b[0m\a", "\\x1b[31mred\\x1b[0m\\x07"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("caf\u00e9 \u732b \u05d7\u05ea\u05d5\u05dc \U0001f408\u200d\u2b1b", None),
+        ("a file \udcff", "a file \\udcff"),
+    ],
+)  # fmt: skip
+def test_what_acts_is_escaped(text: str, shown: str | None) -> None:
+    assert plain(text) == (text if shown is None else shown)
+
+
+@given(st.text(alphabet=st.characters(codec=None, exclude_categories=())))
+def test_whatever_it_is(text: str) -> None:
+    shown = plain(text)
+    assert shown.replace("\u200c", "").replace("\u200d", "").isprintable()
+    shown.encode()
+
+
+@given(st.text(), st.integers(3, 40))
+def test_long_names_lose_their_middle(text: str, most: int) -> None:
+    short = shortened(text, most)
+    assert len(short) <= most
+    assert short == text or (short[0] == text[0] and short[-1] == text[-1])
