@@ -289,7 +289,7 @@ def test_what_cannot_run_here_is_lowered_and_reused(workplace: Path) -> None:
 
     output = elsewhere()
     assert "lower  mlp-ptq-int8-reference-digits  there is no such machine here" in output
-    assert "1 cells: 0 run, 1 lower, 0 reuse, 0 skip" in output
+    assert "1 cell: 0 run, 1 lower, 0 reuse, 0 skip" in output
     assert re.search(r"lowered   mlp-ptq-int8-reference-digits: .* MB, .* s, there is no such machine here", output)
     (row,) = cells()
     assert (row["status"], row["reason"]) == ("lowered", "there is no such machine here")

@@ -95,7 +95,15 @@ def test_files_have_plain_names_and_pictures_are_all_drawn(odd: SweepReport, tmp
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("- x", "\\- x"), ("1. x", "1\\. x"), ("2026-01", "2026-01"), ("$x$ <b> & `q`", "\\$x\\$ \\<b\\> \\& \\`q\\`")],
+    [
+        ("- x", "\\- x"),
+        ("1. x", "1\\. x"),
+        ("2026-01", "2026-01"),
+        ("-0.45", "-0.45"),
+        ("80.1", "80.1"),
+        ("===", "\\==="),
+        ("$x$ <b> & `q`", "\\$x\\$ \\<b\\> \\& \\`q\\`"),
+    ],
 )
 def test_markdown_is_escaped_where_it_would_mean_something(text: str, shown: str) -> None:
     assert escaped(text) == shown

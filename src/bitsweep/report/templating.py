@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: What has a meaning in Markdown wherever it stands, and at the start of a line.
 _ANYWHERE = re.compile(r"([\\`*_\[\]<>|~$&#])")
-_AT_THE_START = re.compile(r"^(\d+(?=[.)])|(?=[-+=]))")
+_AT_THE_START = re.compile(r"^(\d+(?=[.)]( |$))|(?=[-+]( |$)|--|=+$))")
 
 
 class _Made(str):
