@@ -160,6 +160,14 @@ def _cut_in_the_old_format(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:300])
 
 
+def _with_one_bit_flipped(file: Path) -> None:
+    state = network().state_dict()
+    torch.save(state, file)
+    content = bytearray(file.read_bytes())
+    content[content.index(state["conv.weight"].numpy().tobytes()) + 50] ^= 4
+    file.write_bytes(content)
+
+
 def _not_finite(what: float) -> Callable[[Path], None]:
     def write(file: Path) -> None:
         state = network().state_dict()
@@ -180,6 +188,7 @@ def _program(file: Path) -> None:
         (lambda file: file.write_text("hello"), "not a file of torch.save or safetensors; give a state_dict"),
         (_cut, "is damaged or cut off"),
         (_cut_in_the_old_format, "is damaged or cut off"),
+        (_with_one_bit_flipped, r"is damaged \(w/data/0 is not what was written\); get it again"),
         (_not_finite(float("nan")), r"conv.weight holds NaN \(9 of 108 values\): the training failed; take an earlier"),
         (_not_finite(float("inf")), r"conv.weight holds infinities \(9 of 108 values\)"),
         (_program, "is a program .* not a state_dict; save one"),

@@ -7,7 +7,6 @@ import lzma
 import re
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from io import StringIO
@@ -56,7 +55,9 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
         frame = _read_parquet(file) if parquet else _read_text(file, told)
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
-    except (OSError, ValueError, EOFError, csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # reading something damaged can raise anything
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason})") from error
     frame = frame.rename(columns={name: str(name).strip() for name in frame.columns})

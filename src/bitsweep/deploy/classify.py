@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -97,5 +98,6 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # decoders warn of what they have mended
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main(sys.argv[1:]))

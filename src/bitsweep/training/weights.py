@@ -1,5 +1,6 @@
 """Checkpoints as people have them: reads the tensors of any, runs the code of none, and finds the state_dict in it."""
 
+import contextlib
 import re
 import zipfile
 from collections import Counter, OrderedDict
@@ -24,6 +25,7 @@ _COUNTERS = frozenset({"n_averaged"})
 _UNKNOWN = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
 _OF_ITS_OWN = re.compile(rf"got <class '{re.escape(__name__)}\.([^']+)'>")
 _DEPTH, _MOST_CLASSES = 4, 100
+_BLOCK_BYTES = 1 << 20
 _SAVE = "torch.save(network.state_dict(), FILE)"
 
 
@@ -132,11 +134,13 @@ def _unpickled(file: Path) -> Any:
     """The content, with strangers in the place of all that is not tensors, numbers, texts and containers of them."""
     if not file.stat().st_size:
         raise ConfigError("is empty; get it again")
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            names = {Path(name).name for name in archive.namelist()}
-        if "constants.pkl" in names or "serialized_exported_program.json" in names:
-            raise ConfigError(f"is a program (TorchScript or torch.export), not a state_dict; save one: {_SAVE}")
+    names: set[str] = set()
+    with contextlib.suppress(Exception), zipfile.ZipFile(file) as archive:  # torch says what is wrong with it
+        names = {Path(name).name for name in archive.namelist()}
+    if damaged := _damaged_member(file):
+        raise ConfigError(f"is damaged ({damaged} is not what was written); get it again")
+    if names & {"constants.pkl", "serialized_exported_program.json"}:
+        raise ConfigError(f"is a program (TorchScript or torch.export), not a state_dict; save one: {_SAVE}")
     kinds: dict[str, type[_Stranger]] = {}
     while True:
         allowed: list[Any] = [(type(name, (kind,), {"__module__": __name__}), name) for name, kind in kinds.items()]
@@ -153,6 +157,19 @@ def _unpickled(file: Path) -> Any:
                 kinds = {**dict.fromkeys(_all_unknown(file), _Stranger), **kinds, **dict.fromkeys(learned, kind)}
                 continue
             raise ConfigError(_why_not(file, error)) from error
+
+
+def _damaged_member(file: Path) -> str:
+    """The first part of a checkpoint that is not as its checksum says, which torch does not look at."""
+    with contextlib.suppress(Exception), zipfile.ZipFile(file) as archive:  # torch says what is wrong with it
+        for member in (each for each in archive.infolist() if each.CRC):  # without one where torch was told so
+            try:
+                with archive.open(member) as stream:
+                    while stream.read(_BLOCK_BYTES):
+                        pass
+            except zipfile.BadZipFile:
+                return member.filename
+    return ""
 
 
 def _all_unknown(file: Path) -> list[str]:
