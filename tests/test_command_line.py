@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitsweep import hydra_app
@@ -72,6 +72,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=
 
 
 @given(st.one_of(VALUES, st.lists(VALUES, max_size=3)))
+@example("A\u00b9")
 def test_a_value_as_a_word_is_read_back(value: object) -> None:
     def plain(read: object) -> object:
         if isinstance(read, list):

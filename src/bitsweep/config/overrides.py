@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: Strings that need no quotes, and are not taken for a number, a truth value or nothing.
-_PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*")
+_PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
 _RESERVED = re.compile(r"(?i)true|false|null|nan|inf|-?\d.*|.*\s")
 
 
