@@ -62,7 +62,9 @@ def test_a_setting_changes_the_keys_of_the_stages_that_read_it(knobs: dict[str, 
 
 def test_no_work_takes_more_than_is_in_keys() -> None:
     """All parameters are known by name, so that none can be left out of a key."""
-    for stage in (DATA, BASELINE, COMPRESSED, ARTIFACT, stages.PROBE, stages.INSPECTION, stages.MEASUREMENT):
+    for stage in vars(stages).values():
+        if not isinstance(stage, stages.Stage):
+            continue
         for work in stage.work:
             known = {*stages.settings_of(work, cell()), *stages.inputs_of(work, cell())}
             assert {*signature(work).parameters} - known <= {"folder", "progress", "unfinished", "rank"}
@@ -207,6 +209,12 @@ EDITS = [
     ("training/loop.py", "there are {len(splits.train)} training images", "too few images", ""),
     ("training/loop.py", "\n\n\n", "\n\n\n# A comment\n\n\n", ""),
 ]
+#: Edits of what only pictures, records and facts are made by.
+DRAWING = [
+    ("plots/figures.py", "_DPI = 100", "_DPI = 90"),
+    ("plots/classification.py", "_EXAMPLES = 8", "_EXAMPLES = 7"),
+    ("deploy/facts.py", '("numpy", "pillow")', '("numpy",)'),
+]
 #: What never reaches the result of a stage; "print()" is added to each of these files.
 OUTSIDE = ("plots", "report", "tracking", "deploy", "cli.py", "hydra_app.py", "sweep.py", "plan.py", "pipeline.py")
 
@@ -237,6 +245,13 @@ def edit() -> None:
         (package / name).write_text(text.replace(old, new))
         answer[str(number)] = changed(before, keys(cell()))
         (package / name).write_text(text)
+    drawn = stages.EVIDENCE.key_of(cell())
+    for name, old, new in DRAWING:
+        text = (package / name).read_text()
+        assert old in text, (name, old)
+        (package / name).write_text(text.replace(old, new))
+        answer[name] = changed(before, keys(cell())) + "e" * (stages.EVIDENCE.key_of(cell()) != drawn)
+        (package / name).write_text(text)
     for part in OUTSIDE:
         for file in [package / part] if part.endswith(".py") else (package / part).rglob("*.py"):
             file.write_text(file.read_text() + "\n\nprint()\n")
@@ -247,6 +262,11 @@ def edit() -> None:
 @pytest.mark.parametrize("number", range(len(EDITS)), ids=[f"{name}: {new}" for name, _, new, _ in EDITS])
 def test_code_changes_the_keys_of_the_stages_that_run_it(found: dict[str, str], number: int) -> None:
     assert found[str(number)] == EDITS[number][3]
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in DRAWING])
+def test_how_pictures_are_drawn_changes_the_key_of_evidence_alone(found: dict[str, str], name: str) -> None:
+    assert found[name] == "e"
 
 
 def test_reports_tracking_and_the_command_change_no_key(found: dict[str, str]) -> None:

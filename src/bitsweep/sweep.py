@@ -208,6 +208,8 @@ def _entry(planned: Planned) -> "Entry":
         command=cell.command,
         verdict=planned.verdict,
         reason=planned.reason if skipped else "",
+        confidence=cell.protocol.confidence,
+        batch=cell.protocol.batch_sizes[0],
     )
 
 

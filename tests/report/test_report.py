@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bitsweep.report import table, write
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, telling
+from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, ratio, telling
 from bitsweep.report.pictures import swept_numbers
 
 CHROMIUM = shutil.which("chromium")
@@ -108,6 +108,72 @@ def test_engines_are_ranked_for_each_model(report: SweepReport) -> None:
         f"{first.cell['model']} on digits, engines from the fastest: quick in int8 (0.0100 ms), slow in int8 (90.0 ms)."
     )
     assert "mean little" in caution
+
+
+def test_what_is_slower_than_its_own_fp32_is_not_recommended(report: SweepReport) -> None:
+    slower = measured("lenet", "int8", 0.98, 0.5, 1.0)
+    figures = slower.metrics | {"speedup": 0.7, "speedup_low": 0.65, "speedup_high": 0.75}
+    slower = dataclasses.replace(slower, verdict="slower", metrics=figures)
+    twin = dataclasses.replace(
+        slower,
+        cell=slower.cell | {"method": "none", "precision": "fp32"},
+        verdict="",
+        metrics=figures | {"latency_p50_ms": 0.6, "size_mb": 4.0},
+    )
+    (text,) = recommendations(dataclasses.replace(report, rows=[slower, twin]))
+    assert text.startswith("digits: deploy lenet none fp32 onnxruntime, the fastest of the 2 cells")
+    assert "of the best top-1 that is not slower than its own fp32" in text
+    assert "Where size matters more, lenet ptq int8 onnxruntime has 1.00 MB" in text
+    (alone,) = recommendations(dataclasses.replace(report, rows=[slower]))
+    assert "digits: deploy lenet uncompressed on onnxruntime: each cell that keeps the accuracy is slower" in alone
+    assert "about 0.350 ms" in alone
+    better = dataclasses.replace(slower, metrics=figures | {"top1_drop_pp": -3.0})
+    (gained,) = recommendations(dataclasses.replace(report, rows=[better]))
+    assert gained.startswith("digits: deploy lenet ptq int8 onnxruntime, the only timed cell within 1 point")
+
+
+def test_names_tell_rows_apart_by_their_knobs(report: SweepReport) -> None:
+    one = measured("resnet18", "fp32", 0.98, 137.2, 11.3)
+    rows = [
+        dataclasses.replace(
+            one, cell=one.cell | {"train.lr": lr, "seed": "0"}, metrics=one.metrics | {"latency_p50_ms": ms}
+        )
+        for lr, ms in (("0.1", 137.2), ("0.2", 200.0))
+    ]
+    several = dataclasses.replace(report, rows=rows)
+    (text,) = recommendations(several)
+    assert "deploy resnet18 ptq fp32 onnxruntime (train.lr=0.1), the fastest of the 2 cells" in text
+    assert "with 137 ms and" in text
+    assert several.name_of(rows[1]) == "resnet18 ptq fp32 onnxruntime (train.lr=0.2)"
+    assert report.name_of(report.rows[0]) == "resnet18 ptq int8 onnxruntime"
+
+
+def test_a_speed_up_shows_that_it_is_not_one(report: SweepReport) -> None:
+    close = dataclasses.replace(
+        report.rows[0],
+        metrics=report.rows[0].metrics | {"speedup": 1.0042, "speedup_low": 1.0013, "speedup_high": 1.009},
+    )
+    assert ratio(close) == "1.004x [1.001, 1.009]"
+    assert ratio(report.rows[0]) == "2.00x [1.90, 2.10]"
+    assert ratio(dataclasses.replace(close, verdict="not distinguishable")) == "1.00x [1.00, 1.01]"
+
+
+def test_a_gain_has_the_sign_that_the_table_has(report: SweepReport) -> None:
+    gained = dataclasses.replace(report.rows[0], metrics=report.rows[0].metrics | {"top1_drop_pp": -0.45})
+    (text,) = recommendations(dataclasses.replace(report, rows=[gained]))
+    assert "The drop of -0.45 points against its baseline (it gained) is not significant" in text
+
+
+def test_confidence_and_batch_are_those_of_the_protocol(report: SweepReport, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(each, confidence=0.9, batch=8) for each in report.rows]
+    write(dataclasses.replace(report, rows=rows), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "top-1 % \\[90 %\\]" in text
+    assert "Bars are 90 % intervals." in text
+    assert "95 %" not in text
+    mixed = dataclasses.replace(report, rows=[rows[0], *report.rows[1:]])
+    write(mixed, tmp_path)
+    assert "top-1 % \\[interval\\]" in (tmp_path / "report.md").read_text()
 
 
 def test_knobs_that_the_method_implies_tell_nothing(report: SweepReport) -> None:

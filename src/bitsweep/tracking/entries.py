@@ -9,6 +9,8 @@ class Entry:
 
     Attributes:
         verdict: ``run``, ``lower``, ``reuse`` or ``skip`` when planned; ``finished``, ``lowered`` or ``failed`` later.
+        confidence: of the intervals of its figures.
+        batch: images of a batch whose latency it has.
     """
 
     cell: dict[str, str]
@@ -19,3 +21,5 @@ class Entry:
     verdict: str
     reason: str = ""
     log_tail: str = ""
+    confidence: float = 0.95
+    batch: int = 1

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,21 @@ from bitsweep import cell_results
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS
 from bitsweep.measuring.scores import scores
+from bitsweep.metrics import metric_of
 from bitsweep.results import Curve, Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import Store
 from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of
+from bitsweep.text import plain
 from bitsweep.tracking.connection import Connection, owner
 from bitsweep.tracking.entries import Entry
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
+#: As many letters as MLflow keeps of a parameter.
+_LONGEST_PARAM = 6000
 #: Tag of a run that says which of its files could not be made, and why; empty where there are all.
 MISSING = "missing_files"
 
@@ -80,7 +85,7 @@ class RunLogger:
             figures = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
             if np.isfinite(trained.test_logits_NK).all():
                 figures |= scores(trained.test_logits_NK, splits.test.labels)
-            metrics += [Metric(figure, value, started, 0) for figure, value in figures.items()]
+            metrics += _figures(figures, started)
             params = {
                 "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
@@ -107,7 +112,7 @@ class RunLogger:
         Args:
             evidence: None where nothing was measured.
         """
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Param
 
         known = self._connection.cells().get(key_of(cell))
         if evidence and known and known.data.tags.get(MISSING) and MEASUREMENT.name not in outcome.seconds:
@@ -134,8 +139,8 @@ class RunLogger:
             metrics = {**seconds, **(measured.metrics if measured else {})}
             self._client.log_batch(
                 run_id,
-                [Metric(name, value, now, 0) for name, value in metrics.items()],
-                [Param(key, str(value)) for key, value in params.items()],
+                _figures(metrics, now),
+                [Param(_allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in params.items()],
             )
             self._client.log_dict(run_id, _resolved(cell), "config.json")
             self._client.log_dict(run_id, environment.describe(), "environment.json")
@@ -168,7 +173,11 @@ class RunLogger:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(curve.name, value, now, step) for curve in curves for step, value in enumerate(curve.values)]
+        metrics = [
+            Metric(_allowed(curve.name), value, now, step)
+            for curve in curves
+            for step, value in enumerate(curve.values)
+        ]
         for start in range(0, len(metrics), 1000):  # more are refused
             self._client.log_batch(run_id, metrics[start : start + 1000])
 
@@ -241,6 +250,19 @@ class RunLogger:
                 self._client.log_artifact(run_id, str(file), "report")
             self._client.set_tag(run_id, "status", status)
             self._client.set_terminated(run_id, status.upper())
+
+
+def _figures(values: Mapping[str, float], timestamp: int) -> "list[Metric]":
+    """Figures as MLflow takes them; all of them are declared."""
+    from mlflow.entities import Metric
+
+    assert all(metric_of(name) for name in values)
+    return [Metric(name, value, timestamp, 0) for name, value in values.items()]
+
+
+def _allowed(name: str) -> str:
+    """A name of anybody's as MLflow takes it."""
+    return re.sub(r"[^\w\-. :/]", "_", plain(name))[:250]
 
 
 def _flat(prefix: str, configured: Any) -> dict[str, Any]:

@@ -138,6 +138,8 @@ def _row(entry: Entry, run: "Run | None") -> Row:
         findings=(*tags.get("findings", "").splitlines(), *_missing(tags.get(MISSING, ""))),
         scheme=entry.scheme,
         command=entry.command,
+        confidence=entry.confidence,
+        batch=entry.batch,
         run_id=run.info.run_id if run else "",
     )
 
