@@ -85,12 +85,12 @@ def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) ->
 
 
 def _read_parts(file: Path) -> tuple[Split, Split]:
-    with file.open("rb") as stream:
-        head = stream.read(8)
-    for mark, what in _OTHERS:
-        if head.startswith(mark):
-            raise DataError(what)
     try:
+        with file.open("rb") as stream:
+            head = stream.read(8)
+        for mark, what in _OTHERS:
+            if head.startswith(mark):
+                raise DataError(what)
         with zipfile.ZipFile(file):
             pass
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:

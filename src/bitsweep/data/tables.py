@@ -49,9 +49,10 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
     Raises:
         DataError: it cannot be read.
     """
-    with file.open("rb") as stream:
-        parquet = file.suffix.lower() in PARQUET or stream.read(4) == b"PAR1"
+    parquet = file.suffix.lower() in PARQUET
     try:
+        with file.open("rb") as stream:
+            parquet |= stream.read(4) == b"PAR1"
         frame = _read_parquet(file) if parquet else _read_text(file, told)
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
