@@ -36,6 +36,8 @@ CONF = Path(__file__).parents[1] / "conf"
         (["dataset.root=/tmp/\u00e9"], r"""cannot be read; quote the value: "dataset.root='/tmp/\u00e9'"$"""),
         (["model.weights=a(b"], r"""quote the value: "model.weights='a\(b'"$"""),
         (["a#b=c"], "a#b is no key"),
+        (["+foo=1"], "no such key"),
+        (["+seeds=1"], r"no such key; did you mean seed\?"),
         (["+sweep=smoke,engines"], "one named sweep at a time"),
     ],
 )

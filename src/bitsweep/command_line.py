@@ -56,6 +56,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         _check_grid(override, word, multirun=multirun)
     elif key in (*CONFIG_GROUPS, "scale", "sweep"):
         _check_choice(key, override.value(), word)
+    if override.is_add() and key.partition(".")[0] not in _KEYS:
+        raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
     if any(key == each or key.startswith(f"{each}.") for each in _OPEN) and not override.is_force_add():
         return f"++{word.lstrip('+')}"
     # A named sweep is no part of a configuration that has none, for which Hydra wants a plus.

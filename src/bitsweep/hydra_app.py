@@ -34,8 +34,6 @@ from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
 #: The YAMLs that are installed with the package.
 CONF = Path(__file__).parent / "conf"
 _OPTIONS = tuple(Options.__dataclass_fields__)
-#: What stands at the top of a configuration and is no group: values that groups refer to.
-_REFERRED = ("scale", "data")
 _CHATTY = ("matplotlib", "PIL", "torch", "onnx_ir", "onnxscript", "mlflow", "alembic", "urllib3", "filelock", "git")
 
 
@@ -109,8 +107,6 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     if about.runtime.cwd not in sys.path:  # where plug-ins of the user's own may lie
         sys.path.append(about.runtime.cwd)
     plain = {str(name): _plain(config[name]) for name in config if name != "hydra"}
-    for name in plain.keys() - {*CONFIG_GROUPS, *_OPTIONS, *_REFERRED, "seed"}:
-        raise ConfigError(f"{name}: no such key; {command_line.did_you_mean(name)}`--cfg job` prints all keys")
     for group in CONFIG_GROUPS:
         if not isinstance(plain.get(group), Mapping):
             raise ConfigError(f"{group}={as_word(plain.get(group))}: a choice is needed; give one of conf/{group}/")
