@@ -74,7 +74,8 @@ def main() -> None:
         missing += [{"network": name, "contestant": each, "reason": reason} for each, reason in reasons.items()]
         print_table(name, found, reasons, arguments)
         if arguments.json:
-            about = {"cpu": cpu.model, "isa": cpu.isa, "versions": versions(), "calibration": arguments.calibration}
+            about = {"cpu": cpu.model, "isa": cpu.isa, "versions": versions()}
+            about |= {"calibration": arguments.calibration, "precision": arguments.precision}
             written = about | {"rows": [as_json(row) for row in rows], "left_out": missing}
             arguments.json.write_text(json.dumps(written, indent=1) + "\n")
     print_summary(rows)
@@ -90,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=names, default=list(NETWORKS), metavar="NETWORK[@DATA][+HARD]")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=ENGINES, help="ours")
     parser.add_argument("--peers", nargs="*", choices=PEERS_INT8, default=list(PEERS_INT8))
+    parser.add_argument("--precision", default="int8", help="of ours")
     parser.add_argument("--images", type=int, default=400, help="to test on, at most")
     parser.add_argument("--calibration", type=int, default=240, help="images to calibrate on, at most")
     parser.add_argument("--threads", type=int, default=1)
@@ -102,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def contestants(arguments: argparse.Namespace) -> dict[str, Build]:
     """Name -> how it is built."""
-    ours = {f"bitsweep {engine}": Ours(engine, "int8") for engine in arguments.engines}
+    ours = {f"bitsweep {engine}": Ours(engine, arguments.precision) for engine in arguments.engines}
     return {REFERENCE: PEERS[REFERENCE]} | {name: PEERS_INT8[name] for name in arguments.peers} | ours
 
 
@@ -201,7 +203,10 @@ def versions() -> dict[str, str]:
 
 def print_table(name: str, rows: list[Row], missing: dict[str, str], arguments: argparse.Namespace) -> None:
     """One line for each contestant, the best first."""
-    print(f"\n{name}: {rows[0].images} test and at most {arguments.calibration} calibration images")
+    print(
+        f"\n{name}: ours in {arguments.precision}, {rows[0].images} test and at most {arguments.calibration} "
+        "calibration images"
+    )
     print(f"{'':26}{'top-1 %':>24}{'to fp32, points':>26}{'to the best peer':>26}{'agrees':>8}{'SQNR dB':>9}{'s':>6}")
     for row in sorted(rows, key=lambda row: -row.top1[0]):
         print(
