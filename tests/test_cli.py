@@ -71,10 +71,10 @@ def _same(path: Path) -> bool:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["report", "2000-01-01"], "error: SWEEP_ID=2000-01-01: no such sweep in sqlite"),
+        (["report", "2000-01-01"], "/mlflow.db: there is no such file; run this in the folder of the sweep"),
         (["report"], "the following arguments are required: SWEEP_ID"),
         (["show"], "invalid choice: 'show'"),
-        (["export", "0" * 32, "bundle"], "no such run in sqlite"),
+        (["export", "0" * 32, "bundle"], "/mlflow.db: there is no such file"),
         (["verify", "nowhere"], "error: nowhere: no bundle"),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
 
 from bitsweep import stats
 
@@ -135,3 +136,32 @@ def test_blocks_must_be_pairs() -> None:
 def test_spread_and_drift() -> None:
     assert stats.relative_iqr(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.5)
     assert stats.drift(2.0, 2.5) == pytest.approx(0.25)
+
+
+@given(n=st.integers(1, 2000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_s_interval_is_scipy_s(n: int, share: float, confidence: float) -> None:
+    successes = round(share * n)
+    theirs = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert stats.wilson_interval(successes, n, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@given(b=st.integers(0, 300), c=st.integers(0, 300))
+def test_mcnemar_s_p_is_scipy_s(b: int, c: int) -> None:
+    theirs = binomtest(min(b, c), b + c).pvalue if b + c else 1.0
+    assert stats.mcnemar_exact_p(b, c) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_the_interval_of_a_speedup_is_scipy_s_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    fp32, own = ([rng.gamma(4, 1, 9) for _ in range(25)] for _ in range(2))
+    ratios = np.array([np.median(a) / np.median(b) for a, b in zip(fp32, own, strict=True)])
+    theirs = bootstrap(
+        (ratios,),
+        np.median,
+        confidence_level=0.9,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    ours = stats.paired_speedup(fp32, own, confidence=0.9, seed=0)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.02)

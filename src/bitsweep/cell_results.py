@@ -4,9 +4,9 @@ from pathlib import Path
 
 from bitsweep.cell import Cell
 from bitsweep.errors import StoreError
-from bitsweep.results import Compressed, Splits, Trained
+from bitsweep.results import Compressed, Measurement, Splits, Trained
 from bitsweep.runtime.store import Store
-from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, Stage
+from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, Stage
 
 
 def splits_of(cell: Cell, store: Store) -> Splits:
@@ -34,6 +34,14 @@ def compressed_of(cell: Cell, store: Store) -> Compressed:
 def artifact_of(cell: Cell, store: Store) -> Path:
     """The folder of files that the engine loads."""
     return _kept(store, ARTIFACT, cell)
+
+
+def measurement_by_key(key: str, store: Store) -> Measurement | None:
+    """What was measured of the cell with a key, or seen of its files; None where the store does not have it."""
+    from bitsweep.measuring.passes import load_measurement
+
+    found = (store.find(stage.name, key) for stage in (MEASUREMENT, INSPECTION))
+    return next((load_measurement(folder) for folder in found if folder), None)
 
 
 def _kept(store: Store, stage: Stage, cell: Cell) -> Path:

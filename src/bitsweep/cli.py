@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,8 +65,16 @@ def rebuild_report(sweep_id: str, folder: Path) -> None:
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import find_sweep, read_sweep
 
-    connection = Connection()
-    publish(read_sweep(connection, find_sweep(connection, sweep_id), folder=folder), folder)
+    connection = Connection(read_only=True)
+    sweep = find_sweep(connection, sweep_id)
+    report = read_sweep(connection, sweep, folder=folder)
+    lost = sum(row.status == "interrupted" for row in report.rows)
+    if lost and sweep.data.tags["status"] != "running" and (folder / "report.html").exists():
+        raise UsageError(
+            f"{folder}: the report there is complete, while {lost} of its cells are gone from MLflow and the store; "
+            "it is kept: name another folder with --folder, or run the sweep again"
+        )
+    publish(report, folder)
 
 
 def export_bundle(run_id: str, folder: Path) -> None:
@@ -74,7 +83,7 @@ def export_bundle(run_id: str, folder: Path) -> None:
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import download_bundle
 
-    download_bundle(Connection(), run_id, folder)
+    download_bundle(Connection(read_only=True), run_id, folder)
     bundle.complete(folder)
     print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
@@ -87,20 +96,27 @@ def verify_bundle(folder: Path, *, here: bool) -> None:
 
 
 def serve_ui(port: int) -> None:
-    """Start the MLflow UI with one worker and print the link to the comparison page; ends with the server."""
+    """Start the MLflow UI with one worker and print the link to the comparison page; ends with the server.
+
+    However this ends, by Ctrl-C, a signal or an error, no process of the server is left.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    from bitsweep.tracking.address import find_address
     from bitsweep.tracking.connection import Connection
 
-    tracked = Connection()
-    if tracked.uri.startswith("http"):
+    served = find_address().uri.startswith("http")
+    with contextlib.closing(socket.socket()) as probe:
+        if not served and probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UsageError(f"--port {port}: something listens there already; choose another port")
+    tracked = Connection(read_only=True)
+    if served:
         print(f"compare the cells: {tracked.uri.rstrip('/')}/{tracked.comparison_path}", flush=True)
         return
-    with contextlib.closing(socket.socket()) as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UsageError(f"--port {port}: something listens there already; choose another port")
-    # With its defaults the server is fifteen processes and 2.5 GB.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # With its defaults the server is fifteen processes and 2.5 GB. The address may hold a password: no argument.
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": tracked.address.uri}
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen([*command, "--backend-store-uri", tracked.uri], env=environment)
+    # In a session of its own, a Ctrl-C is this process's alone.
+    server = subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
     try:
         while server.poll() is None:
             with contextlib.closing(socket.socket()) as probe:
@@ -112,4 +128,12 @@ def serve_ui(port: int) -> None:
         if server.wait():
             raise TrackingError(f"mlflow ui ended with exit code {server.returncode}; its output is above")
     finally:
-        server.terminate()
+        for ends in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, ends)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(5)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -137,13 +137,27 @@ def paired_speedup(
     Raises:
         ValueError: the numbers of blocks differ, or there is none.
     """
+    ratios = _paired_ratios(baseline_blocks, candidate_blocks)
+    resampled = np.random.default_rng(seed).choice(ratios, size=(10_000, len(ratios)))
+    low, high = np.quantile(np.median(resampled, axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
+    verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
+    return Speedup(ratio=float(np.median(ratios)), low=float(low), high=float(high), verdict=verdict)
+
+
+def undecided_speedup(baseline_blocks: Sequence[Array], candidate_blocks: Sequence[Array]) -> Speedup:
+    """Median of paired ratios of blocks that say nothing of the two: the interval holds every ratio, and 1.
+
+    Where something else decides how long a run takes, resampling measures how evenly it does so.
+    """
+    ratios = _paired_ratios(baseline_blocks, candidate_blocks)
+    low, high = min(1.0, float(ratios.min())), max(1.0, float(ratios.max()))
+    return Speedup(ratio=float(np.median(ratios)), low=low, high=high, verdict="not distinguishable")
+
+
+def _paired_ratios(baseline_blocks: Sequence[Array], candidate_blocks: Sequence[Array]) -> Array:
     if len(baseline_blocks) != len(candidate_blocks) or not len(baseline_blocks):
         raise ValueError(
             f"{len(baseline_blocks)} and {len(candidate_blocks)} blocks: give as many of each, at least one"
         )
     pairs = zip(baseline_blocks, candidate_blocks, strict=True)
-    ratios = np.array([np.median(baseline) / np.median(candidate) for baseline, candidate in pairs])
-    resampled = np.random.default_rng(seed).choice(ratios, size=(10_000, len(ratios)))
-    low, high = np.quantile(np.median(resampled, axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
-    verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
-    return Speedup(ratio=float(np.median(ratios)), low=float(low), high=float(high), verdict=verdict)
+    return np.array([np.median(baseline) / np.median(candidate) for baseline, candidate in pairs])

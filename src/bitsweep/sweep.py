@@ -111,10 +111,15 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         outcomes = launch([each.cell for each in planned if each.trains], "baseline")
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
-    entries = {each: _entry(each) for each in planned}
+    reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
+    entries = {each: _entry(each, reused.get(each, "")) for each in planned}
     run_id = logger.start_sweep(folder.name, command, list(entries.values()))
     status = "killed"
     try:
+        for known in reused.values():
+            logger.adopt(known, sweep_id=folder.name)
+        lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
+        launch([cell for cell in lost if store.find(stages.last(cell).name, stages.key_of(cell))], "cell")
         todo = [each for each in planned if each.verdict in TO_DO]
         first = [each.cell for each in todo if each.trains]
         incomplete = {stages.BASELINE.key_of(each.cell): each.cell for each in planned if each.verdict == "reuse"}
@@ -196,7 +201,7 @@ def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, O
     }
 
 
-def _entry(planned: Planned) -> "Entry":
+def _entry(planned: Planned, run_id: str) -> "Entry":
     from bitsweep.tracking.entries import Entry
 
     cell, skipped = planned.cell, planned.verdict == "skip"
@@ -210,11 +215,14 @@ def _entry(planned: Planned) -> "Entry":
         reason=planned.reason if skipped else "",
         confidence=cell.protocol.confidence,
         batch=cell.protocol.batch_sizes[0],
+        run_id=run_id,
     )
 
 
 def _ended(entry: "Entry", outcome: Outcome) -> "Entry":
-    return replace(entry, verdict=outcome.status, reason=outcome.reason, log_tail=outcome.log_tail)
+    return replace(
+        entry, verdict=outcome.status, reason=outcome.reason, log_tail=outcome.log_tail, run_id=outcome.run_id
+    )
 
 
 def publish(report: "SweepReport", folder: Path) -> list[Path]:

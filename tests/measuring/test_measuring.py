@@ -89,6 +89,7 @@ def artifact(folder: Path, name: str, **about: Any) -> Path:
 
 def protocol(**knobs: Any) -> MeasurementProtocol:
     quick = {"name": "test", "threads": 1, "warmup_s": 0.01, "blocks": 10, "block_s": 0.02, "repeats": 0}
+    quick["max_foreign_share"] = 1e9  # of others on this machine; see test_crowded.py
     return MeasurementProtocol(**quick | knobs)
 
 

@@ -252,9 +252,10 @@ def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
     """Machine and versions, as name and value."""
     about = report.environment
     cpu = about.get("cpu", {})
+    quota = f", a quota of {about['cpu_quota']:g} CPUs" if about.get("cpu_quota") else ""
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     return [
-        ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores"),
+        ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores{quota}"),
         *([("GPU", f"{gpu['model']}, {gpu['architecture']}")] if (gpu := about.get("gpu")) else []),
         ("memory", f"{about.get('memory_gb', '?')} GB"),
         ("platform", f"{about.get('platform', '?')}, Python {about.get('python', '?')}"),

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitsweep.runtime.cpu_quota import cpu_quota
+
 #: Packages whose versions are stamped on every run.
 REPORTED_PACKAGES = (
     "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx",
@@ -124,11 +126,12 @@ def current_gpu() -> Gpu | None:
 
 
 def physical_cores() -> int:
-    """Physical cores this process may run on, at least one."""
+    """Physical cores that this process may keep busy: by its affinity and its quota of CPU time, at least one."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    limits = (allowed, psutil.cpu_count(logical=False) or allowed, int(cpu_quota() or allowed))
+    return max(1, min(limits))
 
 
 @functools.cache
@@ -166,6 +169,7 @@ def describe() -> dict[str, Any]:
         "gpu": asdict(gpu) if gpu else None,
         "logical_cores": psutil.cpu_count(logical=True),
         "physical_cores": psutil.cpu_count(logical=False),
+        "cpu_quota": cpu_quota(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "platform": platform.platform(),
         "python": platform.python_version(),

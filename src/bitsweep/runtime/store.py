@@ -4,6 +4,7 @@
 <root>/<kind>/<key>.partial/      being built by the holder of the lock; a leftover is thrown away
 <root>/<kind>/<key>.unfinished    what its builder goes on from after a kill; gone when the folder is finished
 <root>/<kind>/<key>.seen          hashes of its files, remembered until one of them is touched
+<root>/notes/<id>/                documents that are kept elsewhere, too
 <root>/locks/<kind>-<key>.lock    held while building
 """
 
@@ -140,6 +141,22 @@ class Store:
         """When a finished folder was finished, in nanoseconds; 0 where there is none."""
         manifest = self.folder(kind, key) / _MANIFEST
         return manifest.stat().st_mtime_ns if manifest.exists() else 0
+
+    def write_note(self, of: str, name: str, content: Any) -> None:
+        """Keep a JSON document beside the finished work."""
+        with self._explained():
+            _make(self.root / "notes")
+            _make(self.root / "notes" / of)
+            file = self.root / "notes" / of / name
+            partial = file.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(content))
+            partial.replace(file)
+
+    def read_note(self, of: str, name: str) -> Any:
+        """A JSON document that was kept; None where there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.root / "notes" / of / name).read_text())
+        return None
 
     def seconds(self, kind: str, key: str) -> float:
         """How long a finished folder took to build."""

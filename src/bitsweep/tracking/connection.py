@@ -5,12 +5,16 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.errors import TrackingError, ran_out_of_space
+from bitsweep.errors import TrackingError, UsageError, ran_out_of_space
+from bitsweep.runtime import machine
+from bitsweep.tracking.address import VARIABLE, find_address, prepare_database
+from bitsweep.tracking.advice import advice
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,32 +28,61 @@ class Connection:
     """A connection to the tracking store: ``MLFLOW_TRACKING_URI``, or MLflow's default in the working directory.
 
     Attributes:
-        uri: where the store is.
+        address: where the store is.
         client: MLflow's own.
         experiment_id: of the experiment that all runs are in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, read_only: bool = False) -> None:
         """Connect, create database and experiment where they are missing, and end runs that a killed process left.
 
+        Args:
+            read_only: create and end nothing.
+
         Raises:
+            UsageError: it is only to be read, and is not there.
             TrackingError: the tracking store does not answer or cannot be written.
         """
         # A server that is not there must be noticed within seconds, not after MLflow's minutes of patience.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        machine.check()  # MLflow needs to know the user
         import mlflow
+        import mlflow.store.db.utils
 
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        self.uri: str = mlflow.get_tracking_uri()
+        self.address = find_address()
         with self.explained():
-            _create_database(self.uri)
+            prepare_database(self.address, read_only=read_only)
+            mlflow.set_tracking_uri(self.address.uri)
+            if not self.address.chosen:  # MLflow sets the variable, too, as if the user had
+                os.environ.pop(VARIABLE, None)
             self.client: MlflowClient = mlflow.MlflowClient()
-            found = self.client.get_experiment_by_name(EXPERIMENT)
-            self.experiment_id: str = found.experiment_id if found else self.client.create_experiment(EXPERIMENT)
-            self._end_abandoned()
+            self.experiment_id = self._experiment(read_only=read_only)
+            if not read_only:
+                self._end_abandoned()
+
+    @property
+    def uri(self) -> str:
+        """The address as it may be shown, without a password."""
+        return self.address.shown
+
+    def _experiment(self, *, read_only: bool) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is None and read_only:
+            raise UsageError(f"{self.address.named}: holds no experiment {EXPERIMENT}: nothing was measured there yet")
+        if found is None:
+            where = self.address.artifacts
+            return str(self.client.create_experiment(EXPERIMENT, where and f"{where}/{EXPERIMENT}"))
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"{self.address.named}: the experiment {EXPERIMENT} was deleted; restore it: {VARIABLE}={self.uri} "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        return str(found.experiment_id)
 
     @property
     def comparison_path(self) -> str:
@@ -68,17 +101,14 @@ class Connection:
 
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, UnicodeError) as error:
             if ran_out_of_space(error, Path.cwd(), tempfile.gettempdir()):
                 raise TrackingError(
-                    f"MLFLOW_TRACKING_URI={self.uri}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "
+                    f"{self.address.named}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "
                     "some space, and run the same command again: what was finished is kept"
                 ) from error
-            reason = " ".join(str(error).split())[:300]
-            raise TrackingError(
-                f"MLFLOW_TRACKING_URI={self.uri}: the tracking store cannot be used ({reason}); start it, make it "
-                "writable, or unset MLFLOW_TRACKING_URI to use mlflow.db in this folder"
-            ) from error
+            reason = self.address.without_password(" ".join(str(error).split()))[:300]
+            raise TrackingError(f"{self.address.named}: {advice(error, self.address)} ({reason})") from None
 
     def search(self, condition: str) -> "Iterable[Run]":
         """All runs that meet a condition of MLflow's query language."""
@@ -91,15 +121,31 @@ class Connection:
                 return
 
     def cells(self) -> "dict[str, Run]":
-        """Cell key -> its run that was finished, or lowered where its engine cannot run; others may have failed."""
-        with self.explained():
-            condition = "tags.kind = 'cell' and attributes.status = 'FINISHED'"
-            return {run.data.tags["cell_key"]: run for run in self.search(condition)}
+        """Cell key -> its latest run that was finished, or lowered where its engine cannot run."""
+        return self._latest("cell", "cell_key")
 
     def baselines(self) -> "dict[str, Run]":
-        """Baseline key -> its run."""
+        """Baseline key -> its latest run that was finished."""
+        return self._latest("baseline", "baseline_key")
+
+    def _latest(self, kind: str, key: str) -> "dict[str, Run]":
+        found: dict[str, Run] = {}
         with self.explained():
-            return {run.data.tags["baseline_key"]: run for run in self.search("tags.kind = 'baseline'")}
+            for run in self.search(f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"):  # the latest come first
+                found.setdefault(run.data.tags[key], run)
+        return found
+
+    def run(self, run_id: str) -> "Run | None":
+        """A run by its id, also one that was deleted and not yet removed; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        with self.explained():
+            try:
+                return self.client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return None
 
     def sweeps(self) -> "dict[str, Run]":
         """Sweep id -> its run."""
@@ -132,26 +178,3 @@ def _alive(process: str) -> bool:
     with contextlib.suppress(ValueError, psutil.Error):
         return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 2)
     return False
-
-
-def _create_database(uri: str) -> None:
-    """Make the SQLite file of a tracking store where there is none, whole or not at all.
-
-    MLflow makes one in dozens of steps, and cannot go on where it was killed in between.
-    """
-    import psutil
-    from mlflow import MlflowClient
-    from sqlalchemy.engine import make_url
-
-    name = make_url(uri).database if uri.startswith("sqlite:") else None
-    if not name or name == ":memory:" or Path(name).exists():
-        return
-    file = Path(name)
-    for left in file.parent.glob(f"{file.name}.*.partial*"):  # and SQLite's logger of it
-        if not psutil.pid_exists(int(left.name.removeprefix(f"{file.name}.").partition(".")[0])):
-            left.unlink(missing_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
-    with contextlib.suppress(FileExistsError):  # another process was first
-        os.link(partial, file)
-    partial.unlink()

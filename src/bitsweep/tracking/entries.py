@@ -11,6 +11,7 @@ class Entry:
         verdict: ``run``, ``lower``, ``reuse`` or ``skip`` when planned; ``finished``, ``lowered`` or ``failed`` later.
         confidence: of the intervals of its figures.
         batch: images of a batch whose latency it has.
+        run_id: the MLflow run that its figures are in, once there is one.
     """
 
     cell: dict[str, str]
@@ -23,3 +24,4 @@ class Entry:
     log_tail: str = ""
     confidence: float = 0.95
     batch: int = 1
+    run_id: str = ""

@@ -60,7 +60,12 @@ class RunLogger:
                 tags={"kind": kind, "commit": environment.commit(), **owner(), **tags},
             )
             run_id: str = run.info.run_id
-            yield run_id
+            try:
+                yield run_id
+            except BaseException:
+                with contextlib.suppress(Exception):  # that of a full disk, again
+                    self._client.set_terminated(run_id, "KILLED")
+                raise
             self._client.set_terminated(run_id, status, end_time=now)
 
     def log_baseline(self, cell: Cell, evidence: Evidence) -> str:
@@ -68,7 +73,7 @@ class RunLogger:
         from mlflow.entities import Metric, Param
 
         known = self._connection.baselines().get(BASELINE.key_of(cell))
-        if known and known.info.status == "FINISHED":
+        if known and not self.is_lost(known.info.run_id):
             return self._completed(known, evidence)
         trained = cell_results.trained_of(cell, self._store)
         splits = cell_results.splits_of(cell, self._store)
@@ -115,12 +120,18 @@ class RunLogger:
         from mlflow.entities import Param
 
         known = self._connection.cells().get(key_of(cell))
-        if evidence and known and known.data.tags.get(MISSING) and MEASUREMENT.name not in outcome.seconds:
-            return self._completed(known, evidence)
+        if evidence and known and MEASUREMENT.name not in outcome.seconds:
+            if self.is_lost(known.info.run_id):
+                with self._connection.explained():
+                    self._log_files(known.info.run_id, cell, outcome, evidence)
+                return str(known.info.run_id)
+            if known.data.tags.get(MISSING):
+                return self._completed(known, evidence)
         measured = outcome.measurement
         status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
-            "cell_key": key_of(cell), "sweep": sweep_id, "status": outcome.status, "reason": outcome.reason[:5000],
+            "cell_key": key_of(cell), "sweep": sweep_id, f"sweep.{sweep_id}": "measured",
+            "status": outcome.status, "reason": outcome.reason[:5000],
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
             "flags": ", ".join(measured.flags) if measured else "",
             "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
@@ -142,18 +153,33 @@ class RunLogger:
                 _figures(metrics, now),
                 [Param(_allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in params.items()],
             )
-            self._client.log_dict(run_id, _resolved(cell), "config.json")
-            self._client.log_dict(run_id, environment.describe(), "environment.json")
-            if outcome.log_tail:
-                self._client.log_text(run_id, outcome.log_tail, "log.txt")
+            self._log_files(run_id, cell, outcome, evidence)
             if evidence:
-                self._log_evidence(run_id, evidence)
                 self._log_curves(run_id, cell_results.compressed_of(cell, self._store).curves)
-            if outcome.status == "lowered":
-                self._client.log_artifacts(run_id, str(cell_results.artifact_of(cell, self._store)), "model")
-            elif measured:
-                self._log_predictions(run_id, cell, measured)
         return run_id
+
+    def _log_files(self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence | None) -> None:
+        """Log the settings of a cell, and all files that it has led to."""
+        self._client.log_dict(run_id, _resolved(cell), "config.json")
+        self._client.log_dict(run_id, environment.describe(), "environment.json")
+        if outcome.log_tail:
+            self._client.log_text(run_id, outcome.log_tail, "log.txt")
+        if evidence:
+            self._log_evidence(run_id, evidence)
+        if outcome.status == "lowered":
+            self._client.log_artifacts(run_id, str(cell_results.artifact_of(cell, self._store)), "model")
+        elif outcome.measurement:
+            self._log_predictions(run_id, cell, outcome.measurement)
+
+    def adopt(self, run_id: str, *, sweep_id: str) -> None:
+        """Let the run of a reused cell belong to one more sweep."""
+        with self._connection.explained():
+            self._client.set_tag(run_id, f"sweep.{sweep_id}", "reused")
+
+    def is_lost(self, run_id: str) -> bool:
+        """Whether the artifacts of a run were deleted."""
+        with self._connection.explained():
+            return not self._client.list_artifacts(run_id)
 
     def _log_evidence(self, run_id: str, evidence: Evidence) -> None:
         """Log the files that figures are believed by, and say which are missing."""
@@ -228,15 +254,30 @@ class RunLogger:
 
     def start_sweep(self, sweep_id: str, command: str, entries: list[Entry]) -> str:
         """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported."""
-        tags = {"kind": "sweep", "sweep": sweep_id, "command": command, "status": "running", **owner()}
+        tags = {
+            "kind": "sweep", "sweep": sweep_id, "command": command, "status": "running",
+            "store": str(self._place()), **owner(),
+        }  # fmt: skip
         with self._connection.explained():
             run = self._client.create_run(self._connection.experiment_id, run_name=f"sweep {sweep_id}", tags=tags)
             self._write_entries(run.info.run_id, entries)
-            self._client.log_dict(run.info.run_id, environment.describe(), "environment.json")
+            self._write_twice(run.info.run_id, "environment.json", environment.describe())
             return str(run.info.run_id)
 
+    def _place(self) -> Path:
+        """The store's folder; relative to the database's where both may move together."""
+        root, database = self._store.root, self._connection.address.database
+        if database and not self._connection.address.chosen and root.is_relative_to(database.parent):
+            return root.relative_to(database.parent)
+        return root
+
     def _write_entries(self, run_id: str, entries: list[Entry]) -> None:
-        self._client.log_dict(run_id, [asdict(entry) for entry in entries], "plan.json")
+        self._write_twice(run_id, "plan.json", [asdict(entry) for entry in entries])
+
+    def _write_twice(self, run_id: str, name: str, content: Any) -> None:
+        """Keep something of a sweep in MLflow, and in the store for the case that it is lost there."""
+        self._client.log_dict(run_id, content, name)
+        self._store.write_note(run_id, name, content)
 
     def update_sweep(self, run_id: str, entries: list[Entry]) -> None:
         """Replace the kept plan by how its cells ended."""

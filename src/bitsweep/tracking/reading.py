@@ -1,5 +1,6 @@
-"""Reading sweeps and artifacts back, from the tracking store alone."""
+"""Reading sweeps and artifacts back: from the tracking store, and what was deleted there from the artifact store."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -7,12 +8,15 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from bitsweep.cell_results import measurement_by_key
 from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
 from bitsweep.evidence import PICTURES
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
+from bitsweep.results import Measurement
+from bitsweep.runtime.store import Store
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.entries import Entry
 from bitsweep.tracking.logger import MISSING
@@ -37,14 +41,15 @@ def find_sweep(connection: Connection, sweep_id: str) -> "Run":
 
 
 def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepReport:
-    """Everything that is known of a sweep, read back from MLflow alone.
+    """Everything that is known of a sweep, read back from MLflow, or from the store what is gone there.
 
     Args:
         folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
     """
     with connection.explained():
-        entries = [Entry(**entry) for entry in connection.read_json(sweep.info.run_id, "plan.json")]
-        finished = connection.cells()
+        store = Store(Path(sweep.data.tags.get("store", "multirun/store")))
+        entries = [Entry(**entry) for entry in _note(connection, sweep, "plan.json", store)]
+        finished = _Finished(connection, store)
         baselines = connection.baselines()
         wanted = dict.fromkeys(entry.baseline_key for entry in entries if entry.verdict != "skip")
         started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
@@ -53,14 +58,30 @@ def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepRe
             command=sweep.data.tags["command"],
             started=started,
             seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-            rows=[_illustrated(connection, _row(entry, finished.get(entry.key)), folder) for entry in entries],
+            rows=[_illustrated(connection, _row(entry, finished), folder) for entry in entries],
             baselines=[
                 _illustrated(connection, _baseline(baselines[key]), folder) for key in wanted if key in baselines
             ],
-            environment=connection.read_json(sweep.info.run_id, "environment.json"),
+            environment=_note(connection, sweep, "environment.json", store),
             tracking_uri=connection.uri,
             compare_url=connection.comparison_path,
         )
+
+
+def _note(connection: Connection, sweep: "Run", name: str, store: Store) -> Any:
+    """What a sweep keeps in MLflow, or in the store where that was lost.
+
+    Raises:
+        UsageError: neither has it.
+    """
+    if any(found.path == name for found in connection.client.list_artifacts(sweep.info.run_id)):
+        return connection.read_json(sweep.info.run_id, name)
+    if (kept := store.read_note(sweep.info.run_id, name)) is None:
+        raise UsageError(
+            f"SWEEP_ID={sweep.data.tags['sweep']}: its {name} is gone from {sweep.info.artifact_uri} and from "
+            f"{store.root}; run it again: {sweep.data.tags['command']}"
+        )
+    return kept
 
 
 def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
@@ -69,36 +90,51 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
     Raises:
         UsageError: there is no such run, it measured nothing, or the folder is not empty.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder}: is not empty; name a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
-    with connection.explained():
-        try:
-            run = connection.client.get_run(run_id)
-        except MlflowException as error:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is not empty; name a new folder")
+    run = connection.run(run_id)
+    if run is None:
+        raise UsageError(f"RUN_ID={run_id}: no such run in {connection.uri}; the report's cells.csv has them")
+    if run.data.tags.get("kind") != "cell" or run.data.tags.get("status") != "finished":
+        raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
+    with connection.explained(), tempfile.TemporaryDirectory() as scratch:
+        if not connection.client.list_artifacts(run_id, FOLDER):
             raise UsageError(
-                f"RUN_ID={run_id}: no such run in {connection.uri}; the report's cells.csv has them"
-            ) from error
-        if run.data.tags.get("kind") != "cell" or run.data.tags.get("status") != "finished":
-            raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
-        with tempfile.TemporaryDirectory() as scratch:
-            shutil.copytree(connection.client.download_artifacts(run_id, FOLDER, scratch), folder, dirs_exist_ok=True)
+                f"RUN_ID={run_id}: its artifacts are gone from {run.info.artifact_uri}; repeat its sweep, which logs "
+                f"them again from the store: {run.data.tags['command']}"
+            )
+        facts = connection.client.download_artifacts(run_id, FOLDER, scratch)
+        model = _download_model(connection, run, Path(scratch))
+        try:
+            shutil.copytree(facts, folder, dirs_exist_ok=True)
             _tell_command(run.data.tags["command"], folder / "bundle.json")
-            models = run.outputs.model_outputs if run.outputs else []
-            if models:
-                files = mlflow.artifacts.download_artifacts(
-                    f"models:/{models[0].model_id}", dst_path=scratch, tracking_uri=connection.uri
-                )
-                shutil.copy(Path(files) / "model.onnx", folder)
-            else:
-                files = connection.client.download_artifacts(run_id, "model", scratch)
-                shutil.copytree(files, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+            shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
+
+
+def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
+    """A folder with the files that an engine loads."""
+    import mlflow
+    import mlflow.exceptions
+
+    models = run.outputs.model_outputs if run.outputs else []
+    if not models:
+        return Path(connection.client.download_artifacts(run.info.run_id, "model", str(scratch)))
+    for model in models:  # several where the files of one were lost, and logged again
+        place, alone = (scratch / f"{model.model_id}{what}" for what in ("", "-alone"))
+        for folder in (place, alone):
+            folder.mkdir()
+        address = f"models:/{model.model_id}"
+        with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
+            mlflow.artifacts.download_artifacts(address, dst_path=str(place), tracking_uri=connection.address.uri)
+        for file in place.rglob("model.onnx"):
+            shutil.copy(file, alone)
+            return alone
+    raise UsageError(
+        f"RUN_ID={run.info.run_id}: its model is gone from MLflow; delete the run, and run it again: "
+        f"{run.data.tags['command']}"
+    )
 
 
 def _tell_command(command: str, file: Path) -> None:
@@ -116,21 +152,46 @@ def _illustrated(connection: Connection, what: Illustrated, folder: Path) -> Ill
     return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
 
 
-def _row(entry: Entry, run: "Run | None") -> Row:
+class _Finished:
+    """What is known of cells that have figures: by their run, by a later one, or by the store where MLflow has none."""
+
+    def __init__(self, connection: Connection, store: Store) -> None:
+        self._connection, self._store = connection, store
+        self._latest = connection.cells()
+
+    def run_of(self, entry: Entry) -> "Run | None":
+        latest = self._latest.get(entry.key)
+        if not entry.run_id or (latest and latest.info.run_id == entry.run_id):
+            return latest
+        return self._connection.run(entry.run_id) or latest
+
+    def measurement_of(self, entry: Entry) -> Measurement | None:
+        if entry.verdict not in ("finished", "lowered", "reuse"):
+            return None
+        return measurement_by_key(entry.key, self._store)
+
+
+def _row(entry: Entry, finished: _Finished) -> Row:
+    run = None if entry.verdict in ("skip", "failed") else finished.run_of(entry)
+    if run is None and (measured := finished.measurement_of(entry)):
+        return _row_from_store(entry, measured)
     status: RowStatus
-    if entry.verdict == "skip":
-        status = "skipped"
+    reason = entry.reason
+    if entry.verdict in ("skip", "failed"):
+        status = "skipped" if entry.verdict == "skip" else "failed"
     elif run is not None and run.data.tags["status"] == "lowered":
         status = "lowered"
     elif run is not None:
         status = "reused" if entry.verdict == "reuse" else "finished"
     else:
-        status = "failed" if entry.verdict == "failed" else "interrupted"
+        status = "interrupted"
+        if entry.verdict in ("finished", "lowered", "reuse"):
+            reason = f"its run is gone from MLflow, and what it measured from the store; run {entry.command}"
     tags = run.data.tags if run else {}
     return Row(
         cell=entry.cell,
         status=status,
-        reason=entry.reason or tags.get("reason", ""),
+        reason=reason or tags.get("reason", ""),
         log_tail=entry.log_tail,
         metrics=dict(run.data.metrics) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
@@ -146,6 +207,23 @@ def _row(entry: Entry, run: "Run | None") -> Row:
 
 def _missing(files: str) -> list[str]:
     return [f"{files}; the same command makes them again"] if files else []
+
+
+def _row_from_store(entry: Entry, measured: Measurement) -> Row:
+    statuses: dict[str, RowStatus] = {"finished": "finished", "lowered": "lowered", "reuse": "reused"}
+    return Row(
+        cell=entry.cell,
+        status=statuses[entry.verdict],
+        reason=entry.reason,
+        metrics=measured.metrics,
+        flags=measured.flags,
+        verdict=measured.verdict,
+        findings=measured.findings,
+        scheme=entry.scheme,
+        command=entry.command,
+        confidence=entry.confidence,
+        batch=entry.batch,
+    )
 
 
 def _baseline(run: "Run") -> Baseline:

@@ -1,0 +1,31 @@
+"""What to do about an error of MLflow or its database: one cause, one hint."""
+
+import locale
+
+from bitsweep.tracking.address import Address, elsewhere
+
+
+def advice(error: Exception, address: Address) -> str:
+    """What went wrong, and what to do."""
+    text = f"{error} {error.__cause__ or ''}".lower()
+    code = str(getattr(error, "error_code", ""))
+    if isinstance(error, UnicodeError):
+        return (
+            f"the locale's encoding, {locale.getencoding()}, does not hold all characters; set PYTHONUTF8=1 and run "
+            "the same command again: what was finished is kept"
+        )
+    if isinstance(error, ImportError) or "no module named" in text:
+        return f"needs a package that is not installed, the driver of its database; install it, {elsewhere(address)}"
+    if "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
+        return f"cannot be written; make it writable, {elsewhere(address)}"
+    if "database is locked" in text:
+        return "is locked by another program; end that one, and run the same command again"
+    if "out-of-date database schema" in text or "can't locate revision" in text:
+        return f"was made by another version of MLflow; run: mlflow db upgrade {address.shown}, {elsewhere(address)}"
+    if code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") and ("name" in text or "key" in text or "length" in text):
+        return "MLflow does not take a name or value; give the knob, class, curve or table another one"
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "401" in text or "403" in text or "password" in text:
+        return "refuses this user; check name and password"
+    if address.database is None:
+        return f"does not answer; start it, {elsewhere(address)}"
+    return f"cannot be used; {elsewhere(address).removeprefix('or ')}"

@@ -1,0 +1,79 @@
+"""Latencies while others use the cores: seen, said, tried again, and no ground for a verdict."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from bitsweep import stats
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.latency import _own_time, _until_quiet
+
+IMAGES = np.ones((1, 3, 4, 4), np.float32)
+QUICK = MeasurementProtocol(name="quick", threads=1, warmup_s=0.01, blocks=6, block_s=0.02, repeats=0)
+
+
+def computing(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    values = np.linspace(0, 1, size)
+    return lambda images: np.sin(values)
+
+
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes that compute all the time on the one CPU that this process may use."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
+        os.sched_setaffinity(0, allowed)
+
+
+def test_crowded_cores_are_seen_and_tried_again() -> None:
+    with neighbours(4):
+        _, noise = _until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
+    assert noise["crowded"]
+    assert noise["noisy"]
+    assert noise["attempts"] == 3
+    assert noise["foreign_share"] > 0.5
+    assert noise["computing_share"] < 0.5 or noise["preemptions_per_s"] > 10
+
+
+def test_one_s_own_work_is_no_crowd() -> None:
+    if psutil.cpu_percent(0.3) > 10:
+        pytest.skip("something else computes on this machine")
+    with neighbours(0):
+        _, noise = _until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
+    assert not noise["crowded"]
+    assert noise["attempts"] == 1
+
+
+def test_the_time_that_a_process_computes() -> None:
+    with _own_time() as own:
+        end = psutil.Process().cpu_times().user + 0.2
+        while psutil.Process().cpu_times().user < end:
+            pass
+    assert 0 < own()[0] <= 1.1
+
+
+def test_what_crowded_samples_leave_open() -> None:
+    """Samples of one scheduler's time slices are even: resampled they would give a narrow interval."""
+    rng = np.random.default_rng(0)
+    fp32 = [np.full(5, 72.0) + rng.normal(0, 0.01, 5) for _ in range(6)]
+    int8 = [np.full(5, 108.0) + rng.normal(0, 0.01, 5) for _ in range(6)]
+    resampled = stats.paired_speedup(fp32, int8, confidence=0.95, seed=0)
+    assert (resampled.verdict, resampled.high - resampled.low < 0.01) == ("slower", True)
+    undecided = stats.undecided_speedup(fp32, int8)
+    assert undecided.verdict == "not distinguishable"
+    assert undecided.low < 0.67
+    assert undecided.high == 1.0
+    assert undecided.ratio == resampled.ratio

@@ -1,0 +1,43 @@
+"""`bitsweep ui` ends with all that it started, whenever and however it is ended."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bitsweep.tracking.connection import Connection
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, None), (signal.SIGINT, None), (signal.SIGINT, 1.0)])
+def test_nothing_is_left_of_the_server(
+    number: signal.Signals, seconds: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Connection()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [str(Path(sys.executable).with_name("bitsweep")), "ui", "--port", port]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
+        if seconds is None:
+            assert ui.stdout
+            assert "compare the cells" in next(line for line in ui.stdout if "compare" in line)
+        else:
+            time.sleep(seconds)
+        started = psutil.Process(ui.pid).children(recursive=True)
+        assert started or seconds
+        ui.send_signal(number)
+        _, said = ui.communicate(timeout=60)
+    assert ui.returncode == 130
+    assert "Traceback" not in said
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port)))
