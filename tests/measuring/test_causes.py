@@ -1,10 +1,10 @@
-"""Why something is not faster, on profiles made for one cause each."""
+"""Why something is not faster or less accurate, on records made for one cause each."""
 
 import pytest
 
 from bitsweep.config.precision import FLOAT32, Grid, Scheme
-from bitsweep.measuring.causes import Profile, why_not_faster
-from bitsweep.results import OpProfile
+from bitsweep.measuring.causes import Profile, why_less_accurate, why_not_faster
+from bitsweep.results import OpProfile, Table
 
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True),
@@ -57,3 +57,14 @@ def test_an_engine_that_tells_no_times_is_asked_for_float_layers_only() -> None:
 def test_floats_are_no_faster_for_want_of_hardware() -> None:
     assert why_not_faster(FP32, FP32, HALF, threads=1, alone_ms=2) == [HALF.why]
     assert why_not_faster(FP32, FP32, FLOAT32, threads=1, alone_ms=2) == []
+
+
+def test_lost_accuracy_is_blamed_on_the_three_that_cost_most() -> None:
+    rows = tuple(
+        (f"the weights of layer{index}", 10.0 + index, "channel 3 spans 9", "method=qat") for index in range(5)
+    )
+    noise = Table(name="noise", columns=("what is rounded", "alone: SQNR dB", "channels", "try"), rows=rows)
+    (told,) = why_less_accurate((Table(name="bits", columns=("layer",), rows=()), noise))
+    assert all(part in told for part in ("layer0 (alone 10.0 dB: channel 3 spans 9; try method=qat)", "layer2"))
+    assert "layer3" not in told
+    assert why_less_accurate(()) == []

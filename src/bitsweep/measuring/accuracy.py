@@ -9,12 +9,15 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.config.precision import Grid
 from bitsweep.errors import BitsweepError
+from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
 from bitsweep.results import Array, Compressed, OpProfile, Split, Table, Trained
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
+#: Points of top-1 that are lost without an explanation.
+_EXPLAINED_DROP_PP = 0.5
 #: Files of an artifact's folder that no engine loads.
 _NOTED = frozenset({"manifest.json", "kernels.json"})
 #: Images below which a calibration says so.
@@ -74,6 +77,8 @@ def evaluate(
             f"calibrated on {compressed.calibrated_on} of the training images only: ranges are those of few pictures; "
             "raise method.calibration_images"
         )
+    if metrics["top1_drop_pp"] >= _EXPLAINED_DROP_PP:
+        findings += why_less_accurate(compressed.tables)
     if saturates:
         flags.append("saturates")
         findings.append("sums of the largest products saturate in this engine's kernels on this CPU")

@@ -1,11 +1,11 @@
-"""Why a compressed artifact is not faster than fp32, as far as measurements prove it."""
+"""Why a compressed artifact is not faster than fp32, or less accurate, as far as measurements prove it."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitsweep.config.precision import Scheme
-from bitsweep.results import OpProfile
+from bitsweep.results import OpProfile, Table
 
 #: Parts of names of operations that only change the format or the layout of a tensor.
 CONVERSIONS = ("quantize", "convert", "cast", "reorder", "_to_copy", "to.dtype")
@@ -50,6 +50,15 @@ class Profile:
         """In some of the kernels."""
         profiled = sum(kernel.ms for kernel in self.kernels)
         return sum(kernel.ms for kernel in kernels) * min(1.0, self.latency / profiled if profiled else 1.0)
+
+
+def why_less_accurate(tables: Sequence[Table], *, most: int = 3) -> list[str]:
+    """A sentence on what costs most of the accuracy, and what mends it; none where that was not looked for."""
+    (found,) = [table.rows[:most] for table in tables if table.name == "noise"] or [()]
+    if not found:
+        return []
+    told = (f"{what} (alone {sqnr_db:.1f} dB: {why}; try {knob})" for what, sqnr_db, why, knob in found)
+    return [f"of all that is rounded these cost most on calibration images: {', '.join(told)}"]
 
 
 def why_not_faster(own: Profile, fp32: Profile, scheme: Scheme, *, threads: int, alone_ms: float) -> list[str]:

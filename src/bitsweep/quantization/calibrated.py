@@ -167,6 +167,8 @@ class QuantizingMethod(Method):
         return Prepared(guarded=self._guarded(graph, batches, scheme), batches=batches, normalized=normalized)
 
     def _guarded(self, graph: "GraphModule", batches: "Sequence[torch.Tensor]", scheme: Scheme) -> "Guarded":
+        import torch
+
         from bitsweep.quantization.guard.search import IMAGES, Guard, Guarded
         from bitsweep.quantization.placement import Placement
         from bitsweep.quantization.weights import nearest_codes
@@ -181,7 +183,7 @@ class QuantizingMethod(Method):
             activations=scheme.activations if isinstance(scheme.activations, Grid) else None,
             choose_range=self.choose_activation_range(),
             fuses_functions=scheme.fuses_functions,
-        ).protect(graph, batches[0][:IMAGES])
+        ).protect(graph, torch.cat([batch[:IMAGES] for batch in batches[:IMAGES]])[:IMAGES])
 
     def finished(
         self,

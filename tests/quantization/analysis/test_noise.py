@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, attribute, is_layer
@@ -20,13 +21,13 @@ WEIGHTS, ACTIVATIONS = (
 )
 
 
-def _study(*, corrected: frozenset[str] = frozenset()) -> NoiseStudy:
+def _study(*, corrected: frozenset[str] = frozenset(), images: Tensor | None = None) -> NoiseStudy:
     graph = networks.mixed()
     parameters = [arguments(node)[1] for node in graph.graph.nodes if is_layer(node)]
     round_weights = partial(nearest_codes, grid=WEIGHTS, choose_range=minmax_weight_range)
     rounded = {str(each.target): round_weights(attribute(graph, each)).values for each in parameters}
     return study_noise(
-        graph, networks.images()[0], weights=rounded,
+        graph, networks.images()[0] if images is None else images, weights=rounded,
         corrected=corrected, grid=ACTIVATIONS, choose_range=minmax_range, placement=EVERYWHERE,
     )  # fmt: skip
 
@@ -63,3 +64,8 @@ def test_ends_are_those_of_the_channels() -> None:
     torch.testing.assert_close(images.low_C, study.images.amin((0, 2, 3)))
     torch.testing.assert_close(images.high_C, study.images.amax((0, 2, 3)))
     assert grids.sqnr_db(study.logits, study.logits) == float("inf")
+
+
+def test_one_image_has_a_signal_too() -> None:
+    study = _study(images=networks.images()[0][:1])
+    assert 0 < study.total_db() < 100 and study.sources()[0].sqnr_db < 100

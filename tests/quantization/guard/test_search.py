@@ -184,7 +184,7 @@ def test_remedies_tell_cause_and_price_in_the_records_of_their_layers() -> None:
     assert "channel" in told["stem"] and "the median channel" in told["stem"] and "costs no latency" in told["stem"]
     noise, remedies = guarded.tables
     assert (noise.name, remedies.name) == ("noise", "guard")
-    assert remedies.rows[0][0] == "nothing yet"
+    assert remedies.rows[0][0] == "before"
     assert remedies.rows[-1][-1] > remedies.rows[0][-1]
 
 
@@ -199,8 +199,10 @@ def test_float_is_the_last_resort_and_for_few_products() -> None:
     assert share <= FLOAT_SHARE
 
 
-def test_coarse_weights_are_not_judged() -> None:
-    guarded = _guard(weights=Grid(bits=2, signed=True, symmetric=True, per_channel=True), activations=None).protect(
-        graph := _graph(nn.ReLU), _images()
-    )
-    assert guarded.graph is graph and not guarded.remedies
+def test_coarse_weights_are_told_and_not_mended() -> None:
+    coarse = _guard(weights=Grid(bits=2, signed=True, symmetric=True, per_channel=True), activations=None)
+    guarded = coarse.protect(graph := _graph(nn.ReLU), _images())
+    assert guarded.graph is graph and not (guarded.remedies or guarded.corrected or guarded.floats)
+    (noise,) = guarded.tables
+    assert noise.name == "noise" and {str(row[0]) for row in noise.rows} > {"the weights of stem"}
+    assert all("precision.weights.bits" in str(row[-1]) for row in noise.rows)

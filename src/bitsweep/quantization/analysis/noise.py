@@ -74,6 +74,12 @@ class NoiseStudy:
     images: Tensor
     logits: Tensor
 
+    @property
+    def middle(self) -> Tensor:
+        """What the logits of all images have in common; nothing where they are all the same."""
+        mean = self.logits.mean(0)
+        return mean if (self.logits - mean).any() else torch.zeros_like(mean)
+
     def total_db(self) -> float:
         """SQNR of the logits with everything rounded."""
         return self._sqnr_db(self.qparams, self.weights)
@@ -102,7 +108,7 @@ class NoiseStudy:
                     changes_N[name] = changes_N.get(name, 0) + (gradient * error).flatten(1).double().sum(1)
             for name, change_N in changes_N.items():
                 noises[name] = noises.get(name, 0.0) + change_N.square().mean().item()
-        signal = (self.logits - self.logits.mean(0)).double().square().sum(1).mean().item()
+        signal = (self.logits - self.middle).double().square().sum(1).mean().item()
         for name, noise in noises.items():
             sqnr_db = 10 * math.log10(signal / noise) if noise and signal else math.inf
             what: Literal["weights", "activation"] = "weights" if name in self.weights else "activation"
@@ -112,8 +118,7 @@ class NoiseStudy:
     def _sqnr_db(self, qparams: Mapping[str, QParams], weights: Mapping[str, Tensor]) -> float:
         with torch.no_grad():
             rounded = _Rounded(self.observed, qparams, weights, self.offsets).run(self.images)
-        middle = self.logits.mean(0)
-        return grids.sqnr_db(self.logits - middle, rounded - middle)
+        return grids.sqnr_db(self.logits - self.middle, rounded - self.middle)
 
 
 def study_noise(

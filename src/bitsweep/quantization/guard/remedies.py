@@ -1,13 +1,20 @@
 """What the guard did about noise, in words."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
+from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, is_layer
 from bitsweep.quantization.analysis.noise import Source
 from bitsweep.results import Table
+
+#: Names of the tables.
+NOISE, GUARD = "noise", "guard"
+#: How many sources of noise a table tells.
+_TOLD = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +76,26 @@ def cause_of(source: Source) -> str:
     return f"rounding shifts the mean of channel {most} by {shifts[most]:.2g} of its standard deviation"
 
 
-def knob_of(source: Source, *, guarded: bool) -> str:
+def knob_of(source: Source, weights: Grid) -> str:
     """What mends a source that still costs accuracy."""
-    if source.what == "weights":
-        return "method=adaround, or method=qat"
-    return "precision.activations=float32 on backend=reference shows what activations cost; method=qat adapts to them"
+    if source.what == "activation":
+        return "method=qat; precision=w8a16 shows what activations cost"
+    return "method=adaround or qat" if weights.bits > 4 else "method=adaround or mixed, or more precision.weights.bits"
 
 
-def noise_table(graph: GraphModule, sources: Iterable[Source]) -> Table:
-    """Everything that is rounded, from the most to the least noise."""
-    rows = tuple((described(graph, each), each.sqnr_db, cause_of(each)) for each in sources)
-    return Table(name="noise", columns=("what is rounded", "alone: SQNR dB", "channels"), rows=rows)
+def noise_table(graph: GraphModule, sources: Iterable[Source], weights: Grid) -> Table:
+    """What is rounded, from the most to the least noise, as far as it makes some."""
+    noisy = [source for source in sources if math.isfinite(source.sqnr_db)][:_TOLD]
+    rows = tuple((described(graph, each), each.sqnr_db, cause_of(each), knob_of(each, weights)) for each in noisy)
+    return Table(name=NOISE, columns=("what is rounded", "alone: SQNR dB", "channels", "try"), rows=rows)
 
 
 def remedy_table(remedies: Iterable[Remedy], *, before_db: float) -> Table:
     """What was done, with the SQNR of the logits that the whole network has after each step."""
-    rows: list[tuple[str | float, ...]] = [("nothing yet", "", "", "", "", before_db)]
-    rows += [(each.action, each.source, each.cause, each.price, each.alone_db, each.after_db) for each in remedies]
-    columns = ("remedy", "against", "cause", "price", "alone: SQNR dB", "network after: SQNR dB")
-    return Table(name="guard", columns=columns, rows=tuple(rows))
+    rows: list[tuple[str | float, ...]] = [("before", "", "", "", "", before_db)]
+    rows += [(each.source, each.action, each.cause, each.price, each.alone_db, each.after_db) for each in remedies]
+    columns = ("against", "remedy", "cause", "price", "alone: SQNR dB", "network after: SQNR dB")
+    return Table(name=GUARD, columns=columns, rows=tuple(rows))
 
 
 def _module(layer: Node) -> str:

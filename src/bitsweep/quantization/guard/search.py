@@ -39,6 +39,8 @@ SUFFICIENT_DB = 18.0
 COSTLY_DB = SUFFICIENT_DB + 10
 #: Largest share of the multiply-accumulates that is left in float.
 FLOAT_SHARE = 0.05
+#: Least bits of weights whose noise is mended.
+FINE_BITS = 7
 #: Calibration images that are looked at.
 IMAGES = 8
 FREE = "costs no latency"
@@ -87,7 +89,6 @@ class Guard:
 
     Attributes:
         round_weights: from the weights of a layer to what they become.
-        judges_weights: whether the noise of weights counts; it does not where they are meant to be coarse.
         weights, activations: the grids; the activations' is None in float.
         choose_range: of activations.
         fuses_functions: see ``Placement``.
@@ -107,10 +108,10 @@ class Guard:
             images: a few calibration images, float32 [N, C, H, W].
         """
         placement = Placement(fuses_functions=self.fuses_functions)
-        study = self._study(graph, images, placement, frozenset(), frozenset())
+        study = self._study(graph, images, placement)
         start = State(graph=graph, placement=placement, study=study, total_db=study.total_db())
         if start.total_db >= SUFFICIENT_DB:
-            return Guarded(graph=graph, placement=placement)
+            return Guarded(graph=graph, placement=placement, tables=self._noise_of_coarse_weights(start))
         state = start = start.priced()
         for step in (self._scale_for_free, self._correct_biases, self._scale_at_a_price, self._leave_in_float):
             state = step(state, images)
@@ -121,10 +122,28 @@ class Guard:
             floats=state.floats,
             remedies=state.remedies,
             tables=(
-                noise_table(state.graph, state.sources.values()),
+                *(self._noise_of_coarse_weights(state) or self._noise(state)),
                 remedy_table(state.remedies, before_db=start.total_db),
             ),
         )
+
+    @property
+    def _judges_weights(self) -> bool:
+        """Whether the noise of weights counts: it does not where they are meant to be coarse."""
+        return self.weights.bits >= FINE_BITS
+
+    def _noise(self, state: State) -> tuple[Table, ...]:
+        return (noise_table(state.graph, state.sources.values(), self.weights),)
+
+    def _noise_of_coarse_weights(self, state: State) -> tuple[Table, ...]:
+        """What costs most where weights are so coarse that nothing is done about them; empty where little is lost."""
+        if self._judges_weights:
+            return ()
+        study = self._study(
+            state.graph, state.study.images, state.placement, state.corrected, state.floats, coarse=True
+        )
+        coarse = replace(state, study=study, total_db=study.total_db())
+        return self._noise(coarse.priced()) if coarse.total_db < SUFFICIENT_DB else ()
 
     # ------------------------------------------------------------------ remedies, from the cheapest
 
@@ -243,11 +262,13 @@ class Guard:
         graph: GraphModule,
         images: Tensor,
         placement: Placement,
-        corrected: frozenset[str],
-        floats: frozenset[str],
+        corrected: frozenset[str] = frozenset(),
+        floats: frozenset[str] = frozenset(),
+        *,
+        coarse: bool = False,
     ) -> NoiseStudy:
         paths = {str(arguments(node)[1].target): arguments(node)[1] for node in graph.graph.nodes if is_layer(node)}
-        judged = paths.keys() - floats if self.weights.bits >= 7 else set[str]()
+        judged = paths.keys() - floats if self._judges_weights or coarse else set[str]()
         return study_noise(
             graph, images, weights={path: self.round_weights(attribute(graph, paths[path])) for path in judged},
             corrected=corrected & judged, grid=self.activations, choose_range=self.choose_range, placement=placement,

@@ -23,8 +23,8 @@ from bitsweep.quantization.rewrites.equalization import EQUIVARIANT, by_input_ch
 
 #: Functions x g(x), each with its gate g as slope and offset before a function from 0 to 1.
 GATED = {aten.hardswish.default, aten.silu.default}
-#: Factors of channels stay within this of the largest, so that weights and biases keep codes of their own.
-SMALLEST_FACTOR = 1e-4
+#: Factors of channels stay within this of the largest, so that dead ones do not become infinite.
+SMALLEST_FACTOR = 1e-8
 _RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 
 
