@@ -204,7 +204,7 @@ EDITS = [
     # What is said:
     ("errors.py", "is not installed; run", "is missing; run", ""),
     ("errors.py", "the artifact takes float32", "it takes float32", ""),
-    ("backends/onnxruntime/backend.py", "cannot be loaded; delete its folder", "is damaged; delete its folder", ""),
+    ("errors.py", "cannot be loaded; delete its folder", "is damaged; delete its folder", ""),
     ("runtime/progress.py", "TimeRemainingColumn()", "", ""),
     ("training/loop.py", "there are {len(splits.train)} training images", "too few images", ""),
     ("training/loop.py", "\n\n\n", "\n\n\n# A comment\n\n\n", ""),

@@ -105,6 +105,16 @@ class MissingPackage(UsageError):
         super().__init__(f"{package} is not installed; run: pip install 'bitsweep[{extra}]'")
 
 
+def damaged(path: Path, error: BaseException | str) -> StoreError:
+    """What to raise where a file of the store cannot be loaded.
+
+    Args:
+        error: what it was loaded by says.
+    """
+    reason = error if isinstance(error, str) else first_line(error)
+    return StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}")
+
+
 def require_images(images: "Array", shape: tuple[int, ...]) -> None:
     """Refuse images that an artifact does not take.
 

@@ -221,6 +221,11 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str | float, ...], ...]
 
+    @classmethod
+    def from_json(cls, table: dict[str, Any]) -> "Table":
+        """The table that its fields were written of as JSON, which knows no tuples."""
+        return cls(name=table["name"], columns=tuple(table["columns"]), rows=tuple(map(tuple, table["rows"])))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:

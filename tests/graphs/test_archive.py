@@ -115,7 +115,7 @@ def test_nothing_in_a_file_runs(attack: str, program: torch.export.ExportedProgr
     path, trap = tmp_path / "program.pt2", Trap(tmp_path / "trapped")
     save_archive(program, path)
     rewritten(path, lambda records: ATTACKS[attack](records, trap))
-    with pytest.raises(StoreError, match=r"program\.pt2 cannot be read as a program; delete its folder"):
+    with pytest.raises(StoreError, match=r"program\.pt2 cannot be loaded; delete its folder"):
         load_program(path)
     assert not trap.file.exists()
 

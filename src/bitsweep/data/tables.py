@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitsweep.errors import DataError
+from bitsweep.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pandas
@@ -59,7 +59,7 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
     except MemoryError:
         raise
     except Exception as error:  # reading something damaged can raise anything
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise DataError(f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason})") from error
     frame = frame.rename(columns={name: str(name).strip() for name in frame.columns})
     if odd := [name for name in frame.columns if not name.isprintable()]:

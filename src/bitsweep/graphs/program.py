@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitsweep.config.backend import Device, InferenceFn, OnDevice
-from bitsweep.errors import StoreError, require_images
+from bitsweep.errors import damaged, require_images
 from bitsweep.graphs.archive import load_archive, save_archive
 from bitsweep.graphs.constants import folded_graph
 from bitsweep.graphs.ops import quantized, set_attribute
@@ -44,8 +44,7 @@ def load_program(path: Path) -> ExportedProgram:
             stored[name] = unpack(stored[name], meant.shape, lo, hi, meant.dtype)
         return _with_state(program, stored)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{path} cannot be read as a program; delete its folder and run again: {reason}") from error
+        raise damaged(path, error) from error
 
 
 def logits_of(program: ExportedProgram, batches: Iterable[Array]) -> Array:

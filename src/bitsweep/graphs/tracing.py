@@ -3,7 +3,7 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from bitsweep.errors import CompressionError
+from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.ops import aten
 
 
@@ -41,7 +41,7 @@ def export(model: torch.nn.Module, *, image_size: int) -> torch.export.ExportedP
         with torch.no_grad():
             return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise CompressionError(f"torch.export cannot trace the network at {image_size} pixels: {reason}") from error
 
 

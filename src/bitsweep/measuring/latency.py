@@ -15,7 +15,7 @@ import psutil
 from bitsweep import stats
 from bitsweep.config.backend import InferenceFn
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.errors import ran_out_of_memory
+from bitsweep.errors import first_line, ran_out_of_memory
 from bitsweep.measuring.causes import Profile, why_not_faster
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.results import Array
@@ -67,7 +67,7 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
         except Exception as error:
             if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
                 raise
-            notes["batches"][str(size)] = {"out_of_memory": str(error).partition("\n")[0]}
+            notes["batches"][str(size)] = {"out_of_memory": first_line(error)}
             flags.append(f"no memory for batch {size}")
             continue
         own = np.concatenate(blocks[0])

@@ -64,8 +64,6 @@ def load_measurement(folder: Path) -> Measurement:
         verdict=notes.get("verdict", ""),
         findings=tuple(finding for one in passes for finding in one["findings"]),
         notes=notes,
-        tables=tuple(
-            Table(**(table | {"rows": tuple(map(tuple, table["rows"]))})) for one in passes for table in one["tables"]
-        ),
+        tables=tuple(Table.from_json(table) for one in passes for table in one["tables"]),
         folder=folder,
     )

@@ -45,7 +45,7 @@ def load_compressed(folder: Path) -> Compressed:
         program=folder / "program.pt2",
         layers=tuple(LayerRecord(**each) for each in records["layers"]),
         curves=tuple(Curve(**each) for each in records["curves"]),
-        tables=tuple(Table(**(each | {"rows": tuple(map(tuple, each["rows"]))})) for each in records["tables"]),
+        tables=tuple(map(Table.from_json, records["tables"])),
         views=_load_views(folder),
         calibrated_on=records["calibrated_on"],
         test_logits_NK=np.load(folder / "test_logits.npy"),

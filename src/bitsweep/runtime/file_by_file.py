@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bitsweep.errors import StoreError, first_line, ran_out_of_space
+from bitsweep.errors import damaged, first_line, ran_out_of_space
 from bitsweep.results import Evidence
 
 #: Writes one file.
@@ -68,4 +68,4 @@ def _read_missing(folder: Path) -> dict[str, str]:
     try:
         return dict(json.loads(file.read_text())) if file.exists() else {}
     except (OSError, ValueError) as error:
-        raise StoreError(f"{file} cannot be read; delete its folder and run again: {first_line(error)}") from error
+        raise damaged(file, error) from error

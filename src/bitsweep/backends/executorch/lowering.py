@@ -17,7 +17,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from bitsweep.errors import CompressionError
+from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, quantized, reads_attribute, set_attribute
 from bitsweep.graphs.program import image_shape, profile_of
 
@@ -52,7 +52,7 @@ def export_executorch(program: ExportedProgram, path: Path, *, max_batch: int) -
             planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
             file = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise CompressionError(f"ExecuTorch does not take the program: {reason}") from error
     left = [
         node.name for node in edge.exported_program().graph.nodes if "convolution" in node.name or "mm" in node.name

@@ -12,7 +12,7 @@ import torch
 from executorch.extension.pybindings import portable_lib
 
 from bitsweep.config.backend import InferenceFn
-from bitsweep.errors import DataError, StoreError, require_images
+from bitsweep.errors import DataError, damaged, require_images
 from bitsweep.results import Array, OpProfile
 
 #: XNNPACK's operators that multiply and accumulate, and its types of codes.
@@ -72,5 +72,4 @@ def _load(path: Path, *, threads: int, profile: bool = False) -> tuple[Any, dict
         (facts,) = module.run_method("facts", [])
         return module, json.loads(facts)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}") from error
+        raise damaged(path, error) from error

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from bitsweep.backends.inductor import onednn
 from bitsweep.config.backend import Device, InferenceFn, OnDevice
-from bitsweep.errors import CompressionError, StoreError, require_images
+from bitsweep.errors import CompressionError, damaged, first_line, require_images
 from bitsweep.graphs.ops import arguments, attribute, drop_unread, quantized, reads_attribute, set_attribute
 from bitsweep.graphs.program import image_shape
 from bitsweep.graphs.program import profile_of as profile_of_program
@@ -67,7 +67,7 @@ def compile_package(program: ExportedProgram, path: Path, *, device: Device = "c
         try:
             files = aot_compile(for_integer_kernels(program), (images,), options=options)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise CompressionError(f"Inductor does not compile the program: {reason}") from error
         assert isinstance(files, list)
         # The source code would be packaged too.
@@ -114,8 +114,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
         package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
         return package, json.loads(package.get_metadata()["facts"])
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}") from error
+        raise damaged(path, error) from error
 
 
 def for_integer_kernels(program: ExportedProgram) -> GraphModule:

@@ -12,7 +12,7 @@ from bitsweep.config.backend import CpuOrGpu, InferenceFn, OnDevice
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
-from bitsweep.errors import ConfigError, DataError, MissingPackage, StoreError
+from bitsweep.errors import ConfigError, DataError, MissingPackage, damaged
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime import gpu
 from bitsweep.runtime.environment import Cpu, Gpu
@@ -193,7 +193,7 @@ class OnnxRuntime(CpuOrGpu):
                     "backend.device=cuda: ONNX Runtime cannot run all of this on the GPU; use backend.device=cpu, or, "
                     "where the log says that CUDA cannot be loaded, run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
                 ) from error
-            raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {error}") from error
+            raise damaged(path, error) from error
         # Else a run that fails on the GPU would be tried again on the CPU.
         session.disable_fallback()
         return session

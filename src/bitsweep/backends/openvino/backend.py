@@ -10,7 +10,7 @@ from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
-from bitsweep.errors import CompressionError, MissingPackage, StoreError, require_images
+from bitsweep.errors import CompressionError, MissingPackage, damaged, require_images
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.environment import Cpu
 
@@ -76,7 +76,7 @@ class OpenVino(Backend):
             model = self._read(folder)
         except RuntimeError as error:
             path = folder / MODEL
-            raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {_reason(error)}") from error
+            raise damaged(path, _reason(error)) from error
         shape = tuple(model.input(0).get_partial_shape()[1:].to_shape())
 
         @functools.lru_cache(maxsize=KEPT)

@@ -13,7 +13,7 @@ from bitsweep.config.backend import Backend, InferenceFn, OnDevice
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, storage_only
-from bitsweep.errors import CompressionError, MissingPackage, StoreError, require_images
+from bitsweep.errors import CompressionError, MissingPackage, damaged, require_images
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.environment import Cpu, current_gpu
 
@@ -165,7 +165,7 @@ class TensorRt(Backend):
         engine = trt.Runtime(listener).deserialize_cuda_engine(path.read_bytes()) if path.exists() else None
         if engine is None:
             reason = listener.errors[0] if listener.errors else "no such file"
-            raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}")
+            raise damaged(path, reason)
         context, stream = engine.create_execution_context(), _done(cuda.cudaStreamCreate())
         shape, classes = tuple(engine.get_tensor_shape(INPUT))[1:], tuple(engine.get_tensor_shape(OUTPUT))[1]
         addresses = {

@@ -8,7 +8,7 @@ from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, float_arithmetic, reduce_range
-from bitsweep.errors import CompressionError, ConfigError
+from bitsweep.errors import CompressionError, ConfigError, first_line
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.environment import Cpu
 
@@ -66,7 +66,7 @@ class QuantizedKernels(Backend):
         try:
             save_script(lowered(program), folder / MODEL, image_shape=image_shape(program))
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise CompressionError(f"backend={self.name} does not take the program: {reason}") from error
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bitsweep.config.backend import InferenceFn
-from bitsweep.errors import StoreError, require_images
+from bitsweep.errors import damaged, require_images
 from bitsweep.graphs.ops import set_attribute
 from bitsweep.results import Array, OpProfile
 
@@ -114,8 +114,7 @@ def _read(path: Path) -> tuple[Any, tuple[int, ...]]:
             script = torch.jit.load(path, _extra_files=about)  # type: ignore[no-untyped-call]
             script = torch.jit.freeze(script.eval())
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}") from error
+        raise damaged(path, error) from error
     return script, tuple(json.loads(about[SHAPE]))
 
 

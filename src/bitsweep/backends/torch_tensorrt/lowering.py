@@ -19,7 +19,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bitsweep.config.backend import InferenceFn, OnDevice
-from bitsweep.errors import CompressionError, StoreError, require_images
+from bitsweep.errors import CompressionError, damaged, first_line, require_images
 from bitsweep.graphs.program import image_shape
 from bitsweep.graphs.program import profile_of as profile_of_program
 from bitsweep.results import Array, OpProfile
@@ -64,7 +64,7 @@ def build_engine(program: ExportedProgram, folder: Path, *, max_batch: int, tf32
                 )
         except Exception as error:
             # That an operation has no converter is the cause of an error that shows the whole program.
-            reason = str(error.__cause__ or error).strip().partition("\n")[0] or "no engine was built"
+            reason = first_line(error.__cause__ or error)
             raise CompressionError(f"Torch-TensorRT does not convert the program: {reason}") from error
     (folder / ENGINE).write_bytes(engine)
     (folder / FACTS).write_text(json.dumps({"shape": shape, "macs": macs}))
@@ -137,6 +137,5 @@ def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
         module = TorchTensorRTModule(path.read_bytes(), [INPUT], [OUTPUT], settings=CompilationSettings())
         module.setup_engine()  # which the constructor leaves out for an empty file
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{path} cannot be loaded; delete its folder and run again: {reason}") from error
+        raise damaged(path, error) from error
     return module, facts

@@ -11,7 +11,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch.export import ExportedProgram
 
-from bitsweep.errors import CompressionError
+from bitsweep.errors import CompressionError, first_line
 from bitsweep.lowering.onnx import rewrites
 from bitsweep.lowering.onnx.operators import translations
 
@@ -60,7 +60,7 @@ def export_onnx(
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise CompressionError(f"ONNX cannot express the program: {reason}") from error
     assert exported is not None
     model = exported.model
