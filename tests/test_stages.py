@@ -48,7 +48,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> str:
         ({"seed": 1}, "bcam"),
         ({"method__calibration_images": 7}, "cam"),
         ({"precision__weights": {"bits": 6, "signed": True, "symmetric": True, "per_channel": True}}, "capm"),
-        ({"backend": "openvino"}, "apm"),
+        ({"backend": "openvino"}, "capm"),
         ({"backend__name": "other"}, "apm"),
         ({"protocol__eval_batch": 65}, "cam"),
         ({"protocol__blocks": 6}, "m"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitsweep.config.backend import Backend
 from bitsweep.config.binding import CONFIG_GROUPS, construct
-from bitsweep.config.configurable import source_of
+from bitsweep.config.configurable import IN_NAMES, marked, source_of
 from bitsweep.config.dataset import Dataset
 from bitsweep.config.method import Method
 from bitsweep.config.model import Model
@@ -20,8 +20,8 @@ from bitsweep.runtime.environment import current_cpu, current_gpu, version_of
 
 FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
-#: Choices that make up the name of a cell.
-NAMED = ("model", "method", "precision", "backend", "backend.device", "dataset")
+#: Config groups whose choices make up the name of a cell.
+NAMED = ("model", "method", "precision", "backend", "dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,21 @@ class Cell:
         return named | {"seed": str(self.seed)} | dict(self.knobs)
 
     @property
+    def shown_knobs(self) -> tuple[str, ...]:
+        """Knobs that were set and that names show, e.g. ``backend.device``."""
+        shown = {f"{group}.{knob}" for group in CONFIG_GROUPS for knob in marked(getattr(self, group), IN_NAMES)}
+        return tuple(name for name, _ in self.knobs if name in shown)
+
+    @property
     def name(self) -> str:
-        """A short readable name, not necessarily unique: it leaves out the knobs, but for a device that was chosen."""
-        choices = self.choices
-        parts = [choices[name] for name in NAMED if name in choices]
+        """A short readable name, not necessarily unique: of the knobs it has those alone that names show."""
+        knobs = dict(self.knobs)
+        parts = []
+        for group in NAMED:
+            parts += [
+                getattr(self, group).name,
+                *(knobs[name] for name in self.shown_knobs if name.startswith(f"{group}.")),
+            ]
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitsweep import stages
-from bitsweep.cell import NAMED, Cell
+from bitsweep.cell import Cell
 from bitsweep.runtime.store import Store
 from bitsweep.text import plain
 
@@ -97,7 +97,8 @@ def describe(planned: Sequence[Planned]) -> str:
 def _names(cells: Sequence[Cell]) -> list[str]:
     """Names of cells, with the knobs in which they differ."""
     choices = [cell.choices for cell in cells]
-    knobs = dict.fromkeys(name for each in choices for name in each if "." in name and name not in NAMED)
+    shown = {knob for cell in cells for knob in cell.shown_knobs}
+    knobs = dict.fromkeys(name for each in choices for name in each if "." in name and name not in shown)
     varying = [knob for knob in knobs if len({each.get(knob) for each in choices}) > 1]
     return [
         plain(" ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)]))

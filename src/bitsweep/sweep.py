@@ -213,6 +213,7 @@ def _entry(planned: Planned, run_id: str) -> "Entry":
         command=cell.command,
         verdict=planned.verdict,
         reason=planned.reason if skipped else "",
+        shown=list(cell.shown_knobs),
         confidence=cell.protocol.confidence,
         batch=cell.protocol.batch_sizes[0],
         run_id=run_id,

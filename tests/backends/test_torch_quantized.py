@@ -8,7 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
-from bitsweep.backends.torch_quantized.backend import MODEL, QuantizedKernels
+from bitsweep.backends.torch_quantized.backend import QuantizedKernels
 from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.errors import ConfigError
 from bitsweep.graphs.program import logits_of
@@ -87,7 +87,7 @@ def test_an_int8_artifact_is_small(program_of: ProgramOf, tmp_path: Path) -> Non
     backend.lower(program_of(backend.scheme(INT8, current_cpu())), tmp_path)
     fp32_bytes = sum(value.numel() * 4 for value in program_of(FLOAT32).state_dict.values())
     graph_bytes = 25_000
-    assert (tmp_path / MODEL).stat().st_size < 0.3 * fp32_bytes + graph_bytes
+    assert (tmp_path / QuantizedKernels.artifact).stat().st_size < 0.3 * fp32_bytes + graph_bytes
 
 
 def test_an_engine_that_pytorch_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

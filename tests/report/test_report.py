@@ -192,6 +192,7 @@ def test_knobs_that_the_method_implies_tell_nothing(report: SweepReport) -> None
 def test_devices_are_told_apart(report: SweepReport, tmp_path: Path) -> None:
     """Beside the engine wherever it is named, with the figures that only a GPU has."""
     one = measured("resnet18", "fp16", 0.98, 0.5, 11.3)
+    one = dataclasses.replace(one, shown=("backend.device",))
     on_cpu = dataclasses.replace(one, cell=one.cell | {"backend.device": "cpu"})
     on_gpu = dataclasses.replace(
         one,

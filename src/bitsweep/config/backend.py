@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from bitsweep.config.configurable import Choice, configurable
+from bitsweep.config.configurable import IN_NAMES, Choice, configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.runtime.environment import Cpu, Gpu, current_gpu
 
@@ -43,6 +43,8 @@ class Backend(Choice, ABC):
     """An engine. Lowers a program to a file, and runs that file.
 
     Attributes:
+        artifact: name of the file that it loads.
+        unloaded: names of files beside it that `profile` reads and no engine loads, so that they do not count as size.
         package, extra: distribution that the engine comes in, and the extra of this project that installs it.
         timed: whether its latency means anything; False for simulations.
         portable: whether an artifact runs on other CPUs too; False for machine code.
@@ -50,6 +52,8 @@ class Backend(Choice, ABC):
             project; empty where there is nothing to deploy.
     """
 
+    artifact: ClassVar[str]
+    unloaded: ClassVar[tuple[str, ...]] = ()
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     timed: ClassVar[bool] = True
@@ -111,7 +115,7 @@ class CpuOrGpu(Backend):
         tf32: whether float32 layers may round what they multiply to 10 bits of mantissa, which GPUs only do.
     """
 
-    device: Device = "cpu"
+    device: Annotated[Device, IN_NAMES] = "cpu"
     tf32: bool = False
 
     def __post_init__(self) -> None:

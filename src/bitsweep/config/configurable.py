@@ -15,6 +15,8 @@ from bitsweep.runtime.fingerprint import digest, settings
 T = TypeVar("T")
 #: Marks a knob that reaches no result, so that it is in no key.
 NOT_IN_KEYS = object()
+#: Marks a knob whose value is a part of a cell's name where it was set.
+IN_NAMES = object()
 #: Where files lie. What is in them is in keys instead, see `Choice.source`.
 Place = Annotated[str, NOT_IN_KEYS]
 
@@ -52,6 +54,12 @@ class Choice:
         return ""
 
 
+def marked(configured: Any, mark: object) -> list[str]:
+    """Names of the knobs of an object that bear a mark."""
+    fields = getattr(type(configured), "__pydantic_fields__", {})
+    return [name for name, field in fields.items() if mark in field.metadata]
+
+
 _sources: dict[str, str] = {}
 
 
@@ -65,7 +73,6 @@ def source_of(choice: Choice) -> str:
 
 def identity(configured: Any) -> dict[str, Any]:
     """What of a configured object reaches results: its class, its knobs, and what is in the files that they name."""
-    fields = getattr(type(configured), "__pydantic_fields__", {})
-    apart = {name for name, field in fields.items() if NOT_IN_KEYS in field.metadata}
+    apart = marked(configured, NOT_IN_KEYS)
     knobs = {name: value for name, value in settings(configured).items() if name not in apart}
     return knobs | ({"source": source_of(configured)} if isinstance(configured, Choice) else {})

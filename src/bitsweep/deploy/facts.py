@@ -50,6 +50,7 @@ def facts_of(
     cpu = current_cpu()
     about: dict[str, Any] = {
         "cell": name,
+        "artifact": backend.artifact,
         "deploy_module": backend.deploy_module,
         "backend": settings(backend),
         "threads": protocol.threads or physical_cores(),

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 
 from bitsweep import stats
+from bitsweep.config.backend import Backend
 from bitsweep.config.precision import Grid
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
 from bitsweep.results import Array, Compressed, OpProfile, Split, Table, Trained
+from bitsweep.runtime.store import MANIFEST
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
 #: Points of top-1 that are lost without an explanation.
 _EXPLAINED_DROP_PP = 0.5
-#: Files of an artifact's folder that no engine loads.
-_NOTED = frozenset({"manifest.json", "kernels.json"})
 #: Images below which a calibration says so.
 _FEW_IMAGES = 16
 #: Parity with the reference below which an artifact is not the model that was meant.
@@ -142,7 +142,7 @@ def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array
 
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
-    stored, twin = stored_bytes(subject.artifact), stored_bytes(subject.twin)
+    stored, twin = (_stored_bytes(folder, subject.backend) for folder in (subject.artifact, subject.twin))
     bits = sum(layer.stored_bits for layer in compressed.layers)
     metrics = {
         "size_mb": stored / 1e6,
@@ -157,9 +157,10 @@ def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dic
     return {"layers_left_float": left}, metrics, ["large"] if large else []
 
 
-def stored_bytes(folder: Path) -> int:
+def _stored_bytes(folder: Path, backend: Backend) -> int:
     """Bytes of an artifact's files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in _NOTED)
+    apart = {MANIFEST, *backend.unloaded}
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in apart)
 
 
 def _kernels(subject: Subject, kernels: Sequence[OpProfile]) -> tuple[dict[str, Any], dict[str, float], list[str]]:

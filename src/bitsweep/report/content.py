@@ -11,8 +11,6 @@ from bitsweep.metrics import METRICS, Metric
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Config groups that every table shows; the others only where they differ between cells.
 SHOWN_AXES = ("model", "method", "precision", "backend")
-#: Knob that says what an engine with kernels for several processors ran on.
-DEVICE = "backend.device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +24,7 @@ class Row:
         findings: sentences that explain the figures.
         command: reproduces this cell alone.
         pictures: PNG files under the folder of the report.
+        shown: knobs that its name shows.
         confidence: how sure its intervals are.
         batch: images of a batch whose latency it has.
     """
@@ -42,6 +41,7 @@ class Row:
     command: str
     run_id: str = ""
     pictures: tuple[Path, ...] = ()
+    shown: tuple[str, ...] = ()
     confidence: float = 0.95
     batch: int = 1
 
@@ -63,7 +63,7 @@ class Row:
     @property
     def engine(self) -> str:
         """The engine, and the device that was asked for."""
-        return " on ".join(self.cell[name] for name in ("backend", DEVICE) if name in self.cell)
+        return " on ".join([self.cell["backend"], *(self.cell[knob] for knob in self.shown if knob in self.cell)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class SweepReport:
     @property
     def varying_choices(self) -> list[str]:
         """Groups and knobs to show: the usual ones, those in which cells differ, and the device if one was chosen."""
-        chosen = [DEVICE] if any(DEVICE in row.cell for row in self.rows) else []
+        chosen = [knob for row in self.rows for knob in row.shown]
         return list(dict.fromkeys([*SHOWN_AXES, *telling(self.rows), *chosen]))
 
 

@@ -29,7 +29,7 @@ from bitsweep.runtime.integrity import damaged, digests, remember
 
 log = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 #: Group and others may write.
 _OTHERS_WRITE = 0o022
 
@@ -80,7 +80,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            reason = f"{_MANIFEST}: {error}"
+            reason = f"{MANIFEST}: {error}"
         if reason is None:
             return folder
         log.warning("%s is damaged (%s); it will be built again", folder, reason)
@@ -126,7 +126,7 @@ class Store:
                     seen = digests(partial)
                     files = {name: digest for name, (_, digest) in seen.items()}
                     manifest = {"about": about, "seconds": seconds, "files": files}
-                    (partial / _MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
+                    (partial / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
                     _remove(final)
                     partial.replace(final)
                     remember(seen, final.with_suffix(".seen"))
@@ -139,7 +139,7 @@ class Store:
 
     def finished_ns(self, kind: str, key: str) -> int:
         """When a finished folder was finished, in nanoseconds; 0 where there is none."""
-        manifest = self.folder(kind, key) / _MANIFEST
+        manifest = self.folder(kind, key) / MANIFEST
         return manifest.stat().st_mtime_ns if manifest.exists() else 0
 
     def write_note(self, of: str, name: str, content: Any) -> None:
@@ -191,7 +191,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it cannot be read, or is not what was written.
     """
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     if not isinstance(manifest, dict) or manifest.pop("digest", "") != _digest(manifest):
         raise ValueError("other bytes than were written")
     return manifest

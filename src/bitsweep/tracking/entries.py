@@ -1,6 +1,6 @@
 """The plan of a sweep, as MLflow keeps it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9,6 +9,7 @@ class Entry:
 
     Attributes:
         verdict: ``run``, ``lower``, ``reuse`` or ``skip`` when planned; ``finished``, ``lowered`` or ``failed`` later.
+        shown: knobs that names show.
         confidence: of the intervals of its figures.
         batch: images of a batch whose latency it has.
         run_id: the MLflow run that its figures are in, once there is one.
@@ -22,6 +23,7 @@ class Entry:
     verdict: str
     reason: str = ""
     log_tail: str = ""
+    shown: list[str] = field(default_factory=list)
     confidence: float = 0.95
     batch: int = 1
     run_id: str = ""

@@ -210,7 +210,8 @@ class RunLogger:
     def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
         """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files."""
         artifact = cell_results.artifact_of(cell, self._store)
-        if not (artifact / "model.onnx").exists():
+        file = artifact / cell.backend.artifact
+        if file.suffix != ".onnx":
             self._client.log_artifacts(run_id, str(artifact), "model")
             return
         import mlflow
@@ -227,7 +228,7 @@ class RunLogger:
         )
         with mlflow.start_run(run_id=run_id):
             mlflow.onnx.log_model(
-                onnx.load(artifact / "model.onnx"),
+                onnx.load(file),
                 name="model",
                 signature=signature,
                 input_example=example,

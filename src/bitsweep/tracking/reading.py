@@ -16,7 +16,7 @@ from bitsweep.errors import UsageError
 from bitsweep.evidence import PICTURES
 from bitsweep.report import Baseline, Row, RowStatus, SweepReport
 from bitsweep.results import Measurement
-from bitsweep.runtime.store import Store
+from bitsweep.runtime.store import MANIFEST, Store
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.entries import Entry
 from bitsweep.tracking.logger import MISSING
@@ -108,7 +108,7 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
         try:
             shutil.copytree(facts, folder, dirs_exist_ok=True)
             _tell_command(run.data.tags["command"], folder / "bundle.json")
-            shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+            shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
 
@@ -128,7 +128,7 @@ def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
         address = f"models:/{model.model_id}"
         with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
             mlflow.artifacts.download_artifacts(address, dst_path=str(place), tracking_uri=connection.address.uri)
-        for file in place.rglob("model.onnx"):
+        for file in place.rglob("*.onnx"):
             shutil.copy(file, alone)
             return alone
     raise UsageError(
@@ -199,6 +199,7 @@ def _row(entry: Entry, finished: _Finished) -> Row:
         findings=(*tags.get("findings", "").splitlines(), *_missing(tags.get(MISSING, ""))),
         scheme=entry.scheme,
         command=entry.command,
+        shown=tuple(entry.shown),
         confidence=entry.confidence,
         batch=entry.batch,
         run_id=run.info.run_id if run else "",
@@ -221,6 +222,7 @@ def _row_from_store(entry: Entry, measured: Measurement) -> Row:
         findings=measured.findings,
         scheme=entry.scheme,
         command=entry.command,
+        shown=tuple(entry.shown),
         confidence=entry.confidence,
         batch=entry.batch,
     )

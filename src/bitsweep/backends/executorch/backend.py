@@ -15,8 +15,6 @@ from bitsweep.runtime.environment import Cpu
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MODEL = "model.pte"
-
 
 @final
 @configurable
@@ -27,6 +25,7 @@ class ExecuTorch(Backend):
         max_batch: most images that the artifact takes at once.
     """
 
+    artifact: ClassVar[str] = "model.pte"
     package: ClassVar[str] = "executorch"
     extra: ClassVar[str] = "executorch"
     deploy_needs: ClassVar[tuple[str, ...]] = ("executorch", "torch")
@@ -57,21 +56,21 @@ class ExecuTorch(Backend):
         self._require()
         from bitsweep.backends.executorch.lowering import export_executorch
 
-        export_executorch(program, folder / MODEL, max_batch=self.max_batch)
+        export_executorch(program, folder / self.artifact, max_batch=self.max_batch)
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Load the file, without what writes such files."""
         self._require()
         from bitsweep.backends.executorch.runtime import inference_fn
 
-        return inference_fn(folder / MODEL, threads=threads)
+        return inference_fn(folder / self.artifact, threads=threads)
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
         """What XNNPACK executed."""
         self._require()
         from bitsweep.backends.executorch.runtime import profile_of
 
-        return profile_of(folder / MODEL, images, threads=threads)
+        return profile_of(folder / self.artifact, images, threads=threads)
 
     def _require(self) -> None:
         try:

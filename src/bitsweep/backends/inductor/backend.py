@@ -17,8 +17,6 @@ from bitsweep.runtime.environment import Cpu, current_cpu
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MODEL = "model.pt2"
-
 
 @final
 @configurable
@@ -28,6 +26,7 @@ class Inductor(CpuOrGpu):
     On the CPU layers are oneDNN's kernels; on a GPU they are Triton's and PyTorch's, for floats only.
     """
 
+    artifact: ClassVar[str] = "model.pt2"
     portable: ClassVar[bool] = False
     deploy_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
@@ -64,7 +63,7 @@ class Inductor(CpuOrGpu):
         from bitsweep.backends.inductor.lowering import compile_package
 
         self._allow_tf32()
-        compile_package(program, folder / MODEL, device=self.device)
+        compile_package(program, folder / self.artifact, device=self.device)
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Load the package, to run on as many threads as PyTorch is set to here."""
@@ -74,7 +73,7 @@ class Inductor(CpuOrGpu):
 
         self._allow_tf32()
         torch.set_num_threads(threads)
-        return inference_fn(folder / MODEL)
+        return inference_fn(folder / self.artifact)
 
     def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
         """Load the package and a batch; PyTorch runs it in its current stream."""
@@ -84,7 +83,7 @@ class Inductor(CpuOrGpu):
 
         self._allow_tf32()
         torch.set_num_threads(threads)
-        return on_gpu(folder / MODEL, images)
+        return on_gpu(folder / self.artifact, images)
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
         """What oneDNN ran; multiply-accumulates that are not among these were done by generated code, in float."""
@@ -93,7 +92,7 @@ class Inductor(CpuOrGpu):
         from bitsweep.backends.inductor.lowering import profile_of
 
         torch.set_num_threads(threads)
-        return profile_of(folder / MODEL, images)
+        return profile_of(folder / self.artifact, images)
 
     def _allow_tf32(self) -> None:
         if self.on_gpu:

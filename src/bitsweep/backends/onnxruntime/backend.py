@@ -20,7 +20,6 @@ from bitsweep.runtime.environment import Cpu, Gpu
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MODEL = "model.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 BYTE_TYPES = {"uint8", "int8"}
@@ -46,6 +45,7 @@ class OnnxRuntime(CpuOrGpu):
             programs compute in float32; ``none``.
     """
 
+    artifact: ClassVar[str] = "model.onnx"
     package: ClassVar[str] = "onnxruntime"
     deploy_needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
@@ -89,7 +89,7 @@ class OnnxRuntime(CpuOrGpu):
         """Write the program as ONNX."""
         from bitsweep.lowering.onnx.export import export_onnx
 
-        export_onnx(program, folder / MODEL, codes_of_gates=True, bits_of_weights=2)
+        export_onnx(program, folder / self.artifact, codes_of_gates=True, bits_of_weights=2)
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Open a session of that many threads, of which none spins between runs."""
@@ -171,7 +171,7 @@ class OnnxRuntime(CpuOrGpu):
             options.profile_file_prefix = str(profile)
         if not prepacked:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        path, state = folder / MODEL, onnxruntime.capi.onnxruntime_pybind11_state
+        path, state = folder / self.artifact, onnxruntime.capi.onnxruntime_pybind11_state
         provider: dict[str, str] = {}
         if self.on_gpu:
             provider = {"use_tf32": str(int(self.tf32))} | ({"user_compute_stream": str(stream)} if stream else {})

@@ -17,7 +17,6 @@ from bitsweep.runtime.environment import Cpu
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MODEL = "model.onnx"
 #: Batch sizes for which a compiled model is kept.
 KEPT = 4
 BYTE_TYPES = {"u8", "i8"}
@@ -36,6 +35,7 @@ class OpenVino(Backend):
     known are faster.
     """
 
+    artifact: ClassVar[str] = "model.onnx"
     package: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     deploy_needs: ClassVar[tuple[str, ...]] = ("openvino",)
@@ -63,7 +63,7 @@ class OpenVino(Backend):
         """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.export import export_onnx
 
-        export_onnx(program, folder / MODEL, fused_gates=True, pointwise_linear=True, bits_of_weights=4)
+        export_onnx(program, folder / self.artifact, fused_gates=True, pointwise_linear=True, bits_of_weights=4)
         try:
             self._compiled(self._read(folder), batch=1, threads=1)
         except RuntimeError as error:
@@ -75,7 +75,7 @@ class OpenVino(Backend):
         try:
             model = self._read(folder)
         except RuntimeError as error:
-            path = folder / MODEL
+            path = folder / self.artifact
             raise damaged(path, _reason(error)) from error
         shape = tuple(model.input(0).get_partial_shape()[1:].to_shape())
 
@@ -104,7 +104,7 @@ class OpenVino(Backend):
             import openvino
         except ImportError:
             raise MissingPackage(self.package, self.extra) from None
-        return openvino.Core().read_model(folder / MODEL)
+        return openvino.Core().read_model(folder / self.artifact)
 
     def _compiled(self, model: Any, *, batch: int, threads: int, profile: bool = False) -> Any:
         import openvino

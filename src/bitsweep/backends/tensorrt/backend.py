@@ -61,6 +61,8 @@ class TensorRt(Backend):
         tf32: whether float32 layers may round what they multiply to 10 bits of mantissa.
     """
 
+    artifact: ClassVar[str] = ENGINE
+    unloaded: ClassVar[tuple[str, ...]] = (KERNELS,)
     package: ClassVar[str] = "tensorrt-rtx"
     extra: ClassVar[str] = "tensorrt"
 

@@ -14,13 +14,12 @@ from bitsweep.runtime.environment import Cpu
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-PROGRAM = "program.pt2"
-
 
 @configurable
 class Eager(CpuOrGpu):
     """Runs a program op by op. The artifact is a ``torch.export`` file, the same for every device."""
 
+    artifact: ClassVar[str] = "program.pt2"
     channels_last: ClassVar[bool]
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
@@ -34,21 +33,21 @@ class Eager(CpuOrGpu):
         """Write the program, narrow codes packed."""
         from bitsweep.graphs.program import save_program
 
-        save_program(program, folder / PROGRAM)
+        save_program(program, folder / self.artifact)
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Load the program; parameters stored in half precision are cast to float32 here, once."""
         from bitsweep.graphs.program import inference_fn, load_program
 
         layout = self._prepare(threads)
-        return inference_fn(load_program(folder / PROGRAM), memory_format=layout, device=self.device)
+        return inference_fn(load_program(folder / self.artifact), memory_format=layout, device=self.device)
 
     def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
         """Load the program and a batch; PyTorch runs it in its current stream."""
         from bitsweep.graphs.program import load_program, on_gpu
 
         layout = self._prepare(threads)
-        return on_gpu(load_program(folder / PROGRAM), images, memory_format=layout)
+        return on_gpu(load_program(folder / self.artifact), images, memory_format=layout)
 
     def _prepare(self, threads: int) -> Any:
         """Set PyTorch up, and return the memory layout of images and weights."""
@@ -66,7 +65,7 @@ class Eager(CpuOrGpu):
         from bitsweep.graphs.program import load_program, profile_of
 
         torch.set_num_threads(threads)
-        return profile_of(load_program(folder / PROGRAM), images)
+        return profile_of(load_program(folder / self.artifact), images)
 
 
 @final

@@ -15,8 +15,6 @@ from bitsweep.runtime.environment import Cpu
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-MODEL = "model.pt"
-
 
 @final
 @configurable
@@ -28,6 +26,7 @@ class QuantizedKernels(Backend):
             activations are PyTorch's own.
     """
 
+    artifact: ClassVar[str] = "model.pt"
     deploy_needs: ClassVar[tuple[str, ...]] = ("torch",)
 
     engine: Literal["fbgemm", "onednn", "qnnpack"]
@@ -64,7 +63,7 @@ class QuantizedKernels(Backend):
 
         self._choose_engine()
         try:
-            save_script(lowered(program), folder / MODEL, image_shape=image_shape(program))
+            save_script(lowered(program), folder / self.artifact, image_shape=image_shape(program))
         except RuntimeError as error:
             reason = first_line(error)
             raise CompressionError(f"backend={self.name} does not take the program: {reason}") from error
@@ -77,7 +76,7 @@ class QuantizedKernels(Backend):
 
         self._choose_engine()
         torch.set_num_threads(threads)
-        return load_script(folder / MODEL)
+        return load_script(folder / self.artifact)
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
         """What ran, as PyTorch's dispatcher saw it."""
@@ -87,7 +86,7 @@ class QuantizedKernels(Backend):
 
         self._choose_engine()
         torch.set_num_threads(threads)
-        return executed(folder / MODEL, images)
+        return executed(folder / self.artifact, images)
 
     def _choose_engine(self) -> None:
         import torch

@@ -26,6 +26,7 @@ class TorchTensorRt(Backend):
         tf32: whether float32 layers may round what they multiply to 10 bits of mantissa.
     """
 
+    artifact: ClassVar[str] = "model.engine"
     package: ClassVar[str] = "torch-tensorrt"
     extra: ClassVar[str] = "torch-tensorrt"
     portable: ClassVar[bool] = False
