@@ -26,6 +26,8 @@ class Model(Choice, ABC):
             ``weights=imagenet`` was trained with, otherwise ``dataset``.
         head: ``linear``, the network's own last layer; ``mlp``, linear layers of 512 and 128 outputs with ReLU and
             dropout in front of one for the classes.
+        output: which of several outputs the logits are, by its name or number (``out.0`` where they are nested); empty
+            for the one called ``logits``, else the first.
         package, extra: distribution that the network comes in, and the extra of this project that installs it.
         weights_package, weights_extra: the same for the weights named ``imagenet``; empty where there are none.
     """
@@ -34,6 +36,7 @@ class Model(Choice, ABC):
     weights: Place = ""
     normalization: Literal["auto", "dataset", "imagenet", "centred"] = "auto"
     head: Literal["linear", "mlp"] = "linear"
+    output: str | int = ""
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     weights_package: ClassVar[str] = ""

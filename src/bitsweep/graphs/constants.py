@@ -1,6 +1,10 @@
 """Operations that depend on parameters alone are computed once."""
 
+import operator
+from collections.abc import Container
+
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
@@ -16,25 +20,36 @@ def folded_graph(program: ExportedProgram) -> GraphModule:
 
 
 def fold_constants(graph: GraphModule) -> None:
-    """Make, in place, a buffer of all that depends on parameters alone."""
+    """Make, in place, a buffer of all that depends on parameters alone, or on nothing."""
     interpreter = Interpreter(graph, garbage_collect_values=False)
-    constants: set[Node] = set()
+    known = interpreter.env
     for node in list(graph.graph.nodes):
-        sources = node.all_input_nodes
-        if node.op == "get_attr":
-            constants.add(node)
-        elif node.op == "call_function" and sources and constants.issuperset(sources):
+        if _is_check(node) and all(source in known for source in node.all_input_nodes):
+            graph.graph.erase_node(node)
+        elif node.op == "get_attr" or _is_constant(node, known):
             with torch.no_grad():
-                interpreter.env = {source: interpreter.run_node(source) for source in sources}
-                value = interpreter.run_node(node)
-            if isinstance(value, torch.Tensor):
-                set_attribute(graph, f"folded_{node.name}", value)
-                with graph.graph.inserting_before(node):
-                    folded = graph.graph.get_attr(f"folded_{node.name}")
-                node.replace_all_uses_with(folded)
-                constants.add(folded)
-            if not node.users:
-                graph.graph.erase_node(node)
+                known[node] = interpreter.run_node(node)
+    for node, value in known.items():
+        if node.op == "get_attr" or not isinstance(value, torch.Tensor) or all(user in known for user in node.users):
+            continue
+        set_attribute(graph, f"folded_{node.name}", value)
+        with graph.graph.inserting_before(node):
+            folded = graph.graph.get_attr(f"folded_{node.name}")
+        folded.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(folded)
     graph.graph.eliminate_dead_code()
     drop_unread(graph)
     graph.recompile()
+
+
+def _is_check(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and not node.target._schema.returns
+
+
+def _is_constant(node: Node, known: Container[Node]) -> bool:
+    """Whether a node yields the same in every run."""
+    if not isinstance(node.target, OpOverload):
+        return node.target is operator.getitem and node.args[0] in known
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    return all(source in known for source in node.all_input_nodes)

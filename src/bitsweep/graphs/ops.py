@@ -8,8 +8,6 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations of ``quantized``
 from torch.fx import GraphModule, Node
 
-from bitsweep.errors import CompressionError
-
 aten = torch.ops.aten
 #: Quantization and dequantization, the operations that Q/DQ programs are written in.
 quantized = torch.ops.quantized_decomposed
@@ -64,8 +62,7 @@ class Layer:
 def layers(graph: GraphModule) -> tuple[Layer, ...]:
     """The layers of a traced float network, in the order in which they run.
 
-    Raises:
-        CompressionError: the weights of a layer are computed while the network runs.
+    What multiplies by weights that depend on the images is none.
     """
     return tuple(_layers(graph))
 
@@ -134,12 +131,8 @@ def drop_unread(graph: GraphModule) -> None:
 def _layers(graph: GraphModule) -> Iterator[Layer]:
     for node in graph.graph.nodes:
         kind = LAYER_KINDS.get(node.target) or FLOAT_KINDS.get(node.target)
-        if kind is None or (kind == "matmul" and not reads_attribute(node.args[1])):
+        if kind is None or not reads_attribute(node.args[1]):
             continue
-        if not reads_attribute(node.args[1]):
-            raise CompressionError(
-                f"the weights of {node.name} are computed while it runs; remove its parametrizations"
-            )
         bias = bias_of(node)
         yield Layer(
             name=str(node.args[1].target).removesuffix(".weight"),

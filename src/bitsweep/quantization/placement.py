@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import ELEMENTWISE, LAYER_KINDS, aten
+from bitsweep.graphs.ops import ELEMENTWISE, LAYER_KINDS, aten, is_layer
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange, activation_spec
 
 RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
@@ -98,8 +98,10 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write an annotation into every node with codes as input or output."""
         for node in model.graph.nodes:
-            if node.target in LAYER_KINDS:
+            if is_layer(node):
                 self._annotate(node, inputs=node.args[:1], yields=not _yields_logits(node))
+            elif _leads_to_logits(node):
+                continue
             elif node.target in PAIRS and all(_is_activation(argument) for argument in node.args[:2]):
                 self._annotate(node, inputs=node.args[:2])
             elif node.target in RECTIFIERS and _fuses(node):
@@ -108,7 +110,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 self._share(node, node.args[:1])
             elif node.target in FUNCTIONS and _is_activation(node.args[0]):
                 self._annotate(node, inputs=node.args[:1])
-            elif node.target == aten.cat.default:
+            elif node.target == aten.cat.default and all(map(_is_activation, node.args[0])):
                 self._share(node, node.args[0])
         return model
 
@@ -129,7 +131,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
             return
         first, *others = sources
         specs: dict[Node, QuantizationSpecBase] = {first: self._spec(first)}
-        specs |= {source: SharedQuantizationSpec((first, node)) for source in others}
+        specs |= {source: SharedQuantizationSpec((first, node)) for source in others if source is not first}
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=specs, output_qspec=SharedQuantizationSpec((first, node)), _annotated=True
         )
@@ -171,7 +173,14 @@ def _moves(node: Node) -> bool:
 
 
 def _yields_logits(node: Node) -> bool:
-    return LAYER_KINDS[node.target] == "linear" and all(user.op == "output" for user in node.users)
+    return LAYER_KINDS[node.target] == "linear" and all(map(_leads_to_logits, node.users))
+
+
+def _leads_to_logits(node: Node) -> bool:
+    """Whether a node is the end of the network, or only moves values to there."""
+    if node.op == "output":
+        return True
+    return (_moves(node) or node.target == aten.cat.default) and all(map(_leads_to_logits, node.users))
 
 
 def _is_activation(argument: Any) -> bool:

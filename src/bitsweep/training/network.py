@@ -1,7 +1,6 @@
 """The network of a model: its head, the weights that it starts from, and which of its parts are trained.
 
-The head is the last layer with weights, whose outputs are the classes, or what took its place; the rest is the
-backbone.
+The head is the layer whose outputs are the classes, or what took its place; the rest is the backbone.
 """
 
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
+from bitsweep.training.outputs import yield_logits
 from bitsweep.training.weights import read_weights
 
 #: Outputs of the hidden layers of an ``mlp`` head, and the share that is dropped after each in training.
@@ -21,12 +21,13 @@ def build_network(model: Model, num_classes: int) -> tuple[nn.Module, str]:
     """The network of a model with the head that it asks for, freshly initialised, and the path of that head.
 
     Raises:
-        ConfigError: ``model.head`` asks for another head than the network's own, and that is not a linear layer.
+        ConfigError: the network does not take the model's images, or yields no logits for them; or ``model.head`` asks
+            for another head than the network's own, and that is not a linear layer.
     """
     network = model.build(num_classes)
-    path = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    path = yield_logits(network, model, num_classes)
     if model.head == "mlp":
-        own = network.get_submodule(path)
+        own = dict(network.named_modules()).get(path)
         if not isinstance(own, nn.Linear):
             raise ConfigError(f"model.head=mlp: the last layer of {model.name} is not linear; use model.head=linear")
         parent, _, name = path.rpartition(".")

@@ -71,8 +71,7 @@ def lowered(program: ExportedProgram) -> GraphModule:
     """Graph of a program that computes on the integer kernels of the engine that PyTorch is set to.
 
     Raises:
-        CompressionError: an operation on codes has no kernel and cannot be computed in float either, or the network
-            computes with the number of images.
+        CompressionError: an operation on codes has no kernel and cannot be computed in float either.
         RuntimeError: the engine does not take the weights of a layer.
     """
     graph = program.module(check_guards=False)
@@ -84,7 +83,7 @@ def lowered(program: ExportedProgram) -> GraphModule:
     if any(map(_is_simulated, graph.graph.nodes)):
         fold_constants(graph)
     for node in graph.graph.nodes:
-        if _is_simulated(node) or node.target == aten.sym_size.int:
+        if _is_simulated(node):
             raise CompressionError(f"{node.name} ({node.target}) has no kernel in PyTorch: use backend=reference")
     drop_unread(graph)
     graph.recompile()
@@ -307,8 +306,10 @@ def _multiply(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) 
 def _operands(lowering: _Lowering, node: Node) -> list[Node] | None:
     """The codes of both operands, in the shape of the result: kernels take five times as long where they broadcast."""
     operands = [lowering.codes_of(argument) for argument in node.args[:2]]
-    shapes = [argument.meta["val"].shape if isinstance(argument, Node) else None for argument in node.args[:2]]
-    if node.kwargs or None in operands or node.meta["val"].shape not in shapes:
+    if node.kwargs or None in operands:
+        return None
+    shapes = [argument.meta["val"].shape for argument in arguments(node)[:2]]
+    if node.meta["val"].shape not in shapes:
         return None
     large = operands[shapes.index(node.meta["val"].shape)]
     layout = torch.channels_last if node.meta["val"].ndim == 4 else torch.contiguous_format
@@ -354,6 +355,11 @@ def _move(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> N
     return lowering.call(node.target, codes, *node.args[1:], **node.kwargs)
 
 
+def _pad(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
+    """Zeros or reflections around codes; there is no kernel that repeats their edges."""
+    return None if node.args[2:3] == ("replicate",) else _move(lowering, node, coding, rectified)
+
+
 KERNELS: dict[Any, Callable[[_Lowering, Node, Coding, bool], Node | None]] = {
     aten.conv2d.default: _convolution,
     aten.conv2d.padding: _convolution,
@@ -364,7 +370,7 @@ KERNELS: dict[Any, Callable[[_Lowering, Node, Coding, bool], Node | None]] = {
     aten.hardswish.default: _function(kernels.hardswish.default),
     aten.sigmoid.default: _sigmoid,
     **dict.fromkeys(MOVES, _move),
-    aten.pad.default: _move,
+    aten.pad.default: _pad,
     aten.adaptive_avg_pool2d.default: _move,
 }
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd.profiler import profile
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -48,6 +49,7 @@ def save_script(graph: GraphModule, path: Path, *, image_shape: tuple[int, ...])
     plain.graph.set_codegen(CodeGen())
     (output,) = plain.graph.find_nodes(op="output")
     output.args = tuple(output.all_input_nodes)
+    _ask_for_sizes(plain)
     plain.recompile()
     for path_inside, value in (*plain.named_parameters(), *plain.named_buffers()):
         if value.ndim == 4:
@@ -56,6 +58,24 @@ def save_script(graph: GraphModule, path: Path, *, image_shape: tuple[int, ...])
     with torch.no_grad(), _without_advice():
         script = torch.jit.trace(plain, (images,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(script, path, _extra_files={SHAPE: json.dumps(image_shape)})
+
+
+def _ask_for_sizes(graph: GraphModule) -> None:
+    """Let, in place, whatever computes with the number of images call PyTorch as Python does.
+
+    What is traced then asks for that number in every run; calls of the operations themselves would keep that of the
+    images which the graph is traced with.
+    """
+    for node in graph.graph.nodes:
+        if node.target == aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+        elif isinstance(node.target, OpOverload) and any(map(_is_size, node.all_input_nodes)):
+            name = node.target.overloadpacket.__name__
+            node.target = getattr(torch.Tensor, name, None) or getattr(torch, name)
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | int)
 
 
 def load_script(path: Path) -> InferenceFn:

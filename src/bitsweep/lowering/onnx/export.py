@@ -3,6 +3,7 @@
 The file holds codes as codes, weights in as few bits as ONNX has a type for, and half-precision parameters as such.
 """
 
+import re
 from pathlib import Path
 
 import onnx_ir as ir
@@ -61,6 +62,9 @@ def export_onnx(
         )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = first_line(error.__cause__ or error)
+        if operation := re.search(r"%(\w+) .*target=torch\.ops\.([\w.]+)", reason):
+            name, target = operation.groups()
+            reason = f"nothing translates {target} ({name}); use backend=fbgemm, or another operation in the network"
         raise CompressionError(f"ONNX cannot express the program: {reason}") from error
     assert exported is not None
     model = exported.model
@@ -72,6 +76,7 @@ def export_onnx(
     rewrites.separate_zero_points(model.graph)
     rewrites.rectify_codes(model.graph)
     rewrites.pad_in_convolutions(model.graph)
+    rewrites.pad_codes(model.graph)
     if fused_gates:
         rewrites.dequantize_gates_by_arithmetic(model.graph)
     if pointwise_linear:

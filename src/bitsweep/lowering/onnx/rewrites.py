@@ -99,6 +99,34 @@ def pad_in_convolutions(graph: ir.Graph) -> None:
         convolution.replace_input_with(0, padded)
 
 
+def pad_codes(graph: ir.Graph) -> None:
+    """Let every padding between two pairs of the same grid work on the codes: a zero is the code of the zero point.
+
+    Engines would pad the values in float; OpenVINO loses track of their scale then.
+    """
+    for pad in [node for node in graph if node.op_type == "Pad"]:
+        (padded,) = pad.outputs
+        before, quantize = _made_by(pad.inputs[0], "DequantizeLinear"), _only_reader(padded, "QuantizeLinear")
+        if before is None or quantize is None or not _same_grid(quantize, before):
+            continue
+        codes, _, zero_point = before.inputs
+        inputs = [codes, pad.inputs[1], *pad.inputs[2:]]
+        if pad.attributes.get_string("mode", "constant") == "constant":
+            fill = _constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(())
+            if fill is None or fill.any():
+                continue
+            inputs = [codes, pad.inputs[1], zero_point, *pad.inputs[3:]]
+        tape = ir.tape.Tape(graph)
+        result = tape.op("Pad", inputs, dict(pad.attributes), name=pad.name)
+        ir.convenience.replace_nodes_and_values(graph, pad, [quantize], tape.nodes, quantize.outputs, [result])
+
+
+def _only_reader(value: ir.Value, operation: str) -> ir.Node | None:
+    """The node that alone reads a value, if it is such an operation."""
+    readers = [reader for reader, _ in value.uses()]
+    return readers[0] if len(readers) == 1 and readers[0].op_type == operation else None
+
+
 def _zeros_around(pad: ir.Node) -> list[int] | None:
     """How many zeros a padding puts before, then after, each dimension of space; None if it does anything else."""
     _, sizes, fill, axes = (*pad.inputs, None, None)[:4]

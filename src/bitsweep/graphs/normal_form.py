@@ -1,0 +1,265 @@
+"""A traced network in the operations that everything after it knows, each of them in one form.
+
+- No operation overwrites a tensor, none draws random numbers, and none is there for training alone.
+- What depends on parameters alone is a parameter: weights that are standardized or normalised while the network runs,
+  say. A layer with such weights is known by the path of its module.
+- Arguments that engines disagree on, or that few of them take, are written out as operations of their own.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from bitsweep.errors import CompressionError
+from bitsweep.graphs import poolings
+from bitsweep.graphs.constants import fold_constants
+from bitsweep.graphs.editing import Editor
+from bitsweep.graphs.in_place import functional_graph
+from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, aten, attribute, drop_unread, reads_attribute, set_attribute
+
+#: Operations that yield what they read, in evaluation or since nothing overwrites a tensor.
+IDENTITIES = {
+    aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+}  # fmt: skip
+VIEWS = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+    aten.view_as.default: aten.reshape_as.default,
+}
+DROPOUTS = {
+    aten.alpha_dropout.default, aten.dropout.default, aten.feature_alpha_dropout.default, aten.feature_dropout.default,
+}  # fmt: skip
+
+
+def normal_form(program: ExportedProgram) -> GraphModule:
+    """Graph of a traced network in normal form.
+
+    Raises:
+        CompressionError: the network draws random numbers.
+    """
+    graph = functional_graph(program)
+    drop_identities(graph)
+    fold_constants(graph)
+    name_computed_weights(graph)
+    for node in list(graph.graph.nodes):
+        rewrite = REWRITES.get(node.target)
+        result = rewrite(Editor(graph, node), node, *with_defaults(node)) if rewrite else None
+        if result is not None:
+            replace(node, result)
+    graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        if _draws(node):
+            raise CompressionError(
+                f"{place_of(node)} draws random numbers in evaluation; use dropout(training=self.training), and "
+                "MaxPool2d instead of FractionalMaxPool2d"
+            )
+    drop_unread(graph)
+    graph.recompile()
+    return graph
+
+
+def _draws(node: Node) -> bool:
+    """Whether a node yields something else in every run."""
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    named = dict(zip((each.name for each in node.target._schema.arguments), with_defaults(node), strict=True))
+    return bool(named.get("dropout_p", True))
+
+
+def place_of(node: Node) -> str:
+    """Where a node comes from, for messages: the path of its module, and its operation."""
+    path = _module_path(node)
+    return f"{path} ({node.target})" if path else str(node.target)
+
+
+def _module_path(node: Node) -> str:
+    """Path of the module that a node was traced in; empty for the network itself."""
+    modules = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return modules[-1].removeprefix("L['self']").lstrip(".") if modules else ""
+
+
+def with_defaults(node: Node) -> tuple[Any, ...]:
+    """All arguments of an operation, by position."""
+    assert isinstance(node.target, OpOverload)
+    given = node.target._schema.arguments[len(node.args) :]
+    return (*node.args, *(node.kwargs.get(each.name, each.default_value) for each in given))
+
+
+def replace(node: Node, result: Node) -> None:
+    """Put a node in the place of another, or of the first part of what that yields where this is taken apart."""
+    parts = [user for user in node.users if user.target is operator.getitem]
+    for replaced in (*parts, *([] if parts else [node])):
+        replaced.replace_all_uses_with(result)
+        node.graph.erase_node(replaced)
+    if parts:
+        node.graph.erase_node(node)
+
+
+def drop_identities(graph: GraphModule) -> None:
+    """Remove, in place, operations that yield what they read, and checks.
+
+    Since copies that lie in memory in order are among them, views become reshapes.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target in IDENTITIES or _is_whole_slice(node) or _is_idle_dropout(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target in VIEWS:
+            node.target = VIEWS[node.target]
+        elif isinstance(node.target, OpOverload) and not node.target._schema.returns:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+
+
+def _is_idle_dropout(node: Node) -> bool:
+    return node.target in DROPOUTS and not with_defaults(node)[2]
+
+
+def _is_whole_slice(node: Node) -> bool:
+    if node.target != aten.slice.Tensor:
+        return False
+    _, _, start, end, step = with_defaults(node)
+    return start in (0, None) and end in (None, 2**63 - 1) and step == 1
+
+
+def name_computed_weights(graph: GraphModule) -> None:
+    """Let, in place, weights that were computed have the path that they would have in their module."""
+    taken = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    for layer in [node for node in graph.graph.nodes if node.target in LAYER_KINDS or node.target in FLOAT_KINDS]:
+        weight = layer.args[1]
+        if not reads_attribute(weight) or not str(weight.target).startswith("folded_"):
+            continue
+        names = (".".join(filter(None, (_module_path(layer), name))) for name in ("weight", f"{layer.name}_weight"))
+        path = next(name for name in names if name not in taken)
+        taken.add(path)
+        value = attribute(graph, weight)
+        _ensure_module(graph, path.rpartition(".")[0])
+        set_attribute(graph, path, value)
+        with graph.graph.inserting_before(weight):
+            named = graph.graph.get_attr(path)
+        named.meta["val"] = weight.meta.get("val")
+        weight.replace_all_uses_with(named)
+    graph.graph.eliminate_dead_code()
+
+
+def _ensure_module(graph: GraphModule, path: str) -> None:
+    """A module at a path, in which parameters can be."""
+    module: torch.nn.Module = graph
+    for name in filter(None, path.split(".")):
+        if not hasattr(module, name):
+            module.add_module(name, torch.nn.Module())
+        module = getattr(module, name)
+
+
+# --------------------------------------------------------------------------- one operation in terms of others
+
+
+def leaky_relu_of_rrelu(
+    edit: Editor, node: Node, x: Node, lower: float, upper: float, training: bool, generator: Any
+) -> Node | None:
+    """In evaluation, the mean slope."""
+    return None if training else edit.call(aten.leaky_relu.default, x, (lower + upper) / 2)
+
+
+def clamp(edit: Editor, node: Node, x: Node, lo: float | None, hi: float | None) -> Node | None:
+    """A ReLU from 0 up; a clamp with both ends in the form of hard-tanh."""
+    if not x.meta["val"].is_floating_point():
+        return None
+    if lo == 0 and hi is None:
+        return rectify(edit, x, aten.relu.default)
+    if lo is None or hi is None:
+        return None
+    return rectify(edit, x, aten.hardtanh.default, float(lo), float(hi))
+
+
+def clamp_min(edit: Editor, node: Node, x: Node, lo: float) -> Node:
+    """The same as a clamp with one end."""
+    return clamp(edit, node, x, lo, None) or edit.call(aten.clamp.default, x, lo)
+
+
+def clamp_max(edit: Editor, node: Node, x: Node, hi: float) -> Node:
+    """The same as a clamp with one end."""
+    return edit.call(aten.clamp.default, x, None, hi)
+
+
+def hardtanh(edit: Editor, node: Node, x: Node, lo: float, hi: float) -> Node:
+    """With both ends given."""
+    return rectify(edit, x, aten.hardtanh.default, float(lo), float(hi))
+
+
+def relu(edit: Editor, node: Node, x: Node) -> Node | None:
+    """Of each part where parts were joined."""
+    return rectify(edit, x, node.target) if x.target == aten.cat.default else None
+
+
+def fill(edit: Editor, node: Node, x: Node, value: Node) -> Node | None:
+    """A number instead of a tensor that holds one."""
+    if not reads_attribute(value):
+        return None
+    return edit.call(aten.full_like.default, x, attribute(edit.graph, value).item())
+
+
+def rectify(edit: Editor, x: Node, operation: Any, *bounds: float) -> Node:
+    """A rectifier; of parts that were joined one of each, which runs in one kernel with the layer before."""
+    if x.target != aten.cat.default or len(x.users) > 1:
+        return edit.call(operation, x, *bounds)
+    parts, dim = with_defaults(x)
+    rectified = {part: edit.call(operation, part, *bounds) for part in parts}
+    return edit.call(aten.cat.default, [rectified[part] for part in parts], dim)
+
+
+def pad_around(edit: Editor, node: Node, x: Node, sizes: Sequence[int], mode: str, value: float | None) -> Node | None:
+    """Where an axis goes on from its other end, parts of it are joined: few engines can do this themselves."""
+    if mode != "circular":
+        return None
+    for index in range(0, len(sizes), 2):
+        before, after = sizes[index : index + 2]
+        dim = x.meta["val"].ndim - 1 - index // 2
+        size = int(x.meta["val"].shape[dim])
+        parts = [edit.call(aten.slice.Tensor, x, dim, size - before, size)] if before else []
+        parts += [x, *([edit.call(aten.slice.Tensor, x, dim, 0, after)] if after else [])]
+        x = edit.call(aten.cat.default, parts, dim) if len(parts) > 1 else x
+    return x
+
+
+def attention(edit: Editor, node: Node, q: Node, k: Node, v: Node, mask: Node | None, *options: Any) -> Node | None:
+    """With a dimension of heads, even where there is one head."""
+    if q.meta["val"].ndim != 3:
+        return None
+    q, k, v = (edit.call(aten.unsqueeze.default, each, 1) for each in (q, k, v))
+    if mask is not None and mask.meta["val"].ndim == 3:  # one [queries, keys] is the same for all images and heads
+        mask = edit.call(aten.unsqueeze.default, mask, 1)
+    dropout, causal, scale, grouped = options
+    result = edit.call(node.target, q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
+    return edit.call(aten.squeeze.dim, result, 1)
+
+
+def squeeze(edit: Editor, node: Node, x: Node) -> Node:
+    """Without the dimensions that are 1; that of the images stays."""
+    dims = [dim for dim, size in enumerate(x.meta["val"].shape) if isinstance(size, int) and size == 1]
+    return edit.call(aten.squeeze.dims, x, dims) if dims else x
+
+
+REWRITES: dict[Any, Callable[..., Node | None]] = {
+    aten.rrelu.default: leaky_relu_of_rrelu,
+    aten.clamp.default: clamp,
+    aten.clamp_min.default: clamp_min,
+    aten.clamp_max.default: clamp_max,
+    aten.fill.Tensor: fill,
+    aten.hardtanh.default: hardtanh,
+    aten.relu.default: relu,
+    aten.relu6.default: relu,
+    aten.pad.default: pad_around,
+    aten.scaled_dot_product_attention.default: attention,
+    aten.avg_pool1d.default: poolings.average,
+    aten.avg_pool2d.default: poolings.average,
+    aten.adaptive_max_pool1d.default: poolings.adaptive_max,
+    aten.adaptive_max_pool2d.default: poolings.adaptive_max,
+    aten.squeeze.default: squeeze,
+}

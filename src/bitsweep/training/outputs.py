@@ -1,0 +1,156 @@
+"""What a network yields: the logits among it, and the layer that makes them, its head."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsweep.config.model import Model
+from bitsweep.errors import ConfigError, first_line
+
+#: Between the path of a module and the names of what its weights are computed from.
+_PARAMETRIZED = ".parametrizations."
+
+
+def yield_logits(network: nn.Module, model: Model, num_classes: int) -> str:
+    """Let a network yield its logits alone, in training, evaluation and export alike.
+
+    Among several outputs these are the one that ``model.output`` names, else the one called ``logits``, else the first
+    that has a number for each class.
+
+    Returns:
+        The path of its head: of the module, or the parameter, whose weights are nearest to the logits; empty where
+        there is none.
+
+    Raises:
+        ConfigError: the network does not take the images, or yields no such logits.
+    """
+    outputs = _outputs(network, model)
+    named = dict(_tensors(outputs))
+    path = _chosen(named, model, num_classes)
+    logits = named[path]
+    head = _head(network, logits)
+    if logits.ndim != 2 or (logits.shape[1] != num_classes and not _renew(network, head, logits.shape[1], num_classes)):
+        of = f"its output {path}" if path else "what it yields"
+        shape = ", ".join(map(str, ("N", *logits.shape[1:])))
+        others = f"; set model.output to one of {', '.join(named)}" if len(named) > 1 else ""
+        raise ConfigError(
+            f"model={model.name}: {of} has shape [{shape}] instead of [N, {num_classes}], a logit for each class"
+            + others
+        )
+
+    def alone(module: nn.Module, images: Any, outputs: Any) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return outputs
+        named = dict(_tensors(outputs))  # which are others in training where a network has auxiliary heads
+        return named[path if path in named else _likely(list(named))]
+
+    network.register_forward_hook(alone)
+    return head
+
+
+def _renew(network: nn.Module, head: str, outputs: int, num_classes: int) -> bool:
+    """Whether a head with so many outputs is a layer that another for the classes can take the place of, as it does."""
+    layer = dict(network.named_modules()).get(head)
+    renewed: nn.Module
+    if type(layer) is nn.Linear and layer.out_features == outputs:
+        renewed = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+    elif type(layer) is nn.Conv2d and layer.out_channels == outputs and max(layer.kernel_size) == layer.groups == 1:
+        renewed = nn.Conv2d(layer.in_channels, num_classes, 1, bias=layer.bias is not None)
+    else:
+        return False
+    parent, _, name = head.rpartition(".")
+    if not name:
+        return False
+    setattr(network.get_submodule(parent), name, renewed)
+    print(f"the head {head} has {outputs} outputs: a new one for {num_classes} classes takes its place", flush=True)
+    return True
+
+
+def _outputs(network: nn.Module, model: Model) -> Any:
+    """What a network yields for two grey images, with what gradients need."""
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    training = network.training
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            return network.eval()(torch.zeros(2, 3, model.image_size, model.image_size))
+    except Exception as error:
+        reason = first_line(error)
+        size = f"3 x {model.image_size} x {model.image_size}"
+        raise ConfigError(
+            f"model={model.name}: the network does not take images of {size} (model.image_size): {reason}"
+        ) from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        network.train(training)
+
+
+def _tensors(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors among outputs, by their path: names and numbers with dots between."""
+    if isinstance(outputs, Tensor):
+        yield path, outputs
+        return
+    parts: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(outputs, Mapping):
+        parts = iter(outputs.items())
+    elif is_dataclass(outputs):
+        parts = ((field.name, getattr(outputs, field.name)) for field in fields(outputs))
+    elif isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        parts = zip(outputs._fields, outputs, strict=True)
+    elif isinstance(outputs, tuple | list):
+        parts = enumerate(outputs)  # type: ignore[assignment]
+    for name, part in parts:
+        yield from _tensors(part, f"{path}.{name}" if path else str(name))
+
+
+def _chosen(named: Mapping[str, Tensor], model: Model, num_classes: int) -> str:
+    """The path of the logits among all outputs."""
+    paths = list(named)
+    if not paths:
+        raise ConfigError(f"model={model.name}: the network yields no tensor; let it return logits [N, classes]")
+    wanted = str(model.output)
+    if wanted:
+        by_number = dict(zip(map(str, range(len(paths))), paths, strict=True))
+        if wanted in named or wanted in by_number:
+            return wanted if wanted in named else by_number[wanted]
+        allowed = f"{', '.join(paths)}: choose one of them" if any(paths) else "its logits alone: leave it out"
+        raise ConfigError(f"model.output={wanted}: the network yields {allowed}")
+    fitting = [path for path in paths if named[path].shape[1:] == (num_classes,)]
+    chosen = _likely(fitting or paths)
+    if len(fitting) > 1 and chosen.rpartition(".")[2] != "logits":
+        print(
+            f"model={model.name} yields {', '.join(paths)}: {chosen} is taken for the logits; set model.output for "
+            "another",
+            flush=True,
+        )
+    return chosen
+
+
+def _likely(paths: Sequence[str]) -> str:
+    """The one called ``logits``, else the first."""
+    return next((path for path in paths if path.rpartition(".")[2] == "logits"), paths[0])
+
+
+def _head(network: nn.Module, logits: Tensor) -> str:
+    """Path of the module, or else of the parameter, of the weights from which the way to the logits is shortest."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    left, seen = deque([logits.grad_fn]), set[Any]()
+    while left:
+        step = left.popleft()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        weight = getattr(step, "variable", None)
+        if weight is not None and weight.ndim > 1 and id(weight) in names:
+            name = names[id(weight)]
+            path = name.partition(_PARAMETRIZED)[0] if _PARAMETRIZED in name else name.rpartition(".")[0]
+            children = dict(network.get_submodule(path).named_children()).keys() - {"parametrizations"}
+            return name if children else path
+        left.extend(source for source, _ in step.next_functions)
+    return ""

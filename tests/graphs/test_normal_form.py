@@ -1,0 +1,154 @@
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitsweep.errors import CompressionError
+from bitsweep.graphs import tracing
+from bitsweep.graphs.ops import aten, layers
+
+SIZE = 7
+
+
+class Several(nn.Module):
+    """What modules make of the same images."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(modules)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [module(images) for module in self.each]
+
+
+def _same(network: nn.Module) -> torch.fx.GraphModule:
+    """The traced network, after a check that it yields the same."""
+    images = torch.randn(3, 3, SIZE, SIZE)
+    graph = tracing.trace(network.eval(), image_size=SIZE)
+    torch.testing.assert_close(graph(images.clone()), network(images))
+    return graph
+
+
+def _targets(graph: torch.fx.GraphModule) -> set[Any]:
+    return {node.target for node in graph.graph.nodes if node.op == "call_function"}
+
+
+def test_averages_of_all_kinds_are_averages_of_whole_windows() -> None:
+    kinds = itertools.product([3, (2, 3)], [1, 2, (3, 2)], [0, 1, (1, 0)], [False, True], [False, True], [None, 5])
+    pools = [nn.AvgPool2d(*kind) for kind in kinds]
+    ends = itertools.product([False, True], [False, True])
+    flat = [nn.Sequential(nn.Flatten(2), nn.AvgPool1d(3, 2, 1, *end)) for end in ends]
+    graph = _same(Several(*pools, *flat, nn.AvgPool2d(2)))
+    for node in graph.graph.find_nodes(op="call_function", target=aten.avg_pool2d.default):
+        _, _, _, padding, ceil, counts_padding = (*node.args, [0, 0], False, True)[:6]
+        assert not ceil and not (any(padding) and counts_padding)
+
+
+def test_largest_values_of_windows_that_do_not_divide() -> None:
+    sizes = (1, 2, 3, 5, 7, (4, None), (1, 6))
+    flat = nn.Sequential(nn.Flatten(2), nn.AdaptiveMaxPool1d(9))
+    graph = _same(Several(*map(nn.AdaptiveMaxPool2d, sizes), flat))
+    assert not any("adaptive_max" in str(target) for target in _targets(graph))
+
+
+def test_clamps_have_one_form() -> None:
+    class Clamps(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [
+                x.clamp(min=0), x.clamp(0, 1), torch.clamp_min(x, 0), x.clamp(max=0.5), torch.clamp_max(x, 0.5),
+                F.hardtanh(x), F.hardtanh(x, 0, 1), F.relu6(torch.cat([x, -x], 1)), F.rrelu(x),
+            ]  # fmt: skip
+
+    graph = _same(Clamps())
+    assert _targets(graph) >= {aten.relu.default, aten.hardtanh.default, aten.leaky_relu.default}
+    for node in graph.graph.find_nodes(op="call_function", target=aten.hardtanh.default):
+        assert len(node.args) == 3
+    assert all(
+        node.args[0].target != aten.cat.default for node in graph.graph.nodes if node.target == aten.relu6.default
+    )
+
+
+class Overwriting(nn.Module):
+    """Operations that overwrite what others read by the same or another name."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = images * 2
+        x.relu_().add_(1)
+        flat = (x * 3).flatten(1)
+        flat.mul_(2)
+        y = x - 1
+        seen = y.view(y.shape[0], -1)
+        y[:, 0] = 0
+        y[:, 1:].neg_()
+        return [x, flat, y, seen]
+
+
+def test_nothing_overwrites_a_tensor() -> None:
+    graph = _same(Overwriting())
+    assert not any(target._schema.is_mutable for target in _targets(graph) if hasattr(target, "_schema"))
+
+
+def test_batch_normalisation_is_still_one_where_all_had_to_be_rewritten() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(1))
+    network.register_forward_hook(lambda module, images, flat: flat[:, :4].relu_() + flat.sum(1, keepdim=True))
+    assert aten.batch_norm.default in _targets(_same(network))
+
+
+def test_weights_that_are_computed_are_parameters_of_their_layer() -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    network = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), norm(nn.Linear(100, 5)))
+    graph = _same(network)
+    found = layers(graph)
+    assert [layer.name for layer in found] == ["0", "2"]
+    torch.testing.assert_close(found[0].weight, network[0].weight)
+    assert len(dict(graph.named_buffers()) | dict(graph.named_parameters())) == 4
+
+
+def test_all_dimensions_but_that_of_the_images_are_squeezed() -> None:
+    graph = tracing.trace(nn.AdaptiveAvgPool2d(1), image_size=SIZE)
+    assert graph(torch.ones(1, 3, SIZE, SIZE)).shape == (1, 3, 1, 1)
+
+    class Squeezed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3), keepdim=True).squeeze()
+
+    assert tracing.trace(Squeezed(), image_size=SIZE)(torch.ones(1, 3, SIZE, SIZE)).shape == (1, 3)
+
+
+def test_the_number_of_images_may_be_asked_for() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 3, 1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([self.token.expand(len(images), -1, -1), images.flatten(2)], 2)
+
+    graph = _same(Token())
+    assert graph(torch.ones(1, 3, SIZE, SIZE)).shape == (1, 3, SIZE * SIZE + 1)
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda x: F.dropout(x, 0.5), torch.rand_like, lambda x: F.fractional_max_pool2d(x, 2, output_size=3)]
+)
+def test_random_numbers_are_refused(draw: Any) -> None:
+    class Drawing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return draw(images)  # type: ignore[no-any-return]
+
+    with pytest.raises(CompressionError, match="draws random numbers in evaluation"):
+        tracing.trace(nn.Sequential(Drawing()), image_size=SIZE)
+
+
+def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
+    masked = nn.Linear(SIZE, SIZE)
+    masked.register_buffer("mask", torch.full((SIZE, SIZE), -torch.inf).triu(1))
+    masked.register_forward_hook(lambda module, images, scores: (scores + module.mask).softmax(-1))
+    _same(masked)
+    with torch.no_grad():
+        masked.weight[0, 0] = torch.inf
+    with pytest.raises(CompressionError, match="weight holds values that are not finite"):
+        tracing.trace(masked, image_size=SIZE)

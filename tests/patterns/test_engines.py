@@ -1,0 +1,75 @@
+"""Every family of patterns through every engine: equal to the network in fp32, and to the reference in int8."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.export import ExportedProgram
+
+from bitsweep import stats
+from bitsweep.config.backend import Backend
+from bitsweep.config.precision import Precision, Scheme
+from bitsweep.graphs.program import logits_of
+from bitsweep.methods.none import NoCompression
+from bitsweep.methods.ptq import PostTrainingQuantization
+from bitsweep.runtime.environment import current_cpu
+from tests.backends.conftest import skip_unless_lowered
+from tests.patterns.networks import CLASSES, FAMILIES, SIZE, built
+from tests.quantization.networks import noise_splits
+
+CONF = Path(__file__).parents[2] / "conf"
+PRECISIONS = ("fp32", "int8")
+#: Those whose every pattern is checked in every run; the others are slow together.
+QUICK = {("reference", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("fbgemm", "int8")}
+ENGINES = ("reference", "onnxruntime", "openvino", "fbgemm", "onednn", "qnnpack", "torch", "inductor")
+#: Least signal-to-noise ratio of the logits of each pattern.
+PARITY_DB = {"fp32": 100, "int8": 30}
+CASES = [
+    pytest.param(family, engine, precision, marks=() if (engine, precision) in QUICK else pytest.mark.slow)
+    for family in FAMILIES
+    for precision in PRECISIONS
+    for engine in ENGINES
+]
+
+
+def _choice(group: str, name: str) -> object:
+    return instantiate(OmegaConf.load(CONF / group / f"{name}.yaml"), _convert_="all")
+
+
+@cache
+def _network(family: str) -> torch.nn.Module:
+    return built(FAMILIES[family])
+
+
+@cache
+def _program(family: str, scheme: Scheme) -> ExportedProgram:
+    method = PostTrainingQuantization(name="ptq", calibration_images=32)
+    compress = (NoCompression(name="none") if scheme.weights == "float32" else method).compress
+    network = copy.deepcopy(_network(family))
+    return compress(network, noise_splits(SIZE), image_size=SIZE, scheme=scheme, seed=0).program
+
+
+@pytest.mark.parametrize(("family", "engine", "precision"), CASES)
+def test_patterns_hold(family: str, engine: str, precision: str, tmp_path: Path) -> None:
+    backend, choice = _choice("backend", engine), _choice("precision", precision)
+    assert isinstance(backend, Backend) and isinstance(choice, Precision)
+    skip_unless_lowered(backend, choice)
+    program = _program(family, backend.scheme(choice, current_cpu()))
+    images = np.random.default_rng(1).standard_normal((5, 3, SIZE, SIZE)).astype(np.float32)
+    expected = logits_of(program, [images])
+    if engine == "reference" and precision == "fp32":
+        with torch.no_grad():
+            expected = _network(family)(torch.from_numpy(images)).numpy()
+    backend.lower(program, tmp_path)
+    run = backend.load(tmp_path, threads=1)
+    for logits, meant in ((run(images), expected), (run(images[:1]), expected[:1])):
+        found = {
+            name: stats.sqnr_db(meant[:, first : first + CLASSES], logits[:, first : first + CLASSES])
+            for first, name in zip(range(0, logits.shape[1], CLASSES), FAMILIES[family], strict=True)
+        }
+        assert not {name: db for name, db in found.items() if db < PARITY_DB[precision]}

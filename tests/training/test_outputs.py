@@ -1,0 +1,142 @@
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitsweep.config.configurable import configurable
+from bitsweep.config.model import Model
+from bitsweep.errors import ConfigError
+from bitsweep.graphs import tracing
+from bitsweep.training.network import build_network
+
+SIZE, CLASSES = 8, 5
+Named = namedtuple("Named", "features logits")
+
+
+@dataclass
+class Outputs:
+    """What transformers return, in small."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Network(nn.Module):
+    """A head that is registered before the body, whose logits are among other outputs."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any] = lambda logits, features: logits) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, CLASSES)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU())
+        self.wrap = wrap
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.body(images).mean((2, 3))
+        return self.wrap(self.head(features), features)
+
+
+def _model(network: nn.Module, **knobs: Any) -> Model:
+    @configurable
+    class Own(Model):
+        name: str = "own"
+        image_size: int = SIZE
+
+        def build(self, num_classes: int) -> nn.Module:
+            return network
+
+    return Own(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [
+        (lambda logits, features: (logits, features), ""),
+        (lambda logits, features: [features, logits], ""),
+        (lambda logits, features: [features, logits], 1),
+        (lambda logits, features: {"features": features, "logits": logits}, ""),
+        (lambda logits, features: {"out": (features, logits)}, "out.1"),
+        (lambda logits, features: Named(features, logits), ""),
+        (lambda logits, features: Outputs(logits, features), "logits"),
+    ],
+    ids=["tuple", "list", "number", "dict", "nested", "named tuple", "dataclass"],
+)
+def test_the_logits_are_found_in_training_evaluation_and_export(
+    wrap: Callable[[Tensor, Tensor], Any], output: str | int
+) -> None:
+    network = Network(wrap)
+    plain, images = Network(), torch.randn(3, 3, SIZE, SIZE)
+    plain.load_state_dict(network.state_dict())
+    built, head = build_network(_model(network, output=output), CLASSES)
+    assert built.training and head == "head"
+    torch.testing.assert_close(built(images), plain(images))
+    torch.testing.assert_close(tracing.trace(built, image_size=SIZE)(images), plain(images))
+
+
+def test_which_of_several_outputs_is_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    build_network(_model(Network(lambda logits, features: (logits, logits * 2))), CLASSES)
+    assert "0 is taken for the logits; set model.output" in capsys.readouterr().out
+    build_network(_model(Network(lambda logits, features: (features, logits))), CLASSES)
+    assert not capsys.readouterr().out
+
+
+def test_outputs_that_do_not_fit_are_named() -> None:
+    several = Network(lambda logits, features: (logits, features))
+    with pytest.raises(ConfigError, match=r"model.output=2: the network yields 0, 1: choose one"):
+        build_network(_model(several, output=2), CLASSES)
+    with pytest.raises(ConfigError, match=r"output 1 has shape \[N, 8\] instead of \[N, 5\]"):
+        build_network(_model(several, output="1"), CLASSES)
+    with pytest.raises(ConfigError, match=r"has shape \[N, 10\] instead of \[N, 7\]"):
+        build_network(_model(Network(lambda logits, features: torch.cat([logits, logits], 1))), 7)
+    with pytest.raises(ConfigError, match=r"does not take images of 3 x 8 x 8 \(model.image_size\)"):
+        build_network(_model(nn.Sequential(nn.Flatten(), nn.Linear(7, CLASSES))), CLASSES)
+
+
+HEADS: dict[str, tuple[nn.Module, str]] = {
+    "registered first": (Network(), "head"),
+    "parametrized": (
+        nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, CLASSES))
+        ),
+        "3",
+    ),
+    "convolution": (
+        nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, CLASSES, 1), nn.AvgPool2d(6), nn.Flatten()),
+        "2",
+    ),
+    "something behind it": (
+        nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES), nn.BatchNorm1d(CLASSES), nn.LogSoftmax(1)),
+        "1",
+    ),
+}
+
+
+def test_a_head_for_another_number_of_classes_is_made_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    network, head = build_network(_model(Network()), 7)
+    assert network(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, 7)
+    assert head == "head"
+    assert "the head head has 5 outputs: a new one for 7 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("network", "head"), HEADS.values(), ids=HEADS)
+def test_the_head_is_the_layer_whose_outputs_reach_the_logits(network: nn.Module, head: str) -> None:
+    assert build_network(_model(network), CLASSES)[1] == head
+
+
+def test_the_head_may_be_a_bare_parameter() -> None:
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(CLASSES, 6))
+            self.body = nn.Conv2d(3, 6, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = nn.functional.normalize(self.body(images).mean((2, 3)), dim=1)
+            return nn.functional.linear(features, nn.functional.normalize(self.weight, dim=1))
+
+    assert build_network(_model(Cosine()), CLASSES)[1] == "weight"
+    with pytest.raises(ConfigError, match=r"model.head=mlp: the last layer of own is not linear"):
+        build_network(_model(Cosine(), head="mlp"), CLASSES)
