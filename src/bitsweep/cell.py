@@ -73,6 +73,11 @@ class Cell:
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions that its network and its engine come in."""
+        return self.model.package, self.backend.package
+
+    @property
     def baseline_name(self) -> str:
         """The same of its baseline."""
         return f"baseline {self.model.name} {self.dataset.name}"

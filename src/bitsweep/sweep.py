@@ -113,7 +113,8 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
     entries = {each: _entry(each, reused.get(each, "")) for each in planned}
-    run_id = logger.start_sweep(folder.name, command, list(entries.values()))
+    packages = [package for each in planned for package in each.cell.packages]
+    run_id = logger.start_sweep(folder.name, command, list(entries.values()), packages)
     status = "killed"
     try:
         for known in reused.values():

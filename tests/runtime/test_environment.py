@@ -25,6 +25,13 @@ def test_what_a_gpu_computes_follows_from_its_architecture(architecture: str, fp
     assert str(gpu) == f"GPU ({architecture})"
 
 
+def test_versions_are_of_what_is_declared_and_of_what_plug_ins_use() -> None:
+    versions = environment.describe("wheel-of-a-plug-in", "pytest")["versions"]
+    assert {"torch", "onnxruntime", "mlflow", "numpy", "pytest"} <= versions.keys()
+    assert not {"ruff", "wheel-of-a-plug-in"} & versions.keys()
+    assert versions["torch"] == version_of("torch")
+
+
 def test_a_package_may_come_in_its_build_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert version_of("some-package") == "absent"
     monkeypatch.setitem(environment._GPU_BUILDS, "other-package", "torch")

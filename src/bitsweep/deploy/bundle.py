@@ -18,6 +18,7 @@ from typing import Any
 from bitsweep.deploy.manifest import MANIFEST, check_manifest, write_manifest
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.runtime.environment import current_cpu, version_of
+from bitsweep.text import plain
 
 #: The programs of every bundle, besides ``engine.py``, and where they come from.
 _PROGRAMS = {"classify": "bitsweep.deploy", "manifest": "bitsweep.deploy", "pixels": "bitsweep.data"}
@@ -146,12 +147,15 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _readme(about: dict[str, Any]) -> str:
     why = f" ({about['scheme_why']})" if about["scheme_why"] else ""
-    return f"""# {about["cell"]}
+    return f"""# {plain(about["cell"])}
 
     pip install -r requirements.txt
     python classify.py PICTURE...
     python classify.py --verify      # are all files as written, and the recorded predictions reproduced?
 
-Made by `{about["command"]}` and measured on {about["cpu"]["model"]} ({about["cpu"]["isa"]}).
+Measured on {about["cpu"]["model"]} ({about["cpu"]["isa"]}), and made by
+
+    {plain(about["command"])}
+
 {about["scheme"]}{why}.
 """

@@ -220,7 +220,7 @@ def _against(report: SweepReport, rows: list[Row], title: str, metric: str, what
     axes.set_xscale("log")
     span = max(x for x, _ in points) / min(x for x, _ in points)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}" if span < 4 else NullFormatter())
+    axes.xaxis.set_minor_formatter("{x:g}" if 1 < span < 4 else NullFormatter())
     axes.margins(x=0.12, y=0.1)
     batches = " or ".join(map(str, sorted({row.batch for row in rows})))
     of = f" at batch {batches}, p50" if what == "latency" else " of the stored artifact"

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,6 @@ from typing import Any
 
 from bitsweep.runtime.cpu_quota import cpu_quota
 
-#: Packages whose versions are stamped on every run.
-REPORTED_PACKAGES = (
-    "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "tensorrt-rtx",
-    "torch-tensorrt", "mlflow", "hydra-core", "numpy",
-)  # fmt: skip
 #: Packages that another distribution holds too, built for GPUs.
 _GPU_BUILDS = {"onnxruntime": "onnxruntime-gpu"}
 #: Attributes of a device, as CUDA's driver numbers them.
@@ -159,11 +155,27 @@ def commit() -> str:
     return described.stdout.strip() if described.returncode == 0 and described.stdout.strip() else "unknown"
 
 
-def describe() -> dict[str, Any]:
-    """Everything about this machine and installation that a figure should travel with, as JSON types."""
+@functools.cache
+def _declared_packages() -> tuple[str, ...]:
+    """Distributions that this one says it uses, but for its development."""
+    try:
+        required = importlib.metadata.requires("bitsweep") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    names = [re.match(r"[A-Za-z0-9._-]+", line) for line in required if 'extra == "dev"' not in line]
+    return tuple(name[0] for name in names if name)
+
+
+def describe(*packages: str) -> dict[str, Any]:
+    """Everything about this machine and installation that a figure should travel with, as JSON types.
+
+    Args:
+        packages: distributions that plug-ins use, besides those that this one declares.
+    """
     import psutil
 
     cpu, gpu = current_cpu(), current_gpu()
+    named = dict.fromkeys((*_declared_packages(), *packages))
     return {
         "cpu": {**asdict(cpu), "flags": sorted(cpu.flags), "isa": cpu.isa},
         "gpu": asdict(gpu) if gpu else None,
@@ -173,6 +185,6 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version_of(name) for name in REPORTED_PACKAGES},
+        "versions": {name: found for name in named if (found := version_of(name)) != "absent"},
         "commit": commit(),
     }

@@ -96,7 +96,7 @@ class RunLogger:
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
             }  # fmt: skip
             self._client.log_batch(run_id, metrics, [Param(key, str(value)) for key, value in params.items()])
-            self._client.log_dict(run_id, environment.describe(), "environment.json")
+            self._client.log_dict(run_id, environment.describe(*cell.packages), "environment.json")
             self._client.log_artifact(run_id, str(trained.checkpoint))
             self._log_evidence(run_id, evidence)
             self._log_input(run_id, cell, "train")
@@ -161,7 +161,7 @@ class RunLogger:
     def _log_files(self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence | None) -> None:
         """Log the settings of a cell, and all files that it has led to."""
         self._client.log_dict(run_id, _resolved(cell), "config.json")
-        self._client.log_dict(run_id, environment.describe(), "environment.json")
+        self._client.log_dict(run_id, environment.describe(*cell.packages), "environment.json")
         if outcome.log_tail:
             self._client.log_text(run_id, outcome.log_tail, "log.txt")
         if evidence:
@@ -253,8 +253,12 @@ class RunLogger:
 
     # ----------------------------------------------------------------------- sweeps
 
-    def start_sweep(self, sweep_id: str, command: str, entries: list[Entry]) -> str:
-        """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported."""
+    def start_sweep(self, sweep_id: str, command: str, entries: list[Entry], packages: Iterable[str]) -> str:
+        """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported.
+
+        Args:
+            packages: distributions that its cells use.
+        """
         tags = {
             "kind": "sweep", "sweep": sweep_id, "command": command, "status": "running",
             "store": str(self._place()), **owner(),
@@ -262,7 +266,7 @@ class RunLogger:
         with self._connection.explained():
             run = self._client.create_run(self._connection.experiment_id, run_name=f"sweep {sweep_id}", tags=tags)
             self._write_entries(run.info.run_id, entries)
-            self._write_twice(run.info.run_id, "environment.json", environment.describe())
+            self._write_twice(run.info.run_id, "environment.json", environment.describe(*packages))
             return str(run.info.run_id)
 
     def _place(self) -> Path:
