@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,3 +38,12 @@ def test_a_package_may_come_in_its_build_for_gpus(monkeypatch: pytest.MonkeyPatc
     assert version_of("some-package") == "absent"
     monkeypatch.setitem(environment._GPU_BUILDS, "other-package", "torch")
     assert version_of("other-package") == version_of("torch") != "absent"
+
+
+def test_other_systems_tell_the_same_of_a_cpu() -> None:
+    pytest.importorskip("cpuinfo")
+    model, flags = environment._told_by_cpuinfo()
+    linux = environment.current_cpu()
+    assert model == linux.model
+    assert replace(linux, flags=flags).isa == linux.isa
+    assert replace(linux, flags=flags).computes_bf16 == linux.computes_bf16

@@ -20,6 +20,9 @@ _GPU_BUILDS = {"onnxruntime": "onnxruntime-gpu"}
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
+_CPUINFO = Path("/proc/cpuinfo")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cpu:
     """A processor, as far as quantized inference depends on it.
@@ -65,17 +68,27 @@ class Cpu:
 def current_cpu() -> Cpu:
     """The processor of this machine; flags are empty where the system does not report them."""
     architecture = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    model, flags = _told_by_linux() if _CPUINFO.exists() else _told_by_cpuinfo()
+    return Cpu(model=model or platform.processor() or architecture, architecture=architecture, flags=flags)
+
+
+def _told_by_linux() -> tuple[str, frozenset[str]]:
+    """Model and flags of the CPU, in a millisecond; ``py-cpuinfo`` starts programs, and takes more than a second."""
     fields: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    return Cpu(
-        model=fields.get("model name") or platform.processor() or architecture,
-        architecture=architecture,
-        flags=frozenset((fields.get("flags") or fields.get("Features") or "").split()),
-    )
+    for line in _CPUINFO.read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return fields.get("model name", ""), frozenset(flags.split())
+
+
+def _told_by_cpuinfo() -> tuple[str, frozenset[str]]:
+    """Model and flags of the CPU on other systems; some of the flags are written there without underscores."""
+    import cpuinfo
+
+    told = cpuinfo.get_cpu_info()
+    flags = (re.sub(r"^avx512(?=[a-z]{4})", "avx512_", flag) for flag in told.get("flags", ()))
+    return str(told.get("brand_raw", "")), frozenset(flags)
 
 
 @dataclass(frozen=True, kw_only=True)
