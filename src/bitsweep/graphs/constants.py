@@ -1,7 +1,7 @@
 """Operations that depend on parameters alone are computed once."""
 
 import operator
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 import torch
 from torch._ops import OpOverload
@@ -29,10 +29,11 @@ def fold_constants(graph: GraphModule) -> None:
         elif node.op == "get_attr" or _is_constant(node, known):
             with torch.no_grad():
                 known[node] = interpreter.run_node(node)
+    parameters = [value for node, value in known.items() if node.op == "get_attr" and isinstance(value, torch.Tensor)]
     for node, value in known.items():
         if node.op == "get_attr" or not isinstance(value, torch.Tensor) or all(user in known for user in node.users):
             continue
-        set_attribute(graph, f"folded_{node.name}", value)
+        set_attribute(graph, f"folded_{node.name}", _of_its_own(value, parameters))
         with graph.graph.inserting_before(node):
             folded = graph.graph.get_attr(f"folded_{node.name}")
         folded.meta["val"] = node.meta.get("val")
@@ -40,6 +41,13 @@ def fold_constants(graph: GraphModule) -> None:
     graph.graph.eliminate_dead_code()
     drop_unread(graph)
     graph.recompile()
+
+
+def _of_its_own(value: torch.Tensor, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """A tensor that shares no memory with parameters, and fills its own: files of programs hold no others."""
+    memory = value.untyped_storage()
+    shared = any(each.untyped_storage().data_ptr() == memory.data_ptr() for each in parameters)
+    return value.clone(memory_format=torch.contiguous_format) if shared or memory.nbytes() != value.nbytes else value
 
 
 def _is_check(node: Node) -> bool:
