@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
 
@@ -160,6 +162,34 @@ def test_pictures_that_fail_lose_nothing_and_are_drawn_by_the_next_start(workpla
     assert {path.name for path in Path("mlruns").rglob("*.png")} >= {"training.png", "confusion.png", "latency.png"}
     assert "is missing" not in newest_report().read_text()
     assert "1 reuse" in run(*words)
+
+
+@pytest.mark.slow
+def test_classes_may_be_called_anything(workplace: Path) -> None:
+    names = [
+        "$x^{",
+        "\\frac{1}{0}$",
+        "<script>alert(1)<",
+        "\x1b[31mred",
+        "two\nlines",
+        "\u202egnp",
+        "\u05d7|`id`",
+        "n" * 200,
+    ]
+    for number in range(200):
+        folder = Path("data $5", names[number % len(names)])
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    output = run(
+        "dataset=image_folder", "dataset.root='data $5'", "dataset.store_size=28", *QUICK[:3], "model=lenet",
+        "model.image_size=28", "precision=int8",
+    )  # fmt: skip
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", output)
+    (row,) = cells()
+    assert row["status"] == "finished"
+    assert missing_files() == {""}
+    assert {path.name for path in Path("mlruns").rglob("*.png")} >= {"classes.png", "confusion.png", "examples.png"}
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ BACKENDS, PRECISIONS = _choices("backend"), _choices("precision")
 #: A backend for each way to load an artifact.
 LOADERS = list({type(backend).load: name for name, backend in reversed(BACKENDS.items())}.values())
 #: Backends whose arithmetic and threads are not the CPU's.
-ON_A_GPU = {"tensorrt", "torch_tensorrt"}
+ON_A_GPU = {name for name, backend in BACKENDS.items() if backend.on_gpu}
 RUNNABLE = [
     (name, precision.name)
     for name, backend in BACKENDS.items()
