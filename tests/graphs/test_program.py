@@ -109,5 +109,5 @@ def test_a_program_is_read_back(program: torch.export.ExportedProgram, tmp_path:
     save_program(program, path)
     np.testing.assert_array_equal(logits_of(load_program(path), [IMAGES]), logits_of(program, [IMAGES]))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"program\.pt2 cannot be read"):
+    with pytest.raises(StoreError, match=r"program\.pt2 cannot be loaded"):
         load_program(path)
