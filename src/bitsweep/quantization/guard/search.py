@@ -37,6 +37,8 @@ from bitsweep.results import Table
 SUFFICIENT_DB = 18.0
 #: What alone leaves more than this, in dB, is not worth a remedy that costs latency.
 COSTLY_DB = SUFFICIENT_DB + 10
+#: How many tensors are tried at a price, at most.
+TRIALS = 6
 #: Largest share of the multiply-accumulates that is left in float.
 FLOAT_SHARE = 0.05
 #: Least bits of weights whose noise is mended.
@@ -172,8 +174,8 @@ class Guard:
 
     def _scale_at_a_price(self, state: State, images: Tensor) -> State:
         """Even out the channels around hard-swish and SiLU, whose gates become convolutions, one tensor at a time."""
-        tried: set[str] = set()
-        while state.total_db < SUFFICIENT_DB and self.weights.per_channel and not self.fuses_functions:
+        tried, able = set[str](), self.weights.per_channel and not self.fuses_functions
+        while state.total_db < SUFFICIENT_DB and len(tried) < TRIALS and able:
             candidates = [
                 (harm[0], group)
                 for group in layer_groups(state.graph)
@@ -195,10 +197,10 @@ class Guard:
         return state
 
     def _leave_in_float(self, state: State, images: Tensor) -> State:
-        """Leave in float what still costs too much, one source at a time, as far as few products are touched."""
+        """Leave in float what alone is too much, one source at a time, as far as few products are touched."""
         total, tried = state.total_macs(), set[str]()
         while state.total_db < SUFFICIENT_DB:
-            candidates = [source for source in state.harmful(COSTLY_DB) if source.name not in tried]
+            candidates = [source for source in state.harmful(SUFFICIENT_DB) if source.name not in tried]
             if not candidates:
                 break
             source = candidates[0]
