@@ -12,6 +12,7 @@ from bitsweep.graphs.folding import fold_hard_sigmoid
 from bitsweep.quantization.rewrites.channel_scaling import (
     ScalingGroup,
     even_factors,
+    expected_reach,
     group_of,
     is_depthwise,
     layer_groups,
@@ -98,6 +99,17 @@ def test_dead_channels_are_left_alone() -> None:
     factor = even_factors(torch.tensor([4.0, 0.0, 1.0]), None)
     assert torch.isfinite(factor).all() and (factor > 0).all()
     torch.testing.assert_close(factor[0] / factor[2], torch.tensor(4.0))
+
+
+def test_channels_that_few_images_reach_are_judged_by_their_parameters() -> None:
+    graph = _graph(NETWORKS["relu, grouped"])
+    group, distortion = _group(graph), torch.logspace(-3, 3, 8)
+    reach = torch.rand(8) + 1
+    reach[3] = 0
+    before = expected_reach(graph, group, reach)
+    assert before[3] > 0 and torch.equal(before[4:], reach[4:])
+    scale_channels(graph, group, 1 / distortion)
+    torch.testing.assert_close(expected_reach(graph, _group(graph), reach * distortion), before * distortion)
 
 
 class Reach(Interpreter):

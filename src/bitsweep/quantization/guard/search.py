@@ -25,6 +25,7 @@ from bitsweep.quantization.rewrites.channel_scaling import (
     GATED,
     ScalingGroup,
     even_factors,
+    expected_reach,
     group_of,
     layer_groups,
     reader_weights,
@@ -240,6 +241,7 @@ class Guard:
         same = group_of(trial.graph, own[group.start.name])
         assert same is not None
         reach_C = torch.stack([_reach(group, source) for source in state.watched(group)]).amax(0)
+        reach_C = expected_reach(trial.graph, same, reach_C)
         factor_C = even_factors(reach_C, reader_weights(trial.graph, same))
         placement = trial.placement
         if not group.starts_with_layer:

@@ -25,6 +25,8 @@ from bitsweep.quantization.rewrites.equalization import EQUIVARIANT, by_input_ch
 GATED = {aten.hardswish.default, aten.silu.default}
 #: Factors of channels stay within this of the largest, so that dead ones do not become infinite.
 SMALLEST_FACTOR = 1e-8
+#: Share of what its parameters let expect that a channel reaches at least, seen or not.
+RARE = 0.05
 _RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 
 
@@ -100,6 +102,22 @@ def reader_weights(graph: GraphModule, group: ScalingGroup) -> Tensor | None:
         if not is_depthwise(graph, reader)
     ]
     return torch.stack(largest).amax(0) if largest else None
+
+
+def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> Tensor:
+    """Largest magnitudes of channels, where those that few images reach count as parameters let expect.
+
+    With the largest parameter p_i of a channel and the median m of r_i / p_i, r_i is at least a twentieth of m p_i.
+    """
+    if not group.starts_with_layer:
+        return reach_C
+    largest = attribute(graph, arguments(group.start)[1]).flatten(1).abs().amax(1)
+    if (bias := bias_of(group.start)) is not None:
+        largest = torch.maximum(largest, attribute(graph, bias).abs())
+    live = (reach_C > 0) & (largest > 0)
+    if not live.any():
+        return reach_C
+    return torch.maximum(reach_C, RARE * (reach_C[live] / largest[live]).median() * largest)
 
 
 def even_factors(reach_C: Tensor, weights_C: Tensor | None) -> Tensor:
