@@ -36,8 +36,6 @@ kernels = torch.ops.quantized
 QUANTIZE, DEQUANTIZE = quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default
 #: Largest code of a byte.
 LARGEST = 255
-#: Channels that a convolution of FBGEMM's with groups reads together.
-NEIGHBOURS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +223,6 @@ def _convolution(lowering: _Lowering, node: Node, coding: Coding, rectified: boo
     if codes is None or weight is None:
         return None
     stride, padding, dilation, groups = geometry(node)
-    if torch.backends.quantized.engine == "fbgemm" and _saturates_depthwise(weight, groups):
-        weight, groups = _with_neighbours(weight), groups // NEIGHBOURS
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
         if any(each % 2 for each in total):
@@ -235,34 +231,6 @@ def _convolution(lowering: _Lowering, node: Node, coding: Coding, rectified: boo
     packed = kernels.conv2d_prepack(weight, lowering.float_bias_of(node), stride, padding, dilation, groups)
     kernel = kernels.conv2d_relu.new if rectified else kernels.conv2d.new
     return lowering.call(kernel, codes, lowering.keep(f"{node.name}_packed", packed), *coding.qparams)
-
-
-def _saturates_depthwise(weight: Tensor, groups: int) -> bool:
-    """Whether FBGEMM's kernels for depthwise convolutions may get sums of these weights wrong.
-
-    They add pairs of products in 16 bits on every CPU, which hold 255 times 128, and take 8 channels at a time.
-    """
-    if groups % 8 or weight.shape[0] != groups or weight.shape[1] != 1:
-        return False
-    sorted_codes = weight.int_repr().flatten(1).int().sort(dim=1).values
-    if sorted_codes.shape[1] < 2:
-        return False
-    return bool((sorted_codes[:, -2:].sum(1) > 128).any() or (sorted_codes[:, :2].sum(1) < -128).any())
-
-
-def _with_neighbours(weight: Tensor) -> Tensor:
-    """Weights [C, 1, ...] of a depthwise convolution as those [C, 8, ...] of one in groups of eight, mostly zeros."""
-    codes, per_channel = weight.int_repr(), weight.qscheme() == torch.per_channel_affine
-    zero_points = weight.q_per_channel_zero_points() if per_channel else torch.tensor(weight.q_zero_point())
-    zeros = zero_points.to(codes.dtype).reshape(-1, *[1] * (codes.ndim - 1))
-    wide = zeros.expand(codes.shape[0], NEIGHBOURS, *codes.shape[2:]).clone()
-    channels = torch.arange(len(codes))
-    wide[channels, channels % NEIGHBOURS] = codes[:, 0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in ``weight_of``
-        if per_channel:
-            return torch._make_per_channel_quantized_tensor(wide, weight.q_per_channel_scales(), zero_points, 0)
-        return torch._make_per_tensor_quantized_tensor(wide, weight.q_scale(), weight.q_zero_point())
 
 
 def _linear(lowering: _Lowering, node: Node, coding: Coding, rectified: bool) -> Node | None:
