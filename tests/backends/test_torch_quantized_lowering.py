@@ -11,7 +11,6 @@ from torch.fx import GraphModule
 
 from bitsweep.backends.torch_quantized.lowering import lowered
 from bitsweep.config.precision import Grid
-from bitsweep.errors import CompressionError
 from bitsweep.graphs import ops, tracing
 from bitsweep.quantization import dynamic
 from bitsweep.quantization.biases import store_biases
@@ -156,6 +155,8 @@ class Counting(nn.Module):
         return batch.flatten(1) * batch.shape[0]
 
 
-def test_what_depends_on_the_number_of_images_is_refused() -> None:
-    with pytest.raises(CompressionError, match=r"has no kernel in PyTorch: use backend=reference"):
-        lowered(tracing.export(Counting(), image_size=SIZE))
+def test_the_number_of_images_is_asked_for_when_they_come() -> None:
+    found = lowered(tracing.export(Counting(), image_size=SIZE))
+    for count in (1, 5):
+        batch = torch.rand(count, 3, SIZE, SIZE)
+        torch.testing.assert_close(found(batch), batch.flatten(1) * count)
