@@ -300,7 +300,8 @@ def _least(group: ScalingGroup) -> float:
 
 
 def _scaling(state: State, group: ScalingGroup, source: Source, *, price: str) -> Remedy:
-    layers = [node for node in (group.start, *group.readers) if is_layer(node)]
+    yielding = (group.start,) if group.starts_with_layer else group.start.all_input_nodes
+    layers = [node for node in (*yielding, *group.readers) if is_layer(node)]
     return Remedy(
         source=described(state.graph, source), cause=cause_of(source), price=price,
         action="channels were given scales of their own", layers=tuple(_name(layer) for layer in layers),
