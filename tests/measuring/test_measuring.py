@@ -32,6 +32,7 @@ EXAMPLES = np.zeros((2, 3, 4, 4), np.float32)
 class Sleeper(Backend):
     """An engine whose artifact says how long to sleep, and what it has memory for."""
 
+    unloaded: ClassVar[tuple[str, ...]] = ("kernels.json",)
     name: str = "sleeper"
     package: ClassVar[str] = "numpy"
 
