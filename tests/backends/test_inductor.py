@@ -106,8 +106,9 @@ def test_weights_of_float_layers_are_laid_out_once(lowered: Lowered, fp32: Preci
 def test_an_int8_network_runs_on_integers_with_fused_rectifiers(lowered: Lowered, images: np.ndarray) -> None:
     _, artifact = lowered(BACKEND, INT8)
     kernels = BACKEND.profile(artifact, images[:2], threads=1)
-    assert [kernel.op.split()[0] for kernel in kernels] == ["convolution"] * 4 + ["matmul"]
-    assert all((kernel.integer and "avx" in kernel.op) or "gemm" in kernel.op for kernel in kernels)
+    products = [kernel for kernel in kernels if not kernel.op.startswith("reorder")]  # AMX has a layout of its own
+    assert [kernel.op.split()[0] for kernel in products] == ["convolution"] * 4 + ["matmul"]
+    assert all((kernel.integer and "avx" in kernel.op) or "gemm" in kernel.op for kernel in products)
 
 
 @pytest.mark.slow

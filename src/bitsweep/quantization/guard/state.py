@@ -68,8 +68,10 @@ class State:
 
     def harm_of(self, group: ScalingGroup) -> list[Source]:
         """What scaling a group may help against: its rounded tensors, and the weights of the layers that read it."""
+        if not (watched := self.watched(group)):  # how far the channels reach was not looked at
+            return []
         readers = (self.sources.get(str(arguments(node)[1].target)) for node in group.readers)
-        named = (*self.watched(group), *(source for source in readers if source is not None))
+        named = (*watched, *(source for source in readers if source is not None))
         return sorted((source for source in named if source.sqnr_db < HARMLESS_DB), key=lambda source: source.sqnr_db)
 
     def macs(self, node: Node) -> int:
