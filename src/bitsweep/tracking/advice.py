@@ -2,7 +2,28 @@
 
 import locale
 
+from bitsweep.text import shortened
 from bitsweep.tracking.address import Address, elsewhere
+
+_LONGEST_REASON = 300
+
+
+def explain(error: Exception, address: Address) -> str:
+    """One line: the store, what to do, and in parentheses what was raised."""
+    return f"{address.named}: {advice(error, address)} ({_reason(error, address)})"
+
+
+def _reason(error: Exception, address: Address) -> str:
+    """What was raised, or what caused it: MLflow wraps a failed connection four times, and each says all below it."""
+    from mlflow.exceptions import MlflowException
+
+    cause: BaseException = error
+    inner = error.__cause__ or error.__context__ if isinstance(error, MlflowException) else None
+    while inner is not None:
+        cause = inner if isinstance(inner, OSError) else cause
+        inner = inner.__cause__ or inner.__context__
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    return shortened(address.without_password(text), _LONGEST_REASON)
 
 
 def advice(error: Exception, address: Address) -> str:
@@ -26,6 +47,8 @@ def advice(error: Exception, address: Address) -> str:
         return "MLflow does not take a name or value; give the knob, class, curve or table another one"
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "401" in text or "403" in text or "password" in text:
         return "refuses this user; check name and password"
+    if "response body" in text:
+        return f"answers, but not as MLflow does; correct the address, {elsewhere(address)}"
     if address.database is None:
         return f"does not answer; start it, {elsewhere(address)}"
     return f"cannot be used; {elsewhere(address).removeprefix('or ')}"

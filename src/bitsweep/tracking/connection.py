@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bitsweep.errors import TrackingError, UsageError, ran_out_of_space
 from bitsweep.runtime import machine
 from bitsweep.tracking.address import VARIABLE, find_address, prepare_database
-from bitsweep.tracking.advice import advice
+from bitsweep.tracking.advice import explain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +52,7 @@ class Connection:
         import mlflow.store.db.utils
 
         mlflow.store.db.utils.MAX_RETRY_COUNT = 1
-        for chatty in ("mlflow", "alembic"):
+        for chatty in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self.address = find_address()
         with self.explained():
@@ -107,8 +107,7 @@ class Connection:
                     f"{self.address.named}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "
                     "some space, and run the same command again: what was finished is kept"
                 ) from error
-            reason = self.address.without_password(" ".join(str(error).split()))[:300]
-            raise TrackingError(f"{self.address.named}: {advice(error, self.address)} ({reason})") from None
+            raise TrackingError(explain(error, self.address)) from None
 
     def search(self, condition: str) -> "Iterable[Run]":
         """All runs that meet a condition of MLflow's query language."""
