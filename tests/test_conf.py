@@ -55,7 +55,7 @@ def _grid(words: list[str], **restriction: str) -> list[Cell]:
         return cells
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
 def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) -> None:
     cell = _cell([f"{group}={choice}"])
     assert getattr(cell, group).name == choice or cell.precision.name == "fp32"
@@ -66,7 +66,7 @@ def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) 
         assert "\n" not in planned.reason
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
 def test_every_knob_can_be_overridden(group: str, choice: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"{group}={choice}"])
@@ -74,7 +74,7 @@ def test_every_knob_can_be_overridden(group: str, choice: str) -> None:
     assert set(config[group]) - {"_target_"} == {field.name for field in dataclasses.fields(cls)}
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
 def test_comments_list_what_a_knob_takes(group: str, choice: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cls = get_class(compose("config", [f"{group}={choice}"])[group]["_target_"])

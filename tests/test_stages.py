@@ -186,7 +186,7 @@ EDITS = [
     ("training/network.py", "(512, 128), 0.3", "(512, 64), 0.3", "bcam"),
     ("methods/ptq.py", "return round_weights(graph", "return round_weights(graph.graph", "cam"),
     ("config/precision.py", "else self.bits)) - 1", "else self.bits)) - 2", "capm"),
-    ("stage_work.py", "_VIEWED_IMAGES = 8", "_VIEWED_IMAGES = 9", "cam"),
+    ("stage_work.py", "_PROBE_IMAGES = 8", "_VIEWED_IMAGES = 9", "cam"),
     ("quantization/calibration/histograms.py", "BINS = 2048", "BINS = 1024", "capm"),
     ("quantization/analysis/layer_stats.py", "_SMALLEST_MAP = 4", "_SMALLEST_MAP = 5", "cam"),
     ("lowering/onnx/export.py", "OPSET = 21", "OPSET = 22", "apm"),

@@ -20,7 +20,7 @@ def files_of_cell(shown: Shown) -> dict[str, Maker]:
     recorded = records(compressed.curves, [*compressed.tables, *measured.tables])
     return {
         "layers.json": lambda path: _write_json([asdict(layer) for layer in compressed.layers], path),
-        "notes.json": lambda path: _write_json(measured.notes, path),
+        "details.json": lambda path: _write_json(measured.details, path),
         **{f"records/{name}": make for name, make in recorded.items()},
         **{f"{PICTURES}/{name}": make for name, make in pictures(shown).items()},
     }

@@ -243,7 +243,7 @@ class Compressed:
 
     Attributes:
         program: ``torch.export`` file of the Q/DQ (or float) program.
-        views: statistics of the layers that are in the float network as well.
+        layer_stats: statistics of the layers that are in the float network as well.
         calibrated_on: number of training images that the method watched.
         test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
     """
@@ -252,7 +252,7 @@ class Compressed:
     layers: tuple[LayerRecord, ...]
     curves: tuple[Curve, ...]
     tables: tuple[Table, ...]
-    views: tuple[LayerStats, ...]
+    layer_stats: tuple[LayerStats, ...]
     test_logits_NK: Array
     calibrated_on: int = 0
 
@@ -289,7 +289,7 @@ class Measurement:
         flags: what a reader must know before believing a figure, e.g. ``noisy``.
         verdict: ``faster``, ``slower`` or ``not distinguishable`` than the same backend's fp32; empty where not timed.
         findings: sentences that explain the figures, e.g. why the artifact is not faster than fp32.
-        notes: details as JSON types: kernels, noise probes, size by layer.
+        details: as JSON types: kernels, noise probes, size by layer.
         tables: what was found out layer by layer.
         folder: raw latency samples and predictions.
     """
@@ -298,7 +298,7 @@ class Measurement:
     flags: tuple[str, ...]
     verdict: str
     findings: tuple[str, ...]
-    notes: dict[str, Any]
+    details: dict[str, Any]
     tables: tuple[Table, ...]
     folder: Path
 

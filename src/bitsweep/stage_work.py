@@ -19,8 +19,8 @@ from bitsweep.errors import StoreError
 from bitsweep.results import Array
 from bitsweep.runtime.progress import Progress
 
-#: Validation images on which layers are looked at.
-_VIEWED_IMAGES = 8
+#: Validation images that the statistics of layers are of.
+_PROBE_IMAGES = 8
 #: Signal-to-noise ratio of an uncompressed program's logits to those that were recorded after training, at least.
 _LEAST_SQNR_DB = 20
 
@@ -88,11 +88,16 @@ def compress(
     as_taken = functools.partial(preprocessed, splits=splits, image_size=model.image_size)
     # A program that chooses ranges while it runs chooses them for a whole batch.
     batches = as_taken(splits.test.images, batch=eval_batch)
-    viewed = next(as_taken(splits.val.images[:_VIEWED_IMAGES], batch=_VIEWED_IMAGES))
+    probe_images = next(as_taken(splits.val.images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
     before = load_program(load_compressed(original).program) if original else None
     watched = method.calibrated_on(len(splits.train), scheme)
     save_compression(
-        compression, map(np.asarray, batches), folder, viewed=np.asarray(viewed), calibrated_on=watched, original=before
+        compression,
+        map(np.asarray, batches),
+        folder,
+        probe_images=np.asarray(probe_images),
+        calibrated_on=watched,
+        original=before,
     )
     if original is None:
         _require_same_network(np.load(folder / "test_logits.npy"), trained.test_logits_NK)

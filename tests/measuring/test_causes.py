@@ -64,7 +64,7 @@ def test_lost_accuracy_is_blamed_on_the_three_that_cost_most() -> None:
         (f"the weights of layer{index}", 10.0 + index, "channel 3 spans 9", "method=qat") for index in range(5)
     )
     noise = Table(name="noise", columns=("what is rounded", "alone: SQNR dB", "channels", "try"), rows=rows)
-    (told,) = why_less_accurate((Table(name="bits", columns=("layer",), rows=()), noise))
-    assert all(part in told for part in ("layer0 (alone 10.0 dB: channel 3 spans 9; try method=qat)", "layer2"))
-    assert "layer3" not in told
+    (finding,) = why_less_accurate((Table(name="bits", columns=("layer",), rows=()), noise))
+    assert all(part in finding for part in ("layer0 (alone 10.0 dB: channel 3 spans 9; try method=qat)", "layer2"))
+    assert "layer3" not in finding
     assert why_less_accurate(()) == []

@@ -145,7 +145,7 @@ def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_pa
     assert measurement.flags == ("no memory for batch 8",)
     assert {"throughput_ips", "throughput_ips_b2"} <= set(measurement.metrics)
     assert "throughput_ips_b8" not in measurement.metrics
-    assert "allocate" in measurement.notes["batches"]["8"]["out_of_memory"]
+    assert "allocate" in measurement.details["batches"]["8"]["out_of_memory"]
     small = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(8,)), scheme=FLOAT32)
     with pytest.raises(MemoryError):
         raced(small, tmp_path)
@@ -189,7 +189,7 @@ def test_a_noisy_machine_is_flagged_and_raced_again(tmp_path: Path) -> None:
     subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=strict, scheme=FLOAT32)
     measurement = raced(subject, tmp_path)
     assert measurement.flags == ("noisy",)
-    assert measurement.notes["batches"]["1"]["attempts"] == 3
+    assert measurement.details["batches"]["1"]["attempts"] == 3
 
 
 def test_what_others_compute_is_told_from_ones_own() -> None:
@@ -270,7 +270,7 @@ def evaluated(
             layers=(layer,),
             curves=(),
             tables=(),
-            views=(),
+            layer_stats=(),
             test_logits_NK=exact,
             calibrated_on=watched,
         ),
@@ -280,11 +280,11 @@ def evaluated(
     return load_measurement(tmp_path)
 
 
-@pytest.mark.parametrize(("watched", "told"), [(0, False), (1, True), (200, False)])
-def test_images_of_the_calibration_are_counted_and_few_are_told(watched: int, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("watched", "warned"), [(0, False), (1, True), (200, False)])
+def test_images_of_the_calibration_are_counted_and_few_are_told(watched: int, warned: bool, tmp_path: Path) -> None:
     measurement = evaluated(tmp_path, FLOAT32, watched=watched, bias=9)
     assert measurement.metrics.get("calibration_images", 0) == watched
-    assert any("calibrated on 1 of the training images only" in finding for finding in measurement.findings) == told
+    assert any("calibrated on 1 of the training images only" in finding for finding in measurement.findings) == warned
 
 
 def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
         image_size=4,
         compressed=Compressed(
-            program=tmp_path, layers=(layer,), curves=(), tables=(), views=(), test_logits_NK=EXAMPLES
+            program=tmp_path, layers=(layer,), curves=(), tables=(), layer_stats=(), test_logits_NK=EXAMPLES
         ),
         folder=tmp_path,
     )
@@ -332,7 +332,7 @@ def test_an_artifact_that_errs(tmp_path: Path) -> None:
     assert metrics["agreement"] == metrics["parity_agreement"] == 0.8
     assert "diverges" in measurement.flags
     assert "cannot be seen" in measurement.findings[0]  # there is no program behind this artifact
-    assert measurement.notes["float_islands"] == ["Conv b"]
+    assert measurement.details["float_islands"] == ["Conv b"]
 
 
 def test_a_baseline_that_guesses_is_flagged(tmp_path: Path) -> None:

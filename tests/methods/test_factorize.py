@@ -33,7 +33,7 @@ def factorized(splits: Splits, wanted: Scheme, model: nn.Module | None = None, *
 
 def test_what_becomes_of_each_layer(splits: Splits) -> None:
     result = factorized(splits, scheme(4))
-    assert {note.name: note.became for note in result.layers} == {
+    assert {record.name: record.became for record in result.layers} == {
         "stem": "",
         "grouped": "",
         "depthwise": "",
@@ -42,11 +42,11 @@ def test_what_becomes_of_each_layer(splits: Splits) -> None:
         "hidden": "12 to 4 - 4 to 10",
         "head": "",
     }
-    assert {note.name: note.reason for note in result.layers if note.reason} == {
+    assert {record.name: record.reason for record in result.layers if record.reason} == {
         "grouped": "has 2 groups; only layers with one are factorised",
         "depthwise": "has 8 groups; only layers with one are factorised",
     }
-    assert {note.weights for note in result.layers} == {"s4 per-channel symmetric"}
+    assert {record.weights for record in result.layers} == {"s4 per-channel symmetric"}
 
 
 def test_records(splits: Splits) -> None:
@@ -58,12 +58,12 @@ def test_records(splits: Splits) -> None:
     )  # fmt: skip
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     assert list(rows) == ["point", "down", "hidden"]
-    notes = {note.name: note for note in result.layers}
+    records = {record.name: record for record in result.layers}
     curves = {curve.name: curve for curve in result.curves}
     for name, row in rows.items():
         # The program holds what was found: codes with the error and the size that the table names.
-        assert 10 ** (-notes[name].sqnr_db / 20) == pytest.approx(row["error_admm"], rel=1e-4)  # type: ignore[operator]
-        assert notes[name].stored_bits == row["bits"] + 32 * notes[name].parameters - 32 * row["weights"]
+        assert 10 ** (-records[name].sqnr_db / 20) == pytest.approx(row["error_admm"], rel=1e-4)  # type: ignore[operator]
+        assert records[name].stored_bits == row["bits"] + 32 * records[name].parameters - 32 * row["weights"]
         curve = curves[f"relative_error.{name}"]
         assert min(curve.values) == pytest.approx(row["error_admm"], rel=1e-4)
         assert curve.values[0] == pytest.approx(row["error_svd_mse"], rel=1e-4)
@@ -78,10 +78,10 @@ def test_rounding_factors_to_the_nearest_codes(solver: str, splits: Splits) -> N
     (table,) = result.tables
     assert result.curves == ()
     assert "error_admm" not in table.columns
-    notes = {note.name: note for note in result.layers}
+    records = {record.name: record for record in result.layers}
     for row in table.rows:
         error = row[table.columns.index(f"error_{solver}")]
-        assert 10 ** (-notes[str(row[0])].sqnr_db / 20) == pytest.approx(error, rel=1e-4)  # type: ignore[operator]
+        assert 10 ** (-records[str(row[0])].sqnr_db / 20) == pytest.approx(error, rel=1e-4)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_rounding_factors_to_the_nearest_codes(solver: str, splits: Splits) -> N
 def test_floats(weights: Any, activations: Any, bits: int, splits: Splits) -> None:
     wanted = Scheme(weights=weights, activations=activations, arithmetic="float32")
     result = factorized(splits, wanted)
-    notes = {note.name: note for note in result.layers}
-    assert {(note.weights, note.activations) for note in result.layers} == {(weights, activations)}
-    assert notes["hidden"].stored_bits == bits * (4 * (12 + 10) + 10)
-    assert notes["stem"].stored_bits == bits * notes["stem"].parameters
+    records = {record.name: record for record in result.layers}
+    assert {(record.weights, record.activations) for record in result.layers} == {(weights, activations)}
+    assert records["hidden"].stored_bits == bits * (4 * (12 + 10) + 10)
+    assert records["stem"].stored_bits == bits * records["stem"].parameters
     (table,) = result.tables
     assert table.columns[-1] == "error_float"
     nearly_all = factorized(splits, wanted, ratio=0.99, float_iterations=200)
@@ -108,13 +108,13 @@ def test_a_network_of_low_rank_stays_what_it_is(splits: Splits) -> None:
     with torch.no_grad():
         model[1].weight.copy_(left @ right)  # type: ignore[union-attr, operator]
     result = factorized(splits, FLOAT32, model, keep_first=False, rank_by="energy", energy=0.9999)
-    assert [note.became for note in result.layers] == ["192 to 3 - 3 to 24", ""]
+    assert [record.became for record in result.layers] == ["192 to 3 - 3 to 24", ""]
     assert noise(model, result, splits) < 1e-4
 
 
 def test_layers_to_keep(splits: Splits) -> None:
     def became(**knobs: Any) -> list[str]:
-        return [note.name for note in factorized(splits, FLOAT32, **knobs).layers if note.became]
+        return [record.name for record in factorized(splits, FLOAT32, **knobs).layers if record.became]
 
     assert became(keep=("down", "point")) == ["hidden"]
     assert became(keep_first=False, keep_last=False) == ["stem", "point", "down", "hidden", "head"]
@@ -124,10 +124,10 @@ def test_layers_to_keep(splits: Splits) -> None:
 
 def test_a_rank_that_saves_nothing(splits: Splits) -> None:
     result = factorized(splits, FLOAT32, rank_by="energy", energy=0.85)
-    notes = {note.name: note for note in result.layers}
-    assert notes["point"].became == ""
-    assert notes["point"].reason == "has 64 weights, and factors of rank 4 have 64"
-    assert notes["point"].sqnr_db is None
+    records = {record.name: record for record in result.layers}
+    assert records["point"].became == ""
+    assert records["point"].reason == "has 64 weights, and factors of rank 4 have 64"
+    assert records["point"].sqnr_db is None
     message = r"method=factorize makes no layer smaller \(grouped has 2 groups; .*\): lower method.energy"
     with pytest.raises(CompressionError, match=message):
         factorized(splits, FLOAT32, rank_by="energy", energy=0.9999)
@@ -168,10 +168,10 @@ def test_degenerate_networks(splits: Splits) -> None:
         model[2].bias[1] = 0.5  # type: ignore[index, operator]
         model[2].weight[2], model[2].bias[2] = 0, -1  # type: ignore[index, operator]
     result = factorized(splits, scheme(8, activations=UNSIGNED), model.eval(), ratio=0.95)
-    assert [note.became for note in result.layers] == [
+    assert [record.became for record in result.layers] == [
         "", "1x1 8 to 21 - 3x3 on each of 21 - 1x1 21 to 8", "", "", "",
     ]  # fmt: skip
-    assert [note.reason for note in result.layers[2:4]] == [
+    assert [record.reason for record in result.layers[2:4]] == [
         "has 8 weights, and factors of rank 1 have 9",
         "has 2 weights, and factors of rank 1 have 3",
     ]
@@ -219,11 +219,11 @@ def test_a_program_is_stored_packed(splits: Splits, tmp_path: Path) -> None:
 
 
 def test_factors_are_trained_from_their_codes(splits: Splits) -> None:
-    """Learning the noise images by heart: the loss falls, and the notes tell of chains and curves as before."""
+    """Learning the noise images by heart: the loss falls, and the records tell of chains and curves as before."""
     before = factorized(splits, scheme(4, activations=UNSIGNED))
     result = factorized(splits, scheme(4, activations=UNSIGNED), epochs=6, lr=0.01, batch_size=16)
-    assert [note.became for note in result.layers] == [note.became for note in before.layers]
-    assert {note.weights for note in result.layers} == {"s4 per-channel symmetric"}
+    assert [record.became for record in result.layers] == [record.became for record in before.layers]
+    assert {record.weights for record in result.layers} == {"s4 per-channel symmetric"}
     curves = {curve.name: curve.values for curve in result.curves}
     assert curves["train_loss"][-1] < curves["train_loss"][0]
     assert "relative_error.hidden" in curves

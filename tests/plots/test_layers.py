@@ -9,7 +9,7 @@ from bitsweep.plots.layers import draw_feature_maps, draw_histograms, draw_layer
 from bitsweep.results import Distribution, LayerRecord, LayerStats
 
 
-def notes(count: int) -> list[LayerRecord]:
+def records(count: int) -> list[LayerRecord]:
     """Layers of 8 bits; the sixth has the most noise."""
     return [
         LayerRecord(
@@ -21,7 +21,7 @@ def notes(count: int) -> list[LayerRecord]:
     ]  # fmt: skip
 
 
-def views(count: int) -> list[LayerStats]:
+def stats(count: int) -> list[LayerStats]:
     spread = Distribution(low=-2.0, high=2.0, mean=0.5, std=0.25, counts=(1, 10, 100, 10))
     maps_2CHW = np.stack([np.full((3, 4, 5), 1.0), np.full((3, 4, 5), 2.0)])
     maps_2CHW[:, :, 0, 0] = 0
@@ -38,7 +38,7 @@ def views(count: int) -> list[LayerStats]:
 
 
 def test_the_table_has_sizes_and_ratios(tmp_path: Path) -> None:
-    write_layers(notes(3), views(2), tmp_path / "layers.csv")
+    write_layers(records(3), stats(2), tmp_path / "layers.csv")
     with (tmp_path / "layers.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["layers.0", "layers.1", "layers.2"]
@@ -47,7 +47,7 @@ def test_the_table_has_sizes_and_ratios(tmp_path: Path) -> None:
 
 
 def test_bars_of_the_largest_layers(drawn: list[Any], tmp_path: Path) -> None:
-    draw_layers(notes(50), views(50), tmp_path / "picture.png", name="a cell")
+    draw_layers(records(50), stats(50), tmp_path / "picture.png", name="a cell")
     sizes, ratios, noise = drawn[0].axes
     assert "the 40 largest of 50" in drawn[0].get_suptitle()
     assert [tick.get_text() for tick in sizes.get_yticklabels()] == [f"layers.{i}" for i in range(10, 50)]
@@ -56,7 +56,7 @@ def test_bars_of_the_largest_layers(drawn: list[Any], tmp_path: Path) -> None:
 
 
 def test_histograms_show_range_deviation_and_clipped_share(drawn: list[Any], tmp_path: Path) -> None:
-    draw_histograms(notes(20), views(20), tmp_path / "picture.png", name="a cell")
+    draw_histograms(records(20), stats(20), tmp_path / "picture.png", name="a cell")
     axes = drawn[0].axes
     titles = [each.get_title() for each in axes]
     assert titles[0] == "layers.0\nclipped 1 %, SQNR 30.0 dB"
@@ -69,7 +69,7 @@ def test_histograms_show_range_deviation_and_clipped_share(drawn: list[Any], tmp
 
 
 def test_maps_of_both_in_the_same_units(drawn: list[Any], tmp_path: Path) -> None:
-    draw_feature_maps(views(3), tmp_path / "picture.png", name="a cell", after="int8")
+    draw_feature_maps(stats(3), tmp_path / "picture.png", name="a cell", after="int8")
     before, after = drawn[0].axes
     assert [before.get_ylabel(), after.get_ylabel()] == ["fp32", "int8"]
     assert len(before.images) == len(after.images) == 3

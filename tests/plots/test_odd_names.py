@@ -45,7 +45,7 @@ def shown(names: tuple[str, ...], folder: Path) -> Shown:
         LayerRecord(name=name, kind="conv2d", weights="s8", activations="u8", parameters=9 + i, stored_bits=72)
         for i, name in enumerate(names)
     )
-    views = tuple(
+    stats = tuple(
         LayerStats(name=name, weights=spread, inputs=spread, maps_2CHW=random.normal(size=(2, 4, 4, 4)))
         for name in names
     )
@@ -58,9 +58,9 @@ def shown(names: tuple[str, ...], folder: Path) -> Shown:
             checkpoint=folder, history=(), best_epoch=0, val_top1=0.5, device="cpu", test_logits_NK=before_NK
         ),
         compressed=Compressed(
-            program=folder, layers=layers, curves=(), tables=(), views=views[:4], test_logits_NK=before_NK
+            program=folder, layers=layers, curves=(), tables=(), layer_stats=stats[:4], test_logits_NK=before_NK
         ),
-        measurement=Measurement(metrics={}, flags=(), verdict="", findings=(), notes={}, tables=(), folder=folder),
+        measurement=Measurement(metrics={}, flags=(), verdict="", findings=(), details={}, tables=(), folder=folder),
         batch_sizes=(1, 8),
     )
 

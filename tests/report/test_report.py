@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bitsweep.report import table, write
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, pareto_front, ratio, telling
+from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, distinguishing, pareto_front, ratio
 from bitsweep.report.pictures import swept_numbers
 
 CHROMIUM = shutil.which("chromium")
@@ -184,7 +184,7 @@ def test_knobs_that_the_method_implies_tell_nothing(report: SweepReport) -> None
     )
     one = report.rows[0]
     rows = [dataclasses.replace(one, cell=one.cell | cell) for cell in cells]
-    assert telling(rows) == ["method", "seed", "method.solver"]
+    assert distinguishing(rows) == ["method", "seed", "method.solver"]
     shown = dataclasses.replace(report, rows=rows).varying_choices
     assert shown == ["model", "method", "precision", "backend", "seed", "method.solver"]
 
@@ -220,9 +220,9 @@ def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
 
 
 def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) -> None:
-    told = dataclasses.replace(report.rows[0], verdict="slower", findings=("conversions take <half>", "2 threads"))
-    write(dataclasses.replace(report, rows=[told, *report.rows[1:]]), tmp_path)
-    name = " ".join(told.cell[axis] for axis in report.varying_choices)
+    slower = dataclasses.replace(report.rows[0], verdict="slower", findings=("conversions take <half>", "2 threads"))
+    write(dataclasses.replace(report, rows=[slower, *report.rows[1:]]), tmp_path)
+    name = " ".join(slower.cell[group] for group in report.varying_choices)
     assert f"- {name}: slower; conversions take \\<half\\>; 2 threads" in (tmp_path / "report.md").read_text()
     page = (tmp_path / "report.html").read_text()
     assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; 2 threads</li>" in page

@@ -49,17 +49,17 @@ def present(cells: "pandas.Series", kind: Kind) -> Array:
     return there
 
 
-def told_of_cells(cells: "pandas.Series", kind: Kind) -> list[str]:
+def messages_about_cells(cells: "pandas.Series", kind: Kind) -> list[str]:
     """How many cells of a column are missing, and which stand among numbers without being one."""
-    told = []
+    messages = []
     missing = cells == "" if kind == "words" else cells.str.lower().isin(_MISSING)
     if missing.any():
-        told.append(f"{missing.sum()} of {len(cells)} rows have no {cells.name}")
+        messages.append(f"{missing.sum()} of {len(cells)} rows have no {cells.name}")
     odd = cells[~missing & ~present(cells, kind)]
     if len(odd):
         what = f"{len(odd)} of {len(cells)} cells of {cells.name} are no numbers ({some_of(odd.unique())})"
-        told.append(f"{what}: they count as missing")
-    return told
+        messages.append(f"{what}: they count as missing")
+    return messages
 
 
 def some_of(cells: "Array | list[str]") -> str:
@@ -87,7 +87,7 @@ class Encoder:
         """F."""
         return len(self._medians) + sum(map(len, self._words.values()))
 
-    def told(self, test: "pandas.DataFrame") -> list[str]:
+    def messages(self, test: "pandas.DataFrame") -> list[str]:
         """Which columns become switches, how many, and in how many test rows none of them is on."""
         lines = []
         for name, words in self._words.items():

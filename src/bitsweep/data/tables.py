@@ -36,12 +36,12 @@ _QUOTED = r'^"(.*)"$'
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
 
 
-def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
+def read_table(file: Path, *, key: str, messages: list[str]) -> "pandas.DataFrame":
     """The rows of a table of text (UTF-8, UTF-16 or Latin-1; commas, semicolons, tabs or bars) or of a Parquet file.
 
     Args:
         key: of the setting that names the table, with its value, for errors.
-        told: gets a line for everything that was not as in a plain CSV file.
+        messages: gets a line for everything that was not as in a plain CSV file.
 
     Returns:
         Cells as text without spaces around them; those that are missing are empty. Every column has a name of its own.
@@ -53,7 +53,7 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
     try:
         with file.open("rb") as stream:
             parquet |= stream.read(4) == b"PAR1"
-        frame = _read_parquet(file) if parquet else _read_text(file, told)
+        frame = _read_parquet(file) if parquet else _read_text(file, messages)
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
     except MemoryError:
@@ -68,7 +68,7 @@ def read_table(file: Path, *, key: str, told: list[str]) -> "pandas.DataFrame":
         raise DataError(f"{key}: {file.name} has no rows")
     spaced = [name for name in frame.columns if (frame[name] != frame[name].str.strip()).any()]
     if spaced:
-        told.append(f"{file.name}: spaces around cells are taken off ({', '.join(spaced[:3])})")
+        messages.append(f"{file.name}: spaces around cells are taken off ({', '.join(spaced[:3])})")
     return frame.assign(**{name: frame[name].str.strip() for name in spaced})
 
 
@@ -82,15 +82,15 @@ def _read_parquet(file: Path) -> "pandas.DataFrame":
     return frame.reset_index(drop=True).apply(lambda column: column.astype(object).where(column.notna(), "").map(str))
 
 
-def _read_text(file: Path, told: list[str]) -> "pandas.DataFrame":
+def _read_text(file: Path, messages: list[str]) -> "pandas.DataFrame":
     text, encoding = _decoded(_content(file))
     if encoding not in ("utf-8", "utf-8-sig"):
-        told.append(f"{file.name}: read as {encoding}")
+        messages.append(f"{file.name}: read as {encoding}")
     separator = _separator(text)
     frame = _parsed(text, separator)
     if separator != ",":
-        told.append(f"{file.name}: columns are separated by {_SEPARATORS[separator]}")
-        frame = _with_decimal_points(frame, file.name, told)
+        messages.append(f"{file.name}: columns are separated by {_SEPARATORS[separator]}")
+        frame = _with_decimal_points(frame, file.name, messages)
     if twice := [name for name, count in Counter(map(str.strip, frame.columns)).items() if count > 1]:
         raise DataError(f"{file.name} has several columns {twice[0]}; give each a name of its own")
     unnamed = [name for name in frame.columns if name.startswith("Unnamed: ") and (frame[name] == "").all()]
@@ -170,7 +170,7 @@ def _parsed(text: str, separator: str) -> "pandas.DataFrame":
     return plain.replace(_QUOTED, r"\1", regex=True).rename(columns=lambda name: re.sub(_QUOTED, r"\1", name))
 
 
-def _with_decimal_points(frame: "pandas.DataFrame", name: str, told: list[str]) -> "pandas.DataFrame":
+def _with_decimal_points(frame: "pandas.DataFrame", name: str, messages: list[str]) -> "pandas.DataFrame":
     """The same, with the decimal commas of columns that are mostly numbers as points."""
     import pandas
 
@@ -181,5 +181,5 @@ def _with_decimal_points(frame: "pandas.DataFrame", name: str, told: list[str]) 
         if comma.any() and (comma | number).mean() > 0.5:
             changed[column] = frame[column].mask(comma, frame[column].str.replace(",", ".", regex=False))
     if changed:
-        told.append(f"{name}: decimal commas are read as points ({', '.join(list(changed)[:3])})")
+        messages.append(f"{name}: decimal commas are read as points ({', '.join(list(changed)[:3])})")
     return frame.assign(**changed)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
-from bitsweep.data.columns import Encoder, Kind, kind_of, named_classes, present, some_of, told_of_cells
+from bitsweep.data.columns import Encoder, Kind, kind_of, messages_about_cells, named_classes, present, some_of
 from bitsweep.data.image_tree import some
 from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, read_table
 from bitsweep.errors import DataError
@@ -33,7 +33,7 @@ class _Rows:
     test: "pandas.DataFrame"
     kinds: dict[str, Kind]
     classes: Sequence[str]
-    told: Sequence[str]
+    messages: Sequence[str]
 
 
 @final
@@ -65,7 +65,7 @@ class TableFile(Dataset):
         rows = self._rows()
         encoder = Encoder(rows.train, rows.kinds)
         side = _side(encoder.features)
-        _say([*rows.told, *encoder.told(rows.test)])
+        _say([*rows.messages, *encoder.messages(rows.test)])
         print(f"{encoder.features} features: images of {side} x {side} pixels, for model.image_size={side}", flush=True)
         digest = hashlib.sha256()
         for file in self._files():
@@ -75,7 +75,7 @@ class TableFile(Dataset):
     def decode(self) -> RawData:
         """Read, split and encode the rows."""
         rows = self._rows()
-        _say(rows.told)
+        _say(rows.messages)
         encoder = Encoder(rows.train, rows.kinds)
         places = {name: number for number, name in enumerate(rows.classes)}
         train, test = (
@@ -113,24 +113,26 @@ class TableFile(Dataset):
         """
         import pandas
 
-        told: list[str] = []
+        messages: list[str] = []
         files = self._files()
-        frames = [read_table(file, key=self._key, told=told) for file in files]
+        frames = [read_table(file, key=self._key, messages=messages) for file in files]
         self._check_names(frames, files)
         whole = frames
         frames = [frame.drop(columns=list(self.drop), errors="ignore") for frame in frames]
         if len(frames) == 2:
-            frames[1] = self._aligned(frames[0], frames[1], told)
-            self._check_leaks(whole[0], whole[1], told)
+            frames[1] = self._aligned(frames[0], frames[1], messages)
+            self._check_leaks(whole[0], whole[1], messages)
         kinds = {name: kind_of(frames[0][name]) for name in frames[0].columns}
         kinds[self.target] = kind_of(pandas.concat([frame[self.target] for frame in frames]))
         for position, (file, frame) in enumerate(zip(files, frames, strict=True)):
-            frames[position] = self._checked(frame, file, kinds, told)
+            frames[position] = self._checked(frame, file, kinds, messages)
         del kinds[self.target]
         if not kinds:
             raise DataError(f"{self._key}: has no column beside {self.target}, and nothing to tell classes by")
         train, test = frames if len(frames) == 2 else self._divided(frames[0], _rows_of(whole[0]))
-        return _Rows(train=train, test=test, kinds=kinds, classes=self._classes(train, test, told), told=told)
+        return _Rows(
+            train=train, test=test, kinds=kinds, classes=self._classes(train, test, messages), messages=messages
+        )
 
     def _check_names(self, frames: "Sequence[pandas.DataFrame]", files: Sequence[Path]) -> None:
         for file, frame in zip(files, frames, strict=True):
@@ -140,18 +142,18 @@ class TableFile(Dataset):
                     choice = ", ".join(frame.columns)
                     raise DataError(f"dataset.{key}={missing[0]}: no such column; choose from {choice} ({file.name})")
 
-    def _aligned(self, train: "pandas.DataFrame", test: "pandas.DataFrame", told: list[str]) -> "pandas.DataFrame":
+    def _aligned(self, train: "pandas.DataFrame", test: "pandas.DataFrame", messages: list[str]) -> "pandas.DataFrame":
         """The test rows with the columns of the training rows, in their order."""
         extra = [name for name in test.columns if name not in train.columns]
         if missing := [name for name in train.columns if name not in test.columns]:
             has = f", which has {some(extra)} instead" if extra else ""
             raise DataError(f"{self._key}: the test rows lack {some(missing)}{has}; rename or add it")
         if extra:
-            told.append(f"the test rows have {some(extra)}, which the training rows lack: left out")
+            messages.append(f"the test rows have {some(extra)}, which the training rows lack: left out")
         return test[list(train.columns)]
 
     def _checked(
-        self, frame: "pandas.DataFrame", file: Path, kinds: dict[str, Kind], told: list[str]
+        self, frame: "pandas.DataFrame", file: Path, kinds: dict[str, Kind], messages: list[str]
     ) -> "pandas.DataFrame":
         """The same rows with their classes in one spelling each."""
         labels = named_classes(frame[self.target], kinds[self.target])
@@ -164,7 +166,7 @@ class TableFile(Dataset):
             if name != self.target and not present(frame[name], kind).any():
                 raise DataError(f"{self._key}: no row of {file.name} has {name}; name it in dataset.drop")
             if name != self.target:
-                told += [f"{file.name}: {line}" for line in told_of_cells(frame[name], kind)]
+                messages += [f"{file.name}: {line}" for line in messages_about_cells(frame[name], kind)]
         return frame.assign(**{self.target: labels})
 
     def _divided(self, frame: "pandas.DataFrame", rows: "pandas.Series") -> "tuple[pandas.DataFrame, pandas.DataFrame]":
@@ -185,7 +187,7 @@ class TableFile(Dataset):
         tested = frame.index.isin(test.index) if self.leaks == "keep" else rows.isin(rows[test.index])
         return frame[~tested], frame[tested]
 
-    def _check_leaks(self, train: "pandas.DataFrame", test: "pandas.DataFrame", told: list[str]) -> None:
+    def _check_leaks(self, train: "pandas.DataFrame", test: "pandas.DataFrame", messages: list[str]) -> None:
         """Refuse rows that are equal in every column, and tell of those that differ in dropped columns alone."""
         common = [name for name in train.columns if name in test.columns]
         kept = [name for name in common if name not in self.drop]
@@ -196,10 +198,10 @@ class TableFile(Dataset):
             what = f"{count} of {len(test)} test rows are training rows too, {where}"
             if columns is common and self.leaks == "refuse":
                 raise DataError(f"{self._key}: {what}; remove them, or set dataset.leaks=keep")
-            told.append(f"warning: {what}")
+            messages.append(f"warning: {what}")
             return
 
-    def _classes(self, train: "pandas.DataFrame", test: "pandas.DataFrame", told: list[str]) -> list[str]:
+    def _classes(self, train: "pandas.DataFrame", test: "pandas.DataFrame", messages: list[str]) -> list[str]:
         classes = sorted(set(train[self.target]))
         there = set(test[self.target])
         if unknown := sorted(there - set(classes)):
@@ -212,7 +214,7 @@ class TableFile(Dataset):
         for name in classes:
             other = spellings.setdefault(name.casefold(), name)
             if other != name:
-                told.append(f"the classes {other} and {name} differ in case only, and are two")
+                messages.append(f"the classes {other} and {name} differ in case only, and are two")
         return classes
 
 

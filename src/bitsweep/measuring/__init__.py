@@ -5,6 +5,6 @@
     measure_latency  against the same engine's fp32, in interleaved blocks, and a GPU's own; keeps the raw samples
     measure_memory   peak memory of loading and running the artifact alone, a GPU's too
 
-Every pass writes one JSON file of metrics, flags and notes; `passes.load_measurement` puts them together. What the
+Every pass writes one JSON file of metrics, flags and details; `passes.load_measurement` puts them together. What the
 metrics mean is said in docs/measurement.md.
 """

@@ -37,10 +37,10 @@ def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder
         # As text, because engines make up names of fused kernels that leave no room for a picture.
         rows=tuple((each.name, each.op, "integer" if each.integer else "float", str(each.macs)) for each in kernels),
     )
-    notes, metrics, flags = _size(subject, compressed)
-    more_notes, more_metrics, more_flags = _kernels(subject, kernels)
+    details, metrics, flags = _size(subject, compressed)
+    more_details, more_metrics, more_flags = _kernels(subject, kernels)
     flags = ["not run", *flags, *more_flags]
-    write_pass(folder, "inspect", metrics | more_metrics, flags, notes | more_notes, tables=[table])
+    write_pass(folder, "inspect", metrics | more_metrics, flags, details | more_details, tables=[table])
 
 
 def evaluate(
@@ -84,12 +84,12 @@ def evaluate(
         flags.append("saturates")
         findings.append("sums of the largest products saturate in this engine's kernels on this CPU")
     kernels = subject.backend.profile(subject.artifact, examples[:1], threads=subject.threads)
-    notes: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for measured, more_metrics, more_flags in (_size(subject, compressed), _kernels(subject, kernels)):
-        notes |= measured
+        details |= measured
         metrics |= more_metrics
         flags += more_flags
-    write_pass(folder, "evaluate", metrics, flags, notes, findings=findings, tables=tables)
+    write_pass(folder, "evaluate", metrics, flags, details, findings=findings, tables=tables)
 
 
 def compare(
@@ -169,6 +169,6 @@ def _kernels(subject: Subject, kernels: Sequence[OpProfile]) -> tuple[dict[str, 
     macs = sum(kernel.macs for kernel in kernels)
     share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
     islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
-    notes = {"macs": macs, "float_islands": islands if subject.scheme.arithmetic == "integer" else []}
+    details = {"macs": macs, "float_islands": islands if subject.scheme.arithmetic == "integer" else []}
     flags = ["mostly float"] if subject.scheme.arithmetic == "integer" and share < 0.5 else []
-    return notes, {"int8_mac_share": share}, flags
+    return details, {"int8_mac_share": share}, flags

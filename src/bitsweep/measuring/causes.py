@@ -57,8 +57,8 @@ def why_less_accurate(tables: Sequence[Table], *, most: int = 3) -> list[str]:
     (found,) = [table.rows[:most] for table in tables if table.name == "noise"] or [()]
     if not found:
         return []
-    told = (f"{what} (alone {sqnr_db:.1f} dB: {why}; try {knob})" for what, sqnr_db, why, knob in found)
-    return [f"of all that is rounded these cost most on calibration images: {', '.join(told)}"]
+    worst = (f"{what} (alone {sqnr_db:.1f} dB: {why}; try {knob})" for what, sqnr_db, why, knob in found)
+    return [f"of all that is rounded these cost most on calibration images: {', '.join(worst)}"]
 
 
 def why_not_faster(own: Profile, fp32: Profile, scheme: Scheme, *, threads: int, alone_ms: float) -> list[str]:

@@ -53,7 +53,7 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
 
     metrics: dict[str, float] = {"load_ms": load_ms, "first_run_ms": first_run_ms}
     flags: list[str] = []
-    notes: dict[str, Any] = {"threads": subject.threads, "batches": {}}
+    details: dict[str, Any] = {"threads": subject.threads, "batches": {}}
     samples: dict[str, Array] = {}
     for size in protocol.batch_sizes:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
@@ -67,7 +67,7 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
         except Exception as error:
             if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
                 raise
-            notes["batches"][str(size)] = {"out_of_memory": first_line(error)}
+            details["batches"][str(size)] = {"out_of_memory": first_line(error)}
             flags.append(f"no memory for batch {size}")
             continue
         own = np.concatenate(blocks[0])
@@ -89,23 +89,23 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
             noise["verdict"] = gain.verdict
         found = [flag for flag, holds in (("noisy", noise["noisy"]), (CROWDED, noise["crowded"])) if holds]
         flags += [flag for flag in found if flag not in flags]
-        notes["batches"][str(size)] = noise
+        details["batches"][str(size)] = noise
         for which, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
             samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
             samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
     np.savez_compressed(folder / "latency_samples.npz", allow_pickle=False, **samples)
-    notes["verdict"] = notes["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
+    details["verdict"] = details["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
     findings = []
     if CROWDED in flags:
         findings = [
             "other processes use the cores, and its threads wait for them: no time is its own; measure it again on a "
             "quiet machine (remeasure=noisy)"
         ]
-    elif notes["verdict"] not in ("", "faster"):
+    elif details["verdict"] not in ("", "faster"):
         findings = _why_not_faster(
             subject, first, metrics["latency_p50_ms"], metrics["latency_p50_ms"] * metrics["speedup"]
         )
-    write_pass(folder, "measure_latency", metrics, flags, notes, findings=findings)
+    write_pass(folder, "measure_latency", metrics, flags, details, findings=findings)
 
 
 def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: float) -> list[str]:

@@ -38,7 +38,7 @@ def write_pass(
     name: str,
     metrics: dict[str, float],
     flags: list[str],
-    notes: dict[str, Any],
+    details: dict[str, Any],
     *,
     findings: Sequence[str] = (),
     tables: Sequence[Table] = (),
@@ -47,7 +47,7 @@ def write_pass(
     written = {
         "metrics": {metric: value for metric, value in metrics.items() if np.isfinite(value)},
         "flags": flags,
-        "notes": notes,
+        "details": details,
         "findings": list(findings),
         "tables": [asdict(table) for table in tables],
     }
@@ -57,13 +57,14 @@ def write_pass(
 def load_measurement(folder: Path) -> Measurement:
     """Put the passes of a finished measurement together."""
     passes = [json.loads(file.read_text()) for name in _PASSES if (file := folder / f"{name}.json").exists()]
-    notes = {key: value for one in passes for key, value in one["notes"].items()}
+    # Measurements of version 0.1 before its release have their details under another name.
+    details = {key: value for one in passes for key, value in one.get("details", one.get("notes", {})).items()}
     return Measurement(
         metrics={name: value for one in passes for name, value in one["metrics"].items()},
         flags=tuple(flag for one in passes for flag in one["flags"]),
-        verdict=notes.get("verdict", ""),
+        verdict=details.get("verdict", ""),
         findings=tuple(finding for one in passes for finding in one["findings"]),
-        notes=notes,
+        details=details,
         tables=tuple(Table.from_json(table) for one in passes for table in one["tables"]),
         folder=folder,
     )

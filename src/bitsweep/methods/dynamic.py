@@ -65,21 +65,23 @@ class DynamicQuantization(Method):
             )
         dynamic.quantize_reads(graph, scheme.activations)
         store_codes(graph, codes)
-        notes = tuple(
-            note if note.kind == "linear" else replace(note, reason="only linear layers are quantized at run time")
-            for note in layer_records(graph, originals)
+        records = tuple(
+            record
+            if record.kind == "linear"
+            else replace(record, reason="only linear layers are quantized at run time")
+            for record in layer_records(graph, originals)
         )
         return Compression(
-            program=tracing.export(graph, image_size=image_size), layers=notes, tables=(_coverage(notes, macs),)
+            program=tracing.export(graph, image_size=image_size), layers=records, tables=(_coverage(records, macs),)
         )
 
 
-def _coverage(notes: Iterable[LayerRecord], macs: Iterable[int]) -> Table:
+def _coverage(records: Iterable[LayerRecord], macs: Iterable[int]) -> Table:
     """How much of the network each kind of layer holds, and in what format that is computed."""
     totals: dict[tuple[str, str], list[int]] = {}
-    for note, count in zip(notes, macs, strict=True):
-        total = totals.setdefault((note.kind, note.activations), [0, 0, 0])
-        for index, more in enumerate((1, note.parameters, count)):
+    for record, count in zip(records, macs, strict=True):
+        total = totals.setdefault((record.kind, record.activations), [0, 0, 0])
+        for index, more in enumerate((1, record.parameters, count)):
             total[index] += more
     parameters, operations = (sum(total[index] for total in totals.values()) for index in (1, 2))
     return Table(

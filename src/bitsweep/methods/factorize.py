@@ -109,12 +109,12 @@ class Factorize(QuantizingMethod):
         else:
             assert not isinstance(scheme.activations, Grid)
             casting.cast(graph, scheme.weights, scheme.activations)
-            notes = layer_records(graph, layers)
-            made = Compression(program=tracing.export(graph, image_size=image_size), layers=notes)
+            records = layer_records(graph, layers)
+            made = Compression(program=tracing.export(graph, image_size=image_size), layers=records)
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
         reasons = {name: chain.reason for name, chain in named.items()}
-        notes = tuple(replace(note, reason=reasons.get(note.name, note.reason)) for note in made.layers)
-        return replace(made, layers=notes, curves=(*made.curves, *_curves(named)), tables=(_table(named),))
+        records = tuple(replace(record, reason=reasons.get(record.name, record.reason)) for record in made.layers)
+        return replace(made, layers=records, curves=(*made.curves, *_curves(named)), tables=(_table(named),))
 
     def _chains(self, graph: "GraphModule", scheme: Scheme) -> "dict[str, Chain]":
         """What takes the place of each layer that can be put on a grid, by the path of its weights.

@@ -66,14 +66,14 @@ def pictures(shown: Shown) -> dict[str, Callable[[Path], None]]:
         for draw in (draw_confusion, draw_classes, draw_curves, draw_examples):
             file = f"{draw.__name__.removeprefix('draw_')}.png"
             found[f"classification/{file}"] = partial(draw, verdicts, name=name)
-    layers, views = shown.compressed.layers, shown.compressed.views
+    layers, stats = shown.compressed.layers, shown.compressed.layer_stats
     if layers:
-        found["layers/layers.csv"] = partial(write_layers, layers, views)
-        found["layers/sizes.png"] = partial(draw_layers, layers, views, name=name)
-    if layers and views:
-        found["layers/histograms.png"] = partial(draw_histograms, layers, views, name=name)
-    if any(view.maps_2CHW is not None for view in views):
-        found["layers/feature_maps.png"] = partial(draw_feature_maps, views, name=name, after=shown.precision)
+        found["layers/layers.csv"] = partial(write_layers, layers, stats)
+        found["layers/sizes.png"] = partial(draw_layers, layers, stats, name=name)
+    if layers and stats:
+        found["layers/histograms.png"] = partial(draw_histograms, layers, stats, name=name)
+    if any(layer.maps_2CHW is not None for layer in stats):
+        found["layers/feature_maps.png"] = partial(draw_feature_maps, stats, name=name, after=shown.precision)
     if samples_ms := shown.samples_ms:
         first = shown.batch_sizes[0]
         found["speed/latency.png"] = partial(draw_latency, samples_ms, first, name=name, after=after)

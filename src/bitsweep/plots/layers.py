@@ -17,41 +17,41 @@ _BARS, _HISTOGRAMS = 40, 6
 _FLOAT_BITS = 32
 
 
-def write_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path: Path) -> None:
+def write_layers(records: Sequence[LayerRecord], stats: Sequence[LayerStats], path: Path) -> None:
     """Write a CSV with all that is known of each layer, one a line."""
-    seen = {view.name: view for view in views}
+    seen = {layer.name: layer for layer in stats}
     rows = []
-    for note in notes:
-        fp32_bytes, view = note.parameters * _FLOAT_BITS / 8, seen.get(note.name)
+    for record in records:
+        fp32_bytes, layer = record.parameters * _FLOAT_BITS / 8, seen.get(record.name)
         rows.append(
-            dataclasses.asdict(note)
+            dataclasses.asdict(record)
             | {
                 "fp32_bytes": fp32_bytes,
-                "stored_bytes": note.stored_bits / 8,
-                "ratio": note.stored_bits / 8 / fp32_bytes,
-                "weight_mean": view.weights.mean if view else None,
-                "weight_std": view.weights.std if view else None,
-                "input_sqnr_db": view.input_sqnr_db if view else None,
+                "stored_bytes": record.stored_bits / 8,
+                "ratio": record.stored_bits / 8 / fp32_bytes,
+                "weight_mean": layer.weights.mean if layer else None,
+                "weight_std": layer.weights.std if layer else None,
+                "input_sqnr_db": layer.input_sqnr_db if layer else None,
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_csv([rows[0], *(row.values() for row in rows)], path)
 
 
-def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path: Path, *, name: str) -> None:
+def draw_layers(records: Sequence[LayerRecord], stats: Sequence[LayerStats], path: Path, *, name: str) -> None:
     """Draw size before and after, their ratio, and the noise of weights and inputs: of the largest layers."""
-    largest = sorted(range(len(notes)), key=lambda index: -notes[index].parameters)[:_BARS]
-    shown = [notes[index] for index in sorted(largest)]
-    few = f", the {len(shown)} largest of {len(notes)}" if len(shown) < len(notes) else ""
-    names = drawable_names([note.name for note in shown], 28)
+    largest = sorted(range(len(records)), key=lambda index: -records[index].parameters)[:_BARS]
+    shown = [records[index] for index in sorted(largest)]
+    few = f", the {len(shown)} largest of {len(records)}" if len(shown) < len(records) else ""
+    names = drawable_names([record.name for record in shown], 28)
     figure, (sizes, ratios, noise) = panels(
         f"{name}: layers{few}",
         columns=3, width=2.7, height=max(1.6, 0.16 * len(shown)), left=0.25 + 0.065 * max(map(len, names)),
         between=0.2,
     )  # fmt: skip
     places = np.arange(len(shown))
-    fp32_bytes = np.array([note.parameters * _FLOAT_BITS / 8 for note in shown])
-    stored_bytes = np.array([note.stored_bits / 8 for note in shown])
+    fp32_bytes = np.array([record.parameters * _FLOAT_BITS / 8 for record in shown])
+    stored_bytes = np.array([record.stored_bits / 8 for record in shown])
     least = min(stored_bytes.min(), fp32_bytes.min()) / 2000
     bar = {"linewidth": 5, "capstyle": "butt"}  # one collection of lines is drawn ten times as fast as many bars
     sizes.hlines(places - 0.2, least, fp32_bytes / 1000, color=BEFORE, label="fp32", **bar)
@@ -63,10 +63,10 @@ def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path:
     ratios.hlines(places, 0, 100 * stored_bytes / fp32_bytes, color=AFTER, **bar)
     ratios.set_xlim(left=0)
     ratios.axvline(100, color="0.4", linestyle=":")
-    read_db = {view.name: view.input_sqnr_db for view in views}
+    input_sqnr_db = {layer.name: layer.input_sqnr_db for layer in stats}
     values: tuple[tuple[str, str, list[float | None]], ...] = (
-        ("weights", "o", [note.sqnr_db for note in shown]),
-        ("what it reads", "D", [read_db.get(note.name) for note in shown]),
+        ("weights", "o", [record.sqnr_db for record in shown]),
+        ("what it reads", "D", [input_sqnr_db.get(record.name) for record in shown]),
     )
     for what, marker, decibels in values:
         known = [(decibel, place) for decibel, place in zip(decibels, places, strict=True) if decibel is not None]
@@ -82,13 +82,13 @@ def draw_layers(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path:
     save(figure, path)
 
 
-def draw_histograms(notes: Sequence[LayerRecord], views: Sequence[LayerStats], path: Path, *, name: str) -> None:
+def draw_histograms(records: Sequence[LayerRecord], stats: Sequence[LayerStats], path: Path, *, name: str) -> None:
     """Draw histograms of weights and inputs of layers, with chosen ranges and three standard deviations.
 
     Of many layers those whose weights suffered most are drawn, and the first and the last.
     """
-    seen = {view.name: view for view in views}
-    pairs = [(note, seen[note.name]) for note in notes if note.name in seen]
+    seen = {layer.name: layer for layer in stats}
+    pairs = [(record, seen[record.name]) for record in records if record.name in seen]
     inner = sorted(range(1, len(pairs) - 1), key=lambda i: math.inf if (db := pairs[i][0].sqnr_db) is None else db)
     chosen = sorted({0, len(pairs) - 1, *inner[: _HISTOGRAMS - 2]})
     few = f", {len(chosen)} of {len(pairs)} layers" if len(chosen) < len(pairs) else ""
@@ -96,12 +96,12 @@ def draw_histograms(notes: Sequence[LayerRecord], views: Sequence[LayerStats], p
     figure, axes = panels(title, rows=2, columns=len(chosen), width=2.0, height=1.5, left=0.35, top=0.45, right=0.1)
     names = drawable_names([pairs[index][0].name for index in chosen], 22)
     for column, (index, short) in enumerate(zip(chosen, names, strict=True)):
-        note, view = pairs[index]
-        weights, reads = axes[column], axes[column + len(chosen)]
-        _draw_histogram(weights, view.weights, note.weight_range)
-        _draw_histogram(reads, view.inputs, note.activation_range)
-        label(weights, f"{short}\n{_clipped(note.weight_clipped, note.sqnr_db)}", "weight", "")
-        label(reads, f"{short}\n{_clipped(note.activation_clipped, view.input_sqnr_db)}", "value read", "")
+        record, layer = pairs[index]
+        weights, inputs = axes[column], axes[column + len(chosen)]
+        _draw_histogram(weights, layer.weights, record.weight_range)
+        _draw_histogram(inputs, layer.inputs, record.activation_range)
+        label(weights, f"{short}\n{_clipped(record.weight_clipped, record.sqnr_db)}", "weight", "")
+        label(inputs, f"{short}\n{_clipped(record.activation_clipped, layer.input_sqnr_db)}", "value read", "")
     for first in (axes[0], axes[len(chosen)]):
         first.set_ylabel("count (logarithmic)", fontsize=8)
     save(figure, path)
@@ -125,28 +125,28 @@ def _clipped(share: float | None, sqnr_db: float | None) -> str:
     return clipped if sqnr_db is None else f"{clipped}, SQNR {sqnr_db:.1f} dB"
 
 
-def draw_feature_maps(views: Sequence[LayerStats], path: Path, *, name: str, after: str) -> None:
+def draw_feature_maps(stats: Sequence[LayerStats], path: Path, *, name: str, after: str) -> None:
     """Draw input channels of some layers for one image, in the float network beside the compressed one.
 
     A channel has the same colours for the same values in both. The compressed network is run op by op.
     """
-    shown = [view for view in views if view.maps_2CHW is not None]
-    widest = max(view.maps_2CHW.shape[1] for view in shown if view.maps_2CHW is not None)
+    shown = [layer for layer in stats if layer.maps_2CHW is not None]
+    widest = max(layer.maps_2CHW.shape[1] for layer in shown if layer.maps_2CHW is not None)
     title = f"{name}: what layers read for one image"
     figure, rows = panels(
         title, rows=2 * len(shown), width=1.1 * widest, height=1.0, left=0.7, right=0.1, bottom=0.05, top=0.25
     )
-    for index, view in enumerate(shown):
-        assert view.maps_2CHW is not None
-        noise = "" if view.input_sqnr_db is None else f", SQNR {view.input_sqnr_db:.1f} dB"
-        height, width = view.maps_2CHW.shape[2:]
-        low, high = (end(axis=(1, 2), keepdims=True) for end in (view.maps_2CHW[0].min, view.maps_2CHW[0].max))
+    for index, layer in enumerate(shown):
+        assert layer.maps_2CHW is not None
+        noise = "" if layer.input_sqnr_db is None else f", SQNR {layer.input_sqnr_db:.1f} dB"
+        height, width = layer.maps_2CHW.shape[2:]
+        low, high = (end(axis=(1, 2), keepdims=True) for end in (layer.maps_2CHW[0].min, layer.maps_2CHW[0].max))
         for row, what in enumerate(("fp32", after)):
-            scaled_CHW = (view.maps_2CHW[row] - low) / np.maximum(high - low, 1e-12)
+            scaled_CHW = (layer.maps_2CHW[row] - low) / np.maximum(high - low, 1e-12)
             axes = rows[2 * index + row]
             tiles(axes, list(scaled_CHW), [""] * len(scaled_CHW), columns=widest, cmap="viridis", vmin=0, vmax=1)
             axes.set_ylabel(what, fontsize=8)
             if row == 0:
-                (short,) = drawable_names([view.name], 60)
+                (short,) = drawable_names([layer.name], 60)
                 axes.set_title(f"{short}, {height} x {width}{noise}", fontsize=8, loc="left")
     save(figure, path)

@@ -73,10 +73,12 @@ def stored(
     from bitsweep.quantization.weights import store_codes
 
     store_codes(graph, store_biases(graph, codes))
-    notes = tuple(
-        replace(note, remedy=remedies.get(note.name, "")) for note in layer_records(graph, originals, clipped)
+    records = tuple(
+        replace(record, remedy=remedies.get(record.name, "")) for record in layer_records(graph, originals, clipped)
     )
-    return Compression(program=tracing.export(graph, image_size=image_size), layers=notes, curves=curves, tables=tables)
+    return Compression(
+        program=tracing.export(graph, image_size=image_size), layers=records, curves=curves, tables=tables
+    )
 
 
 @configurable
@@ -278,8 +280,8 @@ class QuantizingMethod(Method):
         fold_batch_norm(graph)
         originals = ops.layers(graph)
         casting.cast(graph, scheme.weights, scheme.activations)
-        notes = layer_records(graph, originals)
-        return Compression(program=tracing.export(graph, image_size=image_size), layers=notes, curves=curves)
+        records = layer_records(graph, originals)
+        return Compression(program=tracing.export(graph, image_size=image_size), layers=records, curves=curves)
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""

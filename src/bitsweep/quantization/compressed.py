@@ -19,7 +19,7 @@ def save_compression(
     test_batches: Iterable[Array],
     folder: Path,
     *,
-    viewed: Array,
+    probe_images: Array,
     calibrated_on: int = 0,
     original: ExportedProgram | None = None,
 ) -> None:
@@ -27,14 +27,16 @@ def save_compression(
 
     Args:
         test_batches: float32 images [N, 3, H, W], a batch at a time.
-        viewed: a few images on which the layers are looked at.
+        probe_images: a few images that the statistics of the layers are of.
         calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
     """
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
     (folder / "records.json").write_text(json.dumps({**records, "calibrated_on": calibrated_on}))
-    _save_views(layer_stats(original or compression.program, compression.program, torch.from_numpy(viewed)), folder)
+    _save_layer_stats(
+        layer_stats(original or compression.program, compression.program, torch.from_numpy(probe_images)), folder
+    )
     np.save(folder / "test_logits.npy", logits_of(compression.program, test_batches))
 
 
@@ -46,25 +48,25 @@ def load_compressed(folder: Path) -> Compressed:
         layers=tuple(LayerRecord(**each) for each in records["layers"]),
         curves=tuple(Curve(**each) for each in records["curves"]),
         tables=tuple(map(Table.from_json, records["tables"])),
-        views=_load_views(folder),
+        layer_stats=_load_layer_stats(folder),
         calibrated_on=records["calibrated_on"],
         test_logits_NK=np.load(folder / "test_logits.npy"),
     )
 
 
-def _save_views(views: tuple[LayerStats, ...], folder: Path) -> None:
-    maps = {view.name: view.maps_2CHW for view in views if view.maps_2CHW is not None}
+def _save_layer_stats(stats: tuple[LayerStats, ...], folder: Path) -> None:
+    maps = {layer.name: layer.maps_2CHW for layer in stats if layer.maps_2CHW is not None}
     np.savez_compressed(folder / "feature_maps.npz", allow_pickle=False, **maps)
-    (folder / "views.json").write_text(json.dumps([asdict(replace(view, maps_2CHW=None)) for view in views]))
+    (folder / "layer_stats.json").write_text(json.dumps([asdict(replace(layer, maps_2CHW=None)) for layer in stats]))
 
 
-def _load_views(folder: Path) -> tuple[LayerStats, ...]:
+def _load_layer_stats(folder: Path) -> tuple[LayerStats, ...]:
     with np.load(folder / "feature_maps.npz", allow_pickle=False) as maps:
         return tuple(
             LayerStats(
-                **view
-                | {what: Distribution(**view[what]) for what in ("weights", "inputs")}
-                | {"maps_2CHW": maps.get(view["name"])}
+                **layer
+                | {what: Distribution(**layer[what]) for what in ("weights", "inputs")}
+                | {"maps_2CHW": maps.get(layer["name"])}
             )
-            for view in json.loads((folder / "views.json").read_text())
+            for layer in json.loads((folder / "layer_stats.json").read_text())
         )

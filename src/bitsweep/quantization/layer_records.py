@@ -48,11 +48,11 @@ def layer_records(
     """
     nodes = {node.name: node for node in graph.graph.nodes}
     return tuple(
-        _note(graph, [nodes[name] for name in (*layer.factors, layer.node)], layer, clipped) for layer in originals
+        _record(graph, [nodes[name] for name in (*layer.factors, layer.node)], layer, clipped) for layer in originals
     )
 
 
-def _note(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[str, float]) -> LayerRecord:
+def _record(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[str, float]) -> LayerRecord:
     """Record of a layer and the chain of layers that it became, mostly of itself alone."""
     first, last = chain[0], chain[-1]
     parts, bias = [_stored(graph, arguments(node)[1]) for node in chain], bias_of(last)

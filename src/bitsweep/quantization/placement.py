@@ -78,7 +78,7 @@ class Placement:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def stays_float(self, node: Node) -> bool:
-        """Whether what a node yields has no pair."""
+        """Whether the output of a node has no pair."""
         return node.name in self.floats or (self.fuses_functions and _computed_on_sums(node))
 
 
@@ -99,7 +99,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
         """Write an annotation into every node with codes as input or output."""
         for node in model.graph.nodes:
             if is_layer(node):
-                self._annotate(node, inputs=node.args[:1], yields=not _yields_logits(node))
+                self._annotate(node, inputs=node.args[:1], quantizes_output=not _makes_logits(node))
             elif _leads_to_logits(node):
                 continue
             elif node.target in PAIRS and all(_is_activation(argument) for argument in node.args[:2]):
@@ -117,12 +117,12 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
     def validate(self, model: GraphModule) -> None:
         """Nothing is left to check."""
 
-    def _annotate(self, node: Node, *, inputs: Any, yields: bool = True) -> None:
+    def _annotate(self, node: Node, *, inputs: Any, quantizes_output: bool = True) -> None:
         fused = len(node.users) == 1 and _fuses(next(iter(node.users)))
-        yields = yields and not fused and not self.placement.stays_float(node)
+        quantizes_output = quantizes_output and not fused and not self.placement.stays_float(node)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map={source: self._spec(source) for source in inputs if not self.placement.stays_float(source)},
-            output_qspec=self._spec(node) if yields else None,
+            output_qspec=self._spec(node) if quantizes_output else None,
             _annotated=True,
         )
 
@@ -172,7 +172,7 @@ def _moves(node: Node) -> bool:
     return node.target in MOVES
 
 
-def _yields_logits(node: Node) -> bool:
+def _makes_logits(node: Node) -> bool:
     return LAYER_KINDS[node.target] == "linear" and all(map(_leads_to_logits, node.users))
 
 

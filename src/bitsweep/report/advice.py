@@ -25,7 +25,7 @@ def recommendations(report: SweepReport) -> list[str]:
 
 def _engines(dataset: str, rows: list[Row]) -> list[str]:
     """For each model that several engines ran, these from the fastest to the slowest, each with its best cell."""
-    told = []
+    sentences = []
     for model in dict.fromkeys(row.cell["model"] for row in rows):
         sound = [
             row for row in rows if row.cell["model"] == model and _is_sound(row) and "latency_p50_ms" in row.metrics
@@ -40,13 +40,13 @@ def _engines(dataset: str, rows: list[Row]) -> list[str]:
                 f"{engine} in {row.cell['precision']} ({shown(row, 'latency_p50_ms')} ms)"
                 for engine, row in fastest.items()
             )
-            told.append(f"{model} on {dataset}, engines from the fastest: {', '.join(ranked)}.")
-    if told:
-        told.append(
+            sentences.append(f"{model} on {dataset}, engines from the fastest: {', '.join(ranked)}.")
+    if sentences:
+        sentences.append(
             "Each engine was timed against its own fp32, one engine after the other: between engines, "
             "differences of a tenth mean little."
         )
-    return told
+    return sentences
 
 
 def _is_sound(row: Row) -> bool:

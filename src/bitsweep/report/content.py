@@ -10,7 +10,7 @@ from bitsweep.metrics import METRICS, Metric
 
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Config groups that every table shows; the others only where they differ between cells.
-SHOWN_AXES = ("model", "method", "precision", "backend")
+SHOWN_GROUPS = ("model", "method", "precision", "backend")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Row:
     @property
     def name(self) -> str:
         """Model, method, precision and engine."""
-        return " ".join([*(self.cell[axis] for axis in SHOWN_AXES if axis != "backend"), self.engine])
+        return " ".join([*(self.cell[group] for group in SHOWN_GROUPS if group != "backend"), self.engine])
 
     @property
     def engine(self) -> str:
@@ -107,17 +107,17 @@ class SweepReport:
     def name_of(self, row: Row) -> str:
         """The name of a row, with what tells it from others of this name on the same data."""
         alike = [each for each in self.rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
-        knobs = [f"{knob}={row.cell[knob]}" for knob in telling(alike) if knob in row.cell]
+        knobs = [f"{knob}={row.cell[knob]}" for knob in distinguishing(alike) if knob in row.cell]
         return f"{row.name} ({', '.join(knobs)})" if knobs else row.name
 
     @property
     def varying_choices(self) -> list[str]:
         """Groups and knobs to show: the usual ones, those in which cells differ, and the device if one was chosen."""
         chosen = [knob for row in self.rows for knob in row.shown]
-        return list(dict.fromkeys([*SHOWN_AXES, *telling(self.rows), *chosen]))
+        return list(dict.fromkeys([*SHOWN_GROUPS, *distinguishing(self.rows), *chosen]))
 
 
-def telling(rows: Sequence[Row]) -> list[str]:
+def distinguishing(rows: Sequence[Row]) -> list[str]:
     """Groups that differ between rows, and knobs that do between rows with the same choice in the knob's group.
 
     Where all rows with ``method=gpfq`` have the same ``method.radius``, the radius says nothing beyond the method.
@@ -126,8 +126,8 @@ def telling(rows: Sequence[Row]) -> list[str]:
     values: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         for name in names:
-            axis, dot, _ = name.partition(".")
-            values.setdefault((name, row.cell.get(axis, "") if dot else ""), set()).add(row.cell.get(name, ""))
+            group, dot, _ = name.partition(".")
+            values.setdefault((name, row.cell.get(group, "") if dot else ""), set()).add(row.cell.get(name, ""))
     return [name for name in names if any(len(found) > 1 for (of, _), found in values.items() if of == name)]
 
 
@@ -168,8 +168,8 @@ def ratio(row: Row) -> str:
     values = [row.metrics[f"speedup{end}"] for end in ("", "_low", "_high") if f"speedup{end}" in row.metrics]
     if len(values) < 3:
         return f"{values[0]:.2f}x" if values else ""
-    told = values[:2] if row.verdict == "faster" else values[::2] if row.verdict == "slower" else []
-    decimals = next((n for n in range(2, 6) if all(round(value, n) != 1 for value in told)), 6)
+    shown_apart = values[:2] if row.verdict == "faster" else values[::2] if row.verdict == "slower" else []
+    decimals = next((n for n in range(2, 6) if all(round(value, n) != 1 for value in shown_apart)), 6)
     value, low, high = (f"{value:.{decimals}f}" for value in values)
     return f"{value}x [{low}, {high}]"
 
@@ -245,7 +245,7 @@ def findings(report: SweepReport) -> list[tuple[str, str]]:
 
 
 def _full_name(report: SweepReport, row: Row) -> str:
-    return " ".join(row.cell[axis] for axis in report.varying_choices if axis in row.cell)
+    return " ".join(row.cell[group] for group in report.varying_choices if group in row.cell)
 
 
 def environment_lines(report: SweepReport) -> list[tuple[str, str]]:

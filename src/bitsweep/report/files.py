@@ -23,7 +23,7 @@ def write(report: SweepReport, folder: Path) -> list[Path]:
     content = _content(report, drawn)
     texts = []
     for name, environment in (("report.md", templating.markdown()), ("report.html", templating.html(folder))):
-        environment.filters["told"] = _told
+        environment.filters["described"] = _described
         texts.append(folder / name)
         texts[-1].write_text(environment.get_template(f"{name}.jinja").render(content), encoding="utf-8")
     write_csv(_csv(report), folder / "cells.csv")
@@ -112,6 +112,6 @@ def _why(row: Row) -> str:
     return row.reason or "the sweep ended before it was run; the same command goes on where it stopped"
 
 
-def _told(baseline: Baseline) -> str:
+def _described(baseline: Baseline) -> str:
     top1 = f"top-1 {100 * baseline.metrics['top1']:.2f} %, " if "top1" in baseline.metrics else ""
     return f"{baseline.name}: {top1}trained in {baseline.seconds:.0f} s"

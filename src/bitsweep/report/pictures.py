@@ -11,7 +11,7 @@ from typing import Any
 from bitsweep.errors import first_line
 from bitsweep.metrics import METRICS
 from bitsweep.plots.figures import drawable, drawable_names, png
-from bitsweep.report.content import Row, SweepReport, confidence, pareto_front, telling
+from bitsweep.report.content import Row, SweepReport, confidence, distinguishing, pareto_front
 
 _MARKERS = "osD^vPX*"
 _BITS = "bits_per_parameter"
@@ -99,7 +99,7 @@ def _is_number(text: str) -> bool:
 def _along_knob(rows: list[Row], title: str, knob: str) -> tuple[Any, str]:
     rows = [row for row in rows if knob in row.cell]
     points = [(float(row.cell[knob]), row) for row in rows]
-    return _along(points, title, knob, apart=[axis for axis in _varying(rows) if axis != knob])
+    return _along(points, title, knob, apart=[group for group in _varying(rows) if group != knob])
 
 
 def _along_bits(rows: list[Row], title: str, what: str) -> tuple[Any, str]:
@@ -107,17 +107,17 @@ def _along_bits(rows: list[Row], title: str, what: str) -> tuple[Any, str]:
     methods = {row.cell["method"] for row in rows} - {"none"}
     # Where there is one method, its line starts at the network that it was applied to.
     same = ("precision", "method") if len(methods) <= 1 else ("precision",)
-    apart = [axis for axis in _varying(rows) if not axis.startswith(same)] or ["model"]
+    apart = [group for group in _varying(rows) if not group.startswith(same)] or ["model"]
     return _along(points, title, what, apart=apart, ticks=(1, 2, 3, 4, 8, 16, 32))
 
 
 def _varying(rows: list[Row]) -> list[str]:
     """Config groups and knobs in which rows differ; seeds are repetitions."""
-    return [name for name in telling(rows) if not name.endswith("seed")]
+    return [name for name in distinguishing(rows) if not name.endswith("seed")]
 
 
-def _name(row: Row, axes: Sequence[str]) -> str:
-    return drawable(", ".join(filter(None, (row.cell.get(axis) for axis in axes))), 60)
+def _name(row: Row, groups: Sequence[str]) -> str:
+    return drawable(", ".join(filter(None, (row.cell.get(group) for group in groups))), 60)
 
 
 def _along(
@@ -165,9 +165,9 @@ def _across(rows: list[Row]) -> tuple[Any, str]:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    apart = [axis for axis in _varying(rows) if axis != "model" and not axis.startswith("dataset")]
+    apart = [group for group in _varying(rows) if group != "model" and not group.startswith("dataset")]
     apart = apart or ["method"]
-    datasets, models = (list(dict.fromkeys(row.cell[axis] for row in rows)) for axis in ("dataset", "model"))
+    datasets, models = (list(dict.fromkeys(row.cell[group] for row in rows)) for group in ("dataset", "model"))
     names = list(dict.fromkeys(_name(row, apart) for row in rows))
     colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
     width = 0.85 / len(names)

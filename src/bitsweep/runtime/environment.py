@@ -68,11 +68,11 @@ class Cpu:
 def current_cpu() -> Cpu:
     """The processor of this machine; flags are empty where the system does not report them."""
     architecture = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
-    model, flags = _told_by_linux() if _CPUINFO.exists() else _told_by_cpuinfo()
+    model, flags = _read_from_linux() if _CPUINFO.exists() else _read_by_cpuinfo()
     return Cpu(model=model or platform.processor() or architecture, architecture=architecture, flags=flags)
 
 
-def _told_by_linux() -> tuple[str, frozenset[str]]:
+def _read_from_linux() -> tuple[str, frozenset[str]]:
     """Model and flags of the CPU, in a millisecond; ``py-cpuinfo`` starts programs, and takes more than a second."""
     fields: dict[str, str] = {}
     for line in _CPUINFO.read_text().splitlines():
@@ -82,13 +82,13 @@ def _told_by_linux() -> tuple[str, frozenset[str]]:
     return fields.get("model name", ""), frozenset(flags.split())
 
 
-def _told_by_cpuinfo() -> tuple[str, frozenset[str]]:
+def _read_by_cpuinfo() -> tuple[str, frozenset[str]]:
     """Model and flags of the CPU on other systems; some of the flags are written there without underscores."""
     import cpuinfo
 
-    told = cpuinfo.get_cpu_info()
-    flags = (re.sub(r"^avx512(?=[a-z]{4})", "avx512_", flag) for flag in told.get("flags", ()))
-    return str(told.get("brand_raw", "")), frozenset(flags)
+    info = cpuinfo.get_cpu_info()
+    flags = (re.sub(r"^avx512(?=[a-z]{4})", "avx512_", flag) for flag in info.get("flags", ()))
+    return str(info.get("brand_raw", "")), frozenset(flags)
 
 
 @dataclass(frozen=True, kw_only=True)

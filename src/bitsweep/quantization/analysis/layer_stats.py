@@ -34,17 +34,17 @@ def layer_stats(before: ExportedProgram, after: ExportedProgram, images: torch.T
         images: float32 [N, 3, H, W]; the maps are of the first.
     """
     graph = _graph(before)
-    read_before = _read_by_layers(graph, images)
-    read_after = {} if after is before else _read_by_layers(_graph(after), images)
-    mapped = _spread([name for name, read in read_after.items() if read.has_maps and name in read_before])
-    views = []
+    inputs_before = _layer_inputs(graph, images)
+    inputs_after = {} if after is before else _layer_inputs(_graph(after), images)
+    mapped = _spread([name for name, read in inputs_after.items() if read.has_maps and name in inputs_before])
+    stats = []
     for layer in layers(graph):
-        if (read := read_before.get(layer.name)) is None:
+        if (read := inputs_before.get(layer.name)) is None:
             continue
-        same = read_after.get(layer.name, read)
+        same = inputs_after.get(layer.name, read)
         comparable = same.values.shape == read.values.shape and bool(torch.isfinite(same.values).all())
         sqnr_db = grids.sqnr_db(read.values, same.values) if comparable else math.nan
-        views.append(
+        stats.append(
             LayerStats(
                 name=layer.name,
                 weights=_distribution(_sample(layer.weight), layer.weight.min().item(), layer.weight.max().item()),
@@ -53,11 +53,11 @@ def layer_stats(before: ExportedProgram, after: ExportedProgram, images: torch.T
                 maps_2CHW=_maps(read.first, same.first) if layer.name in mapped else None,
             )
         )
-    return tuple(views)
+    return tuple(stats)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
+class _LayerInput:
     """Inputs of a layer: a sample of the values, always at the same places, their ends, and those of one image."""
 
     values: torch.Tensor
@@ -77,14 +77,14 @@ def _graph(program: ExportedProgram) -> GraphModule:
     return graph
 
 
-def _read_by_layers(graph: GraphModule, images: torch.Tensor) -> dict[str, _Read]:
+def _layer_inputs(graph: GraphModule, images: torch.Tensor) -> dict[str, _LayerInput]:
     """What each layer reads when it is run first, by its path."""
-    read: dict[str, _Read] = {}
+    read: dict[str, _LayerInput] = {}
 
     def see(node: Node, inputs: tuple[Any, ...], _: Any) -> None:
         if (node.target in LAYER_KINDS or node.target in FLOAT_KINDS) and (name := _layer_name(node)) not in read:
             x = inputs[0].float()
-            read[name] = _Read(values=_sample(x), low=x.min().item(), high=x.max().item(), first=x[0].clone())
+            read[name] = _LayerInput(values=_sample(x), low=x.min().item(), high=x.max().item(), first=x[0].clone())
 
     observe(graph, [images], see)
     return read
