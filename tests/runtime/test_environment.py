@@ -42,7 +42,7 @@ def test_a_package_may_come_in_its_build_for_gpus(monkeypatch: pytest.MonkeyPatc
 
 def test_other_systems_tell_the_same_of_a_cpu() -> None:
     pytest.importorskip("cpuinfo")
-    model, flags = environment._told_by_cpuinfo()
+    model, flags = environment._read_by_cpuinfo()
     linux = environment.current_cpu()
     assert model == linux.model
     assert replace(linux, flags=flags).isa == linux.isa
