@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 Array = np.ndarray[Any, Any]
+#: What methods are calibrated on where nothing else was given.
+USUAL_CALIBRATION = "training images"
 
 
 class Images(Protocol):
@@ -27,6 +29,17 @@ class Images(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def __getitem__(self, chosen_N: Array, /) -> Array: ...
+
+
+class Pixels(Images, Protocol):
+    """The same in an array, or in a file that is used like one."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen_N: "Array | slice", /) -> Array: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +55,9 @@ class RawSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class Split(RawSplit):
-    """The same with the images in an array; memory-mapped when they come from the store."""
+    """The same with images that are decoded; those of the store are read when they are asked for."""
 
-    images: Array
+    images: Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,8 @@ class RawData:
     """A data set as it comes: training and test images, decoded or to be, and the names of the classes.
 
     Attributes:
+        train: empty where there is nothing to train on.
+        calibration: images without labels, given to choose ranges on; None where those are to be taken from the others.
         test_files: of the test images, in their order, where each comes in a file.
         crop, white: see `bitsweep.data.pixels.StoredForm`.
     """
@@ -59,6 +74,7 @@ class RawData:
     train: RawSplit
     test: RawSplit
     classes: tuple[str, ...]
+    calibration: Images | None = None
     test_files: tuple[Path, ...] = ()
     crop: float = 1.0
     white: int = 65_535
@@ -66,10 +82,14 @@ class RawData:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """A data set ready for use: validation images come from the training images, never from the test images.
+    """A data set ready for use: validation images come from the training images, never from the test images that count.
+
+    Where there are no training images, validation images were held out from the test images for calibration; there are
+    none of them where images were given for it.
 
     Attributes:
-        mean_C, std_C: of the training pixels, in units of [0, 1].
+        unlabelled: images that were given to choose ranges on, uint8 [N, H, W, C].
+        mean_C, std_C: of the training pixels, or else of the calibration images', in units of [0, 1].
         fingerprint: SHA-256 of images, labels and class names.
         crop, white: see `bitsweep.data.pixels.StoredForm`.
         originals: files of some of the `recorded` test images, as they came, by their numbers among those.
@@ -85,6 +105,26 @@ class Splits:
     crop: float = 1.0
     white: int = 65_535
     originals: dict[int, Path] = field(default_factory=dict)
+    unlabelled: Pixels | None = None
+
+    @property
+    def calibration(self) -> Split:
+        """The images on which ranges are chosen; those that were given have labels of 0."""
+        if self.unlabelled is not None:
+            return Split(images=self.unlabelled, labels=np.zeros(len(self.unlabelled), np.int64))
+        return self.train if len(self.train) else self.val
+
+    @property
+    def calibration_source(self) -> str:
+        """Which images those are."""
+        if self.unlabelled is not None:
+            return "images of dataset.calibration"
+        return USUAL_CALIBRATION if len(self.train) else "images held out from the test images"
+
+    @property
+    def probe_images(self) -> Pixels:
+        """Images that layers are looked at on, none of those that accuracy is measured on."""
+        return self.val.images if len(self.val) else self.calibration.images
 
     @property
     def recorded(self) -> Array:
@@ -110,13 +150,14 @@ class Trained:
 
     Attributes:
         checkpoint: state_dict file.
+        val_top1: None where there are no validation images.
         test_logits_NK: float32 logits of the test images, computed by PyTorch in fp32.
     """
 
     checkpoint: Path
     history: tuple[Epoch, ...]
     best_epoch: int
-    val_top1: float
+    val_top1: float | None
     device: str
     test_logits_NK: Array
 
@@ -244,7 +285,7 @@ class Compressed:
     Attributes:
         program: ``torch.export`` file of the Q/DQ (or float) program.
         layer_stats: statistics of the layers that are in the float network as well.
-        calibrated_on: number of training images that the method watched.
+        calibrated_on: number of calibration images that the method watched.
         test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
     """
 

@@ -19,7 +19,7 @@ from bitsweep.errors import StoreError
 from bitsweep.results import Array
 from bitsweep.runtime.progress import Progress
 
-#: Validation images that the statistics of layers are of.
+#: Images that the statistics of layers are of.
 _PROBE_IMAGES = 8
 #: Signal-to-noise ratio of an uncompressed program's logits to those that were recorded after training, at least.
 _LEAST_SQNR_DB = 20
@@ -88,9 +88,9 @@ def compress(
     as_taken = functools.partial(preprocessed, splits=splits, image_size=model.image_size)
     # A program that chooses ranges while it runs chooses them for a whole batch.
     batches = as_taken(splits.test.images, batch=eval_batch)
-    probe_images = next(as_taken(splits.val.images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
+    probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
     before = load_program(load_compressed(original).program) if original else None
-    watched = method.calibrated_on(len(splits.train), scheme)
+    watched = method.calibrated_on(len(splits.calibration), scheme)
     save_compression(
         compression,
         map(np.asarray, batches),
@@ -188,6 +188,7 @@ def evaluate(
         trained=load_trained(baseline),
         compressed=load_compressed(compressed),
         saturates=probed is not None and json.loads((probed / "probe.json").read_text())["saturates"],
+        calibration_source=splits.calibration_source,
         folder=folder,
     )
 

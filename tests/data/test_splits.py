@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitsweep.data import splits as splits_module
 from bitsweep.data.preprocessing import centred, preprocess, preprocessed
-from bitsweep.data.splits import calibration_images, load_splits, make_splits, stratified_indices
+from bitsweep.data.splits import calibration_images, load_splits, make_splits, stratified_indices, validation_batches
 from bitsweep.errors import DataError
 from bitsweep.results import RawData, RawSplit, Split, Splits
 
@@ -24,7 +24,7 @@ def raw(n: int = 40, classes: int = 4, channels: int = 1) -> RawData:
     images[:, 0, 0, 0] = np.arange(n + 10)
     labels = np.arange(n + 10) % classes
     train, test = Split(images=images[:n], labels=labels[:n]), Split(images=images[n:], labels=labels[n:])
-    return RawData(train=train, test=test, classes=tuple("abcdefgh"[:classes]))
+    return RawData(train=train, test=test, classes=tuple("abcdefghij"[:classes]))
 
 
 @pytest.fixture
@@ -67,13 +67,50 @@ def test_every_class_has_its_share(labels: list[int], share: float, seed: int) -
         assert abs((array[chosen] == label).sum() - len(chosen) * labels.count(label) / len(labels)) < 1
 
 
+def test_without_training_images_some_test_images_are_held_out(tmp_path: Path) -> None:
+    """Of which accuracy is not measured then; of classes with one image each the loser is drawn."""
+    few = raw(n=0, classes=10)
+    lost = set()
+    for seed in range(8):
+        splits = make_splits(few, val_share=0.1, seed=seed)
+        assert (len(splits.train), len(splits.val), len(splits.test)) == (0, 1, 9)
+        assert numbers(splits.val) | numbers(splits.test) == set(range(10))
+        assert splits.calibration_source == "images held out from the test images"
+        assert np.array_equal(calibration_images(splits, 5, seed=0), splits.val.images)
+        lost |= numbers(splits.val)
+    assert len(lost) > 3
+    pixels = splits.val.images / 255
+    assert splits.mean_C == pytest.approx([pixels.mean()])
+    make_splits(few, val_share=0.1, seed=7, folder=tmp_path)
+    loaded = load_splits(tmp_path)
+    assert loaded.fingerprint == splits.fingerprint
+    assert loaded.val.images[:].tolist() == splits.probe_images[:].tolist() == splits.val.images[:].tolist()
+
+
+@pytest.mark.parametrize("n", [0, 40])
+def test_images_given_for_calibration(n: int, tmp_path: Path) -> None:
+    given = np.random.default_rng(1).integers(0, 256, (7, 6, 6, 1), dtype=np.uint8)
+    data = replace(raw(n=n, classes=4), calibration=given)
+    splits = make_splits(data, val_share=0.25, seed=0, folder=tmp_path)
+    loaded = load_splits(tmp_path)
+    assert [len(each) for each in (loaded.train, loaded.val, loaded.test)] == ([30, 10, 10] if n else [0, 0, 10])
+    assert loaded.calibration_source == "images of dataset.calibration"
+    assert {image.tobytes() for image in calibration_images(loaded, 100, seed=0)} == {
+        image.tobytes() for image in given
+    }
+    assert loaded.fingerprint == splits.fingerprint != make_splits(raw(n=n), val_share=0.25, seed=0).fingerprint
+    assert len(loaded.probe_images) == (10 if n else 7)
+    if not n:
+        with pytest.raises(DataError, match="no labelled images beside the test images"):
+            list(validation_batches(loaded, 4, image_size=6, seed=0))
+
+
 def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
     make_splits(raw(), val_share=0.25, seed=0, folder=tmp_path)
     loaded = load_splits(tmp_path)
     assert loaded.fingerprint == splits.fingerprint
     assert (loaded.classes, loaded.mean_C, loaded.std_C) == (splits.classes, splits.mean_C, splits.std_C)
-    assert np.array_equal(loaded.val.images, splits.val.images)
-    assert isinstance(loaded.train.images, np.memmap)
+    assert np.array_equal(loaded.val.images[:], splits.val.images[:])
 
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +136,6 @@ def test_images_are_asked_for_a_block_at_a_time(tmp_path: Path, monkeypatch: pyt
     watched = replace(data, train=RawSplit(images=Watched(), labels=data.train.labels))
     written = make_splits(watched, val_share=0.25, seed=0, folder=tmp_path)
     assert (max(asked), sum(asked)) == (7, 40)
-    assert isinstance(written.train.images, np.memmap)
     assert written.fingerprint == make_splits(data, val_share=0.25, seed=0).fingerprint
 
 
@@ -114,7 +150,7 @@ def test_damaged_splits_are_noticed(tmp_path: Path, damage: str) -> None:
         content[-1] ^= 1
         file.write_bytes(content if damage == "change a pixel" else content[:-10])
     with pytest.raises(DataError, match="delete the folder"):
-        load_splits(tmp_path)
+        load_splits(tmp_path).test.images[:]
 
 
 def test_another_seed_is_another_fingerprint(splits: Splits) -> None:
@@ -138,7 +174,14 @@ def _with(images: np.ndarray | None = None, labels: np.ndarray | None = None) ->
         (_with(images=np.zeros((40, 6, 6, 1), np.uint8)), "one colour"),
         (_with(labels=np.arange(39)), "must be int64 .40."),
         (_with(labels=np.arange(40)), "labels run from 0 to 39, but there are 4 classes"),
-        (_with(images=np.zeros((0, 6, 6, 1), np.uint8), labels=np.zeros(0, np.int64)), "no training images"),
+        (
+            replace(raw(), test=RawSplit(images=np.zeros((0, 6, 6, 1), np.uint8), labels=np.zeros(0, np.int64))),
+            "no test",
+        ),
+        (
+            replace(raw(n=0), test=Split(images=raw().test.images[:1], labels=np.zeros(1, np.int64))),
+            "too few to hold out",
+        ),
         (_with(images=np.zeros((1, 6, 6, 1), np.uint8), labels=np.zeros(1, np.int64)), "too few to hold out"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",

@@ -144,7 +144,7 @@ def test_splits_hold_every_image_whatever_the_size_of_the_blocks(
     loaded = load_splits(tmp_path / "store")
     assert whole.fingerprint == written.fingerprint == loaded.fingerprint
     assert (whole.mean_C, whole.std_C) == (loaded.mean_C, loaded.std_C)
-    assert set(loaded.train.images[:, 0, 0, 0]) | set(loaded.val.images[:, 0, 0, 0]) == set(range(16))
+    assert set(loaded.train.images[:][:, 0, 0, 0]) | set(loaded.val.images[:][:, 0, 0, 0]) == set(range(16))
 
 
 @pytest.mark.parametrize(

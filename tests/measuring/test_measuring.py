@@ -240,7 +240,14 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
 
 
 def evaluated(
-    tmp_path: Path, scheme: Scheme, *, saturates: bool = False, guesses: bool = False, watched: int = 0, **about: Any
+    tmp_path: Path,
+    scheme: Scheme,
+    *,
+    saturates: bool = False,
+    guesses: bool = False,
+    watched: int = 0,
+    source: str = "training images",
+    **about: Any,
 ) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
@@ -275,16 +282,29 @@ def evaluated(
             calibrated_on=watched,
         ),
         saturates=saturates,
+        calibration_source=source,
         folder=tmp_path,
     )
     return load_measurement(tmp_path)
 
 
-@pytest.mark.parametrize(("watched", "warned"), [(0, False), (1, True), (200, False)])
-def test_images_of_the_calibration_are_counted_and_few_are_told(watched: int, warned: bool, tmp_path: Path) -> None:
-    measurement = evaluated(tmp_path, FLOAT32, watched=watched, bias=9)
+@pytest.mark.parametrize(
+    ("watched", "source", "told"),
+    [
+        (0, "training images", ""),
+        (1, "training images", "calibrated on 1 training images: ranges are those of few pictures; raise"),
+        (200, "training images", ""),
+        (200, "images of dataset.calibration", "calibrated on 200 images of dataset.calibration"),
+        (0, "images of dataset.calibration", ""),
+    ],
+)
+def test_images_of_the_calibration_are_counted_and_unusual_ones_are_told(
+    watched: int, source: str, told: str, tmp_path: Path
+) -> None:
+    measurement = evaluated(tmp_path, FLOAT32, watched=watched, source=source, bias=9)
     assert measurement.metrics.get("calibration_images", 0) == watched
-    assert any("calibrated on 1 of the training images only" in finding for finding in measurement.findings) == warned
+    found = [finding for finding in measurement.findings if finding.startswith("calibrated on")]
+    assert [finding[: len(told)] for finding in found] == [told] * bool(told)
 
 
 def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:

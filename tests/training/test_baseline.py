@@ -11,6 +11,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.data.splits import load_splits, make_splits
+from bitsweep.data.stored_images import StoredImages
 from bitsweep.datasets.digits import Digits
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Splits
@@ -59,7 +60,7 @@ def test_images_are_trained_on_where_they_are_stored(digits: Splits, tmp_path: P
         (tmp_path / folder).mkdir()
     make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0, folder=tmp_path / "store")
     stored = load_splits(tmp_path / "store")
-    assert isinstance(stored.train.images, np.memmap)
+    assert isinstance(stored.train.images, StoredImages)
     quick = recipe(max_steps=5, augment="shift_flip")
     baseline.fit(Small(), stored, recipe=quick, seed=0, folder=tmp_path / "stored")
     baseline.fit(Small(), digits, recipe=quick, seed=0, folder=tmp_path / "held")

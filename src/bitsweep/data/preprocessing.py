@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from bitsweep.data.pixels import resize_weights
-from bitsweep.results import Array, Splits
+from bitsweep.results import Array, Pixels, Splits
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def preprocess(
     return normalised_NCHW.expand(-1, 3, -1, -1).contiguous()
 
 
-def preprocessed(images: Array, splits: Splits, *, image_size: int, batch: int) -> "Iterator[torch.Tensor]":
+def preprocessed(images: Pixels, splits: Splits, *, image_size: int, batch: int) -> "Iterator[torch.Tensor]":
     """Stored images as a network sees them, float32 [N, 3, S, S] with N up to ``batch``, made when asked for."""
     for start in range(0, len(images), batch):
         part = images[start : start + batch]

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep.data.preprocessing import preprocessed
+from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
-from bitsweep.results import Array, Images, RawData, RawSplit, Split, Splits
+from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
 _PARTS = ("train", "val", "test")
+_UNLABELLED = "unlabelled"
 _BLOCK_BYTES = 1 << 25
 #: What ``splits.json`` holds.
 _ABOUT = ("classes", "mean_C", "std_C", "fingerprint", "crop", "white")
@@ -40,6 +42,8 @@ def make_splits(
 ) -> Splits:
     """Hold out validation images from the training images, class by class, and fingerprint the result.
 
+    Where there are no training images they are held out from the test images, unless calibration images are given.
+
     Args:
         folder: where to write the splits, block by block as they are decoded, for `load_splits`: one .npy file an
             array, files of a few test images as they came, and ``splits.json``, which is written last. None keeps the
@@ -50,46 +54,71 @@ def make_splits(
         DataError: images and labels do not belong together, there are too few of them, or they cannot be decoded.
         OSError: the disk has no room for them.
     """
-    for part, split in (("training", raw.train), ("test", raw.test)):
+    for split, part in ((raw.train, "training"), (raw.test, "test")):
         _check(split, part=part, classes=raw.classes)
-    val = stratified_indices(raw.train.labels, val_share, seed)
-    held_out = np.zeros(len(raw.train), dtype=bool)
-    held_out[val] = True
-    if held_out.all() or not held_out.any():
-        raise DataError(
-            f"{len(raw.train)} training images are too few to hold out a share of {val_share} for validation"
-        )
-    if folder and shutil.disk_usage(folder).free < sum(
-        math.prod(split.images.shape) for split in (raw.train, raw.test)
-    ):
+    parts = _parts(raw, val_share, seed)
+    labels = {part: split.labels[chosen_N] for part, (split, chosen_N) in parts.items()}
+    sources = {part: (split.images, chosen_N) for part, (split, chosen_N) in parts.items()}
+    if raw.calibration is not None:
+        sources[_UNLABELLED] = raw.calibration, np.arange(raw.calibration.shape[0])
+    size = sum(len(chosen_N) * math.prod(images.shape[1:]) for images, chosen_N in sources.values())
+    if folder and shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    parts = {
-        "train": (raw.train, np.flatnonzero(~held_out)),
-        "val": (raw.train, np.flatnonzero(held_out)),
-        "test": (raw.test, np.arange(len(raw.test))),
-    }
-    with progress("decoding", len(raw.train) + len(raw.test)) as advance:
-        taken = {part: _take(*chosen, part=part, folder=folder, advance=advance) for part, chosen in parts.items()}
-    mean_C, std_C = _moments(taken["train"].images)
-    if not all(std_C):
-        raise DataError("the training images are of one colour: a channel has the same value everywhere")
-    fingerprint = _fingerprint(taken, raw.classes)
+    images, checks = dict[str, Pixels](), dict[str, Array]()
+    with progress("decoding", sum(len(chosen_N) for _, chosen_N in sources.values())) as advance:
+        for name, source in sources.items():
+            images[name], checks[name] = _take(*source, part=name, folder=folder, advance=advance)
+    kept = {part: Split(images=images[part], labels=labels[part]) for part in _PARTS}
     splits = Splits(
-        train=taken["train"],
-        val=taken["val"],
-        test=taken["test"],
+        train=kept["train"],
+        val=kept["val"],
+        test=kept["test"],
         classes=raw.classes,
-        mean_C=mean_C,
-        std_C=std_C,
-        fingerprint=fingerprint,
+        mean_C=(),
+        std_C=(),
+        fingerprint=_fingerprint(labels, checks, raw.classes),
         crop=raw.crop,
         white=raw.white,
+        unlabelled=images.get(_UNLABELLED),
     )
+    mean_C, std_C = _moments((splits.train if len(splits.train) else splits.calibration).images)
+    if not all(std_C):
+        which = splits.calibration_source if not len(splits.train) else "training images"
+        raise DataError(f"the {which} are of one colour: a channel has the same value everywhere")
+    splits = replace(splits, mean_C=mean_C, std_C=std_C)
     if folder:
-        splits = replace(splits, originals=_keep_originals(raw, splits, folder / _ORIGINALS))
-        about = {name: getattr(splits, name) for name in _ABOUT}
+        for part in _PARTS:
+            np.save(folder / f"{part}_labels.npy", labels[part])
+        files = [raw.test_files[number] for number in parts["test"][1]] if raw.test_files else []
+        splits = replace(splits, originals=_keep_originals(files, splits, folder / _ORIGINALS))
+        about = {name: getattr(splits, name) for name in _ABOUT} | {_UNLABELLED: splits.unlabelled is not None}
         (folder / "splits.json").write_text(json.dumps(about, indent=2) + "\n")
     return splits
+
+
+def _parts(raw: RawData, val_share: float, seed: int) -> dict[str, tuple[RawSplit, Array]]:
+    """What images, by their numbers, go into which part."""
+    source = raw.train if len(raw.train) else raw.test
+    count = len(source)
+    if raw.calibration is not None and not len(raw.train):
+        val = np.array([], np.int64)
+    else:
+        # Of classes with a single image each, those that lose it are drawn.
+        order_K = np.random.default_rng(seed).permutation(len(raw.classes))
+        labels = raw.train.labels if len(raw.train) else order_K[raw.test.labels]
+        val = _stratified(labels, max(1, round(val_share * count)), seed)
+    kept = np.setdiff1d(np.arange(count), val)
+    if not len(kept):
+        where, why = (
+            ("training", "validation") if len(raw.train) else ("test", "calibration (or set dataset.calibration)")
+        )
+        raise DataError(f"{count} {where} images are too few to hold out a share of {val_share} for {why}")
+    nothing = np.array([], np.int64)
+    return {
+        "train": (raw.train, kept if len(raw.train) else nothing),
+        "val": (source, np.sort(val)),
+        "test": (raw.test, np.arange(len(raw.test)) if len(raw.train) else kept),
+    }
 
 
 def stratified_indices(labels: Array, share: float, seed: int) -> Array:
@@ -107,13 +136,13 @@ def stratified_indices(labels: Array, share: float, seed: int) -> Array:
 
 
 def calibration_images(splits: Splits, count: int, seed: int) -> Array:
-    """Training images to calibrate on, each class with its share, in random order: none of validation or test.
+    """Images to calibrate on, each class with its share, in random order: none of those that accuracy is measured on.
 
     Returns:
-        uint8 [N, H, W, C] with N = ``count``, or all training images if there are fewer.
+        uint8 [N, H, W, C] with N = ``count``, or all of `Splits.calibration` if there are fewer.
     """
-    chosen = _stratified(splits.train.labels, min(count, len(splits.train)), seed)
-    return np.asarray(splits.train.images[chosen])
+    chosen = _stratified(splits.calibration.labels, min(count, len(splits.calibration)), seed)
+    return np.asarray(splits.calibration.images[chosen])
 
 
 def validation_batches(
@@ -122,9 +151,14 @@ def validation_batches(
     """Validation images as the network sees them, float32 [N, 3, S, S], with their labels, int64 [N].
 
     Each class has its share of ``count`` images, or of all if there are fewer.
+
+    Raises:
+        DataError: there are none.
     """
     import torch
 
+    if not len(splits.val):
+        raise DataError("there are no labelled images beside the test images, for want of training images")
     chosen = _stratified(splits.val.labels, min(count, len(splits.val)), seed)
     images, labels = np.asarray(splits.val.images[chosen]), torch.from_numpy(np.asarray(splits.val.labels[chosen]))
     yield from zip(
@@ -133,20 +167,22 @@ def validation_batches(
 
 
 def load_splits(folder: Path) -> Splits:
-    """Read saved splits, memory-mapped; the fingerprint is computed again and compared.
+    """Open saved splits. Labels are read and checked now, images when they are first asked for.
 
     Raises:
         DataError: a file is missing, truncated or changed; rebuild the splits from the raw files.
     """
     try:
         stored: dict[str, Any] = json.loads((folder / "splits.json").read_text())
-        parts = {
-            part: Split(images=_map(folder, part, "images"), labels=_map(folder, part, "labels")) for part in _PARTS
-        }
+        names = [name for name in (*_PARTS, _UNLABELLED) if name in _PARTS or stored[_UNLABELLED]]
+        labels = {part: _load(folder, f"{part}_labels") for part in _PARTS}
+        checks = {name: _load(folder, f"{name}_checks") for name in names}
+        images = {name: StoredImages(folder / f"{name}_images.npy", checks[name]) for name in names}
+        kept = {part: Split(images=images[part], labels=labels[part]) for part in _PARTS}
         splits = Splits(
-            train=parts["train"],
-            val=parts["val"],
-            test=parts["test"],
+            train=kept["train"],
+            val=kept["val"],
+            test=kept["test"],
             classes=tuple(stored["classes"]),
             mean_C=tuple(stored["mean_C"]),
             std_C=tuple(stored["std_C"]),
@@ -154,20 +190,25 @@ def load_splits(folder: Path) -> Splits:
             crop=stored["crop"],
             white=stored["white"],
             originals={int(file.stem): file for file in sorted((folder / _ORIGINALS).glob("*"))},
+            unlabelled=images.get(_UNLABELLED),
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"splits in {folder} cannot be read ({error}); delete the folder to rebuild them") from error
-    if _fingerprint(parts, splits.classes) != splits.fingerprint:
+    if _fingerprint(labels, checks, splits.classes) != splits.fingerprint:
         raise DataError(f"splits in {folder} are not what was written there; delete the folder to rebuild them")
     return splits
 
 
-def _keep_originals(raw: RawData, splits: Splits, folder: Path) -> dict[int, Path]:
-    """Copy the files of those `Splits.recorded` test images that come in files, as far as there is room for them."""
+def _keep_originals(files: Sequence[Path], splits: Splits, folder: Path) -> dict[int, Path]:
+    """Copy the files of those `Splits.recorded` test images that come in files, as far as there is room for them.
+
+    Args:
+        files: of all test images; empty where these come otherwise.
+    """
     kept: dict[int, Path] = {}
     room = _ORIGINAL_BYTES
-    for place, number in enumerate(splits.recorded if raw.test_files else ()):
-        file = raw.test_files[number]
+    for place, number in enumerate(splits.recorded if files else ()):
+        file = files[number]
         if (size := file.stat().st_size) <= room:
             room -= size
             folder.mkdir(exist_ok=True)
@@ -197,64 +238,71 @@ def _check(split: RawSplit, *, part: str, classes: tuple[str, ...]) -> None:
             f"{part} labels are {labels.dtype} {list(labels.shape)}; they must be int64 [{images.shape[0]}]"
         )
     if not len(labels):
-        raise DataError(f"there are no {part} images")
+        if part == "test":
+            raise DataError("there are no test images")
+        return
     if labels.min() < 0 or labels.max() >= len(classes):
         raise DataError(
             f"{part} labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} classes"
         )
 
 
-def _take(split: RawSplit, chosen_N: Array, *, part: str, folder: Path | None, advance: Callable[[int], None]) -> Split:
-    """The chosen images of a split, in memory or in a file of the folder."""
+def _take(
+    images: Images, chosen_N: Array, *, part: str, folder: Path | None, advance: Callable[[int], None]
+) -> tuple[Pixels, Array]:
+    """The chosen images, in memory or in a file of the folder, and what is kept to check them by."""
     start_s = time.monotonic()
-    shape = (len(chosen_N), *split.images.shape[1:])
-    labels = split.labels[chosen_N]
-    if folder:
-        np.save(folder / f"{part}_labels.npy", labels)
-        with (folder / f"{part}_images.npy").open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for block in _blocks(split.images, chosen_N, advance):
-                stream.write(block.data)
-        images = _map(folder, part, "images")
-        print(f"{part}: {len(labels)} images in {time.monotonic() - start_s:.1f} s", flush=True)
-    else:
-        images = np.concatenate(list(_blocks(split.images, chosen_N, advance)))
-    return Split(images=images, labels=labels)
+    shape = (len(chosen_N), *images.shape[1:])
+    checks = Checks(shape)
+
+    def checked() -> Iterator[Array]:
+        for block in _blocks(images, chosen_N):
+            checks.add(block)
+            yield block
+            advance(len(block))
+
+    if not folder:
+        taken: Array = np.concatenate([np.empty((0, *shape[1:]), np.uint8), *checked()])
+        return taken, checks.finish()
+    with (folder / f"{part}_images.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in checked():
+            stream.write(block.data)
+    checks_B = checks.finish()
+    np.save(folder / f"{part}_checks.npy", checks_B)
+    print(f"{part}: {len(chosen_N)} images in {time.monotonic() - start_s:.1f} s", flush=True)
+    return StoredImages(folder / f"{part}_images.npy", checks_B), checks_B
 
 
-def _blocks(images: Images, chosen_N: Array, advance: Callable[[int], None] = lambda done: None) -> Iterator[Array]:
+def _blocks(images: Images, chosen_N: Array) -> Iterator[Array]:
     """The chosen images, contiguous, as many at a time as are a small part of the memory."""
     size = max(1, _BLOCK_BYTES // math.prod(images.shape[1:]))
     for start in range(0, len(chosen_N), size):
-        block = np.ascontiguousarray(images[chosen_N[start : start + size]])
-        yield block
-        advance(len(block))
+        yield np.ascontiguousarray(images[chosen_N[start : start + size]])
 
 
-def _moments(images_NHWC: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _moments(images_NHWC: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in units of [0, 1], exact, without a float copy of the images."""
-    channels = range(images_NHWC.shape[3])
-    counts_C256 = np.zeros((len(channels), 256), dtype=np.int64)
+    sum_C, squares_C = np.zeros((2, images_NHWC.shape[3]), dtype=np.int64)
     for block in _blocks(images_NHWC, np.arange(len(images_NHWC))):
-        for channel in channels:
-            counts_C256[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
-    codes = np.arange(256)
-    mean_C = np.array([np.average(codes, weights=counts) for counts in counts_C256])
-    variance_C = [
-        np.average((codes - mean) ** 2, weights=counts) for mean, counts in zip(mean_C, counts_C256, strict=True)
-    ]
-    return tuple((mean_C / 255).tolist()), tuple((np.sqrt(variance_C) / 255).tolist())
+        for total_C, values in ((sum_C, block), (squares_C, np.square(block, dtype=np.uint16))):
+            total_C += values.sum(0, dtype=np.int64).sum((0, 1))
+    count = math.prod(images_NHWC.shape[:3])
+    # In whole numbers of any length the variance is exact, however small it is.
+    variance_C = [(count * q - s * s) / count**2 for s, q in zip(sum_C.tolist(), squares_C.tolist(), strict=True)]
+    return tuple(s / count / 255 for s in sum_C.tolist()), tuple(math.sqrt(variance) / 255 for variance in variance_C)
 
 
-def _fingerprint(parts: dict[str, Split], classes: tuple[str, ...]) -> str:
+def _fingerprint(labels: dict[str, Array], checks: dict[str, Array], classes: tuple[str, ...]) -> str:
+    """SHA-256 of the names of classes, of the labels, and of what images are checked by."""
     digest = hashlib.sha256(json.dumps(classes).encode())
-    for part in _PARTS:
-        for array in (parts[part].images, parts[part].labels):
-            digest.update(f"{part}{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+    for kind, arrays in (("labels", labels), ("images", checks)):
+        for part in sorted(arrays):
+            digest.update(f"{kind} {part} {arrays[part].dtype.str} {arrays[part].shape}".encode())
+            digest.update(np.ascontiguousarray(arrays[part]).data)
     return digest.hexdigest()
 
 
-def _map(folder: Path, part: str, what: str) -> Array:
-    array: Array = np.load(folder / f"{part}_{what}.npy", mmap_mode="r", allow_pickle=False)
+def _load(folder: Path, name: str) -> Array:
+    array: Array = np.load(folder / f"{name}.npy", allow_pickle=False)
     return array

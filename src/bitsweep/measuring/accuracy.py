@@ -13,7 +13,7 @@ from bitsweep.errors import BitsweepError
 from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
-from bitsweep.results import Array, Compressed, OpProfile, Split, Table, Trained
+from bitsweep.results import USUAL_CALIBRATION, Array, Compressed, OpProfile, Split, Table, Trained
 from bitsweep.runtime.store import MANIFEST
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
@@ -51,6 +51,7 @@ def evaluate(
     trained: Trained,
     compressed: Compressed,
     saturates: bool,
+    calibration_source: str,
     folder: Path,
 ) -> None:
     """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
@@ -58,6 +59,7 @@ def evaluate(
     Args:
         batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
         saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
+        calibration_source: which images the method may have watched.
         folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
     """
     infer = subject.backend.load(subject.artifact, threads=subject.threads)
@@ -73,11 +75,12 @@ def evaluate(
     findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
     if compressed.calibrated_on:
         metrics["calibration_images"] = float(compressed.calibrated_on)
-    if 0 < compressed.calibrated_on < _FEW_IMAGES:
-        findings.append(
-            f"calibrated on {compressed.calibrated_on} of the training images only: ranges are those of few pictures; "
-            "raise method.calibration_images"
+    count, few = compressed.calibrated_on, 0 < compressed.calibrated_on < _FEW_IMAGES
+    if few or (count and calibration_source != USUAL_CALIBRATION):
+        advice = (
+            ": ranges are those of few pictures; raise method.calibration_images, or give more of them" if few else ""
         )
+        findings.append(f"calibrated on {count} {calibration_source}{advice}")
     if metrics["top1_drop_pp"] >= _EXPLAINED_DROP_PP:
         findings += why_less_accurate(compressed.tables)
     if saturates:

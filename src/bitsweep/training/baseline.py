@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
+from bitsweep.errors import DataError
 from bitsweep.results import Epoch, Splits, Trained
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.distributed import DistributedContext
@@ -42,6 +43,7 @@ def fit(
 
     Raises:
         CellFailed: the loss became infinite or not a number.
+        DataError: there are no training images to train on.
         ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
     """
     context = DistributedContext(rank=rank, size=recipe.devices, rendezvous=folder.absolute() / "rendezvous")
@@ -52,29 +54,37 @@ def fit(
     network, head = build_network(model, len(splits.classes))
     start_from_weights(network, model, head=head if recipe.epochs else "")
     network.to(device)
+    if recipe.epochs and not len(splits.train):
+        raise DataError(f"train={recipe.name} trains, and there are no training images; use train=pretrained")
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = recipe.bn_momentum
     with context.met(device):
-        best, history = train(
-            network,
-            splits,
-            recipe=recipe,
-            image_size=model.image_size,
-            seed=seed,
-            title=model.name,
-            head=head,
-            before_epoch=lambda epoch, epochs: freeze(
-                network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
-            ),
-            context=context,
-            unfinished=unfinished,
-            progress=progress,
+        best, history = (
+            (-1, [])
+            if not recipe.epochs
+            else train(
+                network,
+                splits,
+                recipe=recipe,
+                image_size=model.image_size,
+                seed=seed,
+                title=model.name,
+                head=head,
+                before_epoch=lambda epoch, epochs: freeze(
+                    network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
+                ),
+                context=context,
+                unfinished=unfinished,
+                progress=progress,
+            )
         )
     if not context.is_main:
         return
     load = loader(splits, model.image_size, device)
-    val_top1 = history[best].val_top1 if history else validate(network, splits.val, load, device)[1]
+    val_top1 = None
+    if len(splits.val):
+        val_top1 = history[best].val_top1 if history else validate(network, splits.val, load, device)[1]
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     torch.save(state, folder / "checkpoint.pt")
     about = {
