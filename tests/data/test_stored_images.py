@@ -15,7 +15,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredImages:
     """Eleven images in blocks of three."""
     monkeypatch.setattr(stored_images, "_BLOCK_BYTES", 3 * 60 + 7)
     np.save(tmp_path / "images.npy", IMAGES)
-    checks = Checks(IMAGES.shape)
+    checks = Checks(IMAGES)
     for start, end in ((0, 1), (1, 8), (8, 11)):
         checks.add(IMAGES[start:end])
     return StoredImages(tmp_path / "images.npy", checks.finish())
@@ -30,7 +30,7 @@ def test_they_are_used_like_an_array(stored: StoredImages) -> None:
 
 @pytest.mark.parametrize("portion", [1, 2, 3, 7, 11])
 def test_checks_do_not_depend_on_portions(portion: int, stored: StoredImages) -> None:
-    checks = Checks(IMAGES.shape)
+    checks = Checks(IMAGES)
     for start in range(0, len(IMAGES), portion):
         checks.add(IMAGES[start : start + portion])
     assert np.array_equal(checks.finish(), stored._checks)

@@ -61,7 +61,9 @@ def make_splits(
     sources = {part: (split.images, chosen_N) for part, (split, chosen_N) in parts.items()}
     if raw.calibration is not None:
         sources[_UNLABELLED] = raw.calibration, np.arange(raw.calibration.shape[0])
-    size = sum(len(chosen_N) * math.prod(images.shape[1:]) for images, chosen_N in sources.values())
+    size = sum(
+        len(chosen_N) * math.prod(images.shape[1:]) * images.dtype.itemsize for images, chosen_N in sources.values()
+    )
     if folder and shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     images, checks = dict[str, Pixels](), dict[str, Array]()
@@ -253,7 +255,7 @@ def _take(
     """The chosen images, in memory or in a file of the folder, and what is kept to check them by."""
     start_s = time.monotonic()
     shape = (len(chosen_N), *images.shape[1:])
-    checks = Checks(shape)
+    checks = Checks(images)
 
     def checked() -> Iterator[Array]:
         for block in _blocks(images, chosen_N):
@@ -262,10 +264,11 @@ def _take(
             advance(len(block))
 
     if not folder:
-        taken: Array = np.concatenate([np.empty((0, *shape[1:]), np.uint8), *checked()])
+        taken: Array = np.concatenate([np.empty((0, *shape[1:]), images.dtype), *checked()])
         return taken, checks.finish()
     with (folder / f"{part}_images.npy").open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        descr = np.lib.format.dtype_to_descr(images.dtype)
+        np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
         for block in checked():
             stream.write(block.data)
     checks_B = checks.finish()
@@ -276,21 +279,22 @@ def _take(
 
 def _blocks(images: Images, chosen_N: Array) -> Iterator[Array]:
     """The chosen images, contiguous, as many at a time as are a small part of the memory."""
-    size = max(1, _BLOCK_BYTES // math.prod(images.shape[1:]))
+    size = max(1, _BLOCK_BYTES // (math.prod(images.shape[1:]) * images.dtype.itemsize))
     for start in range(0, len(chosen_N), size):
         yield np.ascontiguousarray(images[chosen_N[start : start + size]])
 
 
 def _moments(images_NHWC: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in units of [0, 1], exact, without a float copy of the images."""
+    white, square = np.iinfo(images_NHWC.dtype).max, np.dtype(f"u{2 * images_NHWC.dtype.itemsize}")
     sum_C, squares_C = np.zeros((2, images_NHWC.shape[3]), dtype=np.int64)
     for block in _blocks(images_NHWC, np.arange(len(images_NHWC))):
-        for total_C, values in ((sum_C, block), (squares_C, np.square(block, dtype=np.uint16))):
+        for total_C, values in ((sum_C, block), (squares_C, np.square(block, dtype=square))):
             total_C += values.sum(0, dtype=np.int64).sum((0, 1))
     count = math.prod(images_NHWC.shape[:3])
     # In whole numbers of any length the variance is exact, however small it is.
     variance_C = [(count * q - s * s) / count**2 for s, q in zip(sum_C.tolist(), squares_C.tolist(), strict=True)]
-    return tuple(s / count / 255 for s in sum_C.tolist()), tuple(math.sqrt(variance) / 255 for variance in variance_C)
+    return tuple(s / count / white for s in sum_C.tolist()), tuple(math.sqrt(each) / white for each in variance_C)
 
 
 def _fingerprint(labels: dict[str, Array], checks: dict[str, Array], classes: tuple[str, ...]) -> str:

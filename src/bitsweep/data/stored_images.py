@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bitsweep.errors import DataError
-from bitsweep.results import Array
+from bitsweep.results import Array, Images
 
 #: Bytes of the images of a block together, at most, if it has more than one.
 _BLOCK_BYTES = 1 << 15
@@ -21,7 +21,7 @@ _DIGEST_BYTES = 32
 
 
 class StoredImages:
-    """Images uint8 [N, H, W, C] in an ``.npy`` file, with what their blocks were when they were written.
+    """Images [N, H, W, C] in an ``.npy`` file, with what their blocks were when they were written.
 
     Used like an array: what is asked for by numbers or a slice comes as one.
     """
@@ -37,7 +37,7 @@ class StoredImages:
         """
         self._file, self._checks = file, checks_B
         self._mapped: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-        self._rows = _rows(self._mapped.shape)
+        self._rows = _rows(self._mapped.shape, self._mapped.dtype)
         if len(checks_B) != math.ceil(len(self._mapped) / self._rows):
             raise ValueError(f"{file.name} has another number of images than were written")
         self._open_B = np.ones(len(checks_B), dtype=bool)
@@ -50,7 +50,8 @@ class StoredImages:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the pixels."""
-        return np.dtype(np.uint8)
+        found: np.dtype[Any] = self._mapped.dtype
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -90,13 +91,9 @@ class StoredImages:
 class Checks:
     """Digests of blocks of images, taken as these pass."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        """Begin with the first.
-
-        Args:
-            shape: of all images together, [N, H, W, C].
-        """
-        self._rows = _rows(shape)
+    def __init__(self, images: Images) -> None:
+        """Begin with the first of such images."""
+        self._rows = _rows(images.shape, images.dtype)
         self._kept: list[Array] = []
         self._digests: list[bytes] = []
 
@@ -117,9 +114,9 @@ class Checks:
         return np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
-def _rows(shape: tuple[int, ...]) -> int:
+def _rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Images in a block."""
-    return max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:])))
+    return max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
 def _digest(images: Array) -> bytes:
