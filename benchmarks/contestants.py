@@ -28,7 +28,7 @@ import numpy as np
 from bitsweep.config.backend import InferenceFn
 from bitsweep.config.precision import Grid, Precision
 from bitsweep.data.preprocessing import preprocess
-from bitsweep.results import Array, Splits
+from bitsweep.results import Array, Shape, Splits
 from bitsweep.runtime.environment import current_cpu, version_of
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class Task:
     Attributes:
         network: in float32 and evaluation mode; each has its own copy.
         splits: the training images are for calibration, all of them.
-        image_size: of the square images that the network sees.
+        input_shape: channels, height and width of the images that the network sees.
         batch: images that are run at a time where the number is fixed when the model is built.
         folder: empty, for files.
     """
 
     network: "torch.nn.Module"
     splits: Splits
-    image_size: int
+    input_shape: Shape
     batch: int
     threads: int
     folder: Path
@@ -61,7 +61,7 @@ class Task:
     def images(self) -> Array:
         """The calibration images as the network sees them, float32 [N, 3, H, W]."""
         return preprocess(
-            self.splits.train.images, image_size=self.image_size, mean_C=self.splits.mean_C, std_C=self.splits.std_C
+            self.splits.train.images, input_shape=self.input_shape, mean_C=self.splits.mean_C, std_C=self.splits.std_C
         ).numpy()
 
 
@@ -119,7 +119,7 @@ class Ours:
             method = configured("method", "ptq", calibration_images=len(task.splits.train))
         else:
             method = configured("method", "none")
-        compression = method.compress(task.network, task.splits, image_size=task.image_size, scheme=scheme, seed=0)
+        compression = method.compress(task.network, task.splits, input_shape=task.input_shape, scheme=scheme, seed=0)
         backend.lower(compression.program, task.folder)
         infer: InferenceFn = backend.load(task.folder, threads=task.threads)
         return infer

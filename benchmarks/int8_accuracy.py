@@ -158,14 +158,14 @@ def run_lane(lane: Connection, name: str, contestant: str, arguments: argparse.N
     given = subject_of(name, arguments)
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
-            network=given.network, splits=given.splits, image_size=given.image_size, batch=1,
+            network=given.network, splits=given.splits, input_shape=given.input_shape, batch=1,
             threads=arguments.threads, folder=Path(folder),
         )  # fmt: skip
         infer = built(contestants(arguments)[contestant], task)
         if isinstance(infer, str):
             lane.send(infer)
             return
-        parts = preprocessed(given.splits.test.images, given.splits, image_size=given.image_size, batch=BATCH)
+        parts = preprocessed(given.splits.test.images, given.splits, input_shape=given.input_shape, batch=BATCH)
         lane.send(np.concatenate([infer(part.numpy()) for part in parts]))
 
 

@@ -165,8 +165,9 @@ def run_lane(lane: Connection, name: str, arguments: argparse.Namespace, scratch
     folder = scratch / name.replace(" ", "-")
     folder.mkdir()
     task = Task(
-        network=network_of(arguments), splits=splits_of(arguments), image_size=arguments.image_size,
-        batch=arguments.batch, threads=arguments.threads, folder=folder,
+        network=network_of(arguments), splits=splits_of(arguments),
+        input_shape=(3, arguments.image_size, arguments.image_size), batch=arguments.batch,
+        threads=arguments.threads, folder=folder,
     )  # fmt: skip
     infer, images = built(contestants(arguments)[name], task), task.images
     if isinstance(infer, str):

@@ -31,7 +31,7 @@ ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
 
 def ours(network: nn.Module, images: torch.Tensor, *, learned_scales: bool) -> nn.Module:
     """The network as method=qat trains it."""
-    graph = tracing.trace(network, image_size=images.shape[-1])
+    graph = tracing.trace(network, input_shape=(3, *images.shape[2:]))
     normalized = fold_batch_norm(graph)
     observed = observe(graph, ACTIVATIONS, minmax_range)
     return TrainedNetwork(

@@ -20,7 +20,7 @@ from bitsweep.data.preprocessing import centred, normalized_for_imagenet, prepro
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.models.efficientnet_lite import EfficientNetLite0
 from bitsweep.models.torchvision import TorchvisionModel
-from bitsweep.results import Array, Split, Splits
+from bitsweep.results import Array, Shape, Split, Splits
 from bitsweep.training.network import load_weights
 
 SIZE = 224
@@ -46,7 +46,7 @@ class Subject:
 
     network: nn.Module
     splits: Splits
-    image_size: int
+    input_shape: Shape
     label_of_K: Array
 
 
@@ -79,7 +79,7 @@ def mobilenet_v3_small(folders: Folders) -> Subject:
     network = TorchvisionModel(name="mobilenetv3", image_size=SIZE, builder="mobilenet_v3_small").build(2)
     load_weights(network, folders.data / "weights" / "mobilenetv3_small_cats_dogs_fp16.pt")
     splits = normalized_for_imagenet(photographs("cats_dogs", folders))
-    return Subject(network=network.eval(), splits=splits, image_size=SIZE, label_of_K=np.arange(2))
+    return Subject(network=network.eval(), splits=splits, input_shape=(3, SIZE, SIZE), label_of_K=np.arange(2))
 
 
 def resnet20(folders: Folders) -> Subject:
@@ -90,7 +90,7 @@ def resnet20(folders: Folders) -> Subject:
         train = split(arrays["x_train"], arrays["y_train"], folders.calibration)
         test = split(arrays["x_test"], arrays["y_test"], folders.test)
     splits = normalized_for_imagenet(splits_of(train, test, classes=tuple("0123456789")))
-    return Subject(network=network.eval(), splits=splits, image_size=32, label_of_K=np.arange(10))
+    return Subject(network=network.eval(), splits=splits, input_shape=(3, 32, 32), label_of_K=np.arange(10))
 
 
 def efficientnet_lite0(folders: Folders) -> Subject:
@@ -107,7 +107,7 @@ def efficientnet_lite0(folders: Folders) -> Subject:
         for label, numbers in enumerate(ranges):
             label_of_K[list(numbers)] = first + label
     splits = centred(splits_of(joined(trains), joined(tests), classes=("cat", "dog", "ant", "bee")))
-    return Subject(network=network.eval(), splits=splits, image_size=SIZE, label_of_K=label_of_K)
+    return Subject(network=network.eval(), splits=splits, input_shape=(3, SIZE, SIZE), label_of_K=label_of_K)
 
 
 NETWORKS: dict[str, Callable[[Folders], Subject]] = {
@@ -137,7 +137,7 @@ def features(old: Subject, head: nn.Module, splits: Splits) -> Tensor:
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     for image in splits.train.images:
-        shown = preprocess(image[None], image_size=old.image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+        shown = preprocess(image[None], input_shape=old.input_shape, mean_C=splits.mean_C, std_C=splits.std_C)
         old.network(shown)
     hook.remove()
     return torch.cat(seen)

@@ -23,7 +23,7 @@ from torch import nn
 from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
-from bitsweep.results import Split, Splits
+from bitsweep.results import Shape, Split, Splits
 from bitsweep.runtime.environment import current_cpu
 from bitsweep.training.augmentation import draw_moves, move
 from bitsweep.training.loop import train
@@ -52,13 +52,13 @@ def main() -> None:
     speeds: dict[str, list[float]] = {"by hand": [], "ours": []}
     for _ in range(arguments.rounds + 1):
         for name, seconds in (
-            ("by hand", by_hand(fresh(model), splits, recipe, model.image_size)),
-            ("ours", ours(fresh(model), splits, recipe, model.image_size)),
+            ("by hand", by_hand(fresh(model), splits, recipe, model.input_shape)),
+            ("ours", ours(fresh(model), splits, recipe, model.input_shape)),
         ):
             speeds[name].append(arguments.steps * arguments.batch / seconds)
     del speeds["by hand"][0], speeds["ours"][0]  # warming up
     ratios = sorted(mine / other for mine, other in zip(speeds["ours"], speeds["by hand"], strict=True))
-    loading = loading_seconds(splits, recipe, model.image_size) * statistics.median(speeds["ours"])
+    loading = loading_seconds(splits, recipe, model.input_shape) * statistics.median(speeds["ours"])
     cpu = current_cpu()
     print(
         f"{arguments.model}, {model.image_size} px, batch {arguments.batch}, {torch.get_num_threads()} threads; "
@@ -87,15 +87,15 @@ def random_splits(count: int, size: int) -> Splits:
     )
 
 
-def ours(network: nn.Module, splits: Splits, recipe: Recipe, image_size: int) -> float:
+def ours(network: nn.Module, splits: Splits, recipe: Recipe, input_shape: Shape) -> float:
     """Seconds of an epoch, validation of one image included."""
-    _, (epoch,) = train(network, splits, recipe=recipe, image_size=image_size, seed=0, title="")
+    _, (epoch,) = train(network, splits, recipe=recipe, input_shape=input_shape, seed=0, title="")
     return epoch.seconds
 
 
-def by_hand(network: nn.Module, splits: Splits, recipe: Recipe, image_size: int) -> float:
+def by_hand(network: nn.Module, splits: Splits, recipe: Recipe, input_shape: Shape) -> float:
     """Seconds of as many steps on images that are ready."""
-    images = preprocess(splits.train.images, image_size=image_size, mean_C=MEAN, std_C=STD)
+    images = preprocess(splits.train.images, input_shape=input_shape, mean_C=MEAN, std_C=STD)
     labels = torch.from_numpy(splits.train.labels)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, fused=True)
     network.train()
@@ -109,7 +109,7 @@ def by_hand(network: nn.Module, splits: Splits, recipe: Recipe, image_size: int)
     return time.monotonic() - start
 
 
-def loading_seconds(splits: Splits, recipe: Recipe, image_size: int) -> float:
+def loading_seconds(splits: Splits, recipe: Recipe, input_shape: Shape) -> float:
     """Seconds that an image takes from the store to the network, in batches."""
     generator = torch.Generator().manual_seed(0)
     images, batch = splits.train.images, recipe.batch_size
@@ -118,7 +118,7 @@ def loading_seconds(splits: Splits, recipe: Recipe, image_size: int) -> float:
         moves = draw_moves(batch, *images.shape[1:3], how=recipe.augment, generator=generator)
         assert moves is not None
         moved = move(torch.from_numpy(images[chosen.numpy()]), moves)
-        preprocess(moved, image_size=image_size, mean_C=MEAN, std_C=STD)
+        preprocess(moved, input_shape=input_shape, mean_C=MEAN, std_C=STD)
     return (time.monotonic() - start) / len(images)
 
 

@@ -23,7 +23,10 @@ def composed(**choices: Any) -> dict[str, Any]:
     names = DEFAULTS | {name: value for name, value in choices.items() if name in DEFAULTS}
     config: dict[str, Any] = {"seed": choices.pop("seed", 0)}
     for group, choice in names.items():
-        config[group] = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+        shared = OmegaConf.load(CONF / "pixels.yaml") if group == "model" else {}
+        knobs = OmegaConf.merge(shared, OmegaConf.load(CONF / group / f"{choice}.yaml"))
+        knobs.pop("defaults", None)
+        config[group] = OmegaConf.to_container(knobs)
     for name, value in choices.items():
         if "__" in name:
             group, knob = name.split("__")

@@ -39,7 +39,7 @@ def test_the_example_compresses(monkeypatch: pytest.MonkeyPatch) -> None:
         arithmetic="integer",
     )
     splits = make_splits(Digits(name="digits").decode(), val_share=0.1, seed=0)
-    result = method.compress(network.eval(), splits, image_size=8, scheme=scheme, seed=0)
+    result = method.compress(network.eval(), splits, input_shape=(3, 8, 8), scheme=scheme, seed=0)
     scales = [value for name, value in result.program.state_dict.items() if name.endswith("weight_scale")]
     scales += [value for name, value in result.program.constants.items() if name.endswith("weight_scale")]
     assert len(scales) == 2

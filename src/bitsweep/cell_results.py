@@ -14,7 +14,7 @@ def splits_of(cell: Cell, store: Store) -> Splits:
     from bitsweep.data.preprocessing import normalized
     from bitsweep.data.splits import load_splits
 
-    return normalized(load_splits(_kept(store, DATA, cell)), cell.model.pixels)
+    return normalized(load_splits(_kept(store, DATA, cell)), cell.model)
 
 
 def trained_of(cell: Cell, store: Store) -> Trained:

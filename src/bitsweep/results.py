@@ -2,7 +2,7 @@
 
     RawData -> Splits -> Trained -> Compressed -> Artifact -> Measurement -> Outcome
 
-Shape letters: N images, K classes, C channels, H height, W width. Images are uint8 [N, H, W, C] with C = 1 or 3.
+Shape letters: N images, K classes, C channels, H height, W width. Images are uint8 or uint16 [N, H, W, C].
 """
 
 from dataclasses import dataclass, field
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 #: What methods are calibrated on where nothing else was given.
 USUAL_CALIBRATION = "training images"
+#: Channels, height and width of the images that a network takes.
+Shape = tuple[int, int, int]
 
 
 class Images(Protocol):
-    """Images uint8 [N, H, W, C]: an array, or files that are decoded when they are asked for by their numbers."""
+    """Images uint8 or uint16 [N, H, W, C]: an array, or files that are decoded when asked for by their numbers."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -44,7 +46,7 @@ class Pixels(Images, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RawSplit:
-    """Images uint8 [N, H, W, C] with their labels int64 [N]."""
+    """Images uint8 or uint16 [N, H, W, C] with their labels int64 [N]."""
 
     images: Images
     labels: Array
@@ -89,7 +91,9 @@ class Splits:
 
     Attributes:
         unlabelled: images that were given to choose ranges on, uint8 [N, H, W, C].
-        mean_C, std_C: of the training pixels, or else of the calibration images', in units of [0, 1].
+        mean_C, std_C: of the training pixels, or else of the calibration images', or what the model has instead, in
+            units of [0, 1].
+        bgr: whether the network takes the channels in the reverse order; mean and deviation are in its order.
         fingerprint: SHA-256 of images, labels and class names.
         crop, white: see `bitsweep.data.pixels.StoredForm`.
         originals: files of some of the `recorded` test images, as they came, by their numbers among those.
@@ -102,6 +106,7 @@ class Splits:
     mean_C: tuple[float, ...]
     std_C: tuple[float, ...]
     fingerprint: str
+    bgr: bool = False
     crop: float = 1.0
     white: int = 65_535
     originals: dict[int, Path] = field(default_factory=dict)
@@ -270,7 +275,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """What a method returns: a program from float32 images [N, 3, H, W] to float32 logits [N, K], and its records."""
+    """What a method returns: a program from float32 images [N, C, H, W] to float32 logits [N, K], and its records."""
 
     program: "torch.export.ExportedProgram"
     layers: tuple[LayerRecord, ...]

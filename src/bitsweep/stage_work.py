@@ -51,7 +51,7 @@ def train_baseline(
     from bitsweep.training.baseline import fit
 
     fit(
-        model, normalized(load_splits(data), model.pixels), recipe=train, seed=seed, folder=folder, rank=rank,
+        model, normalized(load_splits(data), model), recipe=train, seed=seed, folder=folder, rank=rank,
         unfinished=unfinished, progress=progress,
     )  # fmt: skip
 
@@ -80,12 +80,12 @@ def compress(
     from bitsweep.training.baseline import load_trained
     from bitsweep.training.network import build_network
 
-    splits = normalized(load_splits(data), model.pixels)
+    splits = normalized(load_splits(data), model)
     network, _ = build_network(model, len(splits.classes))
     trained = load_trained(baseline)
     network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
-    compression = method.compress(network.eval(), splits, image_size=model.image_size, scheme=scheme, seed=seed)
-    as_taken = functools.partial(preprocessed, splits=splits, image_size=model.image_size)
+    compression = method.compress(network.eval(), splits, input_shape=model.input_shape, scheme=scheme, seed=seed)
+    as_taken = functools.partial(preprocessed, splits=splits, input_shape=model.input_shape)
     # A program that chooses ranges while it runs chooses them for a whole batch.
     batches = as_taken(splits.test.images, batch=eval_batch)
     probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
@@ -154,7 +154,7 @@ def inspect(
     from bitsweep.quantization.compressed import load_compressed
 
     subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
-    accuracy.inspect(subject, image_size=model.image_size, compressed=load_compressed(compressed), folder=folder)
+    accuracy.inspect(subject, input_shape=model.input_shape, compressed=load_compressed(compressed), folder=folder)
 
 
 def evaluate(
@@ -180,11 +180,11 @@ def evaluate(
     from bitsweep.quantization.compressed import load_compressed
     from bitsweep.training.baseline import load_trained
 
-    splits = normalized(load_splits(data), model.pixels)
+    splits = normalized(load_splits(data), model)
     accuracy.evaluate(
         Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme),
         test=splits.test,
-        batches=functools.partial(preprocessed, splits=splits, image_size=model.image_size),
+        batches=functools.partial(preprocessed, splits=splits, input_shape=model.input_shape),
         trained=load_trained(baseline),
         compressed=load_compressed(compressed),
         saturates=probed is not None and json.loads((probed / "probe.json").read_text())["saturates"],
@@ -260,7 +260,7 @@ def gather_evidence(
     from bitsweep.runtime.file_by_file import make_files
     from bitsweep.training.baseline import load_trained
 
-    splits, measurement = normalized(load_splits(data), model.pixels), load_measurement(measured)
+    splits, measurement = normalized(load_splits(data), model), load_measurement(measured)
     shown = Shown(
         name=name, precision=precision.name, backend=backend.name, splits=splits, trained=load_trained(baseline),
         compressed=load_compressed(compressed), measurement=measurement, batch_sizes=protocol.batch_sizes,

@@ -67,7 +67,7 @@ def _program(scheme: Scheme) -> ExportedProgram:
         method = NoCompression(name="none")
     else:
         method = PostTrainingQuantization(name="ptq", calibration_images=32)
-    return method.compress(network.eval(), _splits(), image_size=SIZE, scheme=scheme, seed=0).program
+    return method.compress(network.eval(), _splits(), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +128,7 @@ def resnet20_of(sample_data: Path) -> Callable[[Scheme], ExportedProgram]:
     @cache
     def program(scheme: Scheme) -> ExportedProgram:
         fresh = copy.deepcopy(network).eval()
-        return method.compress(fresh, _cifar10(sample_data), image_size=SIZE, scheme=scheme, seed=0).program
+        return method.compress(fresh, _cifar10(sample_data), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program
 
     return program
 
@@ -137,7 +137,7 @@ def resnet20_of(sample_data: Path) -> Callable[[Scheme], ExportedProgram]:
 def cifar10_batches(sample_data: Path) -> list[np.ndarray]:
     """400 test images of CIFAR-10 as ResNet-20 takes them, float32 [up to 150, 3, 32, 32]."""
     splits = _cifar10(sample_data)
-    return list(map(np.asarray, preprocessed(splits.test.images[:400], splits, image_size=SIZE, batch=150)))
+    return list(map(np.asarray, preprocessed(splits.test.images[:400], splits, input_shape=(3, SIZE, SIZE), batch=150)))
 
 
 @cache

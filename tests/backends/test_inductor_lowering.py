@@ -24,7 +24,9 @@ def test_the_form_that_fusions_know_means_the_same(per_channel: bool) -> None:
     )
     torch.manual_seed(0)
     method = PostTrainingQuantization(name="ptq", calibration_images=32)
-    program = method.compress(Mixed().eval(), noise_splits(SIZE), image_size=SIZE, scheme=scheme, seed=0).program
+    program = method.compress(
+        Mixed().eval(), noise_splits(SIZE), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0
+    ).program
     graph = for_integer_kernels(program)
     (batch,) = images(4, batch=4)
     np.testing.assert_array_equal(graph(batch).detach().numpy(), logits_of(program, [batch.numpy()]))
@@ -36,7 +38,7 @@ def test_the_form_that_fusions_know_means_the_same(per_channel: bool) -> None:
 
 
 def test_what_is_not_compiled_is_named(tmp_path: Path) -> None:
-    program = tracing.export(Mixed().eval(), image_size=SIZE)
+    program = tracing.export(Mixed().eval(), input_shape=(3, SIZE, SIZE))
     with (
         inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(CompressionError, match="Inductor does not compile the program: "),

@@ -130,7 +130,7 @@ def test_gated_blocks_run_on_integers_from_end_to_end(
     network = Gated(getattr(torch.nn.functional, function), gate)
     scheme = BACKEND.scheme(Precision(name="any", weights=WEIGHTS, activations=activations), current_cpu())
     method = PostTrainingQuantization(name="ptq", calibration_images=32)
-    program = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0).program
+    program = method.compress(network.eval(), noise_splits(32), input_shape=(3, 32, 32), scheme=scheme, seed=0).program
     BACKEND.lower(program, tmp_path)
     kernels = BACKEND.profile(tmp_path, images, threads=1)
     assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]

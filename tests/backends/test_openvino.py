@@ -49,7 +49,7 @@ def test_layers_of_two_kinds_with_as_many_outputs_run_on_integers(tmp_path: Path
     )  # fmt: skip
     method = PostTrainingQuantization(name="ptq", calibration_images=32)
     scheme = BACKEND.scheme(INT8, current_cpu())
-    compressed = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0)
+    compressed = method.compress(network.eval(), noise_splits(32), input_shape=(3, 32, 32), scheme=scheme, seed=0)
     BACKEND.lower(compressed.program, tmp_path)
     kernels = BACKEND.profile(tmp_path, np.zeros((1, 3, 32, 32), np.float32), threads=1)
     assert [kernel.name for kernel in kernels if kernel.macs and not kernel.integer] == []
@@ -97,7 +97,7 @@ def test_activation_functions_run_in_the_layer_before(
     )  # fmt: skip
     method = PostTrainingQuantization(name="ptq", calibration_images=32)
     scheme = BACKEND.scheme(INT8, current_cpu())
-    compressed = method.compress(network.eval(), noise_splits(32), image_size=32, scheme=scheme, seed=0)
+    compressed = method.compress(network.eval(), noise_splits(32), input_shape=(3, 32, 32), scheme=scheme, seed=0)
     BACKEND.lower(compressed.program, tmp_path)
     kernels = BACKEND.profile(tmp_path, images, threads=1)
     # OpenVINO itself decides, not always alike, whether a kernel of its own dequantizes the logits.

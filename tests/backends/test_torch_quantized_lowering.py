@@ -52,12 +52,12 @@ class Gated(nn.Module):
 
 def program(network: nn.Module, weights: Grid, activations: Grid, *, unit: float = 1.0) -> ExportedProgram:
     """A network with nearest rounding and min-max ranges, for images of that magnitude."""
-    graph = network if isinstance(network, GraphModule) else tracing.trace(network.eval(), image_size=SIZE)
+    graph = network if isinstance(network, GraphModule) else tracing.trace(network.eval(), input_shape=(3, SIZE, SIZE))
     batches = [batch * unit for batch in images()]
     codes = round_weights(graph, partial(nearest_codes, grid=weights, choose_range=ranges.minmax_weight_range))
     graph, _ = quantize_activations(graph, activations, ranges.minmax_range, batches)
     store_codes(graph, store_biases(graph, codes))
-    return tracing.export(graph, image_size=SIZE)
+    return tracing.export(graph, input_shape=(3, SIZE, SIZE))
 
 
 @cache
@@ -141,7 +141,7 @@ def test_scales_of_a_batch_are_found_while_it_runs(engine: str) -> None:
     codes = {path: nearest_codes(value, S7, ranges.minmax_weight_range) for path, value in values.items()}
     dynamic.quantize_reads(graph, U8)
     store_codes(graph, codes)
-    meant = tracing.export(graph, image_size=SIZE)
+    meant = tracing.export(graph, input_shape=(3, SIZE, SIZE))
     found = lowered(meant)
     assert_same_logits(meant, found)
     assert operations(found)["quantized.linear_dynamic"] == 2
@@ -156,7 +156,7 @@ class Counting(nn.Module):
 
 
 def test_the_number_of_images_is_asked_for_when_they_come() -> None:
-    found = lowered(tracing.export(Counting(), image_size=SIZE))
+    found = lowered(tracing.export(Counting(), input_shape=(3, SIZE, SIZE)))
     for count in (1, 5):
         batch = torch.rand(count, 3, SIZE, SIZE)
         torch.testing.assert_close(found(batch), batch.flatten(1) * count)

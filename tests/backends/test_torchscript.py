@@ -36,7 +36,7 @@ def network() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def path(network: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("script") / "model.pt"
-    save_script(export(network, image_size=8).module(check_guards=False), path, image_shape=(3, 8, 8))
+    save_script(export(network, input_shape=(3, 8, 8)).module(check_guards=False), path, image_shape=(3, 8, 8))
     return path
 
 

@@ -278,27 +278,43 @@ def test_a_stream_is_as_good_as_a_file() -> None:
     assert np.array_equal(read_picture(stream, form()), COLOURED)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_weights_of_resizing_sum_to_one_and_are_short(old: int, new: int) -> None:
-    weights = resize_weights(old, new)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(1, 20), (2, 18)]))
+def test_weights_of_resizing_sum_to_one_and_are_short(old: int, new: int, kind: tuple[int, int]) -> None:
+    value_bytes, bits = kind
+    weights = resize_weights(old, new, value_bytes=value_bytes)
     assert (weights.sum(1) == 1).all()
     assert (weights >= 0).all()
-    assert (weights * (1 << 20) % 1 == 0).all()
+    assert (weights * (1 << bits) % 1 == 0).all()
     if old == new:
         assert np.array_equal(weights, np.eye(old))
 
 
-@pytest.mark.parametrize(("height", "width", "channels", "size"), [(24, 24, 3, 9), (8, 8, 1, 31), (10, 16, 3, 12)])
-def test_the_network_sees_the_same_through_numpy_and_torch(height: int, width: int, channels: int, size: int) -> None:
-    images = RNG.integers(0, 256, (5, height, width, channels), dtype=np.uint8)
-    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
-    seen = network_input(images, image_size=size, mean_C=mean, std_C=std)
-    assert (seen.dtype, seen.shape, seen.flags.c_contiguous) == (np.float32, (5, 3, size, size), True)
-    assert np.array_equal(seen, preprocess(images, image_size=size, mean_C=mean, std_C=std))
-    planes = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    resized = interpolate(planes, (size, size), mode="bilinear", antialias=True).numpy()
-    expected = (resized - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
-    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), atol=3e-5)
+@pytest.mark.parametrize(
+    ("stored", "kind", "shape"),
+    [
+        ((24, 24, 3), np.uint8, (3, 9, 9)),
+        ((8, 8, 1), np.uint8, (3, 31, 31)),
+        ((10, 16, 3), np.uint8, (3, 12, 12)),
+        ((20, 12, 1), np.uint8, (1, 20, 12)),
+        ((20, 12, 4), np.uint8, (4, 10, 18)),
+        ((9, 7, 16), np.uint16, (16, 6, 11)),
+    ],
+)
+@pytest.mark.parametrize("bgr", [False, True])
+def test_the_network_sees_the_same_through_numpy_and_torch(
+    stored: tuple[int, int, int], kind: type, shape: tuple[int, int, int], bgr: bool
+) -> None:
+    white = np.iinfo(kind).max
+    images = RNG.integers(0, white + 1, (5, *stored), dtype=kind)
+    mean, std = np.linspace(0.4, 0.5, stored[2]), np.linspace(0.22, 0.25, stored[2])
+    about = {"input_shape": shape, "mean_C": tuple(mean), "std_C": tuple(std), "bgr": bgr}
+    seen = network_input(images, **about)  # type: ignore[arg-type]
+    assert (seen.dtype, seen.shape, seen.flags.c_contiguous) == (np.float32, (5, *shape), True)
+    assert np.array_equal(seen, preprocess(images, **about))  # type: ignore[arg-type]
+    planes = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) / white
+    resized = interpolate(planes, shape[1:], mode="bilinear", antialias=True).numpy()[:, :: -1 if bgr else 1]
+    expected = (resized - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
+    assert np.abs(seen - expected).max() < 1e-4
 
 
 def test_it_needs_nothing_but_numpy_and_pillow(tmp_path: Path) -> None:

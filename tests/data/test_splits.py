@@ -102,7 +102,7 @@ def test_images_given_for_calibration(n: int, tmp_path: Path) -> None:
     assert len(loaded.probe_images) == (10 if n else 7)
     if not n:
         with pytest.raises(DataError, match="no labelled images beside the test images"):
-            list(validation_batches(loaded, 4, image_size=6, seed=0))
+            list(validation_batches(loaded, 4, input_shape=(3, 6, 6), seed=0))
 
 
 def test_saved_splits_come_back(splits: Splits, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def _with(images: np.ndarray | None = None, labels: np.ndarray | None = None) ->
     ("data", "message"),
     [
         (_with(images=np.zeros((40, 6, 6, 1), np.float32)), "must be uint8"),
-        (_with(images=np.zeros((40, 6, 6, 4), np.uint8)), "must be uint8"),
+        (_with(images=np.zeros((40, 6, 6, 17), np.uint8)), "must be uint8"),
         (_with(images=np.zeros((40, 6, 6, 1), np.uint8)), "one colour"),
         (_with(labels=np.arange(39)), "must be int64 .40."),
         (_with(labels=np.arange(40)), "labels run from 0 to 39, but there are 4 classes"),
@@ -195,14 +195,14 @@ def test_preprocessing_against_the_formula() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     mean_C, std_C = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     expected = ((images / 255 - mean_C) / std_C).transpose(0, 3, 1, 2)
-    result = preprocess(images, image_size=4, mean_C=mean_C, std_C=std_C)
+    result = preprocess(images, input_shape=(3, 4, 4), mean_C=mean_C, std_C=std_C)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.double(), torch.from_numpy(expected), rtol=0, atol=1e-6)
 
 
 def test_grey_images_fill_three_channels_of_the_size_asked_for() -> None:
     images = np.full((2, 4, 4, 1), 51, np.uint8)
-    result = preprocess(images, image_size=7, mean_C=(0.1,), std_C=(0.5,))
+    result = preprocess(images, input_shape=(3, 7, 7), mean_C=(0.1,), std_C=(0.5,))
     assert result.shape == (2, 3, 7, 7)
     torch.testing.assert_close(result, torch.full((2, 3, 7, 7), 0.2))
 
@@ -210,13 +210,13 @@ def test_grey_images_fill_three_channels_of_the_size_asked_for() -> None:
 def test_shrinking_averages() -> None:
     """Antialiased: a fine checkerboard becomes grey and not black or white."""
     board = (np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)[None, :, :, None]
-    inner = preprocess(board, image_size=8, mean_C=(0.0,), std_C=(1.0,))[..., 1:-1, 1:-1]
+    inner = preprocess(board, input_shape=(3, 8, 8), mean_C=(0.0,), std_C=(1.0,))[..., 1:-1, 1:-1]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), rtol=0, atol=0.02)
 
 
 def test_batches_are_the_whole_in_order(splits: Splits) -> None:
-    parts = list(preprocessed(splits.train.images, splits, image_size=6, batch=7))
-    whole = preprocess(splits.train.images, image_size=6, mean_C=splits.mean_C, std_C=splits.std_C)
+    parts = list(preprocessed(splits.train.images, splits, input_shape=(3, 6, 6), batch=7))
+    whole = preprocess(splits.train.images, input_shape=(3, 6, 6), mean_C=splits.mean_C, std_C=splits.std_C)
     assert [len(part) for part in parts] == [7, 7, 7, 7, 2]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
@@ -225,5 +225,5 @@ def test_batches_are_the_whole_in_order(splits: Splits) -> None:
 def test_centred_pixels_against_the_formula(channels: int) -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, axis=3)
     splits = centred(make_splits(raw(channels=channels), val_share=0.25, seed=0))
-    seen = preprocess(images, image_size=16, mean_C=splits.mean_C, std_C=splits.std_C)
+    seen = preprocess(images, input_shape=(3, 16, 16), mean_C=splits.mean_C, std_C=splits.std_C)
     np.testing.assert_allclose(seen[0, 0].flatten(), (np.arange(256) - 127) / 128, atol=1e-6)

@@ -111,7 +111,8 @@ def test_other_files_are_named_and_never_unpickled(
         ({}, {"classes": ("a", "b", "c", "d")}, "too few training and test images: d has 0 and 0"),
         ({"x_test": IMAGES[4][..., :1]}, {}, "training and test images are 8x8x3 and 8x8x1; they must be of one size"),
         ({"x_test": IMAGES[4][:, :7]}, {}, "training and test images are 8x8x3 and 7x8x3"),
-        ({"x_train": IMAGES[12].transpose(0, 3, 1, 2)}, {}, r"x_train is uint8 \[12, 3, 8, 8\]; it must be uint8 \[N"),
+        ({"x_train": IMAGES[12].transpose(0, 3, 1, 2)}, {}, r"x_train is uint8 \[12, 3, 8, 8\]; it must be"),
+        ({"x_train": IMAGES[12].astype(np.uint16)}, {}, "training images are uint16, test images uint8; they must be"),
         ({"x_train": IMAGES[12] / 255}, {}, r"x_train is float64 \[12, 8, 8, 3\]; it must be uint8"),
         ({"y_train": SEVERAL}, {}, r"y_train has the shape \[12, 3\] and not one 1 in every row: images of several"),
         ({"y_train": LABELS[12][:9]}, {}, r"y_train has the shape \[9\], for 12 images"),
@@ -140,7 +141,11 @@ def test_what_is_no_classification_is_refused_while_planning(
         ({"x_test": IMAGES[12][:4]}, {"leaks": "keep"}, ("0", "1", "2"), "warning: 4 of 4 test images are training"),
         (
             {"x_train": IMAGES[12][:, :, :5], "x_test": IMAGES[4][:, :, :5]}, {}, ("0", "1", "2"),
-            "images are 8 x 5: networks see them resized to squares, out of proportion",
+            "images are 8 x 5 with 3 channels, as model.image_size=[8,5] takes them",
+        ),
+        (
+            {"x_train": IMAGES[12][..., [0, 1, 2, 0]], "x_test": IMAGES[4][..., [0, 1, 2, 0]]}, {}, ("0", "1", "2"),
+            "images are 8 x 8 with 4 channels, as model.image_size=8 model.channels=4 takes them",
         ),
         ({"x_val": IMAGES[4]}, {}, ("0", "1", "2"), "left out: x_val; validation images are held out from training"),
         ({"y_train": np.eye(3, dtype=bool)[LABELS[12]]}, {}, ("0", "1", "2"), ""),

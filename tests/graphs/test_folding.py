@@ -38,7 +38,7 @@ def test_folding_changes_nothing_but_the_graph(name: str) -> None:
     network = lively(NETWORKS[name])
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = network(images)
-    graph = tracing.trace(network, image_size=8)
+    graph = tracing.trace(network, input_shape=(3, 8, 8))
     fold_batch_norm(graph)
     torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
     operations = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
@@ -64,7 +64,7 @@ def test_what_cannot_be_folded_becomes_an_affine_map() -> None:
     network = lively(NotAfterALayer())
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = network(images)
-    graph = tracing.trace(network, image_size=8)
+    graph = tracing.trace(network, input_shape=(3, 8, 8))
     fold_batch_norm(graph)
     torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
     assert "aten.batch_norm.default" not in {str(node.target) for node in graph.graph.nodes}
@@ -88,7 +88,7 @@ def test_folded_weights_against_the_formula() -> None:
 def test_statistics_of_the_batch_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     with pytest.raises(CompressionError, match="set track_running_stats=True"):
-        fold_batch_norm(tracing.trace(network, image_size=8))
+        fold_batch_norm(tracing.trace(network, input_shape=(3, 8, 8)))
 
 
 class Gates(nn.Module):
@@ -109,7 +109,7 @@ def test_what_is_left_of_a_hard_sigmoid_after_a_layer_is_a_clamp() -> None:
     torch.manual_seed(0)
     network, images = Gates().eval(), torch.randn(3, 3, 8, 8)
     expected = network(images)
-    graph = tracing.trace(network, image_size=8)
+    graph = tracing.trace(network, input_shape=(3, 8, 8))
     fold_hard_sigmoid(graph)
     torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
     gates = [node for node in graph.graph.nodes if "hard" in str(node.target)]

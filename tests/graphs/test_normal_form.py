@@ -27,7 +27,7 @@ class Several(nn.Module):
 def _same(network: nn.Module) -> torch.fx.GraphModule:
     """The traced network, after a check that it yields the same."""
     images = torch.randn(3, 3, SIZE, SIZE)
-    graph = tracing.trace(network.eval(), image_size=SIZE)
+    graph = tracing.trace(network.eval(), input_shape=(3, SIZE, SIZE))
     torch.testing.assert_close(graph(images.clone()), network(images))
     return graph
 
@@ -108,14 +108,14 @@ def test_weights_that_are_computed_are_parameters_of_their_layer() -> None:
 
 
 def test_all_dimensions_but_that_of_the_images_are_squeezed() -> None:
-    graph = tracing.trace(nn.AdaptiveAvgPool2d(1), image_size=SIZE)
+    graph = tracing.trace(nn.AdaptiveAvgPool2d(1), input_shape=(3, SIZE, SIZE))
     assert graph(torch.ones(1, 3, SIZE, SIZE)).shape == (1, 3, 1, 1)
 
     class Squeezed(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.mean((2, 3), keepdim=True).squeeze()
 
-    assert tracing.trace(Squeezed(), image_size=SIZE)(torch.ones(1, 3, SIZE, SIZE)).shape == (1, 3)
+    assert tracing.trace(Squeezed(), input_shape=(3, SIZE, SIZE))(torch.ones(1, 3, SIZE, SIZE)).shape == (1, 3)
 
 
 def test_the_number_of_images_may_be_asked_for() -> None:
@@ -140,7 +140,7 @@ def test_random_numbers_are_refused(draw: Any) -> None:
             return draw(images)  # type: ignore[no-any-return]
 
     with pytest.raises(CompressionError, match="draws random numbers in evaluation"):
-        tracing.trace(nn.Sequential(Drawing()), image_size=SIZE)
+        tracing.trace(nn.Sequential(Drawing()), input_shape=(3, SIZE, SIZE))
 
 
 def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
@@ -151,4 +151,4 @@ def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
     with torch.no_grad():
         masked.weight[0, 0] = torch.inf
     with pytest.raises(CompressionError, match="weight holds values that are not finite"):
-        tracing.trace(masked, image_size=SIZE)
+        tracing.trace(masked, input_shape=(3, SIZE, SIZE))

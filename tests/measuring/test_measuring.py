@@ -313,7 +313,7 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
     accuracy.inspect(
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
-        image_size=4,
+        input_shape=(3, 4, 4),
         compressed=Compressed(
             program=tmp_path, layers=(layer,), curves=(), tables=(), layer_stats=(), test_logits_NK=EXAMPLES
         ),

@@ -31,7 +31,7 @@ def program(scheme: Scheme) -> ExportedProgram:
     torch.manual_seed(0)
     method = NoCompression(name="none") if scheme is FLOAT32 else PostTrainingQuantization(name="ptq")
     splits = noise_splits(SIZE)
-    return method.compress(Mixed().eval(), splits, image_size=SIZE, scheme=scheme, seed=0).program
+    return method.compress(Mixed().eval(), splits, input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program
 
 
 @configurable
@@ -42,7 +42,7 @@ class Spoilt(OnnxRuntime):
         graph = program.module(check_guards=False)
         (point,) = (path for path, value in graph.named_buffers() if "point" in path and "scale" in path)
         ops.set_attribute(graph, point, 8 * graph.get_buffer(point))
-        super().lower(tracing.export(graph, image_size=SIZE), folder)
+        super().lower(tracing.export(graph, input_shape=(3, SIZE, SIZE)), folder)
 
 
 def test_what_is_tapped_is_what_flows() -> None:

@@ -16,7 +16,7 @@ from bitsweep.config.schemes import reduce_range
 from bitsweep.errors import CompressionError
 from bitsweep.graphs.program import logits_of
 from bitsweep.methods.dynamic import DynamicQuantization
-from bitsweep.results import Compression, Splits
+from bitsweep.results import Compression, Shape, Splits
 from bitsweep.runtime.environment import current_cpu
 from tests.quantization.networks import SIZE, Mixed, noise_splits
 
@@ -41,10 +41,10 @@ def network() -> nn.Module:
 
 
 def compressed(
-    model: nn.Module, splits: Splits, *, scheme: Scheme = SCHEME, image_size: int = SIZE, **knobs: Any
+    model: nn.Module, splits: Splits, *, scheme: Scheme = SCHEME, input_shape: Shape = (3, SIZE, SIZE), **knobs: Any
 ) -> Compression:
     method = DynamicQuantization(name="dynamic", **knobs)
-    return method.compress(model, splits, image_size=image_size, scheme=scheme, seed=0)
+    return method.compress(model, splits, input_shape=input_shape, scheme=scheme, seed=0)
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_the_known_shares_of_parameters_left_in_float(name: str, left: float, sp
     with torch.no_grad():
         for value in made.state_dict().values():
             value.zero_()
-    (table,) = compressed(made, splits, image_size=64).tables
+    (table,) = compressed(made, splits, input_shape=(3, 64, 64)).tables
     shares = {str(row[0]): float(row[2]) for row in table.rows}
     assert shares["conv2d, float32"] == pytest.approx(left, abs=0.005)
 

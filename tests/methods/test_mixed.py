@@ -40,14 +40,14 @@ def network() -> torch.nn.Module:
 def splits(network: torch.nn.Module) -> Splits:
     """Images of which the float network knows every class, because it is what it says."""
     plain = noise_splits(SIZE)
-    images = preprocess(plain.val.images, image_size=SIZE, mean_C=plain.mean_C, std_C=plain.std_C)
+    images = preprocess(plain.val.images, input_shape=(3, SIZE, SIZE), mean_C=plain.mean_C, std_C=plain.std_C)
     with torch.no_grad():
         labels = network(images).argmax(1).numpy()
     return dataclasses.replace(plain, val=dataclasses.replace(plain.val, labels=labels))
 
 
 def compressed(method: MixedPrecision, network: torch.nn.Module, splits: Splits) -> Compression:
-    return method.compress(copy.deepcopy(network), splits, image_size=SIZE, scheme=SCHEME, seed=0)
+    return method.compress(copy.deepcopy(network), splits, input_shape=(3, SIZE, SIZE), scheme=SCHEME, seed=0)
 
 
 def weight_bits(result: Compression) -> list[int]:

@@ -53,13 +53,15 @@ def _compressed(sample_data: Path, name: str, *, bits: int, fuses_functions: boo
     weights = Grid(bits=bits, signed=True, symmetric=True, per_channel=True)
     scheme = Scheme(weights=weights, activations=ACTIVATIONS, arithmetic="integer", fuses_functions=fuses_functions)
     return method(name, calibration_images=96, **knobs).compress(
-        _network(sample_data), _splits(sample_data), image_size=SIZE, scheme=scheme, seed=0
+        _network(sample_data), _splits(sample_data), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0
     )
 
 
 def _correct(compression: Compression, sample_data: Path) -> int:
     splits = _splits(sample_data)
-    batches = (batch.numpy() for batch in preprocessed(splits.test.images, splits, image_size=SIZE, batch=50))
+    batches = (
+        batch.numpy() for batch in preprocessed(splits.test.images, splits, input_shape=(3, SIZE, SIZE), batch=50)
+    )
     logits: Array = logits_of(compression.program, batches)
     return int((logits.argmax(1) == splits.test.labels).sum())
 
@@ -67,7 +69,7 @@ def _correct(compression: Compression, sample_data: Path) -> int:
 def _correct_in_float(sample_data: Path) -> int:
     splits, network = _splits(sample_data), _network(sample_data)
     with torch.no_grad():
-        batches = preprocessed(splits.test.images, splits, image_size=SIZE, batch=50)
+        batches = preprocessed(splits.test.images, splits, input_shape=(3, SIZE, SIZE), batch=50)
         logits = torch.cat([network(batch) for batch in batches]).numpy()
     return int((logits.argmax(1) == splits.test.labels).sum())
 

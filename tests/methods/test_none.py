@@ -19,7 +19,7 @@ def test_the_program_is_the_network() -> None:
     expected = network.eval()(images).numpy()
     empty = Split(images=np.zeros((0, 8, 8, 3), np.uint8), labels=np.zeros(0, np.int64))
     splits = Splits(train=empty, val=empty, test=empty, classes=("a", "b"), mean_C=(0,), std_C=(1,), fingerprint="")
-    result = NoCompression(name="none").compress(network, splits, image_size=8, scheme=FLOAT32, seed=0)
+    result = NoCompression(name="none").compress(network, splits, input_shape=(3, 8, 8), scheme=FLOAT32, seed=0)
     np.testing.assert_allclose(logits_of(result.program, [images.numpy()]), expected, rtol=1e-4, atol=1e-5)
     assert [(layer.name, layer.weights, layer.stored_bits) for layer in result.layers] == [
         ("0", "float32", 32 * (108 + 4)),

@@ -77,7 +77,7 @@ def scheme(weight_bits: int = 8, activation_bits: int = 8, **knobs: Any) -> Sche
 
 def compressed(splits: Splits, wanted: Scheme, **knobs: Any) -> Compression:
     method = PostTrainingQuantization(name="ptq", calibration_images=64, calibration_batch=16, **knobs)
-    return method.compress(network(), splits, image_size=SIZE, scheme=wanted, seed=0)
+    return method.compress(network(), splits, input_shape=(3, SIZE, SIZE), scheme=wanted, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def compressed(splits: Splits, wanted: Scheme, **knobs: Any) -> Compression:
 )
 @torch.no_grad()
 def test_more_bits_are_closer(splits: Splits, weight_bits: int, activation_bits: int, least_db: float) -> None:
-    images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     expected = network()(images).numpy()
     result = compressed(splits, scheme(weight_bits, activation_bits), guard=False)
     noise = expected - logits_of(result.program, [images.numpy()])
@@ -102,8 +102,11 @@ def test_16_bits_of_activations_hold_on_a_pretrained_network(sample_data: Path, 
     wanted = Reference(name="reference").scheme(precision, current_cpu())
     assert str(wanted) == "weights s8 per-channel symmetric, activations s16 per-tensor symmetric, simulated arithmetic"
     method = PostTrainingQuantization(name="ptq", calibration_images=64, calibration_batch=16)
-    program = method.compress(given.network, given.splits, image_size=224, scheme=wanted, seed=0).program
-    batches = [part.numpy() for part in preprocessed(given.splits.test.images, given.splits, image_size=224, batch=20)]
+    program = method.compress(given.network, given.splits, input_shape=(3, 224, 224), scheme=wanted, seed=0).program
+    batches = [
+        part.numpy()
+        for part in preprocessed(given.splits.test.images, given.splits, input_shape=(3, 224, 224), batch=20)
+    ]
     with torch.no_grad():
         expected = np.concatenate([given.network(torch.from_numpy(images)).numpy() for images in batches])
     logits, labels = logits_of(program, batches), given.splits.test.labels
@@ -155,7 +158,7 @@ def test_what_moves_values_keeps_their_scale(splits: Splits) -> None:
 def test_ranges_are_those_of_the_calibration_images(splits: Splits) -> None:
     """The first activation is the images themselves: with min-max their codes span exactly their values."""
     program = compressed(splits, scheme(), activation_range="minmax").program
-    images = preprocess(splits.train.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    images = preprocess(splits.train.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     first = next(node for node in program.graph.nodes if "quantize_per_tensor" in str(node.target))
     assert first.args[1] == pytest.approx((images.max() - images.min()).item() / 255, rel=1e-6)
     assert first.args[2] == round(-images.min().item() / first.args[1])
@@ -167,7 +170,7 @@ def test_ranges_are_those_of_the_calibration_images(splits: Splits) -> None:
 def test_every_choice_of_ranges_works(splits: Splits, knob: str, choice: str) -> None:
     if knob == "weight_range" and choice not in get_args(WeightRange):
         pytest.skip("weights come in no batches")
-    images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     expected = network()(images).numpy()
     noise = expected - logits_of(compressed(splits, scheme(), **{knob: choice}).program, [images.numpy()])
     # Laplace's tails are long, Gauss's short: with the distribution that values do not have, ranges are off.
@@ -195,7 +198,9 @@ def test_weights_that_are_not_finite_are_refused(splits: Splits, value: float) -
     with torch.no_grad():
         broken.head.weight[0, 0] = value
     with pytest.raises(CompressionError, match="not finite"):
-        PostTrainingQuantization(name="ptq").compress(broken, splits, image_size=SIZE, scheme=scheme(), seed=0)
+        PostTrainingQuantization(name="ptq").compress(
+            broken, splits, input_shape=(3, SIZE, SIZE), scheme=scheme(), seed=0
+        )
 
 
 def test_how_many_images_it_is_calibrated_on() -> None:

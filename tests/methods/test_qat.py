@@ -44,7 +44,7 @@ def network(digits: Splits) -> torch.nn.Module:
         torch.nn.Linear(256, 10),
     )
     recipe = Recipe(name="test", epochs=8, max_steps=1000, lr=0.01)
-    train(made, digits, recipe=recipe, image_size=SIZE, seed=0, title="test")
+    train(made, digits, recipe=recipe, input_shape=(3, SIZE, SIZE), seed=0, title="test")
     return made.eval()
 
 
@@ -57,11 +57,11 @@ def scheme(bits: int) -> Scheme:
 
 
 def compressed(method: Method, network: torch.nn.Module, splits: Splits, wanted: Scheme) -> Compression:
-    return method.compress(copy.deepcopy(network), splits, image_size=SIZE, scheme=wanted, seed=0)
+    return method.compress(copy.deepcopy(network), splits, input_shape=(3, SIZE, SIZE), scheme=wanted, seed=0)
 
 
 def top1(result: Compression, splits: Splits) -> float:
-    images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     return float((logits_of(result.program, [images.numpy()]).argmax(1) == splits.test.labels).mean())
 
 

@@ -51,8 +51,8 @@ def logits(sample_data: Path, name: str, bits: int, per_channel: bool = True, **
     grid = Grid(bits=bits, signed=True, symmetric=True, per_channel=per_channel)
     scheme = Scheme(weights=grid, activations="float32", arithmetic="simulated")
     made = method(name, calibration_images=128, calibration_batch=32, **knobs)
-    result = made.compress(network.eval(), splits, image_size=32, scheme=scheme, seed=0)
-    images = preprocessed(splits.test.images, splits, image_size=32, batch=250)
+    result = made.compress(network.eval(), splits, input_shape=(3, 32, 32), scheme=scheme, seed=0)
+    images = preprocessed(splits.test.images, splits, input_shape=(3, 32, 32), batch=250)
     return logits_of(result.program, map(np.asarray, images))
 
 
@@ -75,7 +75,7 @@ def test_what_looks_at_data_beats_nearest_rounding(name: str, bits: int, sample_
     load_weights(network, sample_data / "weights" / "resnet20_cifar10.pt")
     import torch
 
-    images = preprocessed(splits.test.images, splits, image_size=32, batch=250)
+    images = preprocessed(splits.test.images, splits, input_shape=(3, 32, 32), batch=250)
     with torch.no_grad():
         p = torch.cat([network.eval()(batch) for batch in images]).double().log_softmax(1)
 

@@ -57,7 +57,7 @@ def network() -> nn.Module:
 
 def noise(model: nn.Module, result: Compression, splits: Splits) -> float:
     """Relative error of the logits on the test images."""
-    images = preprocess(splits.test.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     with torch.no_grad():
         expected = model(images).numpy()
     logits = logits_of(result.program, [images.numpy()])
@@ -66,7 +66,7 @@ def noise(model: nn.Module, result: Compression, splits: Splits) -> float:
 
 
 def compressed(made: Method, model: nn.Module, splits: Splits, wanted: Scheme) -> Compression:
-    return made.compress(model, splits, image_size=SIZE, scheme=wanted, seed=0)
+    return made.compress(model, splits, input_shape=(3, SIZE, SIZE), scheme=wanted, seed=0)
 
 
 @pytest.mark.parametrize("name", METHODS)

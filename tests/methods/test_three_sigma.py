@@ -28,7 +28,7 @@ def splits() -> Splits:
 
 def lenet() -> torch.nn.Module:
     torch.manual_seed(0)
-    network = PlainNetwork(name="lenet", image_size=SIZE, channels=(6, 16), kernel=5, hidden=(120, 84)).build(4)
+    network = PlainNetwork(name="lenet", image_size=SIZE, filters=(6, 16), kernel=5, hidden=(120, 84)).build(4)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()
@@ -36,7 +36,7 @@ def lenet() -> torch.nn.Module:
 
 def compressed(network: torch.nn.Module, splits: Splits, **knobs: Any) -> Compression:
     method = ThreeSigma(name="three_sigma", calibration_images=64, calibration_batch=16, **knobs)
-    return method.compress(network, splits, image_size=SIZE, scheme=SCHEME, seed=0)
+    return method.compress(network, splits, input_shape=(3, SIZE, SIZE), scheme=SCHEME, seed=0)
 
 
 def test_weights_are_multiplied_rounded_and_clamped(splits: Splits) -> None:
@@ -55,7 +55,9 @@ def test_weights_are_multiplied_rounded_and_clamped(splits: Splits) -> None:
 def test_activations_are_scaled_by_their_deviation_or_their_peak(splits: Splits) -> None:
     """n = min(127 / (4 std), 127 / max|a|), of the images themselves."""
     program = compressed(lenet(), splits).program
-    images = preprocess(splits.train.images, image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C).double()
+    images = preprocess(
+        splits.train.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C
+    ).double()
     first = next(node for node in program.graph.nodes if "quantize_per_tensor" in str(node.target))
     n = min(127 / (4 * images.std(correction=0)), 127 / images.abs().max())
     assert 1 / first.args[1] == pytest.approx(n.item(), rel=1e-3)
@@ -69,7 +71,7 @@ def test_every_step_is_evaluated_on_the_test_images(splits: Splits) -> None:
     assert stages.columns == ("stage", "top1", "drop_pp", "agreement")
     top1 = {str(row[0]): float(row[1]) for row in stages.rows}
     assert list(top1) == ["before", "weights", "activations", "biases", "integers only"]
-    images = preprocess(splits.test.images[:40], image_size=SIZE, mean_C=splits.mean_C, std_C=splits.std_C)
+    images = preprocess(splits.test.images[:40], input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     labels = torch.from_numpy(splits.test.labels[:40])
 
     def share(logits: torch.Tensor) -> float:

@@ -49,7 +49,9 @@ def test_imagenet_weights_know_what_they_were_trained_on(sample_data: Path) -> N
     start_from_weights(network, made)
     raw = ImageFolder(name="a", root=str(sample_data / "hymenoptera")).decode()
     chosen = np.concatenate([np.flatnonzero(raw.test.labels == label)[:16] for label in (0, 1)])
-    images = preprocess(raw.test.images[chosen], image_size=224, mean_C=(127 / 255,) * 3, std_C=(128 / 255,) * 3)
+    images = preprocess(
+        raw.test.images[chosen], input_shape=(3, 224, 224), mean_C=(127 / 255,) * 3, std_C=(128 / 255,) * 3
+    )
     with torch.inference_mode():
         found = network.eval()(images).argmax(1).numpy()
     assert raw.classes == ("ants", "bees")

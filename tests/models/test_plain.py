@@ -34,7 +34,7 @@ def test_the_number_of_parameters(name: str, words: list[str], parameters: int) 
     made = model(name, *words)
     network = made.build(10)
     assert sum(value.numel() for value in network.parameters()) == parameters
-    assert network(torch.zeros(2, 3, made.image_size, made.image_size)).shape == (2, 10)
+    assert network(torch.zeros(2, *made.input_shape)).shape == (2, 10)
 
 
 def test_dropout_is_before_every_linear_layer() -> None:
@@ -45,10 +45,10 @@ def test_dropout_is_before_every_linear_layer() -> None:
     )
 
 
-@pytest.mark.parametrize("image_size", [16, 28, 33])
-def test_other_sizes(image_size: int) -> None:
-    network = PlainNetwork(name="a", image_size=image_size, channels=(6, 16), kernel=5, hidden=(120, 84)).build(4)
-    assert network(torch.zeros(2, 3, image_size, image_size)).shape == (2, 4)
+@pytest.mark.parametrize(("image_size", "channels"), [(16, 3), (33, 1), ((96, 64), 16)])
+def test_other_sizes(image_size: int | tuple[int, int], channels: int) -> None:
+    made = PlainNetwork(name="a", image_size=image_size, channels=channels, filters=(6, 16), kernel=5, hidden=(120, 84))
+    assert made.build(4)(torch.zeros(2, *made.input_shape)).shape == (2, 4)
 
 
 def test_images_that_are_too_small_are_refused() -> None:

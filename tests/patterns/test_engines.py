@@ -54,7 +54,7 @@ def _program(family: str, scheme: Scheme) -> ExportedProgram:
     method = PostTrainingQuantization(name="ptq", calibration_images=32)
     compress = (NoCompression(name="none") if scheme.weights == "float32" else method).compress
     network = copy.deepcopy(_network(family))
-    return compress(network, noise_splits(SIZE), image_size=SIZE, scheme=scheme, seed=0).program
+    return compress(network, noise_splits(SIZE), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program
 
 
 @pytest.mark.parametrize(("family", "engine", "precision"), CASES)

@@ -38,7 +38,7 @@ def mixed() -> GraphModule:
     torch.manual_seed(0)
     network = Mixed()
     network(torch.randn(16, 3, SIZE, SIZE))
-    graph = tracing.trace(network.eval(), image_size=SIZE)
+    graph = tracing.trace(network.eval(), input_shape=(3, SIZE, SIZE))
     fold_batch_norm(graph)
     return graph
 

@@ -99,7 +99,7 @@ def test_float_biases_put_back() -> None:
         codes = round_weights(graph, lambda weight: nearest_codes(weight, grid, minmax_weight_range))
         graph, _ = quantize_activations(graph, UNSIGNED, minmax_range, batches)
         store_codes(graph, store(graph, codes))
-        programs.append(export(graph, image_size=SIZE))
+        programs.append(export(graph, input_shape=(3, SIZE, SIZE)))
     floats, coded = programs
     restored = with_biases_of(coded, floats)
     expected = floats.module()(batches[0])

@@ -30,7 +30,7 @@ class Shared(nn.Module):
 
 def shared() -> GraphModule:
     torch.manual_seed(0)
-    return tracing.trace(Shared(), image_size=SIZE)
+    return tracing.trace(Shared(), input_shape=(3, SIZE, SIZE))
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_against_the_formula(factor: float) -> None:
     rows, one, other = (getattr(graph, name).weight.double().numpy() for name in ("rows", "one", "other"))
     bias = graph.one.bias.double().numpy()
     dynamic.quantize_reads(graph, U8)
-    program = tracing.export(graph, image_size=SIZE)
+    program = tracing.export(graph, input_shape=(3, SIZE, SIZE))
     (batch,) = images(5, batch=5)
     batch = batch * factor
     x = rounded((rounded(batch.flatten(2).numpy().astype(np.float64)) @ rows.T).reshape(5, -1))
@@ -63,7 +63,7 @@ def test_against_the_formula(factor: float) -> None:
 def test_ranges_are_those_of_the_batch() -> None:
     graph = shared()
     dynamic.quantize_reads(graph, U8)
-    program = tracing.export(graph, image_size=SIZE)
+    program = tracing.export(graph, input_shape=(3, SIZE, SIZE))
     (batch,) = images(2, batch=2)
     alone = logits_of(program, [batch[:1].numpy()])
     beside = logits_of(program, [torch.cat([batch[:1], 100 * batch[1:]]).numpy()])[:1]
@@ -82,14 +82,17 @@ def test_one_tensor_has_one_pair() -> None:
 def test_multiply_accumulates_are_those_that_pytorch_counts(make: type[GraphModule]) -> None:
     graph = make()
     (one,) = images(1, batch=1)
-    executed = {kernel.name: kernel.macs for kernel in profile_of(tracing.export(graph, image_size=SIZE), one.numpy())}
+    executed = {
+        kernel.name: kernel.macs
+        for kernel in profile_of(tracing.export(graph, input_shape=(3, SIZE, SIZE)), one.numpy())
+    }
     counted = {layer.node: dynamic.macs(graph, layer) for layer in ops.layers(graph)}
     assert counted == {name: macs for name, macs in executed.items() if macs}
 
 
 def test_transposed_convolutions_are_counted_by_what_they_read() -> None:
     network = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 16 * 16, 2))
-    graph = tracing.trace(network, image_size=SIZE)
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
     transposed, linear = ops.layers(graph)
     assert dynamic.macs(graph, transposed) == SIZE * SIZE * 3 * 4 * 2 * 2
     assert dynamic.macs(graph, linear) == 4 * 16 * 16 * 2

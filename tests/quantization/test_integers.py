@@ -54,12 +54,12 @@ def program(
     codes = round_weights(graph, choose)
     graph, _ = quantize_activations(graph, activations, ranges.minmax_range, batches)
     store_codes(graph, store_biases(graph, codes) if biases else codes)
-    return tracing.export(graph, image_size=batches[0].shape[-1])
+    return tracing.export(graph, input_shape=(3, *batches[0].shape[2:]))
 
 
 def gated() -> GraphModule:
     torch.manual_seed(0)
-    return tracing.trace(Gated(), image_size=SIZE)
+    return tracing.trace(Gated(), input_shape=(3, SIZE, SIZE))
 
 
 class Simulated(Interpreter):
@@ -178,7 +178,7 @@ def test_sums_of_more_than_32_bits_are_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4))
     with torch.no_grad():
         network[1].weight.fill_(0.1)
-    meant = program(tracing.trace(network, image_size=SIZE), wide, wide)
+    meant = program(tracing.trace(network, input_shape=(3, SIZE, SIZE)), wide, wide)
     ones = torch.ones(1, 3, SIZE, SIZE)
     with pytest.raises(CompressionError, match="sums of linear do not fit in 32 bits; choose fewer bits"):
         IntegerInterpreter(meant).run(ones * images()[0].max())
@@ -191,7 +191,7 @@ def test_sums_beyond_float32_are_exact() -> None:
     torch.manual_seed(0)
     network[1].weight.uniform_(0.5, 1)
     batch = torch.rand(2, 3, 64, 64) + 0.5
-    meant = program(tracing.trace(network, image_size=64), S8, S8, batches=[batch])
+    meant = program(tracing.trace(network, input_shape=(3, 64, 64)), S8, S8, batches=[batch])
     integers = IntegerInterpreter(meant, keep_values=True)
     integers.run(batch)
     (layer,) = (node for node in integers.env if node.target in LAYER_KINDS)

@@ -48,7 +48,7 @@ def test_it_learns_and_keeps_the_best_epoch(digits: Splits, tmp_path: Path) -> N
     assert trained.best_epoch == np.argmin([epoch.val_loss for epoch in trained.history])
     network = Small().build(10)
     network.load_state_dict(torch.load(trained.checkpoint, weights_only=True))
-    images = preprocess(digits.test.images, image_size=8, mean_C=digits.mean_C, std_C=digits.std_C)
+    images = preprocess(digits.test.images, input_shape=(3, 8, 8), mean_C=digits.mean_C, std_C=digits.std_C)
     with torch.no_grad():
         logits = network.eval()(images).numpy()
     np.testing.assert_allclose(trained.test_logits_NK, logits, atol=1e-3)
@@ -75,7 +75,7 @@ def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Pa
     baseline.fit(Small(weights=str(tmp_path / "weights.pt")), digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
     trained = baseline.load_trained(tmp_path)
     assert trained.history == ()
-    images = preprocess(digits.val.images, image_size=8, mean_C=digits.mean_C, std_C=digits.std_C)
+    images = preprocess(digits.val.images, input_shape=(3, 8, 8), mean_C=digits.mean_C, std_C=digits.std_C)
     with torch.no_grad():
         hits = network.eval()(images).argmax(1).numpy() == digits.val.labels
     assert trained.val_top1 == pytest.approx(hits.mean())

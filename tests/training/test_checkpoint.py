@@ -32,7 +32,7 @@ def train(digits: Splits, unfinished: Path | None, kill_before: int = 99) -> tup
         epochs.append(epoch)
 
     _, history = loop.train(
-        network, digits, recipe=RECIPE, image_size=8, seed=0, title="a", before_epoch=before_epoch,
+        network, digits, recipe=RECIPE, input_shape=(3, 8, 8), seed=0, title="a", before_epoch=before_epoch,
         unfinished=unfinished,
     )  # fmt: skip
     return network, [epoch.val_loss for epoch in history], epochs

@@ -80,7 +80,9 @@ def test_a_backbone_is_frozen_in_the_first_epochs_only(digits: Splits, given: Pa
         learns.append([parameter.requires_grad for parameter in network.parameters()])
 
     first = network[0].weight.clone()
-    train(network, digits, recipe=recipe, image_size=8, seed=0, title="a", head=head, before_epoch=before_epoch)
+    train(
+        network, digits, recipe=recipe, input_shape=(3, 8, 8), seed=0, title="a", head=head, before_epoch=before_epoch
+    )
     assert learns == [[False] * 4 + [True] * 2, [True] * 6]
     assert not torch.equal(network[0].weight, first)
 

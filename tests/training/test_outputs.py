@@ -73,7 +73,7 @@ def test_the_logits_are_found_in_training_evaluation_and_export(
     built, head = build_network(_model(network, output=output), CLASSES)
     assert built.training and head == "head"
     torch.testing.assert_close(built(images), plain(images))
-    torch.testing.assert_close(tracing.trace(built, image_size=SIZE)(images), plain(images))
+    torch.testing.assert_close(tracing.trace(built, input_shape=(3, SIZE, SIZE))(images), plain(images))
 
 
 def test_which_of_several_outputs_is_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_outputs_that_do_not_fit_are_named() -> None:
         build_network(_model(several, output="1"), CLASSES)
     with pytest.raises(ConfigError, match=r"has shape \[N, 10\] instead of \[N, 7\]"):
         build_network(_model(Network(lambda logits, features: torch.cat([logits, logits], 1))), 7)
-    with pytest.raises(ConfigError, match=r"does not take images of 3 x 8 x 8 \(model.image_size\)"):
+    with pytest.raises(ConfigError, match=r"does not take images of 3 x 8 x 8 \(model.channels, model.image_size\)"):
         build_network(_model(nn.Sequential(nn.Flatten(), nn.Linear(7, CLASSES))), CLASSES)
 
 

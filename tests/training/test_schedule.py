@@ -61,7 +61,7 @@ def test_an_average_takes_the_place_of_the_weights(digits: Splits) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "SGD", Recorded)
         knobs = recipe(epochs=1, optimizer="sgd", ema_decay=0.8, lr=0.1)
-        train(whole, digits, recipe=knobs, image_size=8, seed=0, title="a")
+        train(whole, digits, recipe=knobs, input_shape=(3, 8, 8), seed=0, title="a")
     assert len(steps) > 10
     for step, weight in enumerate(steps):
         decay = min(0.8, (1 + step) / (10 + step)) if step else 0.0

@@ -9,7 +9,7 @@ from bitsweep.config.precision import Precision, Scheme
 if TYPE_CHECKING:
     import torch
 
-    from bitsweep.results import Compression, Splits
+    from bitsweep.results import Compression, Shape, Splits
 
 
 @configurable
@@ -32,7 +32,7 @@ class Method(Choice, ABC):
 
     @abstractmethod
     def compress(
-        self, model: "torch.nn.Module", splits: "Splits", *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: "Splits", *, input_shape: "Shape", scheme: Scheme, seed: int
     ) -> "Compression":
         """Compress a trained network in evaluation mode, which may be changed in place.
 

@@ -3,9 +3,11 @@
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from bitsweep.config.configurable import Choice, Count, Place, configurable
+from pydantic import Field, PlainValidator, model_validator
+
+from bitsweep.config.configurable import Choice, Place, configurable
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.runtime.environment import version_of
 
@@ -13,17 +15,36 @@ if TYPE_CHECKING:
     import torch
 
 
+def _size(value: Any) -> int | tuple[int, int]:
+    """One number for both sides, or height and width."""
+    sides = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ValueError("should be one number of pixels, or [height,width]")
+    return int(sides[0]) if len(sides) == 1 else (sides[0], sides[1])
+
+
+Size = Annotated[int | tuple[int, int], PlainValidator(_size)]
+Normalization = Literal["dataset", "imagenet", "centred", "given"]
+
+
 @configurable
 class Model(Choice, ABC):
     """A network architecture.
 
     Attributes:
-        image_size: height and width of its input, in pixels.
+        channels: of the images that it takes. Grey images fill as many as there are; otherwise there must be as many.
+        image_size: of its input, in pixels: one number for squares, or height and width.
         weights: what to start from: ``imagenet``, the published weights of this network; the path of a state_dict file;
             empty for random weights. A head for other classes than those of the data set is replaced.
         normalization: of the pixels: by mean and std of the training images (``dataset``) or of ImageNet's
             (``imagenet``); to about -1 to 1 (``centred``: (x - 127) / 128 for x from 0 to 255); or ``auto``, what
             ``weights=imagenet`` was trained with, otherwise ``dataset``.
+        mean, std: to normalise by instead, in units of `pixel_range`: one number, or one for each channel in the order
+            in which the network takes them. None: pixels stay as they are where `pixel_range` is given.
+        pixel_range: what black and white are before mean and std apply; 0 and 1 where it is not given.
+        channel_order: whether the network takes red first (``rgb``) or blue (``bgr``, as OpenCV reads pictures).
         head: ``linear``, the network's own last layer; ``mlp``, linear layers of 512 and 128 outputs with ReLU and
             dropout in front of one for the classes.
         output: which of several outputs the logits are, by its name or number (``out.0`` where they are nested); empty
@@ -32,9 +53,14 @@ class Model(Choice, ABC):
         weights_package, weights_extra: the same for the weights named ``imagenet``; empty where there are none.
     """
 
-    image_size: Count
+    channels: Annotated[int, Field(ge=1, le=16)] = 3
+    image_size: Size
     weights: Place = ""
     normalization: Literal["auto", "dataset", "imagenet", "centred"] = "auto"
+    mean: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    pixel_range: tuple[float, float] | None = None
+    channel_order: Literal["rgb", "bgr"] = "rgb"
     head: Literal["linear", "mlp"] = "linear"
     output: str | int = ""
     package: ClassVar[str] = "torch"
@@ -44,7 +70,31 @@ class Model(Choice, ABC):
 
     @abstractmethod
     def build(self, num_classes: int) -> "torch.nn.Module":
-        """A freshly initialised network that maps float images [N, 3, H, W] to logits [N, num_classes]."""
+        """A freshly initialised network that maps float images [N, C, H, W] to logits [N, num_classes]."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        """Knobs of the pixels that contradict each other are refused."""
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("mean, std: give both or none")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 1, self.channels):
+                raise ValueError(f"{key}={list(values)}: give one number, or one for each of {self.channels} channels")
+        if self.pixel_range and self.pixel_range[0] >= self.pixel_range[1]:
+            raise ValueError(f"pixel_range={list(self.pixel_range)}: black must be less than white, as in [0,255]")
+        if self.normalization != "auto" and (self.mean or self.pixel_range):
+            raise ValueError(
+                f"normalization={self.normalization}: does not go with mean, std or pixel_range; leave it out"
+            )
+        if self.channel_order == "bgr" and self.channels != 3:
+            raise ValueError(f"channel_order=bgr: is for three channels, not {self.channels}")
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what it takes."""
+        size = self.image_size
+        return (self.channels, *((size, size) if isinstance(size, int) else size))
 
     def check(self) -> None:
         """See what can be seen without building: planning calls this, so that it imports nothing heavy.
@@ -97,8 +147,10 @@ class Model(Choice, ABC):
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     @property
-    def pixels(self) -> Literal["dataset", "imagenet", "centred"]:
+    def pixels(self) -> Normalization:
         """The normalisation of the pixels, decided."""
+        if self.mean or self.pixel_range:
+            return "given"
         if self.normalization == "auto":
             return self.imagenet_pixels() if self.weights == "imagenet" else "dataset"
         return self.normalization

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitsweep.data.splits import MOST_CHANNELS
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
 
@@ -27,7 +28,7 @@ _OTHERS = (
 
 
 def read_npz(file: Path, *, key: str, classes: tuple[str, ...]) -> RawData:
-    """Images uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3, and labels [N], [N, 1] or one-hot [N, K].
+    """Images uint8 or uint16 [N, H, W] or [N, H, W, C] with C from 1 to 16, and labels [N], [N, 1] or one-hot [N, K].
 
     What is unusual is printed.
 
@@ -43,9 +44,15 @@ def read_npz(file: Path, *, key: str, classes: tuple[str, ...]) -> RawData:
         if train.images.shape[1:] != test.images.shape[1:]:
             shapes = " and ".join("x".join(map(str, part.images.shape[1:])) for part in (train, test))
             raise DataError(f"training and test images are {shapes}; they must be of one size and number of channels")
-        height, width, _ = train.images.shape[1:]
-        if height != width:
-            print(f"images are {height} x {width}: networks see them resized to squares, out of proportion", flush=True)
+        height, width, channels = train.images.shape[1:]
+        size = height if height == width else f"[{height},{width}]"
+        if height != width or channels not in (1, 3):
+            shape = f"model.image_size={size}" + (f" model.channels={channels}" if channels not in (1, 3) else "")
+            print(f"images are {height} x {width} with {channels} channels, as {shape} takes them", flush=True)
+        if train.images.dtype != test.images.dtype:
+            raise DataError(
+                f"training images are {train.images.dtype}, test images {test.images.dtype}; they must be of one kind"
+            )
         return _named(train, test, classes)
     except DataError as error:
         raise DataError(f"{key}: {error}") from error
@@ -112,8 +119,13 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
 
 def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Split:
     shape, channels = list(images.shape), images.shape[-1] if images.ndim == 4 else 1
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3) or 0 in shape[1:]:
-        raise DataError(f"{images_key} is {images.dtype} {shape}; it must be uint8 [N, H, W] or [N, H, W, 1 or 3]")
+    images = images.astype(images.dtype.newbyteorder("="), copy=False)
+    whole = images.dtype in (np.uint8, np.uint16) and images.ndim in (3, 4) and 0 not in shape[1:]
+    if not whole or channels > min(MOST_CHANNELS, images.shape[1]):
+        raise DataError(
+            f"{images_key} is {images.dtype} {shape}; it must be uint8 or uint16 [N, H, W] or [N, H, W, C] with 1 to "
+            f"{MOST_CHANNELS} channels, which come last"
+        )
     if not len(images):
         raise DataError(f"{images_key} holds no images")
     if labels.shape[:1] != images.shape[:1]:

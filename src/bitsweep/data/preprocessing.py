@@ -1,71 +1,102 @@
 """From stored pixels to what a network sees, as tensors on any device.
 
-Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
+Shape letters: N images, H height, W width, C channels.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitsweep.data.pixels import resize_weights
-from bitsweep.results import Array, Pixels, Splits
+from bitsweep.errors import DataError
+from bitsweep.results import Array, Pixels, Shape, Splits
 
 if TYPE_CHECKING:
     import torch
 
+    from bitsweep.config.model import Model
+
 
 def preprocess(
-    images_NHWC: "Array | torch.Tensor", *, image_size: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]
+    images_NHWC: "Array | torch.Tensor",
+    *,
+    input_shape: Shape,
+    mean_C: tuple[float, ...],
+    std_C: tuple[float, ...],
+    bgr: bool = False,
 ) -> "torch.Tensor":
     """`bitsweep.data.pixels.network_input` with tensors, bit for bit.
 
     Args:
-        images_NHWC: uint8 [N, H, W, C] with C = 1 or 3; a tensor keeps its device.
+        images_NHWC: uint8 or uint16 [N, H, W, C] with C = 1 or as many channels as the network takes; a tensor keeps
+            its device.
 
     Returns:
-        float32 [N, 3, S, S], contiguous.
+        float32 [N, C, H, W], contiguous.
     """
     import torch
 
     images = images_NHWC if isinstance(images_NHWC, torch.Tensor) else torch.from_numpy(np.array(images_NHWC))
-    assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == len(mean_C) == len(std_C)
-    count, height, width, channels = images.shape
+    assert images.dtype in (torch.uint8, torch.uint16) and images.ndim == 4
+    count, old_height, old_width, stored = images.shape
+    _, height, width = input_shape
     planes_NCHW = images.permute(0, 3, 1, 2)
-    if (height, width) != (image_size, image_size):
-        rows_SH, columns_SW = (
-            torch.tensor(resize_weights(old, image_size), device=images.device) for old in (height, width)
+    if (old_height, old_width) != (height, width):
+        rows, columns = (
+            torch.tensor(resize_weights(old, new, value_bytes=images.itemsize), device=images.device)
+            for old, new in ((old_height, height), (old_width, width))
         )
-        strips = rows_SH @ images.reshape(count, height, width * channels).to(torch.float64)
-        planes_NCHW = strips.reshape(count, image_size, width, channels).permute(0, 3, 1, 2) @ columns_SW.T
-    scaled_NCHW = planes_NCHW.to(torch.float32, memory_format=torch.contiguous_format) / 255
-    mean_C11, std_C11 = (torch.tensor(values, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C))
+        strips = rows @ images.reshape(count, old_height, old_width * stored).to(torch.float64)
+        planes_NCHW = strips.reshape(count, height, old_width, stored).permute(0, 3, 1, 2) @ columns.T
+    white = torch.iinfo(images.dtype).max
+    scaled_NCHW = planes_NCHW.to(torch.float32, memory_format=torch.contiguous_format) / white
+    if bgr:
+        scaled_NCHW = scaled_NCHW.flip(1)
+    mean_C11, std_C11 = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C)
+    )
     normalised_NCHW = (scaled_NCHW - mean_C11) / std_C11
-    return normalised_NCHW.expand(-1, 3, -1, -1).contiguous()
+    return normalised_NCHW.expand(-1, *input_shape).contiguous()
 
 
-def preprocessed(images: Pixels, splits: Splits, *, image_size: int, batch: int) -> "Iterator[torch.Tensor]":
-    """Stored images as a network sees them, float32 [N, 3, S, S] with N up to ``batch``, made when asked for."""
+def preprocessed(images: Pixels, splits: Splits, *, input_shape: Shape, batch: int) -> "Iterator[torch.Tensor]":
+    """Stored images as a network sees them, float32 [N, C, H, W] with N up to ``batch``, made when asked for."""
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        yield preprocess(part, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+        yield preprocess(part, input_shape=input_shape, mean_C=splits.mean_C, std_C=splits.std_C, bgr=splits.bgr)
 
 
-def normalized(splits: Splits, pixels: Literal["dataset", "imagenet", "centred"]) -> Splits:
-    """The same images, with the mean and deviation by which a model's pixels are normalised."""
-    match pixels:
+def normalized(splits: Splits, model: "Model") -> Splits:
+    """The same images, with the mean and deviation by which a model's pixels are normalised.
+
+    Raises:
+        DataError: the images have other channels than the model takes.
+    """
+    stored = splits.test.images.shape[3]
+    if stored not in (1, model.channels):
+        raise DataError(
+            f"model.channels={model.channels}: the images have {stored} channels; set model.channels={stored}, for a "
+            "network that takes them"
+        )
+    bgr = model.channel_order == "bgr"
+    match model.pixels:
         case "imagenet":
-            return normalized_for_imagenet(splits)
+            return replace(normalized_for_imagenet(splits), bgr=bgr)
         case "centred":
-            return centred(splits)
-    return splits
+            return replace(centred(splits), bgr=bgr)
+        case "given":
+            black, white = model.pixel_range or (0, 1)
+            mean_C = tuple((each - black) / (white - black) for each in model.mean or (0,))
+            std_C = tuple(each / (white - black) for each in model.std or (1,))
+            return replace(splits, mean_C=mean_C, std_C=std_C, bgr=bgr)
+    return replace(splits, mean_C=splits.mean_C[::-1], std_C=splits.std_C[::-1], bgr=True) if bgr else splits
 
 
 def centred(splits: Splits) -> Splits:
     """The same images, whose pixels from 0 to 255 become (x - 127) / 128."""
-    channels = len(splits.mean_C)
-    return replace(splits, mean_C=(127 / 255,) * channels, std_C=(128 / 255,) * channels)
+    return replace(splits, mean_C=(127 / 255,), std_C=(128 / 255,))
 
 
 def normalized_for_imagenet(splits: Splits) -> Splits:

@@ -1,6 +1,6 @@
 """From decoded images to training, validation and test splits, and from their pixels to what a network sees.
 
-Shape letters: N images, H height, W width, C channels (1 or 3), S input size of the network.
+Shape letters: N images, H height, W width, C channels.
 """
 
 import errno
@@ -21,12 +21,14 @@ import numpy as np
 from bitsweep.data.preprocessing import preprocessed
 from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
-from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
+from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Shape, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
+#: That images may have.
+MOST_CHANNELS = 16
 _PARTS = ("train", "val", "test")
 _UNLABELLED = "unlabelled"
 _BLOCK_BYTES = 1 << 25
@@ -148,9 +150,9 @@ def calibration_images(splits: Splits, count: int, seed: int) -> Array:
 
 
 def validation_batches(
-    splits: Splits, count: int, *, image_size: int, seed: int, batch: int = 32
+    splits: Splits, count: int, *, input_shape: Shape, seed: int, batch: int = 32
 ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Validation images as the network sees them, float32 [N, 3, S, S], with their labels, int64 [N].
+    """Validation images as the network sees them, float32 [N, C, H, W], with their labels, int64 [N].
 
     Each class has its share of ``count`` images, or of all if there are fewer.
 
@@ -164,7 +166,7 @@ def validation_batches(
     chosen = _stratified(splits.val.labels, min(count, len(splits.val)), seed)
     images, labels = np.asarray(splits.val.images[chosen]), torch.from_numpy(np.asarray(splits.val.labels[chosen]))
     yield from zip(
-        preprocessed(images, splits, image_size=image_size, batch=batch), torch.split(labels, batch), strict=True
+        preprocessed(images, splits, input_shape=input_shape, batch=batch), torch.split(labels, batch), strict=True
     )
 
 
@@ -233,8 +235,12 @@ def _stratified(labels: Array, count: int, seed: int) -> Array:
 
 def _check(split: RawSplit, *, part: str, classes: tuple[str, ...]) -> None:
     images, labels = split.images, split.labels
-    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] not in (1, 3):
-        raise DataError(f"{part} images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, 1 or 3]")
+    whole = images.dtype in (np.uint8, np.uint16) and len(images.shape) == 4
+    if not whole or not 1 <= images.shape[3] <= MOST_CHANNELS:
+        raise DataError(
+            f"{part} images are {images.dtype} {list(images.shape)}; they must be uint8 or uint16 [N, H, W, C] with "
+            f"1 to {MOST_CHANNELS} channels"
+        )
     if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise DataError(
             f"{part} labels are {labels.dtype} {list(labels.shape)}; they must be int64 [{images.shape[0]}]"

@@ -14,7 +14,7 @@ from bitsweep.results import RawData
 @final
 @configurable
 class Npz(Dataset):
-    """Images uint8 [N, H, W] or [N, H, W, C] with C = 1 or 3, and labels [N], [N, 1] or one-hot [N, K].
+    """Images uint8 or uint16 [N, H, W] or [N, H, W, C] with C from 1 to 16, and labels [N], [N, 1] or one-hot [N, K].
 
     Attributes:
         root: the archive.

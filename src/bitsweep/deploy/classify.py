@@ -39,9 +39,12 @@ class Bundle:
         self._run = load(FOLDER, self.about)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [N, K] of stored images, uint8 [N, H, W, C]."""
-        pixels = {"mean_C": self.about["mean"], "std_C": self.about["std"]}
-        return np.asarray(self._run(network_input(images, image_size=self.about["image_size"], **pixels)))
+        """Logits [N, K] of stored images, uint8 or uint16 [N, H, W, C]."""
+        about = self.about
+        seen = network_input(
+            images, input_shape=about["input_shape"], mean_C=about["mean"], std_C=about["std"], bgr=about["bgr"]
+        )
+        return np.asarray(self._run(seen))
 
 
 def classify(bundle: Bundle, names: list[str]) -> int:

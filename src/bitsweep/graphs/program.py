@@ -18,7 +18,7 @@ from bitsweep.graphs.archive import load_archive, save_archive
 from bitsweep.graphs.constants import folded_graph
 from bitsweep.graphs.ops import quantized, set_attribute
 from bitsweep.graphs.packing import pack, unpack
-from bitsweep.results import Array, OpProfile
+from bitsweep.results import Array, OpProfile, Shape
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -51,7 +51,7 @@ def logits_of(program: ExportedProgram, batches: Iterable[Array]) -> Array:
     """Run a program over many images.
 
     Args:
-        batches: float32 images [N, 3, H, W], a batch at a time.
+        batches: float32 images [N, C, H, W], a batch at a time.
 
     Returns:
         float32 logits [N, K] of all images.
@@ -132,11 +132,12 @@ def _with_state(program: ExportedProgram, state: dict[str, torch.Tensor]) -> Exp
     return changed
 
 
-def image_shape(program: ExportedProgram) -> tuple[int, ...]:
+def image_shape(program: ExportedProgram) -> Shape:
     """C, H and W of the images that a program takes."""
     (name,) = program.graph_signature.user_inputs
     (images,) = (node for node in program.graph.find_nodes(op="placeholder") if node.name == name)
-    return tuple(int(size) for size in images.meta["val"].shape[1:])
+    channels, height, width = map(int, images.meta["val"].shape[1:])
+    return channels, height, width
 
 
 class _Recorder(Interpreter):

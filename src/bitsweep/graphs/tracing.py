@@ -7,12 +7,13 @@ from torch.fx import GraphModule
 
 from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.normal_form import normal_form
+from bitsweep.results import Shape
 
 
-def trace(model: torch.nn.Module, *, image_size: int) -> GraphModule:
+def trace(model: torch.nn.Module, *, input_shape: Shape) -> GraphModule:
     """Graph of a network in evaluation mode, in normal form.
 
-    It takes any number of float32 images of H = W = ``image_size``: [N, 3, H, W].
+    It takes any number of float32 images [N, C, H, W], whose C, H and W are the ``input_shape``.
 
     Raises:
         CompressionError: ``torch.export`` cannot trace the network, or a parameter is not finite.
@@ -22,29 +23,30 @@ def trace(model: torch.nn.Module, *, image_size: int) -> GraphModule:
         # A mask may be infinite.
         if value.is_floating_point() and not (torch.isfinite(value) if name in learned else ~value.isnan()).all():
             raise CompressionError(f"{name} holds values that are not finite; train again with a lower learning rate")
-    return normal_form(export(model.cpu().eval(), image_size=image_size))
+    return normal_form(export(model.cpu().eval(), input_shape=input_shape))
 
 
-def export(model: torch.nn.Module, *, image_size: int) -> torch.export.ExportedProgram:
+def export(model: torch.nn.Module, *, input_shape: Shape) -> torch.export.ExportedProgram:
     """Program of a network or graph, with a dynamic batch and images of a fixed size.
 
     Raises:
         CompressionError: ``torch.export`` cannot trace the network.
     """
     try:
-        return _exported(model, image_size, strict=False)
+        return _exported(model, input_shape, strict=False)
     except Exception as error:
         reason = first_line(error)
         try:
             # Slower, but the batch stays dynamic where a network asks for the len() of a tensor.
-            return _exported(model, image_size, strict=True)
+            return _exported(model, input_shape, strict=True)
         except Exception:
-            raise CompressionError(f"torch.export cannot trace the network at {image_size} pixels: {reason}") from error
+            size = " x ".join(map(str, input_shape))
+            raise CompressionError(f"torch.export cannot trace the network at {size}: {reason}") from error
 
 
-def _exported(model: torch.nn.Module, image_size: int, *, strict: bool) -> torch.export.ExportedProgram:
+def _exported(model: torch.nn.Module, input_shape: Shape, *, strict: bool) -> torch.export.ExportedProgram:
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    images = torch.zeros(2, 3, image_size, image_size)
+    images = torch.zeros(2, *input_shape)
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         # Else layers of transformers would be one operation each, that no engine knows.

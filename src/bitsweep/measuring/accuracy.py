@@ -13,7 +13,7 @@ from bitsweep.errors import BitsweepError
 from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
-from bitsweep.results import USUAL_CALIBRATION, Array, Compressed, OpProfile, Split, Table, Trained
+from bitsweep.results import USUAL_CALIBRATION, Array, Compressed, OpProfile, Shape, Split, Table, Trained
 from bitsweep.runtime.store import MANIFEST
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
@@ -27,9 +27,9 @@ _FEW_IMAGES = 16
 LEAST_AGREEMENT, LEAST_SQNR_DB = 0.99, 20.0
 
 
-def inspect(subject: Subject, *, image_size: int, compressed: Compressed, folder: Path) -> None:
+def inspect(subject: Subject, *, input_shape: Shape, compressed: Compressed, folder: Path) -> None:
     """Record what the files say of an artifact that no engine can run here; nothing is computed."""
-    images = np.zeros((1, 3, image_size, image_size), np.float32)
+    images = np.zeros((1, *input_shape), np.float32)
     kernels = subject.backend.profile(subject.artifact, images, threads=subject.threads)
     table = Table(
         name="kernels",

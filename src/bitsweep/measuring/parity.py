@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from bitsweep.config.backend import Backend
 from bitsweep.graphs import ops, tracing
 from bitsweep.graphs.ops import quantized
-from bitsweep.graphs.program import inference_fn
+from bitsweep.graphs.program import image_shape, inference_fn
 from bitsweep.results import Array, Table
 
 #: Least norm that errors are put in relation to.
@@ -29,7 +29,7 @@ class Tapped:
     """A program whose output holds its intermediate values.
 
     Attributes:
-        program: from float32 images [N, 3, H, W] to float32 [N, sum of sizes]: the taps, flattened, end to end.
+        program: from float32 images [N, C, H, W] to float32 [N, sum of sizes]: the taps, flattened, end to end.
         names, sizes: of the taps in the order in which they run, the logits last; values for one image.
     """
 
@@ -42,7 +42,6 @@ def tap(program: ExportedProgram) -> Tapped:
     """Let a program return its quantized activations, or outputs of its layers where no activation is quantized."""
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
-    (images,) = graph.graph.find_nodes(op="placeholder")
     (output,) = graph.graph.find_nodes(op="output")
     (logits,) = output.all_input_nodes
     tapped = {_source(node): node for node in graph.graph.nodes if _is_dequantized_activation(node)}
@@ -54,7 +53,7 @@ def tap(program: ExportedProgram) -> Tapped:
         output.args = (graph.graph.call_function(ops.aten.cat.default, (flat, 1)),)
     graph.recompile()
     return Tapped(
-        program=tracing.export(graph, image_size=int(images.meta["val"].shape[-1])),
+        program=tracing.export(graph, input_shape=image_shape(program)),
         names=tuple(tapped),
         sizes=tuple(math.prod(map(int, node.meta["val"].shape[1:])) for node in tapped.values()),
     )
@@ -65,7 +64,7 @@ def divergence(program: ExportedProgram, backend: Backend, images: Array, *, thr
 
     Args:
         program: as the engine lowers it.
-        images: float32 [N, 3, H, W]; a few are enough.
+        images: float32 [N, C, H, W]; a few are enough.
 
     Returns:
         Table ``divergence``: a row for each tapped tensor, with its relative error (root of the squared difference by

@@ -46,12 +46,14 @@ def largest_products(scheme: Scheme) -> tuple[ExportedProgram, Array]:
     for parameter in network.parameters():
         nn.init.constant_(parameter, 1.0 if parameter.ndim > 1 else 0.0)
     images = torch.full((2, 3, SIZE, SIZE), 2.0)
-    graph = tracing.trace(network, image_size=SIZE)
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
     originals, clipped = ops.layers(graph), dict[str, float]()
     codes = round_weights(graph, partial(nearest_codes, grid=scheme.weights, choose_range=minmax_weight_range))
     if isinstance(scheme.activations, Grid):
         graph, clipped = quantize_activations(graph, scheme.activations, minmax_range, [images])
-    return stored(graph, codes, originals=originals, clipped=clipped, image_size=SIZE).program, images.numpy()
+    return stored(
+        graph, codes, originals=originals, clipped=clipped, input_shape=(3, SIZE, SIZE)
+    ).program, images.numpy()
 
 
 def saturates(backend: Backend, scheme: Scheme) -> bool:

@@ -8,7 +8,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.config.method import Method
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.errors import CompressionError
-from bitsweep.results import Compression, LayerRecord, Splits, Table
+from bitsweep.results import Compression, LayerRecord, Shape, Splits, Table
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class DynamicQuantization(Method):
         return None
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Round the weights of linear layers, and quantize their inputs."""
         from bitsweep.graphs import ops, tracing
@@ -50,7 +50,7 @@ class DynamicQuantization(Method):
 
         assert isinstance(scheme.weights, Grid) and isinstance(scheme.activations, Grid)
         choose_range = ranges.mse_weight_range if self.weight_range == "mse" else ranges.minmax_weight_range
-        graph = tracing.trace(model, image_size=image_size)
+        graph = tracing.trace(model, input_shape=input_shape)
         fold_batch_norm(graph)
         originals = ops.layers(graph)
         macs = [dynamic.macs(graph, layer) for layer in originals]
@@ -72,7 +72,7 @@ class DynamicQuantization(Method):
             for record in layer_records(graph, originals)
         )
         return Compression(
-            program=tracing.export(graph, image_size=image_size), layers=records, tables=(_coverage(records, macs),)
+            program=tracing.export(graph, input_shape=input_shape), layers=records, tables=(_coverage(records, macs),)
         )
 
 

@@ -11,7 +11,7 @@ from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import CompressionError, ConfigError
 from bitsweep.quantization.calibrated import QuantizingMethod
-from bitsweep.results import Compression, Curve, Splits, Table
+from bitsweep.results import Compression, Curve, Shape, Splits, Table
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class Factorize(QuantizingMethod):
         return super().unsupported(precision)
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Factorise, correct biases, and quantize or cast."""
         from bitsweep.graphs import ops, tracing
@@ -86,7 +86,7 @@ class Factorize(QuantizingMethod):
         from bitsweep.quantization.lowrank.chains import set_products, split
         from bitsweep.quantization.rewrites.correction import correct_biases
 
-        prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
+        prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
         chains = self._chains(graph, scheme)
@@ -101,16 +101,16 @@ class Factorize(QuantizingMethod):
                 weight_decay=0, warmup_share=0.05, augment="none",
             )  # fmt: skip
             made = self.trained(
-                replace(prepared, normalized=()), splits, recipe=recipe, scheme=scheme, image_size=image_size,
+                replace(prepared, normalized=()), splits, recipe=recipe, scheme=scheme, input_shape=input_shape,
                 seed=seed, frozen_share=0.3, learned_scales=True, originals=layers, start=codes,
             )  # fmt: skip
         elif isinstance(scheme.weights, Grid):
-            made = self.finished(prepared, codes, originals=layers, scheme=scheme, image_size=image_size)
+            made = self.finished(prepared, codes, originals=layers, scheme=scheme, input_shape=input_shape)
         else:
             assert not isinstance(scheme.activations, Grid)
             casting.cast(graph, scheme.weights, scheme.activations)
             records = layer_records(graph, layers)
-            made = Compression(program=tracing.export(graph, image_size=image_size), layers=records)
+            made = Compression(program=tracing.export(graph, input_shape=input_shape), layers=records)
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
         reasons = {name: chain.reason for name, chain in named.items()}
         records = tuple(replace(record, reason=reasons.get(record.name, record.reason)) for record in made.layers)

@@ -10,7 +10,7 @@ from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.quantization.calibrated import QuantizingMethod
-from bitsweep.results import Compression, Splits, Table
+from bitsweep.results import Compression, Shape, Splits, Table
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class MixedPrecision(QuantizingMethod):
     study_images: Count = 256
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Study, choose, and round."""
         from bitsweep.data.splits import validation_batches
@@ -62,10 +62,10 @@ class MixedPrecision(QuantizingMethod):
         assert isinstance(scheme.weights, Grid)
         most = scheme.weights.bits
         choices = [replace(scheme.weights, bits=b) for b in sorted({most, *(b for b in self.bits if b < most)})[::-1]]
-        prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
+        prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
-        labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
+        labelled = list(validation_batches(splits, self.study_images, input_shape=input_shape, seed=seed))
         study = Study(
             graph=graph,
             parameters=parameters,
@@ -78,7 +78,9 @@ class MixedPrecision(QuantizingMethod):
         codes = prepared.guarded.kept(graph, self._round(graph, chosen, batches), parameters)
         if prepared.guarded.corrected:
             correct_biases(graph, parameters, batches, only=prepared.guarded.corrected)
-        return self.finished(prepared, codes, originals=originals, scheme=scheme, image_size=image_size, tables=tables)
+        return self.finished(
+            prepared, codes, originals=originals, scheme=scheme, input_shape=input_shape, tables=tables
+        )
 
     def _round_for_every_choice(
         self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"

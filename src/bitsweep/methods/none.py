@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, final
 from bitsweep.config.configurable import configurable
 from bitsweep.config.method import Method
 from bitsweep.config.precision import Precision, Scheme
-from bitsweep.results import Compression, Splits
+from bitsweep.results import Compression, Shape, Splits
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +23,14 @@ class NoCompression(Method):
         return f"method=none leaves the network in fp32, not {precision.name}: choose precision=fp32 or method=ptq"
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Export the float network."""
         from bitsweep.graphs import ops, tracing
         from bitsweep.graphs.folding import fold_batch_norm
         from bitsweep.quantization.layer_records import layer_records
 
-        graph = tracing.trace(model, image_size=image_size)
+        graph = tracing.trace(model, input_shape=input_shape)
         fold_batch_norm(graph)
         layers = layer_records(graph, ops.layers(graph))
-        return Compression(program=tracing.export(graph, image_size=image_size), layers=layers)
+        return Compression(program=tracing.export(graph, input_shape=input_shape), layers=layers)

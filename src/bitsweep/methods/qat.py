@@ -8,7 +8,7 @@ from bitsweep.config.configurable import Count, Share, configurable
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.config.recipe import Recipe
 from bitsweep.quantization.calibrated import QuantizingMethod
-from bitsweep.results import Compression, Splits
+from bitsweep.results import Compression, Shape, Splits
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class QuantizationAwareTraining(QuantizingMethod):
     frozen_share: Share = 0.3
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Train, and store what was learned."""
         import torch
@@ -56,14 +56,14 @@ class QuantizationAwareTraining(QuantizingMethod):
             autocast=scheme.arithmetic if scheme.arithmetic in ("float16", "bfloat16") else "none",
         )  # fmt: skip
         if isinstance(scheme.weights, Grid):
-            prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
+            prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
             return self.trained(
-                prepared, splits, recipe=recipe, scheme=scheme, image_size=image_size, seed=seed,
+                prepared, splits, recipe=recipe, scheme=scheme, input_shape=input_shape, seed=seed,
                 frozen_share=self.frozen_share, learned_scales=self.learned_scales,
             )  # fmt: skip
         with stored_as(model, getattr(torch, scheme.weights)):
             curves = train(
-                model.to(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
+                model.to(choose_device(recipe.device)), splits, recipe=recipe, input_shape=input_shape, seed=seed,
                 frozen_share=self.frozen_share,
             )  # fmt: skip
-        return self.cast(model.cpu().eval(), scheme, image_size=image_size, curves=curves)
+        return self.cast(model.cpu().eval(), scheme, input_shape=input_shape, curves=curves)

@@ -10,7 +10,7 @@ from bitsweep import stats
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.quantization.calibrated import ActivationRange, CalibratedMethod, WeightRange
-from bitsweep.results import Array, Compression, Splits, Table
+from bitsweep.results import Array, Compression, Shape, Splits, Table
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class ThreeSigma(CalibratedMethod):
         return round_weights(graph, partial(nearest_codes, grid=grid, choose_range=self.choose_weight_range()))
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Quantize, and evaluate every step on the test images."""
         import torch
@@ -64,7 +64,7 @@ class ThreeSigma(CalibratedMethod):
         from bitsweep.quantization.biases import with_biases_of
         from bitsweep.quantization.integers import IntegerInterpreter
 
-        about: dict[str, Any] = {"splits": splits, "image_size": image_size, "seed": seed}
+        about: dict[str, Any] = {"splits": splits, "input_shape": input_shape, "seed": seed}
         weights = super().compress(copy.deepcopy(model), scheme=replace(scheme, activations="float32"), **about)
         result = super().compress(copy.deepcopy(model), scheme=scheme, **about)
         integers = IntegerInterpreter(result.program)
@@ -76,7 +76,7 @@ class ThreeSigma(CalibratedMethod):
             "integers only": integers.run,
         }
         images, labels = splits.test.images[: self.stage_images], splits.test.labels[: self.stage_images]
-        batches = list(preprocessed(images, splits, image_size=image_size, batch=self.calibration_batch))
+        batches = list(preprocessed(images, splits, input_shape=input_shape, batch=self.calibration_batch))
         with torch.no_grad():
             logits = {name: torch.cat([step(batch) for batch in batches]).numpy() for name, step in steps.items()}
         return replace(result, tables=tuple(_tables(logits, labels, integers.float_operations)))

@@ -57,9 +57,9 @@ class CifarResNet(Model):
             return torch.nn.Sequential(*(Block(outputs if i else inputs, outputs) for i in range(blocks)))
 
         class Network(torch.nn.Module):
-            def __init__(self) -> None:
+            def __init__(self, channels: int) -> None:
                 super().__init__()
-                self.conv1 = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
+                self.conv1 = torch.nn.Conv2d(channels, 16, 3, padding=1, bias=False)
                 self.bn1 = torch.nn.BatchNorm2d(16)
                 self.layer1, self.layer2, self.layer3 = stage(16, 16), stage(16, 32), stage(32, 64)
                 self.linear = torch.nn.Linear(64, num_classes)
@@ -73,4 +73,4 @@ class CifarResNet(Model):
                 logits: torch.Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
                 return logits
 
-        return Network()
+        return Network(self.channels)

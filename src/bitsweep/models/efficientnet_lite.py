@@ -20,6 +20,10 @@ _STAGES = (
 )  # fmt: skip
 
 
+#: Height and width.
+Size = tuple[int, int]
+
+
 @final
 @configurable
 class EfficientNetLite0(Model):
@@ -43,24 +47,28 @@ class EfficientNetLite0(Model):
         class Conv(nn.Conv2d):
             """Pads as TensorFlow does: an output for every stride pixels, and the odd row of padding at the end."""
 
-            def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, size: int, groups: int = 1) -> None:
-                total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
-                even = 0 if total % 2 else total // 2
+            def __init__(
+                self, inputs: int, outputs: int, kernel: int, stride: int, size: Size, groups: int = 1
+            ) -> None:
+                totals = [max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in size]
+                odd = any(total % 2 for total in totals)
+                even = (0, 0) if odd else (totals[0] // 2, totals[1] // 2)
                 super().__init__(inputs, outputs, kernel, stride, padding=even, groups=groups, bias=False)
-                self.odd = (total // 2, total - total // 2) * 2 if total % 2 else None
+                down, across = ((total // 2, total - total // 2) for total in totals)
+                self.odd = (*across, *down) if odd else None
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return super().forward(F.pad(x, self.odd) if self.odd else x)
 
         class Block(nn.Module):
-            def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, size: int) -> None:
+            def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, size: Size) -> None:
                 super().__init__()
                 wide = inputs * expansion
                 self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
                 if self.expands:
                     self.expand_conv, self.bn0 = Conv(inputs, wide, 1, 1, size), norm(wide)
                 self.depthwise_conv, self.bn1 = Conv(wide, wide, kernel, stride, size, groups=wide), norm(wide)
-                self.project_conv, self.bn2 = Conv(wide, outputs, 1, 1, -(-size // stride)), norm(outputs)
+                self.project_conv, self.bn2 = Conv(wide, outputs, 1, 1, strided(size, stride)), norm(outputs)
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 y = F.relu6(self.bn0(self.expand_conv(x))) if self.expands else x
@@ -68,18 +76,21 @@ class EfficientNetLite0(Model):
                 y = self.bn2(self.project_conv(y))
                 return torch.add(x, y) if self.adds else y
 
+        def strided(size: Size, stride: int) -> Size:
+            return -(-size[0] // stride), -(-size[1] // stride)
+
         def norm(channels: int) -> nn.BatchNorm2d:
             return nn.BatchNorm2d(channels, eps=1e-3)
 
         class Network(nn.Module):
-            def __init__(self, size: int, dropout: float) -> None:
+            def __init__(self, channels: int, size: Size, dropout: float) -> None:
                 super().__init__()
-                self.conv_stem, self.bn0 = Conv(3, 32, 3, 2, size), norm(32)
-                blocks, inputs, size = [], 32, -(-size // 2)
+                self.conv_stem, self.bn0 = Conv(channels, 32, 3, 2, size), norm(32)
+                blocks, inputs, size = [], 32, strided(size, 2)
                 for count, kernel, first_stride, expansion, outputs in _STAGES:
                     for stride in (first_stride, *[1] * (count - 1)):
                         blocks.append(Block(inputs, outputs, kernel, stride, expansion, size))
-                        inputs, size = outputs, -(-size // stride)
+                        inputs, size = outputs, strided(size, stride)
                 self.blocks = nn.Sequential(*blocks)
                 self.conv_head, self.bn1 = Conv(inputs, 1280, 1, 1, size), norm(1280)
                 self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(1280, num_classes)
@@ -93,7 +104,8 @@ class EfficientNetLite0(Model):
                 logits: torch.Tensor = self.fc(self.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1)))
                 return logits
 
-        return Network(self.image_size, self.dropout)
+        channels, *size = self.input_shape
+        return Network(channels, (size[0], size[1]), self.dropout)
 
     def imagenet_state(self) -> "dict[str, torch.Tensor]":
         """The weights of the package, whose names are these with an underscore before each part."""

@@ -1,5 +1,6 @@
 """Plain networks, as introductions to the subject use them: convolutions one after the other, then linear layers."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, final
 
 from pydantic import Field
@@ -18,7 +19,7 @@ class PlainNetwork(Model):
     """Convolutions with ReLU and perhaps max pooling, hidden linear layers with ReLU and perhaps dropout, and a head.
 
     Attributes:
-        channels: output channels of each convolution; none for a perceptron.
+        filters: of each convolution, its output channels; none for a perceptron.
         kernel, stride, padding: of all convolutions.
         pool: window and stride of the max pooling after each convolution; 1 for none.
         hidden: outputs of the linear layers before the last.
@@ -26,7 +27,7 @@ class PlainNetwork(Model):
         bias: whether layers have one.
     """
 
-    channels: tuple[Count, ...] = ()
+    filters: tuple[Count, ...] = ()
     kernel: Count = 3
     stride: Count = 1
     padding: Annotated[int, Field(ge=0)] = 0
@@ -46,22 +47,22 @@ class PlainNetwork(Model):
         from torch import nn
 
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        width, side = 3, self.image_size
-        for number, channels in enumerate(self.channels, 1):
-            side = ((side + 2 * self.padding - self.kernel) // self.stride + 1) // self.pool
-            if side < 1:
+        width, *sides = self.input_shape
+        for number, filters in enumerate(self.filters, 1):
+            sides = [((side + 2 * self.padding - self.kernel) // self.stride + 1) // self.pool for side in sides]
+            if min(sides) < 1:
                 raise ConfigError(
                     f"model.image_size={self.image_size}: too small for convolution {number} of {self.name}; enlarge it"
                 )
             layers[f"conv{number}"] = nn.Conv2d(
-                width, channels, self.kernel, stride=self.stride, padding=self.padding, bias=self.bias
+                width, filters, self.kernel, stride=self.stride, padding=self.padding, bias=self.bias
             )
             layers[f"relu{number}"] = nn.ReLU()
             if self.pool > 1:
                 layers[f"pool{number}"] = nn.MaxPool2d(self.pool)
-            width = channels
+            width = filters
         layers["flatten"] = nn.Flatten()
-        width *= side * side
+        width *= math.prod(sides)
         for number, outputs in enumerate((*self.hidden, num_classes), 1):
             if self.dropout:
                 layers[f"dropout{number}"] = nn.Dropout(self.dropout)

@@ -28,7 +28,7 @@ class SmallImageResNet(Model):
         import torchvision
 
         network: torch.nn.Module = torchvision.models.get_model(self.builder, weights=None, num_classes=num_classes)
-        stem = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        stem = torch.nn.Conv2d(self.channels, 64, 3, padding=1, bias=False)
         torch.nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         network.conv1, network.maxpool = stem, torch.nn.Identity()
         return network

@@ -47,8 +47,12 @@ class TimmModel(Model):
         """
         import timm
 
-        self._check()
-        network: torch.nn.Module = timm.create_model(self.architecture, num_classes=num_classes)
+        about = self._about()
+        of_one_size = about is not None and about.fixed_input_size
+        size = {"img_size": self.input_shape[1:]} if of_one_size else {}
+        network: torch.nn.Module = timm.create_model(
+            self.architecture, num_classes=num_classes, in_chans=self.channels, **size
+        )
         return network
 
     def imagenet_state(self) -> "dict[str, torch.Tensor]":

@@ -44,7 +44,7 @@ class TorchvisionModel(Model):
 
         self.check()
         network: torch.nn.Module = torchvision.models.get_model(self.builder, weights=None, num_classes=num_classes)
-        return network
+        return take_channels(network, self.channels)
 
     def imagenet_state(self) -> "dict[str, torch.Tensor]":
         """torchvision's default weights, downloaded into the cache of ``torch.hub`` if they are not there.
@@ -65,6 +65,18 @@ class TorchvisionModel(Model):
                 f"or put it into {torch.hub.get_dir()}/checkpoints"
             ) from error
         return network.state_dict()
+
+
+def take_channels(network: "torch.nn.Module", channels: int) -> "torch.nn.Module":
+    """Let a network take images of so many channels: its first convolution gets other random weights, if need be."""
+    import torch
+
+    stem = next(each for each in network.modules() if isinstance(each, torch.nn.Conv2d))
+    if channels != stem.in_channels:
+        stem.in_channels = channels
+        stem.weight = torch.nn.Parameter(torch.empty(stem.out_channels, channels, *stem.kernel_size))
+        torch.nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    return network
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from bitsweep.config.configurable import Count, Share, configurable
 from bitsweep.config.method import Method
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
-from bitsweep.results import Compression, Curve, Splits, Table
+from bitsweep.results import Compression, Curve, Shape, Splits, Table
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def stored(
     *,
     originals: "tuple[Layer, ...]",
     clipped: Mapping[str, float],
-    image_size: int,
+    input_shape: Shape,
     curves: tuple[Curve, ...] = (),
     tables: tuple[Table, ...] = (),
     remedies: Mapping[str, str] = MappingProxyType({}),
@@ -77,7 +77,7 @@ def stored(
         replace(record, remedy=remedies.get(record.name, "")) for record in layer_records(graph, originals, clipped)
     )
     return Compression(
-        program=tracing.export(graph, image_size=image_size), layers=records, curves=curves, tables=tables
+        program=tracing.export(graph, input_shape=input_shape), layers=records, curves=curves, tables=tables
     )
 
 
@@ -145,7 +145,7 @@ class QuantizingMethod(Method):
         )
 
     def prepared(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Prepared:
         """The float network as a graph without batch normalisation, equalised if asked for; and calibration images.
 
@@ -158,9 +158,9 @@ class QuantizingMethod(Method):
         from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
         from bitsweep.quantization.rewrites.equalization import absorb_high_biases, equalize
 
-        graph = tracing.trace(model, image_size=image_size)
+        graph = tracing.trace(model, input_shape=input_shape)
         normalized = tuple(fold_batch_norm(graph))
-        batches = list(self.calibration_batches(splits, image_size=image_size, seed=seed))
+        batches = list(self.calibration_batches(splits, input_shape=input_shape, seed=seed))
         if self.equalize:
             equalize(graph)
         if self.absorb_bias:
@@ -194,7 +194,7 @@ class QuantizingMethod(Method):
         *,
         originals: "tuple[Layer, ...]",
         scheme: Scheme,
-        image_size: int,
+        input_shape: Shape,
         curves: tuple[Curve, ...] = (),
         tables: tuple[Table, ...] = (),
     ) -> Compression:
@@ -213,7 +213,7 @@ class QuantizingMethod(Method):
                 graph, scheme.activations, self.choose_activation_range(), prepared.batches, guarded.placement
             )
         return stored(
-            graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves,
+            graph, codes, originals=originals, clipped=clipped, input_shape=input_shape, curves=curves,
             tables=(*guarded.tables, *tables), remedies=guarded.remedies_by_layer(),
         )  # fmt: skip
 
@@ -224,7 +224,7 @@ class QuantizingMethod(Method):
         *,
         recipe: Recipe,
         scheme: Scheme,
-        image_size: int,
+        input_shape: Shape,
         seed: int,
         frozen_share: float,
         learned_scales: bool,
@@ -255,19 +255,19 @@ class QuantizingMethod(Method):
             normalized=prepared.normalized, start=start or {}, learned_scales=learned_scales,
         )  # fmt: skip
         curves = train(
-            network.move(choose_device(recipe.device)), splits, recipe=recipe, image_size=image_size, seed=seed,
+            network.move(choose_device(recipe.device)), splits, recipe=recipe, input_shape=input_shape, seed=seed,
             frozen_share=frozen_share,
         )  # fmt: skip
         codes = network.finish()
         if isinstance(scheme.activations, Grid):
             graph, clipped = convert(graph)
         return stored(
-            graph, codes, originals=originals, clipped=clipped, image_size=image_size, curves=curves,
+            graph, codes, originals=originals, clipped=clipped, input_shape=input_shape, curves=curves,
             tables=prepared.guarded.tables, remedies=prepared.guarded.remedies_by_layer(),
         )  # fmt: skip
 
     def cast(
-        self, model: "torch.nn.Module", scheme: Scheme, *, image_size: int, curves: tuple[Curve, ...] = ()
+        self, model: "torch.nn.Module", scheme: Scheme, *, input_shape: Shape, curves: tuple[Curve, ...] = ()
     ) -> Compression:
         """The network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
         from bitsweep.graphs import ops, tracing
@@ -276,12 +276,12 @@ class QuantizingMethod(Method):
         from bitsweep.quantization.layer_records import layer_records
 
         assert not isinstance(scheme.weights, Grid) and not isinstance(scheme.activations, Grid)
-        graph = tracing.trace(model, image_size=image_size)
+        graph = tracing.trace(model, input_shape=input_shape)
         fold_batch_norm(graph)
         originals = ops.layers(graph)
         casting.cast(graph, scheme.weights, scheme.activations)
         records = layer_records(graph, originals)
-        return Compression(program=tracing.export(graph, image_size=image_size), layers=records, curves=curves)
+        return Compression(program=tracing.export(graph, input_shape=input_shape), layers=records, curves=curves)
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
@@ -317,13 +317,13 @@ class QuantizingMethod(Method):
         """As many as ``calibration_images`` asks for, if there are, and none for half precision."""
         return min(self.calibration_images, available) if isinstance(scheme.weights, Grid) else 0
 
-    def calibration_batches(self, splits: Splits, *, image_size: int, seed: int) -> "Iterator[torch.Tensor]":
+    def calibration_batches(self, splits: Splits, *, input_shape: Shape, seed: int) -> "Iterator[torch.Tensor]":
         """Training images as the network sees them, float32 [N, 3, S, S]."""
         from bitsweep.data.preprocessing import preprocessed
         from bitsweep.data.splits import calibration_images
 
         images = calibration_images(splits, self.calibration_images, seed + self.calibration_seed)
-        return preprocessed(images, splits, image_size=image_size, batch=self.calibration_batch)
+        return preprocessed(images, splits, input_shape=input_shape, batch=self.calibration_batch)
 
     def _chooser(self, name: str) -> "ChooseRange":
         from bitsweep.quantization.calibration import ranges
@@ -371,7 +371,7 @@ class CalibratedMethod(QuantizingMethod):
         """
 
     def compress(
-        self, model: "torch.nn.Module", splits: Splits, *, image_size: int, scheme: Scheme, seed: int
+        self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Round weights, then quantize the activations of the rounded network; or cast to half precision."""
         from bitsweep.data.splits import validation_batches
@@ -381,8 +381,8 @@ class CalibratedMethod(QuantizingMethod):
         from bitsweep.quantization.rewrites import correction
 
         if not isinstance(scheme.weights, Grid):
-            return self.cast(model, scheme, image_size=image_size)
-        prepared = self.prepared(model, splits, image_size=image_size, scheme=scheme, seed=seed)
+            return self.cast(model, scheme, input_shape=input_shape)
+        prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
         codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
@@ -390,9 +390,11 @@ class CalibratedMethod(QuantizingMethod):
         tables: tuple[Table, ...] = ()
         if self.study_images:
             activations = self.input_qparams(graph, scheme.activations, batches)
-            labelled = list(validation_batches(splits, self.study_images, image_size=image_size, seed=seed))
+            labelled = list(validation_batches(splits, self.study_images, input_shape=input_shape, seed=seed))
             tables = (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
         if self.correct_bias or prepared.guarded.corrected:
             only = None if self.correct_bias else prepared.guarded.corrected
             correction.correct_biases(graph, parameters, batches, only=only)
-        return self.finished(prepared, codes, originals=originals, scheme=scheme, image_size=image_size, tables=tables)
+        return self.finished(
+            prepared, codes, originals=originals, scheme=scheme, input_shape=input_shape, tables=tables
+        )

@@ -67,7 +67,7 @@ def fit(
                 network,
                 splits,
                 recipe=recipe,
-                image_size=model.image_size,
+                input_shape=model.input_shape,
                 seed=seed,
                 title=model.name,
                 head=head,
@@ -81,7 +81,7 @@ def fit(
         )
     if not context.is_main:
         return
-    load = loader(splits, model.image_size, device)
+    load = loader(splits, model.input_shape, device)
     val_top1 = None
     if len(splits.val):
         val_top1 = history[best].val_top1 if history else validate(network, splits.val, load, device)[1]

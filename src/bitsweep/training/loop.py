@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CellFailed, ConfigError
-from bitsweep.results import Epoch, Split, Splits
+from bitsweep.results import Epoch, Shape, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.augmentation import draw_moves, move
 from bitsweep.training.checkpoint import Unfinished
@@ -38,7 +38,7 @@ def train(
     splits: Splits,
     *,
     recipe: Recipe,
-    image_size: int,
+    input_shape: Shape,
     seed: int,
     title: str,
     head: str = "",
@@ -67,7 +67,7 @@ def train(
     _keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     shuffle = torch.Generator().manual_seed(seed)
-    load = loader(splits, image_size, device)
+    load = loader(splits, input_shape, device)
     take = _taker(splits.train, device)
     labels = torch.from_numpy(np.array(splits.train.labels)).to(device)
 
@@ -230,9 +230,11 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def loader(splits: Splits, image_size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From uint8 [N, H, W, C] on a device to what the network takes."""
-    load = functools.partial(preprocess, image_size=image_size, mean_C=splits.mean_C, std_C=splits.std_C)
+def loader(splits: Splits, input_shape: Shape, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From stored images [N, H, W, C] on a device to what the network takes."""
+    load = functools.partial(
+        preprocess, input_shape=input_shape, mean_C=splits.mean_C, std_C=splits.std_C, bgr=splits.bgr
+    )
     return lambda images_NHWC: load(images_NHWC).contiguous(memory_format=memory_format(device))
 
 

@@ -71,19 +71,19 @@ def _renew(network: nn.Module, head: str, outputs: int, num_classes: int) -> boo
 
 
 def _outputs(network: nn.Module, model: Model) -> Any:
-    """What a network yields for two grey images, with what gradients need."""
+    """What a network yields for two black images, with what gradients need."""
     frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     training = network.training
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            return network.eval()(torch.zeros(2, 3, model.image_size, model.image_size))
+            return network.eval()(torch.zeros(2, *model.input_shape))
     except Exception as error:
         reason = first_line(error)
-        size = f"3 x {model.image_size} x {model.image_size}"
         raise ConfigError(
-            f"model={model.name}: the network does not take images of {size} (model.image_size): {reason}"
+            f"model={model.name}: the network does not take images of {' x '.join(map(str, model.input_shape))} "
+            f"(model.channels, model.image_size): {reason}"
         ) from error
     finally:
         for parameter in frozen:

@@ -25,12 +25,12 @@ ACTIVATIONS = Grid(bits=8, signed=False, symmetric=False)
 @pytest.fixture(scope="module")
 def programs() -> tuple[Any, Any]:
     """A float network, and the same in eight bits."""
-    before = tracing.export(mixed(), image_size=SIZE)
+    before = tracing.export(mixed(), input_shape=(3, SIZE, SIZE))
     graph = mixed()
     codes = round_weights(graph, lambda weight: nearest_codes(weight, WEIGHTS, minmax_weight_range))
     graph, _ = quantize_activations(graph, ACTIVATIONS, minmax_range, images())
     store_codes(graph, codes)
-    return before, tracing.export(graph, image_size=SIZE)
+    return before, tracing.export(graph, input_shape=(3, SIZE, SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_a_network_that_was_not_compressed_has_no_noise(programs: tuple[Any, Any
 
 
 def test_of_large_tensors_a_sample_is_counted() -> None:
-    graph = tracing.trace(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 500)), image_size=SIZE)
-    program = tracing.export(graph, image_size=SIZE)
+    graph = tracing.trace(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 500)), input_shape=(3, SIZE, SIZE))
+    program = tracing.export(graph, input_shape=(3, SIZE, SIZE))
     (layer,) = layer_stats(program, program, torch.randn(2, 3, SIZE, SIZE))
     weight = program.state_dict["1.weight"]
     assert sum(layer.weights.counts) == 65_536 < weight.numel()
@@ -89,17 +89,23 @@ def test_what_overflows_has_no_ratio(programs: tuple[Any, Any]) -> None:
     before, _ = programs
     graph = mixed()
     ops.set_attribute(graph, "grouped.weight", torch.full_like(before.state_dict["grouped.weight"], 3e38))
-    found = {layer.name: layer for layer in layer_stats(before, tracing.export(graph, image_size=SIZE), images()[0])}
+    found = {
+        layer.name: layer
+        for layer in layer_stats(before, tracing.export(graph, input_shape=(3, SIZE, SIZE)), images()[0])
+    }
     assert found["grouped"].input_sqnr_db is None  # what it reads is the same
     assert found["down"].input_sqnr_db is None  # what it reads is infinite
     assert found["depthwise"].maps_2CHW is None or not np.isfinite(found["depthwise"].maps_2CHW[1]).all()
 
 
 def test_a_chain_is_known_by_the_layer_that_it_was() -> None:
-    before, graph = tracing.export(mixed(), image_size=SIZE), mixed()
+    before, graph = tracing.export(mixed(), input_shape=(3, SIZE, SIZE)), mixed()
     (point,) = (node for node in graph.graph.nodes if is_layer(node) and node.args[1].target == "point.weight")
     replace_by_chain(graph, point, [torch.randn(3, 8, 1, 1), torch.randn(8, 3, 1, 1)])
     graph.recompile()
-    found = {layer.name: layer for layer in layer_stats(before, tracing.export(graph, image_size=SIZE), images()[0])}
+    found = {
+        layer.name: layer
+        for layer in layer_stats(before, tracing.export(graph, input_shape=(3, SIZE, SIZE)), images()[0])
+    }
     assert found["point"].input_sqnr_db is None
     assert found["down"].input_sqnr_db < 10

@@ -101,7 +101,7 @@ def _graph(function: type[nn.Module], *distortions: Callable[[Separable], None])
     network = Separable(function)
     for distort in distortions:
         distort(network)
-    graph = tracing.trace(network, image_size=SIZE)
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
     fold_batch_norm(graph)
     fold_hard_sigmoid(graph)
     return graph

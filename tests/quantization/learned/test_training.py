@@ -30,7 +30,7 @@ def network() -> Mixed:
 
 
 def trained(model: nn.Module, weights: Grid, activations: Grid = UNSIGNED, **knobs: bool) -> TrainedNetwork:
-    graph = tracing.trace(model, image_size=SIZE)
+    graph = tracing.trace(model, input_shape=(3, SIZE, SIZE))
     normalized = fold_batch_norm(graph)
     assert normalized == ["stem.weight"]
     observed = observe(graph, activations, minmax_range)

@@ -36,7 +36,7 @@ def traced(layer: nn.Module) -> GraphModule:
     torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    return tracing.trace(nn.Sequential(layer, nn.ReLU()).eval(), image_size=SIZE)
+    return tracing.trace(nn.Sequential(layer, nn.ReLU()).eval(), input_shape=(3, SIZE, SIZE))
 
 
 def weight_of(graph: GraphModule) -> tuple[str, Tensor]:
@@ -138,7 +138,7 @@ def test_layers_that_share_their_weights() -> None:
             return self.layer(torch.relu(self.layer(x)))
 
     torch.manual_seed(0)
-    graph = tracing.trace(Twice(), image_size=SIZE)
+    graph = tracing.trace(Twice(), input_shape=(3, SIZE, SIZE))
     weight = attribute(graph, next(filter(ops.is_layer, graph.graph.nodes)).args[1])
     found = {"layer.weight": made(weight, 3)}
     chains.set_products(graph, found)

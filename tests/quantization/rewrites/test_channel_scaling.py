@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def _graph(network: nn.Module) -> GraphModule:
-    graph = tracing.trace(network, image_size=SIZE)
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
     fold_hard_sigmoid(graph)
     return graph
 

@@ -26,7 +26,7 @@ def test_the_network_computes_the_same_with_even_ranges() -> None:
     model[1] = nn.ReLU()  # a bound of 6 would not be kept
     batch = torch.randn(4, 3, 8, 8)
     expected = model(batch)
-    graph = tracing.trace(model, image_size=8)
+    graph = tracing.trace(model, input_shape=(3, 8, 8))
     assert equalize(graph) == 4
     torch.testing.assert_close(graph(batch), expected, rtol=1e-4, atol=1e-5)
     first, second, third, *_ = (layer.weight for layer in ops.layers(graph))
@@ -35,7 +35,7 @@ def test_the_network_computes_the_same_with_even_ranges() -> None:
 
 
 def test_a_clamp_becomes_a_relu() -> None:
-    graph = tracing.trace(network(), image_size=8)
+    graph = tracing.trace(network(), input_shape=(3, 8, 8))
     equalize(graph)
     targets = [str(node.target) for node in graph.graph.nodes]
     assert not any("relu6" in target or "hardtanh" in target for target in targets)
@@ -66,7 +66,7 @@ def test_a_bias_that_always_passes_is_absorbed() -> None:
     model[0].bias[:] = torch.tensor([0.0, 50.0, 0.0, 100.0])
     batches = images()
     expected = model(batches[0])
-    graph = tracing.trace(model, image_size=8)
+    graph = tracing.trace(model, input_shape=(3, 8, 8))
     absorb_high_biases(graph, batches)
     torch.testing.assert_close(graph(batches[0]), expected, rtol=1e-3, atol=1e-3)
     first, second, _ = ops.layers(graph)

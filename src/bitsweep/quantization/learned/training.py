@@ -17,7 +17,7 @@ from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.observers import ActivationObserver
 from bitsweep.quantization.learned.fake_quantization import FakeQuantize, TrainedLayer
 from bitsweep.quantization.weights import ChooseWeightRange, Codes
-from bitsweep.results import Curve, Splits
+from bitsweep.results import Curve, Shape, Splits
 from bitsweep.training import loop
 
 
@@ -143,7 +143,7 @@ def train(
     splits: Splits,
     *,
     recipe: Recipe,
-    image_size: int,
+    input_shape: Shape,
     seed: int,
     frozen_share: float,
 ) -> tuple[Curve, ...]:
@@ -165,7 +165,7 @@ def train(
             network.choose_ranges()
 
     _, history = loop.train(
-        network, splits, recipe=recipe, image_size=image_size, seed=seed, title=recipe.name,
+        network, splits, recipe=recipe, input_shape=input_shape, seed=seed, title=recipe.name,
         before_epoch=before_epoch,
     )  # fmt: skip
     return tuple(
