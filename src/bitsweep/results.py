@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from bitsweep.data.pixels import Framing
+
 Array = np.ndarray[Any, Any]
 #: What methods are calibrated on where nothing else was given.
 USUAL_CALIBRATION = "training images"
@@ -71,6 +73,7 @@ class RawData:
         calibration: images without labels, given to choose ranges on; None where those are to be taken from the others.
         test_files: of the test images, in their order, where each comes in a file.
         crop, white: see `bitsweep.data.pixels.StoredForm`.
+        framing: what the network made of them, if anything.
     """
 
     train: RawSplit
@@ -80,6 +83,7 @@ class RawData:
     test_files: tuple[Path, ...] = ()
     crop: float = 1.0
     white: int = 65_535
+    framing: "Framing | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,7 @@ class Splits:
             units of [0, 1].
         bgr: whether the network takes the channels in the reverse order; mean and deviation are in its order.
         fingerprint: SHA-256 of images, labels and class names.
-        crop, white: see `bitsweep.data.pixels.StoredForm`.
+        crop, white, framing: see `RawData`.
         originals: files of some of the `recorded` test images, as they came, by their numbers among those.
     """
 
@@ -109,6 +113,7 @@ class Splits:
     bgr: bool = False
     crop: float = 1.0
     white: int = 65_535
+    framing: "Framing | None" = None
     originals: dict[int, Path] = field(default_factory=dict)
     unlabelled: Pixels | None = None
 

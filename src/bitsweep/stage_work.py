@@ -15,6 +15,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
+from bitsweep.data.pixels import Framing
 from bitsweep.errors import StoreError
 from bitsweep.results import Array
 from bitsweep.runtime.progress import Progress
@@ -25,13 +26,13 @@ _PROBE_IMAGES = 8
 _LEAST_SQNR_DB = 20
 
 
-def load_data(*, dataset: Dataset, folder: Path, progress: Progress) -> None:
-    """Decode the data set and split it."""
+def load_data(*, dataset: Dataset, framing: Framing | None, published: bool, folder: Path, progress: Progress) -> None:
+    """Decode the data set, as the network wants its pictures, and split it."""
+    from bitsweep.data.framing import framed
     from bitsweep.data.splits import make_splits
 
-    make_splits(
-        dataset.decode(), val_share=dataset.val_share, seed=dataset.split_seed, folder=folder, progress=progress
-    )
+    raw = framed(dataset.decode(), framing, published=published)
+    make_splits(raw, val_share=dataset.val_share, seed=dataset.split_seed, folder=folder, progress=progress)
 
 
 def train_baseline(

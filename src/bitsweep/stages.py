@@ -129,6 +129,8 @@ _SETTINGS: dict[str, Callable[[Cell], Any]] = {
     "baseline_name": lambda cell: cell.baseline_name,
     "dataset": lambda cell: cell.dataset,
     "model": lambda cell: cell.model,
+    "framing": lambda cell: cell.model.framing,
+    "published": lambda cell: cell.model.framed_by_weights,
     "train": lambda cell: cell.train,
     "seed": lambda cell: cell.seed,
     "method": lambda cell: cell.method,

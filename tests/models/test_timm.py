@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from bitsweep.data.preprocessing import normalized
 from bitsweep.errors import ConfigError
 from bitsweep.models.timm import TimmModel
+from bitsweep.results import Split, Splits
 
 timm = pytest.importorskip("timm")
 
@@ -24,15 +27,33 @@ def test_an_unknown_architecture_is_named() -> None:
         model("resnet19").build(7)
 
 
-@pytest.mark.parametrize(("architecture", "pixels"), [("resnet10t", "imagenet"), ("tf_efficientnet_lite0", "centred")])
-def test_pixels_are_what_the_weights_were_trained_with(architecture: str, pixels: str) -> None:
-    assert model(architecture, weights="imagenet").pixels == pixels
+@pytest.mark.parametrize(
+    "architecture", ["resnet10t", "tf_efficientnet_lite0", "vit_base_patch16_clip_224", "mobilenetv4_conv_small"]
+)
+def test_pictures_are_what_the_weights_were_evaluated_with(architecture: str) -> None:
+    about = timm.models.get_pretrained_cfg(architecture)
+    config = timm.data.resolve_data_config(pretrained_cfg=about.to_dict())
+    size = config["input_size"][1]
+    made = model(architecture, weights="imagenet", image_size=size)
+    resize, crop, *_, normalise = timm.data.create_transform(**config).transforms
+    assert made.framing
+    assert (made.framing.resize, (made.framing.height, made.framing.width), made.framing.interpolation) == (
+        (resize.size,), tuple(crop.size), resize.interpolation.value,
+    )  # fmt: skip
+    images = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    split = Split(images=images, labels=np.zeros(1, np.int64))
+    splits = Splits(train=split, val=split, test=split, classes=("a",), mean_C=(0,) * 3, std_C=(1,) * 3, fingerprint="")
+    splits = normalized(splits, made)
+    assert splits.mean_C == pytest.approx(normalise.mean.tolist())
+    assert splits.std_C == pytest.approx(normalise.std.tolist())
+    assert model(architecture).framing is None
     assert model(architecture).pixels == "dataset"
 
 
-def test_pixels_that_there_are_no_words_for() -> None:
-    with pytest.raises(ConfigError, match=r"weights expect pixels with mean \(0\.48.*set model\.normalization"):
-        _ = model("vit_base_patch16_clip_224", weights="imagenet").pixels
+@pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224"])
+def test_any_channels_height_and_width(architecture: str) -> None:
+    made = model(architecture, channels=2, image_size=(64, 96))
+    assert made.build(7).eval()(torch.zeros(2, *made.input_shape)).shape == (2, 7)
 
 
 def test_weights_are_read_from_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 
+from bitsweep.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from bitsweep.errors import ConfigError
 from bitsweep.models.torchvision import TorchvisionModel
 
@@ -57,3 +58,31 @@ def test_imagenet_weights_that_cannot_be_had(
     monkeypatch.setattr(weights.value, "url", file.as_uri(), raising=False)
     with pytest.raises(ConfigError, match=r"^model\.weights=imagenet: file://.*could not be downloaded.*checkpoints$"):
         TorchvisionModel(name="a", builder="squeezenet1_1", image_size=64).imagenet_state()
+
+
+def test_published_weights_bring_their_preprocessing() -> None:
+    """What is read in the source is what torchvision's own transforms say."""
+    for builder in torchvision.models.list_models(module=torchvision.models):
+        transforms = torchvision.models.get_model_weights(builder).DEFAULT.transforms()
+        size = transforms.crop_size[0]
+        made = TorchvisionModel(name="a", builder=builder, image_size=size, weights="imagenet")
+        assert made.framing, builder
+        assert (made.framing.resize, made.framing.height, made.framing.width, made.framing.interpolation) == (
+            tuple(transforms.resize_size), size, size, transforms.interpolation.value,
+        ), builder  # fmt: skip
+        found = made.published_moments() if made.pixels == "published" else (IMAGENET_MEAN, IMAGENET_STD)
+        assert (tuple(transforms.mean), tuple(transforms.std)) == found
+
+
+@pytest.mark.parametrize("knobs", [{"weights": ""}, {"image_size": 64}, {"resize": 224}, {"channels": 1}])
+def test_preprocessing_is_the_weights_where_nothing_else_is_asked_for(knobs: dict[str, object]) -> None:
+    named = {"name": "a", "builder": "resnet18", "image_size": 224, "weights": "imagenet", **knobs}
+    made = TorchvisionModel(**named)  # type: ignore[arg-type]
+    assert not made.framed_by_weights
+
+
+@pytest.mark.parametrize("builder", ["resnet18", "squeezenet1_1", "vit_b_16"])
+def test_networks_take_other_channels(builder: str) -> None:
+    network = TorchvisionModel(name="a", builder=builder, image_size=224, channels=5).build(3)
+    stem = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    assert stem.weight.shape[1] == stem.in_channels == 5

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from bitsweep.config.configurable import Choice, Place, configurable
+from bitsweep.data.pixels import Framing
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.runtime.environment import version_of
 
 if TYPE_CHECKING:
     import torch
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _size(value: Any) -> int | tuple[int, int]:
@@ -25,8 +30,19 @@ def _size(value: Any) -> int | tuple[int, int]:
     return int(sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
 
+def _margins(value: Any) -> int | tuple[int, ...]:
+    """As torchvision's ``Pad`` takes them."""
+    sides = list(value) if isinstance(value, list | tuple) else [value]
+    if len(sides) not in (1, 2, 4) or not all(type(side) is int and side >= 0 for side in sides):
+        raise ValueError(
+            "should be one number of pixels, or [left and right,top and bottom], or [left,top,right,bottom]"
+        )
+    return int(sides[0]) if len(sides) == 1 else tuple(sides)
+
+
+Margins = Annotated[int | tuple[int, ...], PlainValidator(_margins)]
 Size = Annotated[int | tuple[int, int], PlainValidator(_size)]
-Normalization = Literal["dataset", "imagenet", "centred", "given"]
+Normalization = Literal["dataset", "imagenet", "centred", "published", "given"]
 
 
 @configurable
@@ -38,6 +54,12 @@ class Model(Choice, ABC):
         image_size: of its input, in pixels: one number for squares, or height and width.
         weights: what to start from: ``imagenet``, the published weights of this network; the path of a state_dict file;
             empty for random weights. A head for other classes than those of the data set is replaced.
+        resize: what a picture is resized to first, in pixels: its shorter side, or height and width. None of resize,
+            crop and pad: as the data set or the published weights say.
+        crop: what of its middle is kept at last: as much as the network takes.
+        pad: black pixels around it before that: on all sides; left and right, top and bottom; or left, top, right and
+            bottom.
+        interpolation, antialias: how it is resized, see `bitsweep.data.pixels.Framing`.
         normalization: of the pixels: by mean and std of the training images (``dataset``) or of ImageNet's
             (``imagenet``); to about -1 to 1 (``centred``: (x - 127) / 128 for x from 0 to 255); or ``auto``, what
             ``weights=imagenet`` was trained with, otherwise ``dataset``.
@@ -57,6 +79,11 @@ class Model(Choice, ABC):
     image_size: Size
     weights: Place = ""
     normalization: Literal["auto", "dataset", "imagenet", "centred"] = "auto"
+    resize: Size | None = None
+    crop: Size | None = None
+    pad: Margins = 0
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    antialias: bool = True
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     pixel_range: tuple[float, float] | None = None
@@ -86,6 +113,11 @@ class Model(Choice, ABC):
             raise ValueError(
                 f"normalization={self.normalization}: does not go with mean, std or pixel_range; leave it out"
             )
+        size = self.input_shape[1:]
+        if self.crop is not None and _pair(self.crop) != size:
+            raise ValueError(f"crop={self.crop}: is what the network takes; set model.image_size={self.crop} as well")
+        if not self.antialias and self.resize is None:
+            raise ValueError("antialias=false: says how to resize; give model.resize")
         if self.channel_order == "bgr" and self.channels != 3:
             raise ValueError(f"channel_order=bgr: is for three channels, not {self.channels}")
         return self
@@ -93,8 +125,37 @@ class Model(Choice, ABC):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what it takes."""
-        size = self.image_size
-        return (self.channels, *((size, size) if isinstance(size, int) else size))
+        return (self.channels, *_pair(self.image_size))
+
+    @property
+    def framing(self) -> Framing | None:
+        """What becomes of pictures before they are stored; None where the data set says."""
+        channels, height, width = self.input_shape
+        kept: dict[str, Any] = {"height": height, "width": width, "channels": channels}
+        if self.resize is not None or self.crop is not None or self.pad:
+            match self.pad:
+                case int(margin):
+                    pad: tuple[int, ...] = (margin,) * 4
+                case (across, down):
+                    pad = (across, down, across, down)
+                case each:
+                    pad = each
+            size = self.resize
+            resize = () if size is None else (size,) if isinstance(size, int) else size
+            return Framing(**kept, resize=resize, pad=pad, interpolation=self.interpolation, antialias=self.antialias)
+        if self.framed_by_weights:
+            return self.published_framing()
+        plain = channels == 3 and height == width and self.interpolation == "bilinear"
+        return None if plain else Framing(**kept, interpolation=self.interpolation)
+
+    @property
+    def framed_by_weights(self) -> bool:
+        """Whether that is what the published accuracy of its weights was measured with: where its size is theirs."""
+        says = self.resize is not None or self.crop is not None or self.pad or self.interpolation != "bilinear"
+        if self.weights != "imagenet" or self.channels != 3 or says:
+            return False
+        published = self.published_framing()
+        return published is not None and (published.height, published.width) == self.input_shape[1:]
 
     def check(self) -> None:
         """See what can be seen without building: planning calls this, so that it imports nothing heavy.
@@ -111,13 +172,17 @@ class Model(Choice, ABC):
         """
         raise AssertionError(f"{type(self).__name__} has no ImageNet weights, see source")
 
-    def imagenet_pixels(self) -> Literal["imagenet", "centred"]:
-        """The normalisation that ``weights=imagenet`` was trained with.
-
-        Raises:
-            ConfigError: it is another one than there are.
-        """
+    def imagenet_pixels(self) -> Literal["imagenet", "centred", "published"]:
+        """The normalisation that ``weights=imagenet`` was trained with; ``published`` for one of their own."""
         return "imagenet"
+
+    def published_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of that, in units of [0, 1]."""
+        raise AssertionError(f"{type(self).__name__} has no normalisation of its own, see imagenet_pixels")
+
+    def published_framing(self) -> Framing | None:
+        """How pictures were resized and cropped for the accuracy published of ``weights=imagenet``; None: not known."""
+        return None
 
     def source(self) -> str:
         """A fingerprint of the weights, the same before and after a download; empty for random ones.

@@ -24,42 +24,84 @@ _JPEG = b"\xff\xd8\xff"
 _WEIGHT_BITS = {1: 20, 2: 18}
 
 
+#: Pillow's filters by name.
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+#: Of the cubic that resizing without antialiasing interpolates with, as PyTorch and OpenCV do.
+_CUBIC = -0.75
+
+
 @dataclass(frozen=True, kw_only=True)
-class StoredForm:
-    """The form that pictures of any size and kind are stored in: uint8 [H, W, C].
+class Framing:
+    """How pictures of any size become those that a network takes: resized, then padded, then cropped in the middle.
+
+    It is what ``Resize``, ``Pad`` and ``CenterCrop`` of torchvision do with a picture of Pillow, pixel for pixel.
 
     Attributes:
-        height, width, channels: H, W and C, which is 3 (RGB) or 1 (its luminance).
-        crop: part of a picture that is kept, in (0, 1], along the side that has less to spare.
-        white: the value that is white in pictures of 16 bits, which may hold 12 of them.
+        height, width, channels: of what is kept. Channels are 3 (RGB), 1 (its luminance) or 4 (with transparency).
+        resize: the short side, or height and width; empty to keep the size; None to keep, instead of all this, the
+            middle of the picture in the proportions of height and width, and to resize that.
+        pad: black pixels at the left, top, right and bottom.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+        antialias: whether every pixel counts where a picture becomes smaller, as always with Pillow. PyTorch and OpenCV
+            can leave out those between.
     """
 
     height: int
     width: int
     channels: int = 3
+    resize: tuple[int, ...] | None = None
+    pad: tuple[int, ...] = (0, 0, 0, 0)
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredForm(Framing):
+    """The form that pictures of any size and kind are stored in: uint8 [H, W, C].
+
+    Attributes:
+        crop: part of a picture that is kept, in (0, 1], along the side that has less to spare, where `resize` is None.
+        white: the value that is white in pictures of 16 bits, which may hold 12 of them.
+    """
+
     crop: float = 1.0
     white: int = DEEPEST
 
 
 def read_picture(source: Path | BinaryIO, form: StoredForm) -> np.ndarray[Any, Any]:
-    """The middle of a picture, as a viewer shows it.
+    """A picture, as a viewer shows it, in a form.
 
-    It is turned as its EXIF data say; transparent parts are white; palettes, grey, CMYK, YCbCr, LAB and 16-bit channels
-    become 8-bit RGB; of several frames it is the first. What is kept has the proportions of the form, and is resized
-    bilinearly with antialiasing. For 224 x 224 and a crop of 0.875 that is, to a level of rounding, what torchvision's
-    ``Resize(256)`` and ``CenterCrop(224)`` do; but no more pixels are computed than are kept.
+    It is turned as its EXIF data say; transparent parts are white, unless there are four channels; palettes, grey,
+    CMYK, YCbCr, LAB and 16-bit channels become 8-bit RGB; of several frames it is the first.
 
     Returns:
         uint8 [H, W, C].
 
     Raises:
         OSError: it is no picture, or is truncated; a decoder may raise other errors where it is damaged otherwise.
-        ValueError: its numbers have no agreed white.
+        ValueError: its numbers have no agreed white, or pictures have no such number of channels.
     """
+    if form.channels not in (1, 3, 4):
+        raise ValueError(f"pictures have 1, 3 or 4 channels, not {form.channels}")
     with Image.open(source) as opened:
-        picture = to_rgb(ImageOps.exif_transpose(opened), white=form.white)
+        upright = ImageOps.exif_transpose(opened)
+        picture = to_rgba(upright, white=form.white) if form.channels == 4 else to_rgb(upright, white=form.white)
     if form.channels == 1:
         picture = picture.convert("L")
+    framed = middle(picture, form) if form.resize is None else frame(picture, form)
+    return np.asarray(framed).reshape(form.height, form.width, form.channels)
+
+
+def middle(picture: Image.Image, form: StoredForm) -> Image.Image:
+    """The middle of a picture, in the proportions of a form, resized to its size.
+
+    For 224 x 224 and a crop of 0.875 that is, to a level of rounding, what torchvision's ``Resize(256)`` and
+    ``CenterCrop(224)`` do; but no more pixels are computed than are kept.
+    """
     kept = form.width, form.height
     whole = [round(side / form.crop) for side in kept]
     tight = int(picture.width * whole[1] > picture.height * whole[0])  # the axis along which nothing is to spare
@@ -69,8 +111,73 @@ def read_picture(source: Path | BinaryIO, form: StoredForm) -> np.ndarray[Any, A
         start = round((resized - wanted) / 2)
         box.append((start * side / resized, min(side, (start + wanted) * side / resized)))
     (left, right), (top, bottom) = box
-    resized_picture = picture.resize(kept, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    return np.asarray(resized_picture).reshape(form.height, form.width, form.channels)
+    return picture.resize(kept, _FILTERS[form.interpolation], box=(left, top, right, bottom))
+
+
+def frame(picture: Image.Image, form: Framing) -> Image.Image:
+    """A picture, in whatever mode of Pillow's, resized, padded and cropped."""
+    assert form.resize is not None
+    size = picture.size
+    if len(form.resize) == 1:
+        short, long = sorted(size)
+        others = form.resize[0], int(form.resize[0] * long / short)
+        size = others if size[0] <= size[1] else others[::-1]
+    elif form.resize:
+        size = form.resize[1], form.resize[0]
+    if size != picture.size:
+        sampled = not form.antialias and form.interpolation != "nearest"
+        picture = _sampled(picture, size, form) if sampled else picture.resize(size, _FILTERS[form.interpolation])
+    left, top, right, bottom = form.pad
+    picture = picture.crop((-left, -top, picture.width + right, picture.height + bottom))  # black outside
+    left, top = (
+        round((side - wanted) / 2) if side >= wanted else -((wanted - side) // 2)
+        for side, wanted in zip(picture.size, (form.width, form.height), strict=True)
+    )
+    return picture.crop((left, top, left + form.width, top + form.height))
+
+
+def frame_array(image: np.ndarray[Any, Any], form: Framing) -> np.ndarray[Any, Any]:
+    """The same for an image uint8 or uint16 [H, W, C] with any number of channels, each for itself.
+
+    Of three channels a network of one takes the luminance. Height and width stay where ``resize`` is None.
+    """
+    if image.shape[2] == 3 and form.channels == 1:
+        luminance = (image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 0x8000) >> 16
+        image = luminance.astype(image.dtype)[..., None]
+    if form.resize is None:
+        return image
+    deep = image.dtype != np.uint8
+    planes = [
+        np.asarray(frame(Image.fromarray(plane.astype(np.float32) if deep else plane), form))
+        for plane in np.ascontiguousarray(image.transpose(2, 0, 1))
+    ]
+    framed = np.stack(planes, 2)
+    return np.rint(framed).clip(0, np.iinfo(image.dtype).max).astype(image.dtype) if deep else framed
+
+
+def _sampled(picture: Image.Image, size: tuple[int, int], form: Framing) -> Image.Image:
+    """A picture resized without antialiasing, as PyTorch's ``interpolate`` does it, to a level of rounding."""
+    values = np.asarray(picture).astype(np.float64)
+    for axis, new in enumerate(size[::-1]):
+        old = values.shape[axis]
+        centre = (np.arange(new) + 0.5) * old / new - 0.5
+        if form.interpolation == "bilinear":
+            centre = centre.clip(0)
+        first, part = np.floor(centre).astype(np.int64), centre % 1
+        taps = {0: 1 - part, 1: part}
+        if form.interpolation == "bicubic":
+            taps = {
+                -1: ((_CUBIC * (part + 1) - 5 * _CUBIC) * (part + 1) + 8 * _CUBIC) * (part + 1) - 4 * _CUBIC,
+                0: ((_CUBIC + 2) * part - (_CUBIC + 3)) * part**2 + 1,
+                1: ((_CUBIC + 2) * (1 - part) - (_CUBIC + 3)) * (1 - part) ** 2 + 1,
+                2: ((_CUBIC * (2 - part) - 5 * _CUBIC) * (2 - part) + 8 * _CUBIC) * (2 - part) - 4 * _CUBIC,
+            }
+        along = [-1 if each == axis else 1 for each in range(values.ndim)]
+        values = sum(  # type: ignore[assignment]
+            values.take((first + step).clip(0, old - 1), axis) * weight.reshape(along) for step, weight in taps.items()
+        )
+    deep = picture.mode == "F"
+    return Image.fromarray(values.astype(np.float32) if deep else np.rint(values).clip(0, 255).astype(np.uint8))
 
 
 def why_unreadable(source: Path, error: Exception) -> str:
@@ -98,6 +205,11 @@ def to_rgb(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def to_rgba(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
+    """The same with its transparency as a fourth channel."""
+    return (picture if picture.has_transparency_data else to_rgb(picture, white=white)).convert("RGBA")
 
 
 def largest_values(source: Path) -> tuple[int, int]:

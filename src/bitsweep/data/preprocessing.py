@@ -13,6 +13,8 @@ from bitsweep.data.pixels import resize_weights
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Pixels, Shape, Splits
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 if TYPE_CHECKING:
     import torch
 
@@ -86,6 +88,9 @@ def normalized(splits: Splits, model: "Model") -> Splits:
             return replace(normalized_for_imagenet(splits), bgr=bgr)
         case "centred":
             return replace(centred(splits), bgr=bgr)
+        case "published":
+            mean_C, std_C = model.published_moments()
+            return replace(splits, mean_C=mean_C, std_C=std_C, bgr=bgr)
         case "given":
             black, white = model.pixel_range or (0, 1)
             mean_C = tuple((each - black) / (white - black) for each in model.mean or (0,))
@@ -103,4 +108,4 @@ def normalized_for_imagenet(splits: Splits) -> Splits:
     """The same images, with mean and std of ImageNet's pixels; those of grey images are of their luminance."""
     if len(splits.mean_C) == 1:
         return replace(splits, mean_C=(0.449,), std_C=(0.226,))
-    return replace(splits, mean_C=(0.485, 0.456, 0.406), std_C=(0.229, 0.224, 0.225))
+    return replace(splits, mean_C=IMAGENET_MEAN, std_C=IMAGENET_STD)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitsweep.data.pixels import Framing
 from bitsweep.data.preprocessing import preprocessed
 from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
@@ -83,6 +84,7 @@ def make_splits(
         fingerprint=_fingerprint(labels, checks, raw.classes),
         crop=raw.crop,
         white=raw.white,
+        framing=raw.framing,
         unlabelled=images.get(_UNLABELLED),
     )
     mean_C, std_C = _moments((splits.train if len(splits.train) else splits.calibration).images)
@@ -95,7 +97,10 @@ def make_splits(
             np.save(folder / f"{part}_labels.npy", labels[part])
         files = [raw.test_files[number] for number in parts["test"][1]] if raw.test_files else []
         splits = replace(splits, originals=_keep_originals(files, splits, folder / _ORIGINALS))
-        about = {name: getattr(splits, name) for name in _ABOUT} | {_UNLABELLED: splits.unlabelled is not None}
+        about = {name: getattr(splits, name) for name in _ABOUT} | {
+            _UNLABELLED: splits.unlabelled is not None,
+            "framing": splits.framing and vars(splits.framing),
+        }
         (folder / "splits.json").write_text(json.dumps(about, indent=2) + "\n")
     return splits
 
@@ -193,6 +198,7 @@ def load_splits(folder: Path) -> Splits:
             fingerprint=stored["fingerprint"],
             crop=stored["crop"],
             white=stored["white"],
+            framing=_framing(stored["framing"]),
             originals={int(file.stem): file for file in sorted((folder / _ORIGINALS).glob("*"))},
             unlabelled=images.get(_UNLABELLED),
         )
@@ -201,6 +207,13 @@ def load_splits(folder: Path) -> Splits:
     if _fingerprint(labels, checks, splits.classes) != splits.fingerprint:
         raise DataError(f"splits in {folder} are not what was written there; delete the folder to rebuild them")
     return splits
+
+
+def _framing(stored: dict[str, Any] | None) -> Framing | None:
+    if stored is None:
+        return None
+    about: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in stored.items()}
+    return Framing(**about)
 
 
 def _keep_originals(files: Sequence[Path], splits: Splits, folder: Path) -> dict[int, Path]:

@@ -47,6 +47,8 @@ def facts_of(
         name: of the cell.
     """
     height, width, channels = splits.test.images.shape[1:]
+    shape = {"height": height, "width": width, "channels": channels}
+    framing = vars(splits.framing) if splits.framing else {}
     cpu = current_cpu()
     about: dict[str, Any] = {
         "cell": name,
@@ -56,7 +58,7 @@ def facts_of(
         "threads": protocol.threads or physical_cores(),
         "requirements": [f"{package}=={version_of(package)}" for package in (*backend.deploy_needs, *_NEEDS)],
         "input_shape": model.input_shape,
-        "form": asdict(StoredForm(height=height, width=width, channels=channels, crop=splits.crop, white=splits.white)),
+        "form": asdict(StoredForm(**(framing | shape), crop=splits.crop, white=splits.white)),
         "pictures": dataset.pictures,
         "mean": splits.mean_C,
         "std": splits.std_C,

@@ -2,12 +2,15 @@
 
 import functools
 import importlib.util
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from bitsweep.config.configurable import configurable
 from bitsweep.config.model import Model
+from bitsweep.data.pixels import Framing
+from bitsweep.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from bitsweep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,20 +78,26 @@ class TimmModel(Model):
             ) from error
         return state
 
-    def imagenet_pixels(self) -> Literal["imagenet", "centred"]:
-        """What timm says of the weights.
+    def imagenet_pixels(self) -> Literal["imagenet", "published"]:
+        """What timm says of the weights."""
+        about = self._about()
+        usual = (tuple(about.mean), tuple(about.std)) == (IMAGENET_MEAN, IMAGENET_STD)
+        return "imagenet" if usual else "published"
 
-        Raises:
-            ConfigError: the pixels are normalised in another way.
-        """
-        mean = tuple(self._about().mean)
-        if mean == (0.485, 0.456, 0.406):
-            return "imagenet"
-        if mean == (0.5, 0.5, 0.5):
-            return "centred"  # to within a grey level
-        raise ConfigError(
-            f"model.architecture={self.architecture}: its weights expect pixels with mean {mean}; set "
-            "model.normalization to imagenet, centred or dataset to use them nevertheless"
+    def published_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What timm says of the weights."""
+        about = self._about()
+        return tuple(about.mean), tuple(about.std)
+
+    def published_framing(self) -> Framing | None:
+        """What timm's own evaluation does."""
+        about = self._about()
+        channels, height, width = about.input_size
+        usual = about.crop_mode == "center" and about.interpolation in ("bilinear", "bicubic", "nearest")
+        if not usual or channels != 3 or height != width:
+            return None
+        return Framing(
+            height=height, width=width, resize=(math.floor(height / about.crop_pct),), interpolation=about.interpolation
         )
 
     def _check(self) -> None:
