@@ -131,8 +131,20 @@ class Cell:
             self.model.check()
             for group in CONFIG_GROUPS:
                 source_of(getattr(self, group))
+            return self._missing_images()
         except UsageError as error:
             return str(error)
+
+    def _missing_images(self) -> str | None:
+        """Why what learns has nothing to learn from; None where it has."""
+        learns = self.method.learns_from()
+        if not self.train.epochs and not learns:
+            return None
+        lacking = self.dataset.lacks()
+        if self.train.epochs and "training" in lacking:
+            return f"{lacking['training']}; train={self.train.name} trains: use train=pretrained and model.weights"
+        if learns and learns in lacking:
+            return f"{lacking[learns]}; method={self.method.name} needs {learns} images: use another method"
         return None
 
 

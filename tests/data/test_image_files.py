@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from bitsweep.data import image_files
-from bitsweep.data.image_files import ImageFiles, largest_of
+from bitsweep.data.image_files import ImageFiles, files_in, largest_of
 from bitsweep.data.pixels import StoredForm, read_picture
 from bitsweep.errors import DataError
 
@@ -19,7 +20,7 @@ def files(folder: Path, count: int) -> ImageFiles:
     names = [f"{number}.png" for number in range(count)]
     for number, name in enumerate(names):
         Image.new("RGB", (8, 5), (number, 0, 0)).save(folder / name)
-    return ImageFiles(folder=folder, names=names, form=FORM)
+    return ImageFiles(names=names, take=files_in(folder, names), form=FORM, place=str(folder))
 
 
 def test_images_come_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -73,7 +74,22 @@ def test_decoding_is_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_largest_value_of_many_files(tmp_path: Path) -> None:
     images = files(tmp_path, 3)
-    assert largest_of(tmp_path, images.names) == largest_of(tmp_path, []) == (0, 0)
+    blocks = [images.take([0, 1]), images.take([2])]
+    assert largest_of(blocks) == largest_of([]) == (0, 0)
     for number, largest in enumerate((300, 4000)):
         Image.fromarray(np.full((5, 8), largest, np.uint16)).save(tmp_path / f"{number}.png")
-    assert largest_of(tmp_path, images.names) == (4000, 0)
+    assert largest_of(blocks) == (4000, 0)
+    assert largest_of([[(tmp_path / "1.png").read_bytes()]]) == (4000, 0)
+
+
+def test_pictures_may_be_in_memory(tmp_path: Path) -> None:
+    images = files(tmp_path, 5)
+    held = [(tmp_path / name).read_bytes() for name in images.names]
+    in_memory = replace(images, take=lambda numbers: [held[number] for number in numbers])
+    chosen = np.array([3, 1])
+    assert np.array_equal(in_memory[chosen], images[chosen])
+    held[2], held[4] = b"", b"<html>"
+    with pytest.raises(
+        DataError, match=r"2 of 5 files are not readable as images: 2.png \(empty\), 4.png \(no image\)"
+    ):
+        in_memory[np.array([2])]

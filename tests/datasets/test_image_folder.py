@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from bitsweep.data import splits
+from bitsweep.data.pixels import StoredForm, read_picture
 from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.datasets.image_folder import ImageFolder
 from bitsweep.errors import DataError
@@ -94,9 +95,9 @@ def test_test_images_that_are_training_images(tmp_path: Path, capsys: pytest.Cap
     ("change", "message"),
     [
         ("nothing", r"no such folder; put the images there, as train/CLASS/IMAGE .* or set dataset.root"),
-        ("a class for testing only", r"unlike classes: wasps is only in val$"),
-        ("a class for training only", r"unlike classes: wasps is only in train$"),
-        ("one training image", r"too few training and test images: bees has 1 and 2; .* add images, or delete"),
+        ("a class for testing only", r"unlike classes: wasps is only in val; for given weights .* dataset.classes$"),
+        ("a class for training only", r"unlike classes: wasps is only in train; .*$"),
+        ("an image in both", r"1 of 4 test images are training images too \(val/ants/9.png = train/ants/0.png\)"),
         ("no such link", r"cannot be read \(.*9.png"),
     ],
 )
@@ -108,9 +109,9 @@ def test_a_tree_that_is_no_data_set(tmp_path: Path, change: str, message: str) -
         shutil.copytree(root / "val/ants", root / "val/wasps")
     elif change == "a class for training only":
         shutil.copytree(root / "val/ants", root / "train/wasps")
-    elif change == "one training image":
-        for number in (1, 2, 3):
-            (root / f"train/bees/{number}.png").unlink()
+    elif change == "an image in both":
+        shutil.move(root / "val/ants/1.png", root / "val/ants/9.png")
+        shutil.copy(root / "train/ants/0.png", root / "val/ants/9.png")
     elif change == "no such link":
         (root / "train/ants/9.png").symlink_to("nowhere")
     with pytest.raises(DataError, match=rf"^dataset.root={root}: .*{message}") as caught:
@@ -118,10 +119,85 @@ def test_a_tree_that_is_no_data_set(tmp_path: Path, change: str, message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_with_too_few_images_to_split(tmp_path: Path) -> None:
-    put(tmp_path, ["ants/0.png", *together(8)[8:]])
-    with pytest.raises(DataError, match="too few training and test images: ants has"):
-        dataset(tmp_path).source()
+def test_too_few_images_to_train_on(tmp_path: Path) -> None:
+    few = put(tmp_path, parts())
+    for number in (1, 2, 3):
+        (few / f"train/bees/{number}.png").unlink()
+    lacking = dataset(few).lacks()
+    assert set(lacking) == {"training"}
+    assert lacking["training"].startswith(
+        f"dataset.root={few}: too few training and test images: bees has 1 and 2; each"
+    )
+    assert not dataset(put(tmp_path / "more", parts())).lacks()
+
+
+@pytest.mark.parametrize("layout", ["a test folder", "one image a class", "a share of 1"])
+def test_images_for_testing_alone(layout: str, tmp_path: Path) -> None:
+    """No class needs more than one, and a tenth of them is held out to choose ranges on."""
+    names = {
+        "a test folder": [name for name in parts() if name.startswith("val")],
+        "one image a class": ["ants/0.png", *together(3)[3:]],
+        "a share of 1": together(2),
+    }[layout]
+    images = dataset(put(tmp_path, names), test_share=1.0 if layout == "a share of 1" else 0.2)
+    raw = images.decode()
+    assert (len(raw.train), raw.classes) == (0, CLASSES)
+    assert red(raw, "test") == set(range(4))
+    assert set(images.lacks()) == {"training"}
+    (tmp_path / "store").mkdir()
+    splits = make_splits(raw, val_share=0.1, seed=0, folder=tmp_path / "store")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [0, 1, 3]
+    tested = [splits.test.images[np.array([k])] for k in splits.originals]
+    form = StoredForm(height=5, width=5)
+    assert [read_picture(file, form).tolist() for file in splits.originals.values()] == [x[0].tolist() for x in tested]
+
+
+def test_images_without_labels_for_calibration(tmp_path: Path) -> None:
+    root, given = put(tmp_path / "root", together(2)), tmp_path / "given"
+    for number in range(3):
+        (given / "deeper").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (100 + number, 0, 0)).save(given / f"{'deeper/' * (number % 2)}{number}.PNG")
+    (given / "notes.txt").write_text("taken in May")
+    images = dataset(root, calibration=str(given), test_share=1.0)
+    raw = images.decode()
+    assert raw.calibration is not None
+    assert sorted(raw.calibration[np.arange(3)][:, 0, 0, 0].tolist()) == [100, 101, 102]
+    assert set(images.lacks()) == {"training", "validation"}
+    before = images.source()
+    assert before != dataset(root, test_share=1.0).source()
+    (given / "0.PNG").rename(given / "renamed.png")
+    assert images.source() == before
+    shutil.copy(root / "bees/1.png", given)
+    with pytest.raises(DataError, match=r"1 of 4 test images are calibration images too \(bees/1.png = 1.png\)"):
+        images.source()
+    assert dataset(root, calibration=str(given), test_share=1.0, leaks="keep").source() != before
+    with pytest.raises(
+        DataError, match=f"dataset.calibration={tmp_path}/nowhere: no such folder; name one with images"
+    ):
+        dataset(root, calibration=f"{tmp_path}/nowhere").source()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"dataset.calibration=.*empty: holds no images \(.jpg, .png, ...\)"):
+        dataset(root, calibration=f"{tmp_path}/empty").source()
+
+
+def test_folders_of_some_of_the_classes_of_given_weights(tmp_path: Path) -> None:
+    """Those that ImageNet's are called by may be followed by words."""
+    names = tmp_path / "synsets.txt"
+    names.write_text("n01440764 tench, Tinca tinca\nwasps\nbees\nn02219486 ant\n")
+    root = put(tmp_path / "root", ["ants/0.png", "bees/1.png"])
+    (root / "ants").rename(root / "n02219486")
+    images = dataset(root, classes=str(names))
+    raw = images.decode()
+    assert raw.classes == ("n01440764 tench, Tinca tinca", "wasps", "bees", "n02219486 ant")
+    assert raw.test.labels.tolist() == [2, 3]
+    before = images.source()
+    names.write_text("n02219486\nbees")
+    assert images.source() != before
+    shutil.rmtree(root / "bees")
+    assert images.decode().test.labels.tolist() == [0]
+    names.write_text("wasps\nbees\n")
+    with pytest.raises(DataError, match=f"^dataset.root={root}: n02219486 is none of the 2 dataset.classes"):
+        images.source()
 
 
 def test_an_unreadable_image_stops_the_data(tmp_path: Path) -> None:

@@ -103,12 +103,8 @@ def test_other_files_are_named_and_never_unpickled(
     ("changed", "knobs", "what"),
     [
         ({"y_train": LABELS[12] * 0, "y_test": LABELS[4] * 0}, {}, "all images are of class 0; there must be two"),
-        ({"y_train": LABELS[12] % 2}, {}, "too few training and test images: 2 has 0 and 1"),
-        ({"y_test": LABELS[4] % 2}, {}, "too few training and test images: 2 has 4 and 0"),
-        ({"y_train": np.arange(12) % 11}, {}, "too few training and test images: 1 has 1 and 1, .* and 7 more"),
         ({"y_train": LABELS[12] - 1, "y_test": LABELS[4] - 1}, {}, "labels run from -1 to 1; they must not be"),
         ({}, {"classes": ("a", "b")}, "labels run from 0 to 2, but dataset.classes has 2 names"),
-        ({}, {"classes": ("a", "b", "c", "d")}, "too few training and test images: d has 0 and 0"),
         ({"x_test": IMAGES[4][..., :1]}, {}, "training and test images are 8x8x3 and 8x8x1; they must be of one size"),
         ({"x_test": IMAGES[4][:, :7]}, {}, "training and test images are 8x8x3 and 7x8x3"),
         ({"x_train": IMAGES[12].transpose(0, 3, 1, 2)}, {}, r"x_train is uint8 \[12, 3, 8, 8\]; it must be"),
@@ -171,3 +167,52 @@ def test_real_images(sample_data: Path) -> None:
     assert raw.train.images.shape == (5000, 32, 32, 3)
     assert len(raw.test) == 1000
     assert len(raw.classes) == 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"y_train": LABELS[12] % 2}, "too few training and test images: 2 has 0 and 1; each class needs two"),
+        ({"y_test": LABELS[4] % 2}, "too few training and test images: 2 has 4 and 0"),
+        ({"y_train": np.arange(12) % 11}, "too few training and test images: 1 has 1 and 1, "),
+    ],
+)
+def test_too_few_images_to_train_on(changed: dict[str, np.ndarray], what: str, tmp_path: Path) -> None:
+    archive = saved(tmp_path, **changed)
+    archive.source()
+    assert archive.lacks()["training"].startswith(f"dataset.root={archive.root}: {what}")
+    assert not saved(tmp_path).lacks()
+
+
+def test_test_images_alone_with_images_for_calibration(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x_test=IMAGES[4], y_test=LABELS[4])
+    alone = Npz(name="npz", root=str(tmp_path / "data.npz"), classes=("a", "b", "c", "d"))
+    raw = alone.decode()
+    assert (len(raw.train), raw.calibration, raw.classes) == (0, None, ("a", "b", "c", "d"))
+    assert raw.test.labels.tolist() == LABELS[4].tolist()
+    assert set(alone.lacks()) == {"training"}
+    np.save(tmp_path / "some.npy", IMAGES[12])
+    given = Npz(name="npz", root=alone.root, calibration=str(tmp_path / "some.npy"))
+    assert np.array_equal(given.decode().calibration, IMAGES[12])
+    assert set(given.lacks()) == {"training", "validation"}
+    assert given.source() != alone.source()
+
+
+@pytest.mark.parametrize(
+    ("array", "what"),
+    [
+        (IMAGES[12][:, :7], r"holds uint8 \[12, 7, 8, 3\]; there must be images uint8 \[N, 8, 8, 3\]"),
+        (IMAGES[4], "4 of 4 test images are calibration images too; remove them, or set dataset.leaks=keep"),
+        (None, "no such file; name an .npy or .npz file with images"),
+        (b"hello", "cannot be read as an array of NumPy"),
+    ],
+)
+def test_images_for_calibration_that_are_none(array: np.ndarray | bytes | None, what: str, tmp_path: Path) -> None:
+    archive = saved(tmp_path, {"calibration": str(tmp_path / "some.npy")})
+    if isinstance(array, bytes):
+        (tmp_path / "some.npy").write_bytes(array)
+    elif array is not None:
+        np.save(tmp_path / "some.npy", array)
+    with pytest.raises(DataError, match=what) as caught:
+        archive.source()
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from bitsweep.config.configurable import Choice, configurable
+from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -26,8 +27,12 @@ class Method(Choice, ABC):
     def unsupported(self, precision: Precision) -> str | None:
         """Why this method cannot express a precision, with the hint; None when it can."""
 
+    def learns_from(self) -> Part | None:
+        """The labelled images that it cannot do without."""
+        return None
+
     def calibrated_on(self, available: int, scheme: Scheme) -> int:
-        """How many of so many training images it watches to choose codes and ranges."""
+        """How many of so many calibration images it watches to choose codes and ranges."""
         return 0
 
     @abstractmethod

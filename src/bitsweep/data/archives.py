@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitsweep.data.class_names import number_labels
 from bitsweep.data.splits import MOST_CHANNELS
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
@@ -65,30 +66,22 @@ def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) ->
         leaks: whether to refuse test images that are training images too, or to keep and print them.
 
     Raises:
-        DataError: there is a single class, a class has too few images, or test images are training images too.
+        DataError: there is a single class, or test images are training or calibration images too.
     """
     names = data.classes
     if len(names) < 2:
         raise DataError(f"{key}: all images are of class {names[0]}; there must be two classes or more")
-    trained_K, tested_K = (np.bincount(part.labels, minlength=len(names)) for part in (data.train, data.test))
-    few = [
-        f"{name} has {trained_K[k]} and {tested_K[k]}"
-        for k, name in enumerate(names)
-        if trained_K[k] < 2 or tested_K[k] < 1
-    ]
-    if few:
-        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
-        raise DataError(
-            f"{key}: too few training and test images: {', '.join(few[:3])}{more}; each class needs two (one is for "
-            "validation) and one: add images, or leave the class out"
-        )
-    trained, tested = (map(_digest, part.images[np.arange(len(part))]) for part in (data.train, data.test))
-    seen = set(trained)
-    if count := sum(digest in seen for digest in tested):
-        what = f"{count} of {len(data.test)} test images are training images too"
-        if leaks == "refuse":
-            raise DataError(f"{key}: {what}; remove them, or set dataset.leaks=keep")
-        print(f"warning: {what}", flush=True)
+    tested = list(map(_digest, data.test.images[np.arange(len(data.test))]))
+    watched = {"training": data.train.images} | (
+        {"calibration": data.calibration} if data.calibration is not None else {}
+    )
+    for kind, images in watched.items():
+        seen = set(map(_digest, images[np.arange(images.shape[0])]))
+        if count := sum(digest in seen for digest in tested):
+            what = f"{count} of {len(data.test)} test images are {kind} images too"
+            if leaks == "refuse":
+                raise DataError(f"{key}: {what}; remove them, or set dataset.leaks=keep")
+            print(f"warning: {what}", flush=True)
 
 
 def _read_parts(file: Path) -> tuple[Split, Split]:
@@ -101,13 +94,18 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
         with zipfile.ZipFile(file):
             pass
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            pairs = next((pairs for pairs in _CONVENTIONS if {*pairs[0], *pairs[1]} <= set(archive)), None)
-            if pairs is None:
+            known = [pairs for pairs in _CONVENTIONS if {*pairs[1]} <= set(archive)]
+            if not known or len(set(known[0][0]) & set(archive)) == 1:
                 wanted = " or ".join(", ".join([*train, *test]) for train, test in _CONVENTIONS)
-                raise DataError(f"has the keys {', '.join(archive)}; expected {wanted}")
-            if beside := sorted(set(archive) - {*pairs[0], *pairs[1]}):
+                raise DataError(f"has the keys {', '.join(archive)}; expected {wanted}, or the last two of them")
+            of_train, of_test = known[0]
+            if beside := sorted(set(archive) - {*of_train, *of_test}):
                 print(f"left out: {', '.join(beside)}; validation images are held out from training", flush=True)
-            train, test = (_split(archive[images], archive[labels], images, labels) for images, labels in pairs)
+            test = _split(archive[of_test[0]], archive[of_test[1]], *of_test)
+            if set(of_train) <= set(archive):
+                train = _split(archive[of_train[0]], archive[of_train[1]], *of_train)
+            else:
+                train = Split(images=test.images[:0], labels=test.labels[:0])
     except DataError:
         raise
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
@@ -148,23 +146,9 @@ def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Sp
 
 def _named(train: Split, test: Split, classes: tuple[str, ...]) -> RawData:
     """The same images with labels from 0, without gaps, and the names of the classes."""
-    found = np.unique(np.concatenate([train.labels, test.labels]))
-    low, high = int(found[0]), int(found[-1])
-    if classes:
-        first = 1 if low == 1 and high == len(classes) else 0
-        if low < first or high >= len(classes) + first:
-            raise DataError(f"labels run from {low} to {high}, but dataset.classes has {len(classes)} names")
-        if first:
-            print(f"labels count from 1: 1 is {classes[0]}", flush=True)
-        names, values = classes, np.arange(first, first + len(classes))
-    else:
-        if low < 0:
-            raise DataError(f"labels run from {low} to {high}; they must not be negative")
-        if len(found) != high + 1:
-            print(f"labels run from {low} to {high} with {len(found)} values: those are the classes", flush=True)
-        names, values = tuple(str(label) for label in found.tolist()), found
-    train, test = (replace(part, labels=np.searchsorted(values, part.labels)) for part in (train, test))
-    return RawData(train=train, test=test, classes=names)
+    labels_N, names = number_labels(np.concatenate([train.labels, test.labels]).tolist(), classes)
+    parts = (replace(train, labels=labels_N[: len(train)]), replace(test, labels=labels_N[len(train) :]))
+    return RawData(train=parts[0], test=parts[1], classes=names)
 
 
 def _digest(image: Array) -> bytes:

@@ -3,9 +3,10 @@
 Shape letters: N images, H height, W width, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from bitsweep.errors import DataError
 from bitsweep.results import Array
 from bitsweep.runtime.environment import physical_cores
 
+#: A picture, encoded: the file that it is in, or what is in such a file.
+Picture = Path | bytes
+
 _NAMED = 5
 _AT_ONCE = 1024
 
@@ -25,13 +29,16 @@ class ImageFiles:
     """Images uint8 [N, H, W, C] that are decoded, in parallel, when they are asked for.
 
     Attributes:
-        folder, names: where the files are.
+        names: of the pictures, for errors.
+        take: these by their numbers, encoded.
         form: what becomes of them, see `bitsweep.data.pixels.read_picture`.
+        place: where they are, for errors.
     """
 
-    folder: Path
     names: Sequence[str]
+    take: Callable[[Sequence[int]], Sequence[Picture]]
     form: StoredForm
+    place: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,46 +54,53 @@ class ImageFiles:
         """Decode the images with these numbers.
 
         Raises:
-            DataError: some cannot be read. All files are tried then, so that all such can be named at once.
+            DataError: some cannot be read. All are tried then, so that all such can be named at once.
         """
-        names = [self.names[number] for number in chosen_N]
         # Pillow decodes and resizes outside the interpreter's lock.
         with ThreadPoolExecutor(physical_cores()) as pool:
-            images = [image for image in pool.map(self._image_or_reason, names) if not isinstance(image, str)]
-            if len(images) == len(names):
-                return np.stack(images)
+            images = list(pool.map(self._image_or_reason, self.take(chosen_N.tolist())))
+            decoded = [image for image in images if not isinstance(image, str)]
+            if len(decoded) == len(images):
+                return np.stack(decoded)
             bad = []
-            for start in range(0, len(self.names), _AT_ONCE):
-                bad += [reason for reason in pool.map(self._reason, self.names[start : start + _AT_ONCE]) if reason]
+            for numbers in blocks_of(len(self.names)):
+                found = zip(numbers, pool.map(self._reason, self.take(numbers)), strict=True)
+                bad += [f"{self.names[number]} ({reason})" for number, reason in found if reason]
         print(*bad, sep="\n", flush=True)
         more = f", and {len(bad) - _NAMED} more, listed in the log" if len(bad) > _NAMED else ""
         raise DataError(
-            f"{self.folder}: {len(bad)} of {len(self.names)} files are not readable as images: "
+            f"{self.place}: {len(bad)} of {len(self.names)} files are not readable as images: "
             f"{', '.join(bad[:_NAMED])}{more}; repair or delete them"
         )
 
-    def _reason(self, name: str) -> str:
-        image = self._image_or_reason(name)
+    def _reason(self, picture: Picture) -> str:
+        image = self._image_or_reason(picture)
         return image if isinstance(image, str) else ""
 
-    def _image_or_reason(self, name: str) -> Array | str:
-        """The image, or its name and why it cannot be read."""
-        file = self.folder / name
+    def _image_or_reason(self, picture: Picture) -> Array | str:
+        """The image, or why it cannot be read."""
         try:
-            return read_picture(file, self.form)
+            return read_picture(BytesIO(picture) if isinstance(picture, bytes) else picture, self.form)
         except MemoryError:
             raise
         except Exception as error:  # decoding something damaged can raise anything
-            return f"{name} ({why_unreadable(file, error)})"
+            return why_unreadable(picture, error)
 
 
-def largest_of(folder: Path, names: Sequence[str]) -> tuple[int, int]:
-    """The largest values of all pictures of 16 bits among these files, grey and coloured; 0 where there are none."""
-    blocks = (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+def files_in(folder: Path, names: Sequence[str]) -> Callable[[Sequence[int]], Sequence[Picture]]:
+    """What takes the files with these names below a folder by their numbers."""
+    return lambda numbers: [folder / names[number] for number in numbers]
+
+
+def largest_of(blocks: Iterable[Sequence[Picture]]) -> tuple[int, int]:
+    """The largest values of all pictures of 16 bits among these, grey and coloured; 0 where there are none."""
+    found = [(0, 0)]
     with ThreadPoolExecutor(physical_cores()) as pool:
-        found = [
-            pair
-            for block in pool.map(lambda block: [largest_values(folder / name) for name in block], blocks)
-            for pair in block
-        ]
-    return max((grey for grey, _ in found), default=0), max((colour for _, colour in found), default=0)
+        for block in blocks:
+            found += [pair for pair in pool.map(largest_values, block, chunksize=64) if any(pair)]
+    return max(grey for grey, _ in found), max(colour for _, colour in found)
+
+
+def blocks_of(count: int) -> Iterator[Sequence[int]]:
+    """The numbers below a count, some at a time."""
+    return (range(start, min(count, start + _AT_ONCE)) for start in range(0, count, _AT_ONCE))

@@ -29,8 +29,10 @@ _LONG_S = 5.0
 _AT_ONCE = 64
 
 
-def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, ...]:
+def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, str] | tuple[()]:
     """Names of the folders of training and test images; none where the root holds the classes themselves.
+
+    The first is empty where there are test images alone.
 
     Args:
         train, test: names to use; empty to find the usual ones, in any case of letters.
@@ -39,32 +41,36 @@ def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, ...
         DataError: one is missing, or there is a choice.
     """
     holders = {entry.name.lower(): entry.name for entry in _entries(root) if entry.is_dir() and _folders(Path(entry))}
-    parts: list[str] = []
+    chosen: list[str] = []
     for key, given, usual in (("train_folder", train, _TRAIN), ("test_folder", test, _TEST)):
         if given and not (root / given).is_dir():
             raise DataError(f"dataset.{key}={given}: no such folder in {root}; choose from {some(holders.values())}")
         found = [given] if given else [holders[name] for name in usual if name in holders]
         if len(found) > 1:
             raise DataError(f"{root} has {' and '.join(found)}; choose one with dataset.{key}={found[0]}")
-        parts += found
+        chosen += found or [""]
+    parts = [name for name in chosen if name]
     if parts and (litter := sorted(_litter(root))):
         print(f"left out in {root}: {some(litter)}, which are no images of yours", flush=True)
     if parts and (beside := sorted(set(holders.values()) - set(parts))):
         print(f"left out: {some(beside)} in {root}; validation images are held out from {parts[0]}", flush=True)
-    if len(parts) == 1:
+    if chosen[0] and not chosen[1]:
         raise DataError(
             f"{root} has {parts[0]}, and no other folder of a usual name; name both with dataset.train_folder and "
             f"dataset.test_folder, or set dataset.root={root / parts[0]} to split that"
         )
-    return tuple(parts)
+    return (chosen[0], chosen[1]) if parts else ()
 
 
-def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
+def find_classes(root: Path, part: str = "", *, single: bool = False) -> dict[str, list[str]]:
     """Class -> names of its files, both in alphabetical order; a folder that is alone in another is entered.
 
+    Args:
+        single: whether there may be one class alone.
+
     Raises:
-        DataError: there are less than two classes; one is empty, has folders, or what is no file; images lie beside the
-            classes.
+        DataError: there are less than two classes otherwise; one is empty, has folders, or what is no file; images lie
+            beside the classes.
     """
     folder = root / part
     while len(only := _entries(folder)) == 1 and _folders(folder) and _folders(folder / only[0].name):
@@ -74,7 +80,7 @@ def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
     if loose:
         raise DataError(f"{folder} holds images beside its folders ({some(loose)}); put each into that of its class")
     classes = {entry.name: _entries(Path(entry)) for entry in entries if entry.is_dir()}
-    if len(classes) < 2:
+    if len(classes) < 2 - single:
         raise DataError(
             f"{folder} holds {len(classes)} folders; there must be two or more, each with the images of a class: set "
             "dataset.root to the folder that holds them"
@@ -95,6 +101,16 @@ def find_classes(root: Path, part: str = "") -> dict[str, list[str]]:
     if litter := sorted({name for place in (folder, *(folder / name for name in classes)) for name in _litter(place)}):
         print(f"left out below {folder}: {some(litter)}, which are no images of yours", flush=True)
     return {name: [file.path.removeprefix(f"{root}{os.sep}") for file in files] for name, files in classes.items()}
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths below a folder of all images in it, by the endings of their names, in alphabetical order."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _LITTER]
+        below = Path(place).relative_to(folder)
+        found += [str(below / name) for name in files if name.lower().endswith(_IMAGES) and not name.startswith(".")]
+    return sorted(found)
 
 
 def content_digests(root: Path, names: Sequence[str]) -> list[bytes]:

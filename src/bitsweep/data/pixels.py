@@ -7,6 +7,7 @@ Shape letters: N images, H height, W width, C channels.
 """
 
 import functools
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -180,10 +181,10 @@ def _sampled(picture: Image.Image, size: tuple[int, int], form: Framing) -> Imag
     return Image.fromarray(values.astype(np.float32) if deep else np.rint(values).clip(0, 255).astype(np.uint8))
 
 
-def why_unreadable(source: Path, error: Exception) -> str:
-    """What is wrong with a picture that could not be read, in a few words."""
+def why_unreadable(picture: Path | bytes, error: Exception) -> str:
+    """What is wrong with a picture that could not be read, from a file or from its content, in a few words."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image" if source.stat().st_size else "empty"
+        return "no image" if (picture if isinstance(picture, bytes) else picture.stat().st_size) else "empty"
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return " ".join(str(error).split()) or type(error).__name__
@@ -212,24 +213,25 @@ def to_rgba(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
     return (picture if picture.has_transparency_data else to_rgb(picture, white=white)).convert("RGBA")
 
 
-def largest_values(source: Path) -> tuple[int, int]:
+def largest_values(picture: Path | bytes) -> tuple[int, int]:
     """The largest value of a picture of 16 bits, if it is grey and if it is not; 0 otherwise.
 
     Of colours in 16 bits Pillow reads the upper half only: their value is the largest that it can be.
     """
-    with source.open("rb") as stream:
+    with io.BytesIO(picture) if isinstance(picture, bytes) else picture.open("rb") as stream:
         if stream.read(len(_JPEG)) == _JPEG:  # the most frequent kind, and never of 16 bits
             return 0, 0
-    try:
-        with Image.open(source) as picture:
-            if picture.mode.startswith("I"):
-                return int(np.asarray(picture).max()), 0
-            deep = any(";16" in str(tile[3]) for tile in picture.tile)
-            return 0, (int(np.asarray(picture.convert("RGB")).max()) << 8) + 255 if deep else 0
-    except MemoryError:
-        raise
-    except Exception:  # decoding something damaged can raise anything; it is named where its pixels are needed
-        return 0, 0
+        stream.seek(0)
+        try:
+            with Image.open(stream) as opened:
+                if opened.mode.startswith("I"):
+                    return int(np.asarray(opened).max()), 0
+                deep = any(";16" in str(tile[3]) for tile in opened.tile)
+                return 0, (int(np.asarray(opened.convert("RGB")).max()) << 8) + 255 if deep else 0
+        except MemoryError:
+            raise
+        except Exception:  # decoding something damaged can raise anything; it is named where its pixels are needed
+            return 0, 0
 
 
 def white_of(largest: int) -> int:

@@ -88,10 +88,10 @@ def make_splits(
         unlabelled=images.get(_UNLABELLED),
     )
     mean_C, std_C = _moments((splits.train if len(splits.train) else splits.calibration).images)
-    if not all(std_C):
-        which = splits.calibration_source if not len(splits.train) else "training images"
-        raise DataError(f"the {which} are of one colour: a channel has the same value everywhere")
-    splits = replace(splits, mean_C=mean_C, std_C=std_C)
+    if len(splits.train) and not all(std_C):
+        raise DataError("the training images are of one colour: a channel has the same value everywhere")
+    # Given weights have a mean and deviation of their own; a few images to calibrate on may well be of one colour.
+    splits = replace(splits, mean_C=mean_C, std_C=tuple(std or 1.0 for std in std_C))
     if folder:
         for part in _PARTS:
             np.save(folder / f"{part}_labels.npy", labels[part])

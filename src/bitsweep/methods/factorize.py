@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 from pydantic import Field
 
 from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import CompressionError, ConfigError
@@ -74,6 +75,10 @@ class Factorize(QuantizingMethod):
                 "choose method.epochs=0, or an integer precision such as int8"
             )
         return super().unsupported(precision)
+
+    def learns_from(self) -> Part | None:
+        """Training images where factors are trained."""
+        return "training" if self.epochs else None
 
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 from pydantic import Field
 
 from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.errors import CompressionError
 from bitsweep.quantization.calibrated import QuantizingMethod
@@ -47,6 +48,10 @@ class MixedPrecision(QuantizingMethod):
     rounding: Literal["nearest", "gptq"] = "gptq"
     damping: Annotated[float, Field(gt=0)] = 0.01
     study_images: Count = 256
+
+    def learns_from(self) -> Part:
+        """Validation images."""
+        return "validation"
 
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int

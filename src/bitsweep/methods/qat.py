@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 from pydantic import Field
 
 from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.config.recipe import Recipe
 from bitsweep.quantization.calibrated import QuantizingMethod
@@ -39,6 +40,10 @@ class QuantizationAwareTraining(QuantizingMethod):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     augment: Literal["none", "shift", "shift_flip"] = "none"
     frozen_share: Share = 0.3
+
+    def learns_from(self) -> Part:
+        """Training images."""
+        return "training"
 
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int

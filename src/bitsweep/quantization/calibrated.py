@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.dataset import Part
 from bitsweep.config.method import Method
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
@@ -355,6 +356,10 @@ class CalibratedMethod(QuantizingMethod):
 
     correct_bias: bool = False
     study_images: Annotated[int, Field(ge=0)] = 0
+
+    def learns_from(self) -> Part | None:
+        """Validation images where layers are studied."""
+        return "validation" if self.study_images else None
 
     @abstractmethod
     def round_weights(

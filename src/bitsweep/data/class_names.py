@@ -1,0 +1,118 @@
+"""The classes of a network: their names in the order of its outputs, and the numbers that labels have among them.
+
+Shape letters: N images, K classes.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bitsweep.data.image_tree import some
+from bitsweep.errors import DataError
+from bitsweep.results import Array
+
+#: A noun of WordNet's, by which ImageNet's classes are called; its words may follow.
+_SYNSET = re.compile(r"(n\d{8})\b.*", re.DOTALL)
+
+
+def read_classes(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes in their order: those that are given, or those in a file.
+
+    The file is text with a name in every line, a JSON list of them, or a JSON object from numbers to names, as
+    ``imagenet_class_index.json`` is.
+
+    Raises:
+        DataError: there is no such file, it is empty, or a name is there twice.
+    """
+    if not isinstance(given, str):
+        names, key = tuple(given), f"dataset.classes={list(given)}"
+    elif not given:
+        return ()
+    else:
+        file, key = Path(given).expanduser(), f"dataset.classes={given}"
+        try:
+            names = _names_in(file.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError as error:
+            raise DataError(f"{key}: no such file; name one with a class in every line, or give a list") from error
+        except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+            raise DataError(f"{key}: cannot be read as names, one in every line or in JSON ({error})") from error
+        if not names:
+            raise DataError(f"{key}: holds no names; write one class in every line, in the order of the outputs")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"{key}: {twice[0]} is there {Counter(names)[twice[0]]} times; give every class a name of its own"
+        )
+    return names
+
+
+def number_labels(labels: Sequence[str | int], classes: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
+    """Labels from 0 on, int64 [N], and the names of the classes; what is unusual about them is printed.
+
+    Args:
+        labels: names, or whole numbers, which may start anywhere and have gaps.
+        classes: names in the order of the network's outputs, where labels need not have all of them: a number counts
+            there from 0, or from 1 where the first is 1 and the last as many as there are. None: the labels are the
+            classes, in alphabetical or numerical order.
+
+    Raises:
+        DataError: a label is none of the classes.
+    """
+    found = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
+    if classes:
+        places = _places(found, classes)
+        return np.array([places[label] for label in labels], np.int64), tuple(classes)
+    if found and all(isinstance(label, int) for label in found):
+        low, high = int(found[0]), int(found[-1])
+        if low < 0:
+            raise DataError(f"labels run from {low} to {high}; they must not be negative")
+        if len(found) != high + 1:
+            print(f"labels run from {low} to {high} with {len(found)} values: those are the classes", flush=True)
+    places = {label: number for number, label in enumerate(found)}
+    return np.array([places[label] for label in labels], np.int64), tuple(str(label) for label in found)
+
+
+def whole_numbers(labels: Sequence[str]) -> Sequence[str | int]:
+    """Labels as numbers, where all of them are whole numbers as they stand in a table; as they are otherwise."""
+    if labels and all(re.fullmatch(r"[+-]?[0-9]+(\.0*)?", label) for label in labels):
+        return [int(label.partition(".")[0]) for label in labels]
+    return labels
+
+
+def _places(found: Sequence[str | int], classes: Sequence[str]) -> dict[str | int, int]:
+    """The number of every label among the classes."""
+    known = {match[1]: number for number, name in enumerate(classes) if (match := _SYNSET.fullmatch(name))}
+    known |= {name: number for number, name in enumerate(classes)}
+    strange = [label for label in found if str(label) not in known]
+    if not strange:
+        return {label: known[str(label)] for label in found}
+    numbers = whole_numbers([str(label) for label in found])
+    if not all(isinstance(number, int) for number in numbers):
+        raise DataError(
+            f"{some(map(str, strange))} {'are' if strange[1:] else 'is'} none of the {len(classes)} dataset.classes"
+        )
+    low, high = int(min(numbers)), int(max(numbers))
+    first = int(low == 1 and high == len(classes))
+    if low < first or high >= len(classes) + first:
+        raise DataError(f"labels run from {low} to {high}, but dataset.classes has {len(classes)} names")
+    if first:
+        print(f"labels count from 1: 1 is {classes[0]}", flush=True)
+    return {label: int(number) - first for label, number in zip(found, numbers, strict=True)}
+
+
+def _names_in(text: str) -> tuple[str, ...]:
+    if not text.lstrip().startswith(("[", "{")):
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    content = json.loads(text)
+    if isinstance(content, dict):
+        numbers = sorted(map(int, content))
+        if numbers != list(range(len(numbers))):
+            raise ValueError("its keys are not the numbers from 0 on")
+        content = [content[str(number)] for number in numbers]
+    names = [" ".join(map(str, name)) if isinstance(name, list) else name for name in content]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("it holds other things than names")
+    return tuple(names)
