@@ -51,6 +51,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> str:
         ({"backend": "openvino"}, "capm"),
         ({"backend__name": "other"}, "apm"),
         ({"protocol__eval_batch": 65}, "cam"),
+        ({"protocol__parity_images": 100}, "cam"),
         ({"protocol__blocks": 6}, "m"),
         ({"protocol__threads": 1}, "m"),
         ({}, ""),

@@ -296,7 +296,8 @@ class Compressed:
         program: ``torch.export`` file of the Q/DQ (or float) program.
         layer_stats: statistics of the layers that are in the float network as well.
         calibrated_on: number of calibration images that the method watched.
-        test_logits_NK: float32 logits of the test images by the reference, that is the program op by op in PyTorch.
+        reference_N: indices, int64 [N], of the test images that the reference was run on, in rising order.
+        reference_NK: float32 logits of these images by the reference, that is the program op by op in PyTorch.
     """
 
     program: Path
@@ -304,7 +305,8 @@ class Compressed:
     curves: tuple[Curve, ...]
     tables: tuple[Table, ...]
     layer_stats: tuple[LayerStats, ...]
-    test_logits_NK: Array
+    reference_N: Array
+    reference_NK: Array
     calibrated_on: int = 0
 
 

@@ -64,19 +64,20 @@ def compress(
     scheme: Scheme,
     seed: int,
     eval_batch: int,
+    parity_images: int,
     data: Path,
     baseline: Path,
     original: Path | None,
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Compress the baseline to a program, look into it, and run it on the test images: the reference."""
+    """Compress the baseline to a program, look into it, and run it on test images: the reference."""
     import numpy as np
     import torch
 
     from bitsweep.data.preprocessing import normalized, preprocessed
-    from bitsweep.data.splits import load_splits
-    from bitsweep.graphs.program import load_program
+    from bitsweep.data.splits import load_splits, test_sample
+    from bitsweep.graphs.program import load_program, looks_at_batches
     from bitsweep.quantization.compressed import load_compressed, save_compression
     from bitsweep.training.baseline import load_trained
     from bitsweep.training.network import build_network
@@ -87,21 +88,19 @@ def compress(
     network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
     compression = method.compress(network.eval(), splits, input_shape=model.input_shape, scheme=scheme, seed=seed)
     as_taken = functools.partial(preprocessed, splits=splits, input_shape=model.input_shape)
-    # A program that chooses ranges while it runs chooses them for a whole batch.
-    batches = as_taken(splits.test.images, batch=eval_batch)
+    # What chooses ranges for a whole batch is to see the batches that the engine sees: those of all images.
+    count = len(splits.test) if looks_at_batches(compression.program) else parity_images
+    reference_N = test_sample(splits, count)
+    batches = as_taken(splits.test.images[reference_N], batch=eval_batch)
     probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
     before = load_program(load_compressed(original).program) if original else None
     watched = method.calibrated_on(len(splits.calibration), scheme)
     save_compression(
-        compression,
-        map(np.asarray, batches),
-        folder,
-        probe_images=np.asarray(probe_images),
-        calibrated_on=watched,
-        original=before,
-    )
+        compression, folder, reference_N=reference_N, batches=map(np.asarray, batches),
+        probe_images=np.asarray(probe_images), calibrated_on=watched, original=before,
+    )  # fmt: skip
     if original is None:
-        _require_same_network(np.load(folder / "test_logits.npy"), trained.test_logits_NK)
+        _require_same_network(load_compressed(folder).reference_NK, trained.test_logits_NK[reference_N])
 
 
 def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:

@@ -139,6 +139,7 @@ _SETTINGS: dict[str, Callable[[Cell], Any]] = {
     "backend": lambda cell: cell.backend,
     "protocol": lambda cell: cell.protocol,
     "eval_batch": lambda cell: cell.protocol.eval_batch,
+    "parity_images": lambda cell: cell.protocol.parity_images,
 }
 #: Parameters that are folders of stages, of the cell or of its twin; None where the cell has no need of one.
 _INPUTS: dict[str, Callable[[Cell], tuple[Stage, Cell] | None]] = {

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from bitsweep.data import splits as splits_module
 from bitsweep.data.preprocessing import centred, preprocess, preprocessed
-from bitsweep.data.splits import calibration_images, load_splits, make_splits, stratified_indices, validation_batches
+from bitsweep.data.splits import (
+    calibration_images,
+    load_splits,
+    make_splits,
+    stratified_indices,
+    test_sample,
+    validation_batches,
+)
 from bitsweep.errors import DataError
 from bitsweep.results import RawData, RawSplit, Split, Splits
 
@@ -56,6 +63,14 @@ def test_calibration_images_are_training_images_of_every_class(splits: Splits) -
     assert sorted(by_number[int(image[0, 0, 0])] for image in chosen) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert not np.array_equal(chosen, calibration_images(splits, 8, seed=4))
     assert len(calibration_images(splits, 1000, seed=0)) == len(splits.train)
+
+
+def test_a_sample_of_the_test_images_has_every_class(splits: Splits) -> None:
+    labels = np.asarray(splits.test.labels)
+    chosen = test_sample(splits, len(labels) // 2)
+    assert np.array_equal(chosen, np.unique(chosen)) and len(chosen) == len(labels) // 2
+    assert (np.abs(np.bincount(labels[chosen]) - np.bincount(labels) / 2) < 1).all()
+    assert np.array_equal(test_sample(splits, 10**6), np.arange(len(labels)))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 9))

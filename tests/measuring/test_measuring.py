@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -247,6 +247,7 @@ def evaluated(
     guesses: bool = False,
     watched: int = 0,
     source: str = "training images",
+    sample: Sequence[int] = range(10),
     **about: Any,
 ) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
@@ -278,7 +279,8 @@ def evaluated(
             curves=(),
             tables=(),
             layer_stats=(),
-            test_logits_NK=exact,
+            reference_N=np.array(sample),
+            reference_NK=exact[sample],
             calibrated_on=watched,
         ),
         saturates=saturates,
@@ -286,6 +288,15 @@ def evaluated(
         folder=tmp_path,
     )
     return load_measurement(tmp_path)
+
+
+def test_parity_is_that_of_the_sample_and_accuracy_that_of_all(tmp_path: Path) -> None:
+    """The artifact calls images 5 to 8 otherwise than the reference does."""
+    (tmp_path / "part").mkdir()
+    whole = evaluated(tmp_path, FLOAT32, bias=18)
+    part = evaluated(tmp_path / "part", FLOAT32, bias=18, sample=[0, 4, 5, 9])
+    assert (whole.metrics["parity_agreement"], part.metrics["parity_agreement"]) == (0.6, 0.75)
+    assert whole.metrics["top1"] == part.metrics["top1"] == 0.6
 
 
 @pytest.mark.parametrize(
@@ -315,7 +326,13 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
         input_shape=(3, 4, 4),
         compressed=Compressed(
-            program=tmp_path, layers=(layer,), curves=(), tables=(), layer_stats=(), test_logits_NK=EXAMPLES
+            program=tmp_path,
+            layers=(layer,),
+            curves=(),
+            tables=(),
+            layer_stats=(),
+            reference_N=np.arange(5),
+            reference_NK=EXAMPLES,
         ),
         folder=tmp_path,
     )

@@ -58,7 +58,13 @@ def shown(names: tuple[str, ...], folder: Path) -> Shown:
             checkpoint=folder, history=(), best_epoch=0, val_top1=0.5, device="cpu", test_logits_NK=before_NK
         ),
         compressed=Compressed(
-            program=folder, layers=layers, curves=(), tables=(), layer_stats=stats[:4], test_logits_NK=before_NK
+            program=folder,
+            layers=layers,
+            curves=(),
+            tables=(),
+            layer_stats=stats[:4],
+            reference_N=np.arange(len(before_NK)),
+            reference_NK=before_NK,
         ),
         measurement=Measurement(metrics={}, flags=(), verdict="", findings=(), details={}, tables=(), folder=folder),
         batch_sizes=(1, 8),

@@ -23,6 +23,8 @@ class MeasurementProtocol(Choice):
         max_foreign_share: largest part of the CPUs' time that other processes may take; above it the run is noisy.
         repeats: how often a noisy run is repeated at most.
         eval_batch: images a batch when measuring accuracy.
+        parity_images: test images on which an artifact is compared with the reference, at most; each class has its
+            share. Accuracy is that of all test images.
         memory: whether to measure peak memory in a pass of its own.
     """
 
@@ -37,4 +39,5 @@ class MeasurementProtocol(Choice):
     max_foreign_share: Annotated[float, Field(gt=0)] = 0.15
     repeats: Annotated[int, Field(ge=0)] = 2
     eval_batch: Count = 64
+    parity_images: Count = 1000
     memory: bool = True

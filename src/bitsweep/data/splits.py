@@ -175,6 +175,11 @@ def validation_batches(
     )
 
 
+def test_sample(splits: Splits, count: int) -> Array:
+    """Indices of ``count`` test images, int64 in rising order, each class with its share; of all if it has fewer."""
+    return np.sort(_stratified(splits.test.labels, min(count, len(splits.test)), 0))
+
+
 def load_splits(folder: Path) -> Splits:
     """Open saved splits. Labels are read and checked now, images when they are first asked for.
 

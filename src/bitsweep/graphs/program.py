@@ -18,6 +18,7 @@ from bitsweep.graphs.archive import load_archive, save_archive
 from bitsweep.graphs.constants import folded_graph
 from bitsweep.graphs.ops import quantized, set_attribute
 from bitsweep.graphs.packing import pack, unpack
+from bitsweep.graphs.qdq_pairs import fuse_pairs
 from bitsweep.results import Array, OpProfile, Shape
 
 
@@ -60,6 +61,11 @@ def logits_of(program: ExportedProgram, batches: Iterable[Array]) -> Array:
     return np.concatenate([infer(images) for images in batches])
 
 
+def looks_at_batches(program: ExportedProgram) -> bool:
+    """Whether a program chooses ranges while it runs: for a whole batch, so that images depend on those beside them."""
+    return bool(program.graph.find_nodes(op="call_function", target=quantized.choose_qparams.tensor))
+
+
 def inference_fn(
     program: ExportedProgram, *, memory_format: torch.memory_format = torch.contiguous_format, device: Device = "cpu"
 ) -> InferenceFn:
@@ -96,8 +102,9 @@ def on_gpu(program: ExportedProgram, images: Array, *, memory_format: torch.memo
 
 
 def _laid_out(program: ExportedProgram, memory_format: torch.memory_format, device: Device) -> GraphModule:
-    """Folded graph of a program on a device, with weights of 2-d convolutions in a memory format."""
+    """Folded graph of a program on a device, fast to run, with weights of 2-d convolutions in a memory format."""
     graph = folded_graph(program if device == "cpu" else move_to_device_pass(program, device))
+    fuse_pairs(graph)
     for path, value in dict(graph.named_buffers()).items():
         if value.ndim == 4:
             set_attribute(graph, path, value.contiguous(memory_format=memory_format))

@@ -71,7 +71,7 @@ def evaluate(
     (examples,) = (np.asarray(images) for images in batches(repeated, batch=largest))
     np.save(folder / "examples.npy", examples)
 
-    metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed.test_logits_NK, subject)
+    metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed, subject)
     findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
     if compressed.calibrated_on:
         metrics["calibration_images"] = float(compressed.calibrated_on)
@@ -96,13 +96,14 @@ def evaluate(
 
 
 def compare(
-    logits_NK: Array, labels_N: Array, baseline_NK: Array, reference_NK: Array, subject: Subject
+    logits_NK: Array, labels_N: Array, baseline_NK: Array, compressed: Compressed, subject: Subject
 ) -> tuple[dict[str, float], list[str]]:
     """Accuracy metrics of logits against labels, fp32 baseline and reference, and the flags that follow."""
     n = len(labels_N)
     correct = logits_NK.argmax(1) == labels_N
     baseline_correct = baseline_NK.argmax(1) == labels_N
     lost, gained = stats.paired_counts(baseline_correct, correct)
+    sampled_NK, reference_NK = logits_NK[compressed.reference_N], compressed.reference_NK
     low, high = stats.wilson_interval(int(correct.sum()), n, subject.protocol.confidence)
     metrics = {
         "top1": float(correct.mean()),
@@ -114,8 +115,8 @@ def compare(
         "agreement": stats.agreement(baseline_NK, logits_NK),
         "sqnr_db": stats.sqnr_db(baseline_NK, logits_NK),
         "mean_kl": stats.mean_kl(baseline_NK, logits_NK),
-        "parity_agreement": stats.agreement(reference_NK, logits_NK),
-        "parity_sqnr_db": stats.sqnr_db(reference_NK, logits_NK),
+        "parity_agreement": stats.agreement(reference_NK, sampled_NK),
+        "parity_sqnr_db": stats.sqnr_db(reference_NK, sampled_NK),
     }
     flags = []
     baseline_low, _ = stats.wilson_interval(int(baseline_correct.sum()), n, subject.protocol.confidence)

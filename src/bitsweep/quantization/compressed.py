@@ -16,17 +16,19 @@ from bitsweep.results import Array, Compressed, Compression, Curve, Distribution
 
 def save_compression(
     compression: Compression,
-    test_batches: Iterable[Array],
     folder: Path,
     *,
+    reference_N: Array,
+    batches: Iterable[Array],
     probe_images: Array,
     calibrated_on: int = 0,
     original: ExportedProgram | None = None,
 ) -> None:
-    """Write what a method returned into a folder, with the outputs of its program for the test images.
+    """Write what a method returned into a folder, with the outputs of its program for some test images.
 
     Args:
-        test_batches: float32 images [N, 3, H, W], a batch at a time.
+        reference_N: indices of these images, int64 [N].
+        batches: the images, float32 [N, 3, H, W], a batch at a time.
         probe_images: a few images that the statistics of the layers are of.
         calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
@@ -37,12 +39,14 @@ def save_compression(
     _save_layer_stats(
         layer_stats(original or compression.program, compression.program, torch.from_numpy(probe_images)), folder
     )
-    np.save(folder / "test_logits.npy", logits_of(compression.program, test_batches))
+    np.savez(folder / "reference.npz", images=reference_N, logits=logits_of(compression.program, batches))
 
 
 def load_compressed(folder: Path) -> Compressed:
     """Read back what ``save_compression`` wrote; the program itself stays on disk."""
     records = json.loads((folder / "records.json").read_text())
+    with np.load(folder / "reference.npz", allow_pickle=False) as reference:
+        reference_N, reference_NK = reference["images"], reference["logits"]
     return Compressed(
         program=folder / "program.pt2",
         layers=tuple(LayerRecord(**each) for each in records["layers"]),
@@ -50,7 +54,8 @@ def load_compressed(folder: Path) -> Compressed:
         tables=tuple(map(Table.from_json, records["tables"])),
         layer_stats=_load_layer_stats(folder),
         calibrated_on=records["calibrated_on"],
-        test_logits_NK=np.load(folder / "test_logits.npy"),
+        reference_N=reference_N,
+        reference_NK=reference_NK,
     )
 
 
