@@ -76,7 +76,7 @@ def compress(
     import torch
 
     from bitsweep.data.preprocessing import normalized, preprocessed
-    from bitsweep.data.splits import load_splits, test_sample
+    from bitsweep.data.splits import load_splits, sample_of_tests
     from bitsweep.graphs.program import load_program, looks_at_batches
     from bitsweep.quantization.compressed import load_compressed, save_compression
     from bitsweep.training.baseline import load_trained
@@ -90,7 +90,7 @@ def compress(
     as_taken = functools.partial(preprocessed, splits=splits, input_shape=model.input_shape)
     # What chooses ranges for a whole batch is to see the batches that the engine sees: those of all images.
     count = len(splits.test) if looks_at_batches(compression.program) else parity_images
-    reference_N = test_sample(splits, count)
+    reference_N = sample_of_tests(splits, count)
     batches = as_taken(splits.test.images[reference_N], batch=eval_batch)
     probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
     before = load_program(load_compressed(original).program) if original else None

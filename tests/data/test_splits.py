@@ -16,8 +16,8 @@ from bitsweep.data.splits import (
     calibration_images,
     load_splits,
     make_splits,
+    sample_of_tests,
     stratified_indices,
-    test_sample,
     validation_batches,
 )
 from bitsweep.errors import DataError
@@ -67,10 +67,10 @@ def test_calibration_images_are_training_images_of_every_class(splits: Splits) -
 
 def test_a_sample_of_the_test_images_has_every_class(splits: Splits) -> None:
     labels = np.asarray(splits.test.labels)
-    chosen = test_sample(splits, len(labels) // 2)
+    chosen = sample_of_tests(splits, len(labels) // 2)
     assert np.array_equal(chosen, np.unique(chosen)) and len(chosen) == len(labels) // 2
     assert (np.abs(np.bincount(labels[chosen]) - np.bincount(labels) / 2) < 1).all()
-    assert np.array_equal(test_sample(splits, 10**6), np.arange(len(labels)))
+    assert np.array_equal(sample_of_tests(splits, 10**6), np.arange(len(labels)))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 9))

@@ -175,7 +175,7 @@ def validation_batches(
     )
 
 
-def test_sample(splits: Splits, count: int) -> Array:
+def sample_of_tests(splits: Splits, count: int) -> Array:
     """Indices of ``count`` test images, int64 in rising order, each class with its share; of all if it has fewer."""
     return np.sort(_stratified(splits.test.labels, min(count, len(splits.test)), 0))
 

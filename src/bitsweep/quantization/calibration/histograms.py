@@ -103,7 +103,8 @@ def _counts(values: torch.Tensor, per_bin: float, first: int, last: int) -> torc
     size = min(len(values), _PIECE) if values.device.type == "cpu" else len(values)
     scaled = torch.empty(size, device=values.device)
     bins = torch.empty(size, dtype=torch.int32, device=values.device)
-    for piece in values.split(size):
+    for start in range(0, len(values), size):
+        piece = values[start : start + size]
         floats, codes = scaled[: len(piece)], bins[: len(piece)]
         torch.mul(piece, per_bin, out=floats).floor_().sub_(first)
         counts += torch.bincount(codes.copy_(floats), minlength=len(counts))
