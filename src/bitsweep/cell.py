@@ -9,6 +9,7 @@ from bitsweep.config.backend import Backend
 from bitsweep.config.binding import CONFIG_GROUPS, construct
 from bitsweep.config.configurable import IN_NAMES, marked, source_of
 from bitsweep.config.dataset import Dataset
+from bitsweep.config.file_model import FileModel
 from bitsweep.config.method import Method
 from bitsweep.config.model import Model
 from bitsweep.config.precision import Precision, Scheme
@@ -120,7 +121,9 @@ class Cell:
         resolved = replace(self.precision, weights=self.scheme.weights, activations=self.scheme.activations)
         if self.scheme.arithmetic == "integer" and self.method.unsupported(resolved):
             return f"{self.scheme.why}, and method={self.method.name} has no such: choose another method or backend"
-        if self.train.epochs == 0 and not self.model.weights:
+        if isinstance(self.model, FileModel) and self.train.epochs:
+            return f"model={self.model.name} is taken as its file has it: use train=pretrained, not {self.train.name}"
+        if self.train.epochs == 0 and not (self.model.weights or isinstance(self.model, FileModel)):
             return f"train={self.train.name} does not train: set model.weights to a state_dict, or train.epochs"
         if self.train.frozen_epochs and not self.model.weights:
             return (

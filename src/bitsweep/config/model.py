@@ -20,7 +20,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _size(value: Any) -> int | tuple[int, int]:
+def size_of(value: Any) -> int | tuple[int, int]:
     """One number for both sides, or height and width."""
     sides = list(value) if isinstance(value, list | tuple) else [value]
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
@@ -41,7 +41,7 @@ def _margins(value: Any) -> int | tuple[int, ...]:
 
 
 Margins = Annotated[int | tuple[int, ...], PlainValidator(_margins)]
-Size = Annotated[int | tuple[int, int], PlainValidator(_size)]
+Size = Annotated[int | tuple[int, int], PlainValidator(size_of)]
 Normalization = Literal["dataset", "imagenet", "centred", "published", "given"]
 
 
@@ -105,7 +105,7 @@ class Model(Choice, ABC):
         if bool(self.mean) != bool(self.std):
             raise ValueError("mean, std: give both or none")
         for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (0, 1, self.channels):
+            if self.channels and len(values) not in (0, 1, self.channels):
                 raise ValueError(f"{key}={list(values)}: give one number, or one for each of {self.channels} channels")
         if self.pixel_range and self.pixel_range[0] >= self.pixel_range[1]:
             raise ValueError(f"pixel_range={list(self.pixel_range)}: black must be less than white, as in [0,255]")
@@ -113,12 +113,11 @@ class Model(Choice, ABC):
             raise ValueError(
                 f"normalization={self.normalization}: does not go with mean, std or pixel_range; leave it out"
             )
-        size = self.input_shape[1:]
-        if self.crop is not None and _pair(self.crop) != size:
+        if self.crop is not None and self.image_size and _pair(self.crop) != _pair(self.image_size):
             raise ValueError(f"crop={self.crop}: is what the network takes; set model.image_size={self.crop} as well")
         if not self.antialias and self.resize is None:
             raise ValueError("antialias=false: says how to resize; give model.resize")
-        if self.channel_order == "bgr" and self.channels != 3:
+        if self.channel_order == "bgr" and self.channels and self.channels != 3:
             raise ValueError(f"channel_order=bgr: is for three channels, not {self.channels}")
         return self
 
@@ -152,7 +151,7 @@ class Model(Choice, ABC):
     def framed_by_weights(self) -> bool:
         """Whether that is what the published accuracy of its weights was measured with: where its size is theirs."""
         says = self.resize is not None or self.crop is not None or self.pad or self.interpolation != "bilinear"
-        if self.weights != "imagenet" or self.channels != 3 or says:
+        if self.weights != "imagenet" or says or self.input_shape[0] != 3:
             return False
         published = self.published_framing()
         return published is not None and (published.height, published.width) == self.input_shape[1:]
@@ -202,14 +201,7 @@ class Model(Choice, ABC):
             if (version := version_of(self.weights_package)) == "absent":
                 raise MissingPackage(self.weights_package, self.weights_extra)
             return f"imagenet of {self.weights_package} {version}"
-        file = Path(self.weights).expanduser()
-        if not file.is_file():
-            raise ConfigError(
-                f"model.weights={self.weights}: no such file; give the path of a state_dict, or model.weights=imagenet"
-            )
-        if not file.stat().st_size:
-            raise ConfigError(f"model.weights={self.weights}: is empty; get it again")
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return digest_of_file("model.weights", self.weights, "a state_dict, or model.weights=imagenet")
 
     @property
     def pixels(self) -> Normalization:
@@ -219,3 +211,21 @@ class Model(Choice, ABC):
         if self.normalization == "auto":
             return self.imagenet_pixels() if self.weights == "imagenet" else "dataset"
         return self.normalization
+
+
+def digest_of_file(key: str, place: str, wanted: str) -> str:
+    """What tells the content of a file that a knob names from others.
+
+    Args:
+        wanted: what to give the path of.
+
+    Raises:
+        ConfigError: there is no such file, or nothing in it.
+    """
+    file = Path(place).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{key}={place}: no such file; give the path of {wanted}")
+    if not file.stat().st_size:
+        raise ConfigError(f"{key}={place}: is empty; get it again")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,171 @@
+"""ONNX files as plain data: the nodes of one graph, in order, and its constants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from bitsweep.errors import ConfigError, first_line
+from bitsweep.results import Array
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+#: Names of the two domains of operators that are known; the standard one has two.
+_DOMAINS = {"": "", "ai.onnx": "", "com.microsoft": "com.microsoft."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxNode:
+    """One operation.
+
+    Attributes:
+        op: its name, after that of its domain where it is not ONNX's own, e.g. ``com.microsoft.QGemm``.
+        inputs, outputs: names of tensors; inputs that are left out are empty.
+        opset: version of ONNX's operators that the file is written in.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    opset: int = 21
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """An attribute."""
+        return self.attributes.get(attribute, default)
+
+    def input(self, number: int) -> str:
+        """The name of an input; empty where it is left out."""
+        return self.inputs[number] if number < len(self.inputs) else ""
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxGraph:
+    """A graph from images to outputs.
+
+    Attributes:
+        constants: by the names of their tensors; floats are float32, integers as they are.
+        shape: [N, C, H, W] of the images, None where the file leaves a size open.
+    """
+
+    nodes: tuple[OnnxNode, ...]
+    constants: Mapping[str, Array]
+    images: str
+    shape: tuple[int | None, ...]
+    outputs: tuple[str, ...]
+
+
+def read_onnx(path: Path) -> OnnxGraph:
+    """The graph of a file.
+
+    Raises:
+        ConfigError: it is no ONNX file, is damaged, or holds something else than a network for images.
+    """
+    model = load_onnx(path)
+    graph, opset = model.graph, max([each.version for each in model.opset_import if each.domain in ("", "ai.onnx")])
+    constants = {each.name: _floats_as_float32(numpy_helper.to_array(each)) for each in graph.initializer}
+    images = image_input(model)
+    return OnnxGraph(
+        nodes=tuple(_node(each, opset) for each in graph.node),
+        constants=constants,
+        images=images.name,
+        shape=shape_of(images),
+        outputs=tuple(each.name for each in graph.output),
+    )
+
+
+def load_onnx(path: Path, *, tensors: bool = True) -> Any:
+    """The content of a file, with functions of its own written out.
+
+    Args:
+        tensors: whether to read what lies in files beside it, too.
+
+    Raises:
+        ConfigError: it is no ONNX file, or is damaged.
+    """
+    try:
+        model = onnx.load(path, load_external_data=tensors)
+        if not model.graph.node:
+            raise ValueError("it has no graph")
+        return onnx.inliner.inline_local_functions(model) if model.functions else model
+    except Exception as error:  # protobuf, the checker and the file system raise errors of their own
+        raise ConfigError(f"cannot be read as ONNX; export it again: {first_line(error)}") from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """An ONNX file, and those beside it that its weights lie in.
+
+    Raises:
+        ConfigError: it is no ONNX file, or is damaged.
+    """
+    model = load_onnx(path, tensors=False)
+    external = [each for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL]
+    names = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
+def shape_of(images: Any) -> tuple[int | None, ...]:
+    """The sizes of an input, None for those that are left open."""
+    sizes = images.type.tensor_type.shape.dim
+    return tuple(size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None for size in sizes)
+
+
+def image_input(model: Any) -> Any:
+    """The one input of a graph.
+
+    Raises:
+        ConfigError: there are several, or it takes no float images.
+    """
+    constants = {each.name for each in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(each.name for each in inputs) or "none"
+        raise ConfigError(f"one input is needed, the images; it has {names}")
+    (images,) = inputs
+    kind, rank = images.type.tensor_type.elem_type, len(images.type.tensor_type.shape.dim)
+    if kind not in _FLOATS or rank != 4:
+        raise ConfigError(
+            f"{images.name} is {TensorProto.DataType.Name(kind)} of {rank} dimensions; float images "
+            "[N, C, H, W] are needed"
+        )
+    return images
+
+
+def _node(node: Any, opset: int) -> OnnxNode:
+    if node.domain not in _DOMAINS:
+        raise ConfigError(f"{node.op_type} is an operation of {node.domain}, which nothing here knows")
+    attributes = {each.name: _attribute(each, node) for each in node.attribute}
+    return OnnxNode(
+        op=_DOMAINS[node.domain] + node.op_type,
+        inputs=tuple(node.input),
+        outputs=tuple(node.output),
+        attributes=attributes,
+        name=node.name,
+        opset=opset,
+    )
+
+
+def _attribute(attribute: Any, node: Any) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return _floats_as_float32(numpy_helper.to_array(value))
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.GraphProto):
+        raise ConfigError(f"{node.op_type} {node.name} runs a graph of its own, which nothing here does")
+    return list(value) if isinstance(value, list | tuple) or hasattr(value, "_values") else value
+
+
+def _floats_as_float32(values: Array) -> Array:
+    """Half and double precision as float32; codes of fewer than 8 bits as bytes, other integers as they are."""
+    kind = values.dtype
+    if kind.kind == "f" or kind.name in ("bfloat16", "float16"):
+        return values.astype(np.float32)
+    return values

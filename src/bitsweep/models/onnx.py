@@ -1,0 +1,56 @@
+"""A network that comes as an ONNX file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+from bitsweep.config.configurable import configurable
+from bitsweep.config.file_model import FileModel
+from bitsweep.config.model import digest_of_file
+from bitsweep.errors import BitsweepError, ConfigError
+from bitsweep.runtime import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+
+@final
+@configurable
+class OnnxModel(FileModel):
+    """A graph of one input, images [N, C, H, W] in float, as a network of PyTorch with the weights of the file."""
+
+    kind: ClassVar[str] = "an ONNX file"
+
+    def source(self) -> str:
+        """What is in the file, in those beside it that it keeps its weights in, and in one to take weights from."""
+        from bitsweep.graphs.onnx.reading import files_of
+
+        self.check()
+        try:
+            files = [str(file) for file in files_of(self._path)]
+        except ConfigError as error:
+            raise ConfigError(f"model.file={self.file}: {error}") from error
+        return fingerprint.digest([digest_of_file("model.file", file, self.kind) for file in files], super().source())
+
+    def written_shape(self) -> tuple[int | None, ...]:
+        """Any size may be left open."""
+        from bitsweep.graphs.onnx.reading import image_input, load_onnx, shape_of
+
+        return shape_of(image_input(load_onnx(self._path, tensors=False)))
+
+    def build(self, num_classes: int) -> "torch.nn.Module":
+        """The network, for any number of images.
+
+        Raises:
+            ConfigError: it is no ONNX file, takes something else than images, or computes what nothing here does.
+        """
+        from bitsweep.graphs.onnx.network import for_any_batch, network_of
+
+        shape = self.input_shape
+        try:
+            return for_any_batch(network_of(self._path), shape)
+        except BitsweepError as error:
+            raise ConfigError(f"model.file={self.file}: {error}") from error
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.file).expanduser()

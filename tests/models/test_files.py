@@ -1,0 +1,110 @@
+"""Networks that come as files: programs of ``torch.export`` and ONNX."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bitsweep.config.file_model import FileModel
+from bitsweep.errors import ConfigError
+from bitsweep.models.exported import ExportedModel
+from bitsweep.models.onnx import OnnxModel
+from bitsweep.training.network import build_network
+from tests.graphs.onnx.networks import by_onnxruntime, export
+
+#: C, H and W: grey, and wider than high.
+SHAPE = (1, 12, 20)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 5 * 9, 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the network for one image as a program and as ONNX, and with any sizes as a program."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.export.save(torch.export.export(network(), (torch.zeros(1, *SHAPE),)), folder / "net.pt2")
+    export(network(), folder / "net.onnx", batch=1, shape=SHAPE)
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    sides = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(pooled.eval(), (torch.zeros(2, 3, 16, 16),), dynamic_shapes=(sides,))
+    torch.export.save(program, folder / "open.pt2")
+    return folder
+
+
+def model_of(file: Path) -> FileModel:
+    if file.suffix == ".pt2":
+        return ExportedModel(name="exported", file=str(file))
+    return OnnxModel(name="onnx", file=str(file))
+
+
+@pytest.mark.parametrize("file", ["net.pt2", "net.onnx"])
+def test_a_file_says_what_images_it_takes_and_gives_its_logits(file: str, files: Path) -> None:
+    model = model_of(files / file)
+    assert model.input_shape == SHAPE
+    images = np.random.default_rng(0).standard_normal((5, *SHAPE), dtype=np.float32)
+    built, head = build_network(model, 3)
+    with torch.no_grad():
+        given = built.eval()(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(given, network()(torch.from_numpy(images)).numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(given, by_onnxruntime(files / "net.onnx", images), rtol=1e-5, atol=1e-6)
+    assert head in ("3", "n3", "linear", "node_linear")
+
+
+@pytest.mark.parametrize(
+    ("file", "knobs", "message"),
+    [
+        ("net.pt2", {"image_size": 16}, r"model\.image_size=16: .*net\.pt2 takes 12; leave it out"),
+        ("net.onnx", {"channels": 3}, r"model\.channels=3: .*net\.onnx takes 1; leave it out"),
+        ("open.pt2", {}, r"model\.image_size: .*open\.pt2 leaves it open; give it, as in model\.image_size=VALUE"),
+    ],
+)
+def test_the_shape_is_said_once(file: str, knobs: dict[str, int], message: str, files: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _ = replace(model_of(files / file), **knobs).input_shape
+
+
+def test_what_a_file_leaves_open_is_set(files: Path) -> None:
+    model = replace(model_of(files / "open.pt2"), image_size=(10, 24))
+    assert model.input_shape == (3, 10, 24)
+    built, _ = build_network(model, 3)
+    assert built(torch.zeros(4, 3, 10, 24)).shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.pt2", None, "no such file; give the path of what torch.export.save wrote"),
+        ("absent.onnx", None, "no such file; give the path of an ONNX file"),
+        ("empty.onnx", b"", "is empty; get it again"),
+        ("text.onnx", b"nothing", "cannot be read as ONNX"),
+        ("text.pt2", b"nothing", "this PyTorch cannot read it as a file of torch.export.save; save it again"),
+    ],
+)
+def test_what_is_no_network_is_one_line(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    model = model_of(tmp_path / name)
+    with pytest.raises(ConfigError, match=message):
+        model.source()
+        model.build(3)
+
+
+def test_other_classes_are_one_line(files: Path) -> None:
+    with pytest.raises(ConfigError, match=r"what it yields has shape \[N, 3\] instead of \[N, 10\]"):
+        build_network(model_of(files / "net.onnx"), 10)
+
+
+def test_an_edit_of_the_file_is_another_source(files: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "net.onnx"
+    copy.write_bytes((files / "net.onnx").read_bytes())
+    assert model_of(copy).source() == model_of(files / "net.onnx").source()
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    assert model_of(copy).source() != model_of(files / "net.onnx").source()
