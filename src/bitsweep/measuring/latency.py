@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,6 +195,7 @@ def _until_quiet(
 @contextlib.contextmanager
 def _own_time() -> Iterator[Callable[[], tuple[float, float]]]:
     """Share of the time that this process computed, and how often in a second others took its cores away."""
+    import resource  # which not every system has that can plan
 
     def now() -> tuple[float, float, int]:
         return time.monotonic(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import resource
 import signal
 import sys
 import time
@@ -31,13 +30,13 @@ _TEARDOWN_S = 10
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
 _COMPANION_S = 1
 _SIGNAL_MEANING = {
-    signal.SIGSEGV: "segmentation fault",
-    signal.SIGABRT: "aborted",
-    signal.SIGBUS: "bus error",
-    signal.SIGFPE: "arithmetic error",
-    signal.SIGILL: "illegal instruction",
-    signal.SIGKILL: "out of memory, or killed from outside",
-    signal.SIGTERM: "terminated from outside",
+    "SIGSEGV": "segmentation fault",
+    "SIGABRT": "aborted",
+    "SIGBUS": "bus error",
+    "SIGFPE": "arithmetic error",
+    "SIGILL": "illegal instruction",
+    "SIGKILL": "out of memory, or killed from outside",
+    "SIGTERM": "terminated from outside",
 }
 
 
@@ -157,7 +156,7 @@ def _describe_exit(exitcode: int) -> str:
         return f"ended the process with exit code {exitcode} before it was done"
     number = -exitcode
     name = signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"
-    meaning = _SIGNAL_MEANING.get(number, "")  # type: ignore[call-overload]
+    meaning = _SIGNAL_MEANING.get(name, "")
     return f"was killed by {name}" + (f" ({meaning})" if meaning else "")
 
 
@@ -176,6 +175,8 @@ def _main(
     contain(log, lifeline, sender)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if memory_gb:
+        import resource  # not everywhere, and needed nowhere else
+
         limit = int(memory_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     answer: BaseException | str = "done"

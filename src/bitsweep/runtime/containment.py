@@ -7,7 +7,6 @@ waits, so that it finds what has left the session, too. It also copies the outpu
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import sys
 import threading
@@ -109,6 +108,8 @@ def _kill_descendants() -> None:
 
 def _end_like(exitcode: int) -> None:
     if exitcode < 0:
+        import resource  # not everywhere, where nothing is killed by signals
+
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(-exitcode, signal.SIG_DFL)
