@@ -11,21 +11,20 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_contestants_race_on_the_same_images(sample_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, REPOSITORY / "benchmarks" / "int8_accuracy.py", "--data", sample_data]
-    command += ["--networks", "resnet20", "resnet20+rescaled", "--engines", "onnxruntime"]
-    command += ["--peers", "quantize_static minmax", "--images", "50", "--calibration", "16"]
+    command += ["--networks", "resnet20+rescaled", "--engines", "onnxruntime"]
+    command += ["--peers", "quantize_static minmax", "--images", "25", "--calibration", "16"]
     command += ["--cache", tmp_path / "cache", "--json", tmp_path / "figures.json"]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["left_out"] == [] and figures["cpu"]
     rows = {(row["network"], row["contestant"]): row for row in figures["rows"]}
     contestants = ("torch fp32", "quantize_static minmax", "bitsweep onnxruntime")
-    assert set(rows) == {(network, each) for network in ("resnet20", "resnet20+rescaled") for each in contestants}
-    assert rows["resnet20", "torch fp32"]["top1"] == rows["resnet20+rescaled", "torch fp32"]["top1"]
+    assert set(rows) == {("resnet20+rescaled", each) for each in contestants}
     for (_, contestant), row in rows.items():
-        assert row["images"] == 50 and row["top1"][1] < row["top1"][0] < row["top1"][2]
+        assert row["images"] == 25 and row["top1"][1] < row["top1"][0] < row["top1"][2]
         assert (row["sqnr_db"] is None) == (contestant == "torch fp32")
         assert contestant in finished.stdout
-    assert rows["resnet20", "bitsweep onnxruntime"]["sqnr_db"] > 20
+    assert rows["resnet20+rescaled", "bitsweep onnxruntime"]["sqnr_db"] > 20
 
 
 def test_a_network_that_is_not_there_is_a_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -119,20 +119,32 @@ def content_digests(root: Path, names: Sequence[str]) -> list[bytes]:
     Where that takes long, the result is kept in the user's cache for the next time that no file has changed, as told
     by inode, size and time of change.
     """
-    state = hashlib.sha256(os.fsencode(root.resolve()))
-    for name in names:
-        about = (root / name).stat()
-        state.update(os.fsencode(f"\0{name}\0{about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns}"))
+
+    def compute() -> Iterator[bytes]:
+        with ThreadPoolExecutor(physical_cores()) as pool:
+            blocks = (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+            for block in pool.map(partial(_digests, root), blocks):
+                yield from block
+
+    return kept_digests([root / name for name in names], len(names), compute)
+
+
+def kept_digests(files: Sequence[Path], count: int, compute: Callable[[], Iterable[bytes]]) -> list[bytes]:
+    """Digests of so many images in files: those that were computed when the files were the same, or computed now."""
+    state = hashlib.sha256()
+    for file in files:
+        about = file.stat()
+        state.update(
+            os.fsencode(f"\0{file.absolute()}\0{about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns}")
+        )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsweep"
     kept = cache / f"{state.hexdigest()}.sha256"
     with contextlib.suppress(OSError):
         content = kept.read_bytes()
-        if len(content) == _DIGEST_BYTES * len(names):
+        if len(content) == _DIGEST_BYTES * count:
             return [content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)]
     start_s = time.monotonic()
-    with ThreadPoolExecutor(physical_cores()) as pool:
-        blocks = pool.map(partial(_digests, root), (names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)))
-        digests = [digest for block in blocks for digest in block]
+    digests = list(compute())
     if time.monotonic() - start_s > _LONG_S:
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ class Listing:
         tested: whether each is for testing; None where nothing is said of it.
         take: the pictures by their numbers.
         classes: names of the classes by their numbers; empty to name them by the labels.
+        key: of the setting that names them, with its value, for errors.
         parts: what the owner calls the images for training and those for testing.
     """
 
@@ -36,6 +37,7 @@ class Listing:
     labels: Sequence[str | int]
     tested: Sequence[bool] | None
     take: Callable[[Sequence[int]], Sequence[Picture]]
+    key: str
     classes: Sequence[str] = ()
     parts: tuple[str, str] = ("the training images", "the test images")
 

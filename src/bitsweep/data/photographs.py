@@ -70,8 +70,8 @@ class Photographs(Dataset):
 
     def lacks(self) -> Mapping[Part, str]:
         """Training images where there are none, or too few; validation images where nothing is left for them."""
-        _, arranged, calibration = self._read()
-        reason = f"dataset.root={self.root}: {arranged.untrainable}"
+        listing, arranged, calibration = self._read()
+        reason = f"{listing.key}: {arranged.untrainable}"
         lacking: dict[Part, str] = {"training": reason} if arranged.untrainable else {}
         return lacking | ({"validation": reason} if arranged.test_N.all() and calibration else {})
 
@@ -109,7 +109,7 @@ class Photographs(Dataset):
                 found = [f"{tested[content]} = {name}" for name, content in both if content in tested]
                 refuse_leaks(found, int(arranged.test_N.sum()), kind="calibration", leaks=self.leaks)
         except DataError as error:
-            raise DataError(f"dataset.root={self.root}: {error}") from error
+            raise DataError(f"{listing.key}: {error}") from error
         return listing, arranged, calibration
 
     def _images(self, listing: Listing, chosen_N: Array, form: StoredForm) -> ImageFiles:
@@ -118,7 +118,7 @@ class Photographs(Dataset):
             names=[listing.names[number] for number in numbers],
             take=lambda chosen: listing.take([numbers[each] for each in chosen]),
             form=form,
-            place=f"dataset.root={self.root}",
+            place=listing.key,
         )
 
     def _form(self, listing: Listing, numbers: Sequence[int]) -> StoredForm:
@@ -127,7 +127,7 @@ class Photographs(Dataset):
         largest, coloured = largest_of(blocks)
         if coloured and white_of(coloured) != DEEPEST:
             raise DataError(
-                f"dataset.root={self.root}: the coloured 16-bit training images use {white_of(coloured).bit_length()} "
+                f"{listing.key}: the coloured 16-bit training images use {white_of(coloured).bit_length()} "
                 f"bits only, of which {white_of(coloured).bit_length() - 8} would be read: save them in 8 bits, or let "
                 "them use all 16"
             )

@@ -51,5 +51,6 @@ class ImageFolder(Photographs):
             labels=[kind for _, kind, _ in files],
             tested=[tested for *_, tested in files] if parts else None,
             take=files_in(root, names),
+            key=f"dataset.root={self.root}",
             parts=parts or ("", ""),
         )

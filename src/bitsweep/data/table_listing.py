@@ -1,0 +1,179 @@
+"""From a table of pictures to a listing: which columns hold what, and which rows are for testing."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitsweep.data.image_files import Picture, blocks_of
+from bitsweep.data.image_tree import content_digests, file_kind, kept_digests, some
+from bitsweep.data.listing import Listing
+from bitsweep.data.picture_tables import Table
+from bitsweep.errors import DataError
+
+#: Usual names of columns, in lower case.
+_IMAGE = (
+    "image",
+    "img",
+    "pixel_values",
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image_path",
+)
+_LABEL = ("label", "labels", "class", "target", "category", "class_name", "label_name", "fine_label", "y")
+_SPLIT = ("split", "part", "set", "subset")
+#: Of a row's part, what it is for: training or testing.
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+
+
+def find_columns(table: Table, *, image: str, label: str, split: str) -> tuple[str, str, str]:
+    """Names of the columns of images, labels and parts; the last is empty where there is none.
+
+    Args:
+        image, label, split: those that were given; empty to find them by what they are, or by their usual names.
+
+    Raises:
+        DataError: one is missing.
+    """
+    chosen = []
+    for key, given, kind, usual in (
+        ("image", image, "Image", _IMAGE), ("label", label, "ClassLabel", _LABEL), ("split", split, "", _SPLIT)
+    ):  # fmt: skip
+        of_type = [name for name in table.columns if kind and _type_of(table, name) == kind]
+        named = [name for each in usual for name in table.columns if name.strip().lower() == each]
+        found = [given] if given else [*of_type, *named]
+        if (given and given not in table.columns) or (not found and key != "split"):
+            what = f"dataset.{key}_column={given}: no such column" if given else f"which column is the {key}"
+            raise DataError(f"{what}; choose dataset.{key}_column from {some(table.columns, 9)}")
+        if len(of_type) > 1 and not given:
+            print(f"{key}s are those of {of_type[0]}; dataset.{key}_column may be {some(of_type[1:])}", flush=True)
+        chosen.append(found[0] if found else "")
+    return chosen[0], chosen[1], chosen[2]
+
+
+def labels_of(table: Table, column: str) -> tuple[list[str | int], Sequence[str]]:
+    """The labels, and the names of the classes by their numbers where the table has them.
+
+    Raises:
+        DataError: a row has no label, or several.
+    """
+    values = table.values(column)
+    names = tuple(table.features[column].get("names", ())) if _type_of(table, column) == "ClassLabel" else ()
+    labels: list[str | int] = []
+    for number, value in enumerate(values):
+        if isinstance(value, list | tuple | dict | set):
+            raise DataError(
+                f"{column} of row {number} is {str(value)[:40]}: images of several classes are not classified "
+                "here; give one label an image"
+            )
+        whole = isinstance(value, float) and value.is_integer()
+        label = value.strip() if isinstance(value, str) else int(value) if whole or isinstance(value, int) else value
+        if label is None or label == "" or (names and label == -1) or label != label:
+            raise DataError(f"row {number} has no {column}; leave out rows without a label")
+        if not isinstance(label, str | int):
+            raise DataError(f"{column} of row {number} is {str(value)[:40]}; labels are names or whole numbers")
+        labels.append(label)
+    if names and any(isinstance(label, str) or label >= len(names) for label in labels):
+        raise DataError(f"{column} has labels beyond its {len(names)} names")
+    return labels, names
+
+
+def tested_rows(values: Sequence[Any]) -> tuple[list[int], list[bool]]:
+    """Numbers of the rows that count, and whether each is for testing.
+
+    Where some are for testing and others for validation, the latter are left out: validation images are held out from
+    training.
+
+    Raises:
+        DataError: there is neither a part for training nor one for testing, or a name that is neither.
+    """
+    parts = [str(value).strip().lower() for value in values]
+    unknown = sorted({part for part in parts if part not in (*_TRAIN, *_TEST)})
+    if unknown:
+        raise DataError(f"parts are {some(unknown)}; they must be train and test (or validation)")
+    found = [part for part in _TEST if part in parts]
+    if not found:
+        raise DataError("all rows are for training; call the part of others test, or leave the column out")
+    tested = {part for part in parts if part in _TEST[:2]} or {found[0]}
+    if beside := sorted(set(parts) - tested - {*_TRAIN}):
+        print(f"left out: {some(beside)}; validation images are held out from training", flush=True)
+    kept = [number for number, part in enumerate(parts) if part in tested or part in _TRAIN]
+    return kept, [parts[number] in tested for number in kept]
+
+
+def listing_of(
+    table: Table,
+    *,
+    folder: Path,
+    image: str,
+    labels: Sequence[str | int],
+    classes: Sequence[str],
+    parts: Sequence[Any] | None,
+    key: str,
+) -> Listing:
+    """The pictures of a table.
+
+    Args:
+        folder: that paths count from.
+        image: their column.
+        labels, classes: see `labels_of`.
+        parts: of every row, if they are divided.
+        key: of the setting that names the table, with its value, for errors.
+
+    Raises:
+        DataError: files are missing, or parts are none.
+        OSError: files cannot be read.
+    """
+    rows, tested = tested_rows(parts) if parts is not None else (range(len(table)), None)
+    take = table.pictures(image, folder)
+
+    def chosen(numbers: Sequence[int]) -> Sequence[Picture]:
+        return take([rows[number] for number in numbers])
+
+    if isinstance(chosen([0])[0], bytes):
+        names = [str(row) for row in rows]
+        contents = kept_digests(table.files, len(table), lambda: _digests(take, len(table)))
+        contents = [contents[row] for row in rows]
+    else:
+        paths = [
+            picture for numbers in blocks_of(len(rows)) for picture in chosen(numbers) if isinstance(picture, Path)
+        ]
+        _require_files(paths)
+        names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
+        contents = content_digests(folder, names)
+    return Listing(
+        names=names,
+        contents=contents,
+        labels=[labels[row] for row in rows],
+        tested=tested,
+        take=chosen,
+        classes=classes,
+        key=key,
+    )
+
+
+def _type_of(table: Table, column: str) -> str:
+    """What the ``datasets`` package calls the type of a column; empty where it did not write the table."""
+    about = table.features.get(column)
+    return str(about.get("_type", "")) if isinstance(about, Mapping) else ""
+
+
+def _digests(take: Callable[[Sequence[int]], Sequence[Picture]], count: int) -> Iterator[bytes]:
+    for numbers in blocks_of(count):
+        for picture in take(numbers):
+            yield hashlib.sha256(picture if isinstance(picture, bytes) else picture.read_bytes()).digest()
+
+
+def _require_files(paths: Sequence[Path]) -> None:
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} files are missing: {some(missing)}; set dataset.root to the folder that "
+            "paths count from, or correct them"
+        )
+    if odd := [str(path) for path in paths if path.is_dir() or file_kind(path)]:
+        raise DataError(f"{some(odd)} {'are' if odd[1:] else 'is'} no file; correct the paths")
