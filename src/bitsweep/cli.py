@@ -1,4 +1,5 @@
-"""`bitsweep run` measures, `report` rebuilds a report, `ui` shows runs, `export` makes a bundle, `verify` tries one."""
+"""`bitsweep init` writes a first configuration, `run` measures, `report` rebuilds a report, `ui` shows runs, `export`
+makes a bundle, `verify` tries one."""
 
 import argparse
 import contextlib
@@ -22,8 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         run(given[1:])
         return
+    if list(given[:1]) == ["-sc"]:
+        complete(given)
+        return
     parser = argparse.ArgumentParser(prog="bitsweep", description="Measure compressed classifiers, and look at it.")
     commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("init", help="write a network, a data set and a grid of your own, to be edited")
+    start.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help="default: this one")
     commands.add_parser("run", help="measure a cell, or a grid with -m; `bitsweep run --help` lists all choices")
     report = commands.add_parser("report", help="rebuild the report of a sweep from MLflow")
     report.add_argument("sweep_id", metavar="SWEEP_ID", help="the sweep's folder name under multirun/")
@@ -38,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check.add_argument("--here", action="store_true", help="in this environment: install nothing")
     options = parser.parse_args(given)
     try:
-        if options.command == "report":
+        if options.command == "init":
+            start_here(options.folder)
+        elif options.command == "report":
             rebuild_report(options.sweep_id, options.folder or Path("multirun") / options.sweep_id)
         elif options.command == "export":
             export_bundle(options.run_id, options.folder)
@@ -57,6 +65,27 @@ def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text}: give a number from 1 to 65535")
     return int(text)
+
+
+def start_here(folder: Path) -> None:
+    """Write a first configuration, and say what to do with it."""
+    from bitsweep.config.start import write_start
+
+    for path in write_start(folder):
+        print(path)
+    print("put your images into images/CLASS/*, then: bitsweep run --config-dir conf sweep=mine")
+
+
+def complete(given: Sequence[str]) -> None:
+    """Print what may follow in a shell, which Hydra knows of `run`; `bitsweep run -sc install=bash` sets this up."""
+    program, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if words[:1] != ["run"] or len(words) < 2:
+        print("\n".join(("init", "run", "report", "ui", "export", "verify")))
+        return
+    from bitsweep.hydra_app import main as run
+
+    os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    run(given)
 
 
 def rebuild_report(sweep_id: str, folder: Path) -> None:
