@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from bitsweep.runtime import gpu
-from bitsweep.runtime.environment import Gpu
+from bitsweep.runtime.environment import Gpu, current_gpu
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
 L4 = Gpu(model="NVIDIA L4", architecture="sm89")
@@ -17,6 +18,13 @@ def test_a_machine_without_a_gpu_is_told_what_to_use(monkeypatch: pytest.MonkeyP
     assert gpu.no_gpu() == gpu.no_gpu_for_pytorch() == expected
     monkeypatch.setattr(gpu, "current_gpu", lambda: L4)
     assert gpu.no_gpu() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
+def test_without_a_driver_and_without_its_package_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert current_gpu.__wrapped__() is None
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert current_gpu.__wrapped__() is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees the GPU here")

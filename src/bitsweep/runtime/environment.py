@@ -1,7 +1,6 @@
 """Where a measurement was made: CPU and its instruction set, memory, versions, commit. Imports no torch."""
 
 import contextlib
-import ctypes
 import functools
 import importlib.metadata
 import os
@@ -16,9 +15,6 @@ from bitsweep.runtime.cpu_quota import cpu_quota
 
 #: Packages that another distribution holds too, built for GPUs.
 _GPU_BUILDS = {"onnxruntime": "onnxruntime-gpu"}
-#: Attributes of a device, as CUDA's driver numbers them.
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -121,17 +117,34 @@ class Gpu:
 def current_gpu() -> Gpu | None:
     """The first NVIDIA GPU that this process may use, as its driver describes it; None where there is no such thing."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        from cuda.bindings import driver
+
+        of_driver(driver.cuInit(0))
+        (device,) = of_driver(driver.cuDeviceGet(0))
+    except (ImportError, RuntimeError):  # no package for this system, no driver, no GPU
         return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    model = ctypes.create_string_buffer(256)
-    driver.cuDeviceGetName(model, len(model), device)
-    driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
-    return Gpu(model=model.value.decode(), architecture=f"sm{major.value}{minor.value}")
+    (model,) = of_driver(driver.cuDeviceGetName(256, device))
+    wanted = driver.CUdevice_attribute
+    major, minor = (
+        of_driver(driver.cuDeviceGetAttribute(attribute, device))[0]
+        for attribute in (
+            wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            wanted.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    return Gpu(model=model.partition(b"\0")[0].decode(), architecture=f"sm{major}{minor}")
+
+
+def of_driver(answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a function of CUDA's driver gives besides its status.
+
+    Raises:
+        RuntimeError: the status is an error.
+    """
+    status, *values = answer
+    if int(status):
+        raise RuntimeError(f"CUDA's driver answers {status.name}")
+    return tuple(values)
 
 
 def physical_cores() -> int:

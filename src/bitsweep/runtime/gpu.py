@@ -3,12 +3,11 @@
 Engines of one process share its primary context on the GPU, so that what the driver reports is true of each of them.
 """
 
-import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
 
-from bitsweep.runtime.environment import current_gpu, version_of
+from bitsweep.runtime.environment import current_gpu, of_driver, version_of
 
 
 def no_gpu(*, asked: str = "backend.device=cuda", instead: str = "backend.device=cpu") -> str | None:
@@ -42,17 +41,14 @@ def allow_tf32(allowed: bool) -> None:
 
 def used_mb() -> float:
     """Memory of the GPU that is in use, by any process, in 10^6 bytes."""
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-    return (total.value - free.value) / 1e6
+    free, total = of_driver(_driver().cuMemGetInfo())
+    return float(total - free) / 1e6
 
 
 def new_stream() -> int:
     """Handle of a stream of one's own, which lives as long as the process."""
-    stream = ctypes.c_void_p()
-    _call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(0))
-    assert stream.value
-    return stream.value
+    (stream,) = of_driver(_driver().cuStreamCreate(0))
+    return int(stream)
 
 
 def elapsed_ms(queue: Callable[[], object], stream: int) -> float:
@@ -62,42 +58,27 @@ def elapsed_ms(queue: Callable[[], object], stream: int) -> float:
         queue: may return before the work is done.
         stream: handle of the stream; 0 for the default one.
     """
-    start, end = _new_event(), _new_event()
+    driver = _driver()
+    (start,), (end,) = of_driver(driver.cuEventCreate(0)), of_driver(driver.cuEventCreate(0))
     try:
-        _call("cuEventRecord", start, ctypes.c_void_p(stream))
+        of_driver(driver.cuEventRecord(start, stream))
         queue()
-        _call("cuEventRecord", end, ctypes.c_void_p(stream))
-        _call("cuEventSynchronize", end)
-        elapsed = ctypes.c_float()
-        _call("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
+        of_driver(driver.cuEventRecord(end, stream))
+        of_driver(driver.cuEventSynchronize(end))
+        (elapsed,) = of_driver(driver.cuEventElapsedTime(start, end))
     finally:
         for event in (start, end):
-            _call("cuEventDestroy_v2", event)
-    return elapsed.value
-
-
-def _new_event() -> ctypes.c_void_p:
-    event = ctypes.c_void_p()
-    _call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(0))
-    return event
-
-
-def _call(function: str, *args: Any) -> None:
-    _check(_driver(), function, *args)
-
-
-def _check(driver: ctypes.CDLL, function: str, *args: Any) -> None:
-    if status := getattr(driver, function)(*args):
-        raise RuntimeError(f"CUDA's driver: {function} ended with {status}")
+            of_driver(driver.cuEventDestroy(event))
+    return float(elapsed)
 
 
 @functools.cache
-def _driver() -> ctypes.CDLL:
+def _driver() -> Any:
     """The driver, with the primary context of the first GPU current in this thread."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    _check(driver, "cuInit", ctypes.c_uint(0))
-    _check(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
-    _check(driver, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-    _check(driver, "cuCtxSetCurrent", context)
+    from cuda.bindings import driver
+
+    of_driver(driver.cuInit(0))
+    (device,) = of_driver(driver.cuDeviceGet(0))
+    (context,) = of_driver(driver.cuDevicePrimaryCtxRetain(device))
+    of_driver(driver.cuCtxSetCurrent(context))
     return driver
