@@ -139,20 +139,25 @@ def missing_files() -> set[str]:
 
 
 @pytest.mark.slow
-def test_pictures_that_fail_lose_nothing_and_are_drawn_by_the_next_start(workplace: Path) -> None:
-    """The user's own settings of matplotlib leave no room for a picture."""
+def test_files_that_cannot_be_made_lose_nothing_and_are_made_by_the_next_start(workplace: Path) -> None:
+    """The user's own settings leave no room for a picture in Matplotlib, and MLflow refuses to write a model."""
     words = [*QUICK[:3], "model=lenet", "model.image_size=28", "precision=fp32"]
     Path("matplotlibrc").write_text("figure.subplot.left: 0.95")
-    output = run(*words)
+    output = run(*words, MLFLOW_LOCK_MODEL_DEPENDENCIES="perhaps")
     assert "pictures/speed/latency.png is missing (ValueError: left cannot be >= right)" in output
+    assert "model is missing (log onnx model failed: ValueError: MLFLOW_LOCK_MODEL_DEPENDENCIES" in output
     (row,) = cells()
     assert row["status"] == "finished"
     page = newest_report().read_text()
     assert "classification/confusion.png is missing" in page
     assert "digits: accuracy against latency: it could not be drawn (ValueError" in page
     assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
-    assert {text.count(" is missing ") for text in missing_files()} == {1, 7}
+    assert {text.count(" is missing ") for text in missing_files()} == {1, 8}
     assert next(Path("mlruns").rglob("bundle.json")).with_name("recorded.npz").exists()
+    assert not list(Path("mlruns").rglob("MLmodel"))
+    export = [Path(sys.executable).with_name("bitsweep"), "export", row["run_id"], "exported"]
+    refused = subprocess.run(export, capture_output=True, text=True)
+    assert "its model is not in MLflow; run it again: " in refused.stderr
 
     Path("matplotlibrc").unlink()
     run(*words)
@@ -160,6 +165,8 @@ def test_pictures_that_fail_lose_nothing_and_are_drawn_by_the_next_start(workpla
     (again,) = cells()
     assert (again["run_id"], again["latency_p50_ms"]) == (row["run_id"], row["latency_p50_ms"])
     assert {path.name for path in Path("mlruns").rglob("*.png")} >= {"training.png", "confusion.png", "latency.png"}
+    assert len(list(Path("mlruns").rglob("MLmodel"))) == 1
+    subprocess.run(export, check=True, capture_output=True)
     assert "is missing" not in newest_report().read_text()
     assert "1 reuse" in run(*words)
 

@@ -90,6 +90,7 @@ def complete(given: Sequence[str]) -> None:
 
 def rebuild_report(sweep_id: str, folder: Path) -> None:
     """Print the table of a sweep and write its report files again, from MLflow alone."""
+    from bitsweep.runtime import child
     from bitsweep.sweep import publish
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import find_sweep, read_sweep
@@ -103,6 +104,7 @@ def rebuild_report(sweep_id: str, folder: Path) -> None:
             f"{folder}: the report there is complete, while {lost} of its cells are gone from MLflow and the store; "
             "it is kept: name another folder with --folder, or run the sweep again"
         )
+    child.warm_up(preload="bitsweep.report.pictures")
     publish(report, folder)
 
 

@@ -6,6 +6,7 @@ Every Hydra start imports this module, so heavy imports stand inside.
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -115,10 +116,11 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     except pydantic.ValidationError as error:
         raise invalid(Options, error) from None
     chosen = {group: str(choice) for group, choice in about.runtime.choices.items() if group in CONFIG_GROUPS}
+    defaults = _defaults(about, chosen, plain)
     knobs = tuple(
         knob
         for group, choice in chosen.items()
-        for knob in differing(plain[group], _defaults(about, chosen)[group, choice], f"{group}.")
+        for knob in differing(plain[group], defaults[group, choice], f"{group}.")
     )
     cell = bind(plain, knobs=knobs, command=_command(about, chosen, knobs, seed=plain["seed"]))
     return cell, options
@@ -166,13 +168,35 @@ _usual: dict[str, dict[str, str]] = {}
 _known: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
-def _defaults(about: DictConfig, chosen: dict[str, str]) -> dict[tuple[str, ...], dict[str, Any]]:
-    """What the YAMLs say of the chosen choices, by group and choice: all of them are composed at once."""
+def _defaults(
+    about: DictConfig, chosen: Mapping[str, str], composed: Mapping[str, Any]
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What the YAMLs say of the chosen choices, by group and choice.
+
+    Args:
+        composed: what was asked for. Where that may differ from the YAMLs, these alone are composed, all at once.
+    """
+    named = _groups_beyond_their_yamls(about.overrides.task)
+    for group, choice in chosen.items():
+        if group not in named:
+            _known.setdefault((group, choice), composed[group])
     if not all(item in _known for item in chosen.items()):
-        composed = _compose(about, *(f"{group}={as_word(choice)}" for group, choice in chosen.items()))
+        without = _compose(about, *(f"{group}={as_word(choice)}" for group, choice in chosen.items()))
         for item in chosen.items():
-            _known.setdefault(item, _plain(composed[item[0]]))
+            _known.setdefault(item, _plain(without[item[0]]))
     return _known
+
+
+def _groups_beyond_their_yamls(words: Sequence[str]) -> set[str]:
+    """Groups that words say more about than which choice is meant; all of them where it cannot be seen from a word."""
+    found: set[str] = set()
+    for word in words:
+        group, more = re.match(r"[+~]*(\w*)([^=]*)", word).groups()  # type: ignore[union-attr]
+        if group in CONFIG_GROUPS and more.startswith("."):
+            found.add(group)
+        elif more or group not in (*CONFIG_GROUPS, *_OPTIONS, "seed"):
+            return set(CONFIG_GROUPS)
+    return found
 
 
 def _compose(about: DictConfig, *words: str) -> DictConfig:

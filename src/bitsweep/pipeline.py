@@ -5,13 +5,14 @@ Each stage writes one folder of the store. A stage that is there already is not 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bitsweep import stages
 from bitsweep.cell import Cell
-from bitsweep.errors import BitsweepError, CellFailed, StoreError, UsageError
+from bitsweep.errors import BitsweepError, StoreError, UsageError
 from bitsweep.results import Evidence, Measurement, Outcome
 from bitsweep.runtime import child
 from bitsweep.runtime.containment import tail
@@ -49,28 +50,32 @@ class StageRunner:
         with self.store.building(stage.name, key, about=stage.about(cell)) as folder, working(quiet=stage.quiet):
             if folder is None:
                 return self.store.folder(stage.name, key)
-            limits = {"timeout_s": self.timeout_s, "memory_gb": self.memory_gb} if stage.limited else {}
             unfinished = self.store.unfinished(stage.name, key)
             for work in stage.work:
                 arguments = stages.arguments(work, cell, folders=folders, unfinished=unfinished)
                 call = functools.partial(
-                    child.call, work, arguments, folder=folder, log=self.log, processes=stage.processes(cell), **limits
+                    child.call,
+                    work,
+                    arguments,
+                    folder=folder,
+                    log=self.log,
+                    processes=stage.processes(cell),
+                    timeout_s=self.timeout_s if stage.limited else 0,
+                    memory_gb=self.memory_gb if stage.limited else 0,
                 )
-                while not _done(call, stage, folder):
-                    pass
+                child.call_until_done(call, functools.partial(stage.goes_on, folder))
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + self.store.seconds(stage.name, key)
         return self.store.folder(stage.name, key)
 
+    def call(self, work: Callable[..., None], arguments: Mapping[str, Any]) -> None:
+        """Do what leaves no result in the store in a process of its own, within the same limits.
 
-def _done(call: Callable[[], None], stage: Stage, folder: Path) -> bool:
-    """Let a process do the work of a stage; False where it was lost, and another one goes on behind that."""
-    try:
-        call()
-    except CellFailed as error:
-        if not stage.goes_on(folder, str(error)):
-            raise
-        return False
-    return True
+        Raises:
+            BitsweepError: it failed.
+        """
+        child.call(
+            work, arguments, folder=self.log.parent, log=self.log, timeout_s=self.timeout_s, memory_gb=self.memory_gb
+        )
 
 
 def run(cell: Cell, runner: StageRunner) -> Outcome:

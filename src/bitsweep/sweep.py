@@ -96,9 +96,10 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.reading import read_sweep
+    from bitsweep.tracking.sweep_logger import SweepLogger
 
     connection = Connection()
-    logger = RunLogger(connection, store)
+    logger, sweep_logger = RunLogger(connection, store), SweepLogger(connection, store)
     finished = {
         key: run.info.run_id
         for key, run in connection.cells().items()
@@ -114,7 +115,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
     entries = {each: _entry(each, reused.get(each, "")) for each in planned}
     packages = [package for each in planned for package in each.cell.packages]
-    run_id = logger.start_sweep(folder.name, command, list(entries.values()), packages)
+    run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages)
     status = "killed"
     try:
         for known in reused.values():
@@ -136,9 +137,9 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
             entries[each] = _ended(entries[each], outcome)
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
-        logger.update_sweep(run_id, list(entries.values()))
+        sweep_logger.update(run_id, list(entries.values()))
         paths = publish(read_sweep(connection, connection.client.get_run(run_id), folder=folder), folder)
-        logger.finish_sweep(run_id, status, paths)
+        sweep_logger.finish(run_id, status, paths)
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
     return int(status != "finished")
@@ -172,7 +173,9 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
             baseline_run_id = logger.log_baseline(cell, pipeline.evidence_of_baseline(cell, runner))
         if options.stage == "cell":
             evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
-            run_id = logger.log_cell(cell, outcome, evidence, sweep_id=sweep_id, baseline_run_id=baseline_run_id)
+            run_id, evidence = logger.log_cell(
+                cell, outcome, evidence, runner=runner, sweep_id=sweep_id, baseline_run_id=baseline_run_id
+            )
             reason = "; ".join(filter(None, [outcome.reason, str(evidence or "")]))
             outcome = replace(outcome, run_id=run_id, reason=reason)
     except BitsweepError as error:

@@ -1,20 +1,29 @@
-"""Accuracy against cost, with the Pareto front, against bits and every knob that was swept, and across data sets."""
+"""Accuracy against cost, with the Pareto front, against bits and every knob that was swept, and across data sets.
 
+The pictures are drawn in a process of their own: whatever happens there, the report is written.
+"""
+
+import itertools
 import math
 import re
-import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from bitsweep.errors import first_line
-from bitsweep.metrics import METRICS
-from bitsweep.plots.figures import drawable, drawable_names, png
-from bitsweep.report.content import Row, SweepReport, confidence, distinguishing, pareto_front
+from bitsweep.errors import BitsweepError, first_line
+from bitsweep.plots.figures import save
+from bitsweep.report import drawing
+from bitsweep.report.content import Row, SweepReport, confidence, pareto_front
+from bitsweep.results import Evidence
+from bitsweep.runtime import child
+from bitsweep.runtime.file_by_file import load_evidence, make_files, note_lost
+from bitsweep.runtime.progress import Progress
 
-_MARKERS = "osD^vPX*"
-_BITS = "bits_per_parameter"
+#: Seconds after which the drawing of a picture is given up.
+_PATIENCE_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +42,16 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class _Planned:
-    """A picture that there are figures for, with what draws it: a figure and a caption."""
+    """A picture that there are figures for.
+
+    Attributes:
+        draw: makes a figure of Matplotlib.
+    """
 
     name: str
     title: str
-    draw: Callable[[], tuple[Any, str]]
+    caption: str
+    draw: Callable[[], Any]
 
 
 def pictures(report: SweepReport) -> list[Picture]:
@@ -45,38 +59,85 @@ def pictures(report: SweepReport) -> list[Picture]:
 
     Each only where there are figures for it.
     """
-    return [_drawn(planned) for planned in _planned(report)]
+    planned = _files(report)
+    if not planned:
+        return []
+    with tempfile.TemporaryDirectory(prefix="bitsweep-pictures-") as scratch:
+        folder = Path(scratch)
+        drawn = _drawn(report, folder)
+        return [_picture(name, each, drawn) for name, each in planned.items()]
 
 
-def _drawn(planned: _Planned) -> Picture:
-    """One that cannot be drawn takes no other with it."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", planned.name)[:120]
+def _drawn(report: SweepReport, folder: Path) -> Evidence:
+    """The pictures as files, drawn one by one in a process that may crash or hang."""
+    call = partial(
+        child.call, draw_pictures, {"report": report}, folder=folder, log=folder / "log.txt", timeout_s=_PATIENCE_S
+    )
     try:
-        figure, caption = planned.draw()
-        return Picture(name=f"{name}.png", title=planned.title, caption=caption, png=png(figure))
-    except Exception as error:
-        why = f"{planned.title}: it could not be drawn ({type(error).__name__}: {first_line(error)})"
-        return Picture(name=f"{name}.png", title=planned.title, caption=why, png=b"")
+        child.call_until_done(call, partial(note_lost, folder))
+        return load_evidence(folder)
+    except (BitsweepError, OSError) as error:
+        return Evidence(folder=None, missing={name: first_line(error) for name in _files(report)})
+
+
+def draw_pictures(*, report: SweepReport, folder: Path, progress: Progress) -> None:
+    """Draw all pictures of a report into files."""
+    make_files({name: partial(_draw, each) for name, each in _files(report).items()}, folder)
+
+
+def _draw(planned: _Planned, path: Path) -> None:
+    save(planned.draw(), path)
+
+
+def _picture(name: str, planned: _Planned, drawn: Evidence) -> Picture:
+    if drawn.folder is None or name in drawn.missing:
+        why = f"{planned.title}: it could not be drawn ({drawn.missing[name]})"
+        return Picture(name=name, title=planned.title, caption=why, png=b"")
+    return Picture(name=name, title=planned.title, caption=planned.caption, png=(drawn.folder / name).read_bytes())
+
+
+def _files(report: SweepReport) -> dict[str, _Planned]:
+    """Name of a file, which holds plain letters only -> its picture."""
+    named: dict[str, _Planned] = {}
+    for planned in _planned(report):
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", planned.name)[:120]
+        names = (f"{stem}{number}.png" for number in itertools.chain([""], itertools.count(2)))
+        named[next(name for name in names if name not in named)] = planned
+    return named
 
 
 def _planned(report: SweepReport) -> Iterator[_Planned]:
     accurate = [row for row in report.measured if "top1" in row.metrics]
     if len({row.cell["dataset"] for row in accurate}) > 1:
-        yield _Planned(name="datasets", title="accuracy on each data set", draw=partial(_across, accurate))
+        yield _Planned(
+            name="datasets", title="accuracy on each data set", caption="Bars are medians over seeds.",
+            draw=partial(drawing.across, accurate),
+        )  # fmt: skip
+    lines = "Points are cells; the line joins the medians over seeds, the band reaches from the least to the best."
     for dataset in dict.fromkeys(row.cell["dataset"] for row in accurate):
         rows = [row for row in accurate if row.cell["dataset"] == dataset]
         for metric, what in (("latency_p50_ms", "latency"), ("size_mb", "size")):
             if known := [row for row in rows if metric in row.metrics]:
                 title = f"{dataset}: accuracy against {what}"
-                draw = partial(_against, report, known, title, metric, what)
-                yield _Planned(name=f"{dataset}_{what}", title=title, draw=draw)
-        if len({row.cell["precision"] for row in rows if _BITS in row.metrics}) > 1:
+                yield _Planned(
+                    name=f"{dataset}_{what}", title=title, caption=_on_the_front(report, known, metric),
+                    draw=partial(drawing.against, known, title, metric, what),
+                )  # fmt: skip
+        if len({row.cell["precision"] for row in rows if drawing.BITS in row.metrics}) > 1:
             what = "bits per parameter, scales included"
             title = f"{dataset}: accuracy against {what}"
-            yield _Planned(name=f"{dataset}_bits", title=title, draw=partial(_along_bits, rows, title, what))
+            draw = partial(drawing.along_bits, rows, title, what)
+            yield _Planned(name=f"{dataset}_bits", title=title, caption=lines, draw=draw)
         for knob in swept_numbers(rows):
             title = f"{dataset}: accuracy against {knob}"
-            yield _Planned(name=f"{dataset}_{knob}", title=title, draw=partial(_along_knob, rows, title, knob))
+            draw = partial(drawing.along_knob, rows, title, knob)
+            yield _Planned(name=f"{dataset}_{knob}", title=title, caption=lines, draw=draw)
+
+
+def _on_the_front(report: SweepReport, rows: Sequence[Row], metric: str) -> str:
+    names = ", ".join(report.name_of(rows[i]) for i in pareto_front(drawing.points_of(rows, metric)))
+    bars = f"{sure} intervals" if (sure := confidence(rows))[0].isdigit() else "intervals"
+    return f"Bars are {bars}. Filled: the Pareto front, the cells that no other beats in both: {names}."
 
 
 def swept_numbers(rows: Sequence[Row]) -> list[str]:
@@ -94,153 +155,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _along_knob(rows: list[Row], title: str, knob: str) -> tuple[Any, str]:
-    rows = [row for row in rows if knob in row.cell]
-    points = [(float(row.cell[knob]), row) for row in rows]
-    return _along(points, title, knob, apart=[group for group in _varying(rows) if group != knob])
-
-
-def _along_bits(rows: list[Row], title: str, what: str) -> tuple[Any, str]:
-    points = [(row.metrics[_BITS], row) for row in rows if _BITS in row.metrics]
-    methods = {row.cell["method"] for row in rows} - {"none"}
-    # Where there is one method, its line starts at the network that it was applied to.
-    same = ("precision", "method") if len(methods) <= 1 else ("precision",)
-    apart = [group for group in _varying(rows) if not group.startswith(same)] or ["model"]
-    return _along(points, title, what, apart=apart, ticks=(1, 2, 3, 4, 8, 16, 32))
-
-
-def _varying(rows: list[Row]) -> list[str]:
-    """Config groups and knobs in which rows differ; seeds are repetitions."""
-    return [name for name in distinguishing(rows) if not name.endswith("seed")]
-
-
-def _name(row: Row, groups: Sequence[str]) -> str:
-    return drawable(", ".join(filter(None, (row.cell.get(group) for group in groups))), 60)
-
-
-def _along(
-    points: list[tuple[float, Row]], title: str, what: str, *, apart: list[str], ticks: Sequence[float] = ()
-) -> tuple[Any, str]:
-    """Accuracy against a number, a line for the rows that are alike in some config groups or knobs.
-
-    Args:
-        apart: these.
-        ticks: of a logarithmic scale; without, it depends on the numbers whether there is one, and they are its ticks.
-    """
-    from matplotlib.figure import Figure
-
-    curves: dict[str, dict[float, list[float]]] = {}
-    for value, row in points:
-        name = _name(row, apart) or drawable(row.name, 60)
-        curves.setdefault(name, {}).setdefault(value, []).append(100 * row.metrics["top1"])
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (name, at) in enumerate(curves.items()):
-        xs, colour = sorted(at), f"C{index % 10}"
-        axes.plot(xs, [statistics.median(at[x]) for x in xs], color=colour, label=name, zorder=3)
-        if any(len(at[x]) > 1 for x in xs):
-            low, high = ([end(at[x]) for x in xs] for end in (min, max))
-            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.scatter([x for x in xs for _ in at[x]], [y for x in xs for y in at[x]], color=colour, s=20, alpha=0.6)
-    values = sorted({x for at in curves.values() for x in at})
-    if values[0] > 0 and (ticks or values[-1] >= 20 * values[0]):
-        shown = [x for x in ticks if values[0] / 1.2 < x < 1.2 * values[-1]] or values
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(shown, [f"{x:g}" for x in shown])
-        axes.minorticks_off()
-    axes.set_xlabel(drawable(what))
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(drawable(title, 90))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    caption = "Points are cells; the line joins the medians over seeds, the band reaches from the least to the best."
-    return figure, caption
-
-
-def _across(rows: list[Row]) -> tuple[Any, str]:
-    """Accuracy on each data set, a panel for each model, a bar for the rows that are alike in all else."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    apart = [group for group in _varying(rows) if group != "model" and not group.startswith("dataset")]
-    apart = apart or ["method"]
-    datasets, models = (list(dict.fromkeys(row.cell[group] for row in rows)) for group in ("dataset", "model"))
-    names = list(dict.fromkeys(_name(row, apart) for row in rows))
-    colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
-    width = 0.85 / len(names)
-    size = max(8.0, 3.5 + 0.35 * len(names) * len(datasets)), 1.0 + 3.4 * len(models)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(models), sharex=True, squeeze=False).flat
-    for axes, model in zip(panels, models, strict=True):
-        for index, name in enumerate(names):
-            found: dict[str, list[float]] = {}
-            for row in rows:
-                if (row.cell["model"], _name(row, apart)) == (model, name):
-                    found.setdefault(row.cell["dataset"], []).append(100 * row.metrics["top1"])
-            places = [datasets.index(dataset) + (index - (len(names) - 1) / 2) * width for dataset in found]
-            heights = [statistics.median(values) for values in found.values()]
-            axes.bar(places, heights, width, color=colours(index % colours.N), edgecolor="white", linewidth=0.5)
-            for place, height in zip(places, heights, strict=True):
-                axes.text(place, height + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=7, rotation=90)
-        axes.set_xticks(range(len(datasets)), drawable_names(datasets, 24))
-        axes.set_ylim(0, 115)
-        axes.set_yticks(range(0, 101, 20))
-        axes.set_ylabel("top-1 accuracy (%)")
-        axes.set_title(drawable(f"{model}: accuracy on each data set", 90))
-        axes.grid(axis="y", alpha=0.3)
-    axes.set_xlabel("data set")
-    keys = [Patch(color=colours(index % colours.N), label=name) for index, name in enumerate(names)]
-    figure.legend(
-        handles=keys, fontsize=8, loc="outside right center", title=drawable(", ".join(apart), 60), title_fontsize=8
-    )
-    return figure, "Bars are medians over seeds."
-
-
-def _against(report: SweepReport, rows: list[Row], title: str, metric: str, what: str) -> tuple[Any, str]:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
-    points = [(row.metrics[metric], 100 * row.metrics["top1"]) for row in rows]
-    front = pareto_front(points)
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.step(*zip(*(points[i] for i in front), strict=True), where="post", color="0.6", linewidth=1, zorder=1)
-    precisions = list(dict.fromkeys(row.cell["precision"] for row in rows))
-    models = list(dict.fromkeys(row.cell["model"] for row in rows))
-    for index, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
-        low, high = (100 * row.metrics.get(f"top1_{end}", y / 100) for end in ("low", "high"))
-        color = f"C{models.index(row.cell['model']) % 10}"
-        marker = _MARKERS[precisions.index(row.cell["precision"]) % len(_MARKERS)]
-        best = index in front
-        axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=color, alpha=0.3, zorder=1, capsize=2)
-        axes.plot(x, y, marker, color=color, markersize=9 if best else 6, markerfacecolor=color if best else "white")
-    axes.set_xscale("log")
-    span = max(x for x, _ in points) / min(x for x, _ in points)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}" if 1 < span < 4 else NullFormatter())
-    axes.margins(x=0.12, y=0.1)
-    batches = " or ".join(map(str, sorted({row.batch for row in rows})))
-    of = f" at batch {batches}, p50" if what == "latency" else " of the stored artifact"
-    axes.set_xlabel(f"{what} ({METRICS[metric].unit}, logarithmic){of}")
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(drawable(title, 90))
-    axes.grid(alpha=0.3)
-    axes.legend(handles=_legend(models, precisions), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    names = ", ".join(report.name_of(rows[i]) for i in front)
-    bars = f"{sure} intervals" if (sure := confidence(rows))[0].isdigit() else "intervals"
-    return figure, f"Bars are {bars}. Filled: the Pareto front, the cells that no other beats in both: {names}."
-
-
-def _legend(models: list[str], precisions: list[str]) -> list[object]:
-    from matplotlib.lines import Line2D
-
-    handles: list[object] = [
-        Line2D([], [], color=f"C{i % 10}", linewidth=4, label=name) for i, name in enumerate(drawable_names(models, 40))
-    ]
-    for index, name in enumerate(drawable_names(precisions, 40)):
-        handles.append(Line2D([], [], color="0.4", marker=_MARKERS[index % len(_MARKERS)], linestyle="", label=name))
-    handles.append(Line2D([], [], color="0.6", linewidth=1, label="Pareto front"))
-    return handles

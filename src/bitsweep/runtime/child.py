@@ -26,6 +26,7 @@ from bitsweep.errors import BitsweepError, CellFailed, UsageError, ran_out_of_me
 from bitsweep.runtime.containment import contain
 from bitsweep.runtime.progress import progress_bar
 
+_PRELOAD = "bitsweep.runtime.preload"
 _TEARDOWN_S = 10
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
 _COMPANION_S = 1
@@ -40,16 +41,38 @@ _SIGNAL_MEANING = {
 }
 
 
-def warm_up() -> None:
-    """Start the server now, so that its imports overlap with other work."""
-    _context()
+def warm_up(preload: str = _PRELOAD) -> None:
+    """Start the server now, so that its imports overlap with other work.
+
+    Args:
+        preload: module that it imports; another one where its children do not need the heavy packages.
+    """
+    _context(preload)
     multiprocessing.forkserver.ensure_running()
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bitsweep.runtime.preload"])
+    context.set_forkserver_preload([preload])  # says nothing to a server that runs already
     return context
+
+
+def call_until_done(call: Callable[[], None], goes_on: Callable[[str], bool]) -> None:
+    """Let one process after the other do a work, as long as one is lost and another can go on behind that.
+
+    Args:
+        call: starts a process, and waits for it.
+        goes_on: whether another one can, from why one was lost.
+
+    Raises:
+        CellFailed: a process was lost, and no other can go on.
+    """
+    while True:
+        try:
+            return call()
+        except CellFailed as error:
+            if not goes_on(str(error)):
+                raise
 
 
 def call(

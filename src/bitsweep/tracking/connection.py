@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitsweep.errors import TrackingError, UsageError, ran_out_of_space
 from bitsweep.runtime import machine
-from bitsweep.tracking.address import VARIABLE, find_address, prepare_database
+from bitsweep.tracking.address import VARIABLE, Address, find_address, prepare_database
 from bitsweep.tracking.advice import explain
 
 if TYPE_CHECKING:
@@ -43,24 +43,11 @@ class Connection:
             UsageError: it is only to be read, and is not there.
             TrackingError: the tracking store does not answer or cannot be written.
         """
-        # A server that is not there must be noticed within seconds, not after MLflow's minutes of patience.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         machine.check()  # MLflow needs to know the user
-        import mlflow
-        import mlflow.store.db.utils
-
-        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
-        for chatty in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(chatty).setLevel(logging.ERROR)
         self.address = find_address()
         with self.explained():
             prepare_database(self.address, read_only=read_only)
-            mlflow.set_tracking_uri(self.address.uri)
-            if not self.address.chosen:  # MLflow sets the variable, too, as if the user had
-                os.environ.pop(VARIABLE, None)
-            self.client: MlflowClient = mlflow.MlflowClient()
+            self.client: MlflowClient = client_of(self.address)
             self.experiment_id = self._experiment(read_only=read_only)
             if not read_only:
                 self._end_abandoned()
@@ -89,25 +76,9 @@ class Connection:
         """Where, under the address of the MLflow UI, the cells are compared as charts."""
         return f"#/experiments/{self.experiment_id}/runs?{_COMPARISON}"
 
-    @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn what MLflow and its database raise within into one line.
-
-        Raises:
-            TrackingError: the tracking store cannot be used.
-        """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, UnicodeError) as error:
-            if ran_out_of_space(error, Path.cwd(), tempfile.gettempdir()):
-                raise TrackingError(
-                    f"{self.address.named}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "
-                    "some space, and run the same command again: what was finished is kept"
-                ) from error
-            raise TrackingError(explain(error, self.address)) from None
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what MLflow and its database raise within into one line, see `explained`."""
+        return explained(self.address)
 
     def search(self, condition: str) -> "Iterable[Run]":
         """All runs that meet a condition of MLflow's query language."""
@@ -161,6 +132,44 @@ class Connection:
             tags = run.data.tags
             if tags.get("host") == socket.gethostname() and not _alive(tags.get("process", "")):
                 self.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def client_of(address: Address) -> "MlflowClient":
+    """MLflow, made to use a store and to be quiet. A server that is not there is noticed within seconds."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    import mlflow.store.db.utils
+
+    mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    for chatty in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(address.uri)
+    if not address.chosen:  # MLflow sets the variable, too, as if the user had
+        os.environ.pop(VARIABLE, None)
+    return mlflow.MlflowClient()
+
+
+@contextlib.contextmanager
+def explained(address: Address) -> Iterator[None]:
+    """Turn what MLflow and its database raise within into one line.
+
+    Raises:
+        TrackingError: the tracking store cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, UnicodeError) as error:
+        if ran_out_of_space(error, Path.cwd(), tempfile.gettempdir()):
+            raise TrackingError(
+                f"{address.named}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "
+                "some space, and run the same command again: what was finished is kept"
+            ) from error
+        raise TrackingError(explain(error, address)) from None
 
 
 def owner() -> dict[str, str]:

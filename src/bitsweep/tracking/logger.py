@@ -1,12 +1,11 @@
-"""Writing baselines, cells and sweeps into the tracking store."""
+"""Writing baselines and cells into the tracking store."""
 
 import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +13,10 @@ import numpy as np
 from bitsweep import cell_results
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.errors import BitsweepError
 from bitsweep.measuring.scores import scores
 from bitsweep.metrics import metric_of
+from bitsweep.pipeline import StageRunner
 from bitsweep.results import Curve, Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
@@ -23,7 +24,7 @@ from bitsweep.runtime.store import Store
 from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of
 from bitsweep.text import plain
 from bitsweep.tracking.connection import Connection, owner
-from bitsweep.tracking.entries import Entry
+from bitsweep.tracking.model import MODEL, log_onnx_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -35,7 +36,7 @@ MISSING = "missing_files"
 
 
 class RunLogger:
-    """Logs baselines, cells and sweeps."""
+    """Logs baselines and cells."""
 
     def __init__(self, connection: Connection, store: Store) -> None:
         self._connection, self._client, self._store = connection, connection.client, store
@@ -110,23 +111,35 @@ class RunLogger:
         return str(run.info.run_id)
 
     def log_cell(
-        self, cell: Cell, outcome: Outcome, evidence: Evidence | None, *, sweep_id: str, baseline_run_id: str = ""
-    ) -> str:
-        """Log how a cell ended, with its figures, evidence and model; returns its run id.
+        self,
+        cell: Cell,
+        outcome: Outcome,
+        evidence: Evidence | None,
+        *,
+        runner: StageRunner,
+        sweep_id: str,
+        baseline_run_id: str = "",
+    ) -> tuple[str, Evidence | None]:
+        """Log how a cell ended, with its figures, evidence and model; returns its run id, and what that got.
 
         Args:
             evidence: None where nothing was measured.
+            runner: starts the process that logs the model.
         """
         from mlflow.entities import Param
 
         known = self._connection.cells().get(key_of(cell))
         if evidence and known and MEASUREMENT.name not in outcome.seconds:
-            if self.is_lost(known.info.run_id):
+            run_id, missing = str(known.info.run_id), known.data.tags.get(MISSING, "")
+            if self.is_lost(run_id):
                 with self._connection.explained():
-                    self._log_files(known.info.run_id, cell, outcome, evidence)
-                return str(known.info.run_id)
-            if known.data.tags.get(MISSING):
-                return self._completed(known, evidence)
+                    return run_id, self._log_files(run_id, cell, outcome, evidence, runner)
+            if missing:
+                with self._connection.explained():
+                    if missing.startswith(f"{MODEL} is missing"):
+                        evidence = self._log_model(run_id, cell, outcome, evidence, runner)
+                    self._log_evidence(run_id, evidence)
+                return run_id, evidence
         measured = outcome.measurement
         status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
@@ -153,23 +166,25 @@ class RunLogger:
                 _figures(metrics, now),
                 [Param(_allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in params.items()],
             )
-            self._log_files(run_id, cell, outcome, evidence)
+            evidence = self._log_files(run_id, cell, outcome, evidence, runner)
             if evidence:
                 self._log_curves(run_id, cell_results.compressed_of(cell, self._store).curves)
-        return run_id
+        return run_id, evidence
 
-    def _log_files(self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence | None) -> None:
-        """Log the settings of a cell, and all files that it has led to."""
+    def _log_files(
+        self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence | None, runner: StageRunner
+    ) -> Evidence | None:
+        """Log the settings of a cell, and all files that it has led to; returns what the run got of these."""
         self._client.log_dict(run_id, _resolved(cell), "config.json")
         self._client.log_dict(run_id, environment.describe(*cell.packages), "environment.json")
         if outcome.log_tail:
             self._client.log_text(run_id, outcome.log_tail, "log.txt")
         if evidence:
+            if outcome.measurement and outcome.status != "lowered":
+                self._log_predictions(run_id, cell, outcome.measurement)
+            evidence = self._log_model(run_id, cell, outcome, evidence, runner)
             self._log_evidence(run_id, evidence)
-        if outcome.status == "lowered":
-            self._client.log_artifacts(run_id, str(cell_results.artifact_of(cell, self._store)), "model")
-        elif outcome.measurement:
-            self._log_predictions(run_id, cell, outcome.measurement)
+        return evidence
 
     def adopt(self, run_id: str, *, sweep_id: str) -> None:
         """Let the run of a reused cell belong to one more sweep."""
@@ -188,11 +203,10 @@ class RunLogger:
         self._client.set_tag(run_id, MISSING, str(evidence)[:5000])
 
     def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
-        """Log what the artifact computed, and the artifact."""
+        """Log what the artifact computed, and for which data."""
         for file in filter(None, (measured.logits, measured.latency_samples)):
             self._client.log_artifact(run_id, str(file))
         self._log_input(run_id, cell, "test")
-        self._log_model(run_id, cell, measured.folder / "examples.npy")
 
     def _log_curves(self, run_id: str, curves: Sequence[Curve]) -> None:
         """Log what was recorded step by step as metrics with steps."""
@@ -207,35 +221,32 @@ class RunLogger:
         for start in range(0, len(metrics), 1000):  # more are refused
             self._client.log_batch(run_id, metrics[start : start + 1000])
 
-    def _log_model(self, run_id: str, cell: Cell, examples: Path) -> None:
-        """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files."""
+    def _log_model(
+        self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence, runner: StageRunner
+    ) -> Evidence:
+        """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files.
+
+        Returns:
+            The evidence; where MLflow cannot make a model of the artifact, that is missing there.
+        """
         artifact = cell_results.artifact_of(cell, self._store)
         file = artifact / cell.backend.artifact
-        if file.suffix != ".onnx":
-            self._client.log_artifacts(run_id, str(artifact), "model")
-            return
-        import mlflow
-        import mlflow.onnx
-        import onnx
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        example = np.load(examples)[:1]
-        classes = len(cell_results.splits_of(cell, self._store).classes)
-        signature = ModelSignature(
-            Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]), "images")]),
-            Schema([TensorSpec(np.dtype("float32"), (-1, classes), "logits")]),
-        )
-        with mlflow.start_run(run_id=run_id):
-            mlflow.onnx.log_model(
-                onnx.load(file),
-                name="model",
-                signature=signature,
-                input_example=example,
-                onnx_execution_providers=["CPUExecutionProvider"],
-                pip_requirements=[f"onnxruntime=={environment.version_of('onnxruntime')}"],
-                save_as_external_data=False,
-            )
+        if file.suffix != ".onnx" or outcome.status == "lowered" or not outcome.measurement:
+            self._client.log_artifacts(run_id, str(artifact), MODEL)
+            return evidence
+        given = {
+            "address": self._connection.address,
+            "experiment_id": self._connection.experiment_id,
+            "run_id": run_id,
+            "file": file,
+            "examples": outcome.measurement.folder / "examples.npy",
+            "classes": len(cell_results.splits_of(cell, self._store).classes),
+        }
+        try:
+            runner.call(log_onnx_model, given)
+        except BitsweepError as error:
+            return replace(evidence, missing={MODEL: str(error), **evidence.missing})
+        return evidence
 
     def _log_input(self, run_id: str, cell: Cell, context: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -250,52 +261,6 @@ class RunLogger:
             profile=json.dumps(profile | {"classes": len(splits.classes)}),
         )
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-
-    # ----------------------------------------------------------------------- sweeps
-
-    def start_sweep(self, sweep_id: str, command: str, entries: list[Entry], packages: Iterable[str]) -> str:
-        """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported.
-
-        Args:
-            packages: distributions that its cells use.
-        """
-        tags = {
-            "kind": "sweep", "sweep": sweep_id, "command": command, "status": "running",
-            "store": str(self._place()), **owner(),
-        }  # fmt: skip
-        with self._connection.explained():
-            run = self._client.create_run(self._connection.experiment_id, run_name=f"sweep {sweep_id}", tags=tags)
-            self._write_entries(run.info.run_id, entries)
-            self._write_twice(run.info.run_id, "environment.json", environment.describe(*packages))
-            return str(run.info.run_id)
-
-    def _place(self) -> Path:
-        """The store's folder; relative to the database's where both may move together."""
-        root, database = self._store.root, self._connection.address.database
-        if database and not self._connection.address.chosen and root.is_relative_to(database.parent):
-            return root.relative_to(database.parent)
-        return root
-
-    def _write_entries(self, run_id: str, entries: list[Entry]) -> None:
-        self._write_twice(run_id, "plan.json", [asdict(entry) for entry in entries])
-
-    def _write_twice(self, run_id: str, name: str, content: Any) -> None:
-        """Keep something of a sweep in MLflow, and in the store for the case that it is lost there."""
-        self._client.log_dict(run_id, content, name)
-        self._store.write_note(run_id, name, content)
-
-    def update_sweep(self, run_id: str, entries: list[Entry]) -> None:
-        """Replace the kept plan by how its cells ended."""
-        with self._connection.explained():
-            self._write_entries(run_id, entries)
-
-    def finish_sweep(self, run_id: str, status: str, files: Iterable[Path]) -> None:
-        """Attach the report and end the run of a sweep: ``finished``, ``failed`` or ``killed``."""
-        with self._connection.explained():
-            for file in files:
-                self._client.log_artifact(run_id, str(file), "report")
-            self._client.set_tag(run_id, "status", status)
-            self._client.set_terminated(run_id, status.upper())
 
 
 def _figures(values: Mapping[str, float], timestamp: int) -> "list[Metric]":

@@ -20,6 +20,7 @@ from bitsweep.runtime.store import MANIFEST, Store
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.entries import Entry
 from bitsweep.tracking.logger import MISSING
+from bitsweep.tracking.model import MODEL
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -119,8 +120,8 @@ def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
     import mlflow.exceptions
 
     models = run.outputs.model_outputs if run.outputs else []
-    if not models:
-        return Path(connection.client.download_artifacts(run.info.run_id, "model", str(scratch)))
+    if not models and connection.client.list_artifacts(run.info.run_id, MODEL):
+        return Path(connection.client.download_artifacts(run.info.run_id, MODEL, str(scratch)))
     for model in models:  # several where the files of one were lost, and logged again
         place, alone = (scratch / f"{model.model_id}{what}" for what in ("", "-alone"))
         for folder in (place, alone):
@@ -131,9 +132,9 @@ def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
         for file in place.rglob("*.onnx"):
             shutil.copy(file, alone)
             return alone
+    again = "" if run.data.tags.get(MISSING, "").startswith(f"{MODEL} is missing") else "delete the run, and "
     raise UsageError(
-        f"RUN_ID={run.info.run_id}: its model is gone from MLflow; delete the run, and run it again: "
-        f"{run.data.tags['command']}"
+        f"RUN_ID={run.info.run_id}: its model is not in MLflow; {again}run it again: {run.data.tags['command']}"
     )
 
 

@@ -1,0 +1,62 @@
+"""Writing sweeps into the tracking store: their plan, how their cells ended, and their report."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bitsweep.runtime import environment
+from bitsweep.runtime.store import Store
+from bitsweep.tracking.connection import Connection, owner
+from bitsweep.tracking.entries import Entry
+
+
+class SweepLogger:
+    """Logs sweeps."""
+
+    def __init__(self, connection: Connection, store: Store) -> None:
+        self._connection, self._client, self._store = connection, connection.client, store
+
+    def start(self, sweep_id: str, command: str, entries: list[Entry], packages: Iterable[str]) -> str:
+        """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported.
+
+        Args:
+            packages: distributions that its cells use.
+        """
+        tags = {
+            "kind": "sweep", "sweep": sweep_id, "command": command, "status": "running",
+            "store": str(self._place()), **owner(),
+        }  # fmt: skip
+        with self._connection.explained():
+            run = self._client.create_run(self._connection.experiment_id, run_name=f"sweep {sweep_id}", tags=tags)
+            self._write_entries(run.info.run_id, entries)
+            self._write_twice(run.info.run_id, "environment.json", environment.describe(*packages))
+            return str(run.info.run_id)
+
+    def _place(self) -> Path:
+        """The store's folder; relative to the database's where both may move together."""
+        root, database = self._store.root, self._connection.address.database
+        if database and not self._connection.address.chosen and root.is_relative_to(database.parent):
+            return root.relative_to(database.parent)
+        return root
+
+    def _write_entries(self, run_id: str, entries: list[Entry]) -> None:
+        self._write_twice(run_id, "plan.json", [asdict(entry) for entry in entries])
+
+    def _write_twice(self, run_id: str, name: str, content: Any) -> None:
+        """Keep something of a sweep in MLflow, and in the store for the case that it is lost there."""
+        self._client.log_dict(run_id, content, name)
+        self._store.write_note(run_id, name, content)
+
+    def update(self, run_id: str, entries: list[Entry]) -> None:
+        """Replace the kept plan by how its cells ended."""
+        with self._connection.explained():
+            self._write_entries(run_id, entries)
+
+    def finish(self, run_id: str, status: str, files: Iterable[Path]) -> None:
+        """Attach the report and end the run of a sweep: ``finished``, ``failed`` or ``killed``."""
+        with self._connection.explained():
+            for file in files:
+                self._client.log_artifact(run_id, str(file), "report")
+            self._client.set_tag(run_id, "status", status)
+            self._client.set_terminated(run_id, status.upper())
