@@ -103,8 +103,15 @@ def test_plugins_are_light_and_do_not_import_siblings(group: str) -> None:
         assert not siblings, file
 
 
-def test_planning_imports_nothing_heavy() -> None:
-    modules = ["bitsweep.hydra_app", "bitsweep.measuring.latency"]
+#: What reads results of child processes back.
+READERS = (
+    "cell_results", "data.splits", "training.trained", "quantization.compressed", "measuring.passes", "report",
+    "tracking.logger", "tracking.reading",
+)  # fmt: skip
+
+
+def test_planning_and_reading_import_nothing_heavy() -> None:
+    modules = ["bitsweep.hydra_app", "bitsweep.measuring.latency", *(f"bitsweep.{name}" for name in READERS)]
     for group in PLUGINS:
         for file in _plugin_files(group):
             modules.append(".".join(["bitsweep", *file.relative_to(SOURCE).with_suffix("").parts]))

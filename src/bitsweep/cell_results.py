@@ -19,7 +19,7 @@ def splits_of(cell: Cell, store: Store) -> Splits:
 
 def trained_of(cell: Cell, store: Store) -> Trained:
     """The baseline of a cell."""
-    from bitsweep.training.baseline import load_trained
+    from bitsweep.training.trained import load_trained
 
     return load_trained(_kept(store, BASELINE, cell))
 

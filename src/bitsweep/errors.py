@@ -17,13 +17,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsweep.text import plain
+from bitsweep.text import plain, shortened
 
 if TYPE_CHECKING:
     from bitsweep.results import Array
 
 #: Free bytes below which a disk counts as full.
 _FULL = 1 << 20
+#: As many characters are shown of an error of somebody else's.
+_LONGEST = 300
 #: How engines that have no error of their own for it say that memory ran out.
 _OUT_OF_MEMORY = ("can't allocate memory", "failed to allocate memory", "out of memory", "bad_alloc")
 
@@ -43,6 +45,11 @@ def ran_out_of_space(error: BaseException, *folders: str | Path) -> bool:
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's says, without the lines that follow; its class where it says nothing."""
     return plain(str(error).strip().partition("\n")[0]) or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error of somebody else's says, as one line; the middle of a long one is left out."""
+    return shortened(plain(str(error)).strip() or type(error).__name__, _LONGEST)
 
 
 class BitsweepError(Exception):

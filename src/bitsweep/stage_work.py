@@ -79,8 +79,8 @@ def compress(
     from bitsweep.data.splits import load_splits, sample_of_tests
     from bitsweep.graphs.program import load_program, looks_at_batches
     from bitsweep.quantization.compressed import load_compressed, save_compression
-    from bitsweep.training.baseline import load_trained
     from bitsweep.training.network import build_network
+    from bitsweep.training.trained import load_trained
 
     splits = normalized(load_splits(data), model)
     network, _ = build_network(model, len(splits.classes))
@@ -178,7 +178,7 @@ def evaluate(
     from bitsweep.measuring import accuracy
     from bitsweep.measuring.passes import Subject
     from bitsweep.quantization.compressed import load_compressed
-    from bitsweep.training.baseline import load_trained
+    from bitsweep.training.trained import load_trained
 
     splits = normalized(load_splits(data), model)
     accuracy.evaluate(
@@ -258,7 +258,7 @@ def gather_evidence(
     from bitsweep.plots.cell import Shown
     from bitsweep.quantization.compressed import load_compressed
     from bitsweep.runtime.file_by_file import make_files
-    from bitsweep.training.baseline import load_trained
+    from bitsweep.training.trained import load_trained
 
     splits, measurement = normalized(load_splits(data), model), load_measurement(measured)
     shown = Shown(
@@ -279,6 +279,6 @@ def gather_baseline_evidence(*, baseline_name: str, baseline: Path, folder: Path
     """Draw how a baseline was trained."""
     from bitsweep.evidence import files_of_baseline
     from bitsweep.runtime.file_by_file import make_files
-    from bitsweep.training.baseline import load_trained
+    from bitsweep.training.trained import load_trained
 
     make_files(files_of_baseline(load_trained(baseline), name=baseline_name), folder)

@@ -50,18 +50,26 @@ def write_facts(of: Cell, splits: Splits, logits_NK: Array, folder: Path) -> Non
     (folder / "bundle.json").write_text(json.dumps(about | {"command": of.command}))
 
 
-@pytest.fixture(scope="module")
-def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a network that does not know its digits, on images of which it has to guess the size."""
-    folder = tmp_path_factory.mktemp("bundle")
+def make_bundle(splits: Splits, folder: Path) -> np.ndarray:
+    """The bundle of a network of random weights, and its logits of the test images."""
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, len(splits.classes))
+    )
     of = cell(precision="fp32", model__image_size=SIZE, protocol__threads=1)
     of.backend.lower(export(network.eval(), input_shape=(3, SIZE, SIZE)), folder)
     images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     logits = of.backend.load(folder, threads=1)(images.numpy())
     write_facts(of, splits, logits, folder)
     bundle.complete(folder)
+    return logits
+
+
+@pytest.fixture(scope="module")
+def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a network that does not know its digits, on images of which it has to guess the size."""
+    folder = tmp_path_factory.mktemp("bundle")
+    make_bundle(splits, folder)
     return folder
 
 
@@ -164,14 +172,7 @@ def photographed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, 
         image.save(file, **({"exif": exif} if suffix == "jpg" else {}))
     data = ImageFolder(name="kinds", root=str(root), store_size=20, crop=0.875)
     splits = make_splits(data.decode(), val_share=0.25, seed=0, folder=store)
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 2))
-    of = cell(precision="fp32", model__image_size=SIZE, protocol__threads=1)
-    of.backend.lower(export(network.eval(), input_shape=(3, SIZE, SIZE)), folder)
-    images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
-    logits = of.backend.load(folder, threads=1)(images.numpy())
-    write_facts(of, splits, logits, folder)
-    bundle.complete(folder)
+    logits = make_bundle(splits, folder)
     return root, folder, logits, splits
 
 

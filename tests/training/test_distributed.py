@@ -15,7 +15,8 @@ from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Split, Splits
 from bitsweep.runtime import child
 from bitsweep.runtime.progress import Progress
-from bitsweep.training.baseline import fit, load_trained
+from bitsweep.training.baseline import fit
+from bitsweep.training.trained import load_trained
 
 
 @configurable

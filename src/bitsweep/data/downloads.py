@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bitsweep.errors import DataError
+from bitsweep.errors import DataError, one_line
 
 
 def with_torchvision(variant: str, *, folder: str, dataset: str, hint: str) -> None:
@@ -22,8 +22,7 @@ def with_torchvision(variant: str, *, folder: str, dataset: str, hint: str) -> N
     try:
         getattr(torchvision.datasets, variant)(Path(folder).expanduser(), download=True)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"dataset={dataset}: the download failed ({reason}); connect to the internet, or {hint} and set "
+            f"dataset={dataset}: the download failed ({one_line(error)}); connect to the internet, or {hint} and set "
             "dataset.root to it"
         ) from error

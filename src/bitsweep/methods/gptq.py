@@ -38,11 +38,7 @@ class Gptq(CalibratedMethod):
         from bitsweep.quantization.rounding.gptq import gptq_layer, hessian_of
 
         def choose(given: "UnitInputs") -> "dict[str, Codes]":
-            (layer,), (path,), (inputs,) = (
-                given.unit.layers,
-                given.weight_paths,
-                given.rounded_inputs.values(),
-            )
+            (layer,), (path,), (inputs,) = given.unit.layers, given.weight_paths, given.rounded_inputs.values()
             weight = given.originals[path]
             return {
                 path: gptq_layer(

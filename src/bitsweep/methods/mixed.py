@@ -95,11 +95,7 @@ class MixedPrecision(QuantizingMethod):
 
         parameters, codes = parameters_of(graph), {}
         for given in layerwise(graph, layer_units(graph), batches, originals=parameters):
-            (layer,), (path,), (inputs,) = (
-                given.unit.layers,
-                given.weight_paths,
-                given.inputs.values(),
-            )
+            (layer,), (path,), (inputs,) = given.unit.layers, given.weight_paths, given.inputs.values()
             codes[path] = self._codes(layer, parameters[path], choices, inputs)
         return codes
 
@@ -110,11 +106,7 @@ class MixedPrecision(QuantizingMethod):
         from bitsweep.quantization.layerwise import layer_units, round_units
 
         def choose(given: "UnitInputs") -> "dict[str, Codes]":
-            (layer,), (path,), (inputs,) = (
-                given.unit.layers,
-                given.weight_paths,
-                given.rounded_inputs.values(),
-            )
+            (layer,), (path,), (inputs,) = given.unit.layers, given.weight_paths, given.rounded_inputs.values()
             return {path: self._codes(layer, given.originals[path], [chosen[path]], inputs)[chosen[path]]}
 
         return round_units(graph, layer_units(graph), batches, choose)

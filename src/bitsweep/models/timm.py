@@ -11,7 +11,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.config.model import Model
 from bitsweep.data.pixels import Framing
 from bitsweep.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from bitsweep.errors import ConfigError
+from bitsweep.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +71,9 @@ class TimmModel(Model):
         try:
             state: dict[str, torch.Tensor] = timm.create_model(self.architecture, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"model.weights=imagenet: the download of {self.architecture} failed ({reason}); connect to the "
-                "internet, or set model.weights to a state_dict file"
+                f"model.weights=imagenet: the download of {self.architecture} failed ({one_line(error)}); connect "
+                "to the internet, or set model.weights to a state_dict file"
             ) from error
         return state
 

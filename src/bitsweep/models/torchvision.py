@@ -13,7 +13,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.config.model import Model
 from bitsweep.data.pixels import Framing
 from bitsweep.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from bitsweep.errors import ConfigError
+from bitsweep.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +62,10 @@ class TorchvisionModel(Model):
         try:
             network: torch.nn.Module = torchvision.models.get_model(self.builder, weights="DEFAULT", progress=False)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
             url = torchvision.models.get_model_weights(self.builder).DEFAULT.url
             raise ConfigError(
-                f"model.weights=imagenet: {url} could not be downloaded and read ({reason}); connect to the internet, "
-                f"or put it into {torch.hub.get_dir()}/checkpoints"
+                f"model.weights=imagenet: {url} could not be downloaded and read ({one_line(error)}); connect to the "
+                f"internet, or put it into {torch.hub.get_dir()}/checkpoints"
             ) from error
         return network.state_dict()
 

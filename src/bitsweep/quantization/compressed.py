@@ -1,17 +1,20 @@
-"""A compression as files: the program, what became of each layer, and the reference's logits."""
+"""A compression as files: the program, what became of each layer, and the reference's logits.
+
+Reading it back needs no PyTorch.
+"""
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.export import ExportedProgram
 
-from bitsweep.graphs.program import logits_of, save_program
-from bitsweep.quantization.analysis.layer_stats import layer_stats
 from bitsweep.results import Array, Compressed, Compression, Curve, Distribution, LayerRecord, LayerStats, Table
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 def save_compression(
@@ -22,7 +25,7 @@ def save_compression(
     batches: Iterable[Array],
     probe_images: Array,
     calibrated_on: int = 0,
-    original: ExportedProgram | None = None,
+    original: "ExportedProgram | None" = None,
 ) -> None:
     """Write what a method returned into a folder, with the outputs of its program for some test images.
 
@@ -33,6 +36,11 @@ def save_compression(
         calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
     """
+    import torch
+
+    from bitsweep.graphs.program import logits_of, save_program
+    from bitsweep.quantization.analysis.layer_stats import layer_stats
+
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
     (folder / "records.json").write_text(json.dumps({**records, "calibrated_on": calibrated_on}))

@@ -2,10 +2,8 @@
 
 import locale
 
-from bitsweep.text import shortened
+from bitsweep.errors import one_line
 from bitsweep.tracking.address import Address, elsewhere
-
-_LONGEST_REASON = 300
 
 
 def explain(error: Exception, address: Address) -> str:
@@ -22,8 +20,7 @@ def _reason(error: Exception, address: Address) -> str:
     while inner is not None:
         cause = inner if isinstance(inner, OSError) else cause
         inner = inner.__cause__ or inner.__context__
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return shortened(address.without_password(text), _LONGEST_REASON)
+    return address.without_password(one_line(cause))
 
 
 def advice(error: Exception, address: Address) -> str:

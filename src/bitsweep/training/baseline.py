@@ -1,4 +1,4 @@
-"""The fp32 baseline of a model on a data set: trained, written, and read back.
+"""The fp32 baseline of a model on a data set: trained, and written.
 
 Shape letters: N images, K classes.
 """
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import DataError
-from bitsweep.results import Epoch, Splits, Trained
+from bitsweep.results import Splits
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.loop import choose_device, compute_logits, loader, train, validate
@@ -59,7 +59,7 @@ def fit(
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = recipe.bn_momentum
-    with context.met(device):
+    with context.joined(device):
         best, history = (
             (-1, [])
             if not recipe.epochs
@@ -95,17 +95,3 @@ def fit(
     }
     (folder / "history.json").write_text(json.dumps(about))
     np.save(folder / "test_logits.npy", compute_logits(network, splits.test, load, device).cpu().numpy())
-
-
-def load_trained(folder: Path) -> Trained:
-    """Read a baseline back."""
-    about = json.loads((folder / "history.json").read_text())
-    history = tuple(Epoch(**epoch) for epoch in about["epochs"])
-    return Trained(
-        checkpoint=folder / "checkpoint.pt",
-        history=history,
-        best_epoch=about["best_epoch"],
-        val_top1=about["val_top1"],
-        device=about["device"],
-        test_logits_NK=np.load(folder / "test_logits.npy"),
-    )

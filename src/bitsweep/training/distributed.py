@@ -37,7 +37,7 @@ class DistributedContext:
         return self.rank == 0
 
     @contextlib.contextmanager
-    def met(self, device: torch.device) -> Iterator[None]:
+    def joined(self, device: torch.device) -> Iterator[None]:
         """Let the processes find one another, and part at the end."""
         if self.size == 1:
             yield
