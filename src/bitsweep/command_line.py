@@ -23,7 +23,7 @@ from bitsweep.sweep import Options
 #: What stands at the top of a configuration, Hydra's own settings apart.
 _KEYS = (*CONFIG_GROUPS, "scale", "seed", "data", "sweep", *Options.__dataclass_fields__)
 #: Mappings whose keys are the user's, so that no YAML knows them.
-_OPEN = ("model.arguments",)
+_OPEN = ("model.arguments", "dataset.arguments")
 _CONF = Path(__file__).parent / "conf"
 
 

@@ -76,7 +76,7 @@ def test_a_module_that_is_installed_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("{nets}", r"write a file and a name in it, as in nets\.py:MyNet"),
+        ("{nets}", r"write a file and a name in it, as in mine\.py:make"),
         ("{nets}:Nett", r"no such callable in nets_of_mine; it has .*Net"),
         ("{nets}:broken", "RuntimeError: no such thing"),
         ("{nets}:number", r"makes a int, no torch\.nn\.Module"),

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from bitsweep.data.pixels import StoredForm, largest_values, read_picture, why_unreadable
+from bitsweep.data.pixels import StoredForm, as_stored, largest_values, read_picture, why_unreadable
 from bitsweep.errors import DataError
 from bitsweep.results import Array
 from bitsweep.runtime.environment import physical_cores
 
-#: A picture, encoded: the file that it is in, or what is in such a file.
-Picture = Path | bytes
+#: A picture: the file that it is in, what is in such a file, or itself, decoded.
+Picture = Path | bytes | Image.Image
 
 _NAMED = 5
 _AT_ONCE = 1024
@@ -30,7 +31,7 @@ class ImageFiles:
 
     Attributes:
         names: of the pictures, for errors.
-        take: these by their numbers, encoded.
+        take: these by their numbers.
         form: what becomes of them, see `bitsweep.data.pixels.read_picture`.
         place: where they are, for errors.
     """
@@ -80,11 +81,13 @@ class ImageFiles:
     def _image_or_reason(self, picture: Picture) -> Array | str:
         """The image, or why it cannot be read."""
         try:
+            if isinstance(picture, Image.Image):
+                return as_stored(picture, self.form)
             return read_picture(BytesIO(picture) if isinstance(picture, bytes) else picture, self.form)
         except MemoryError:
             raise
         except Exception as error:  # decoding something damaged can raise anything
-            return why_unreadable(picture, error)
+            return why_unreadable(b"0" if isinstance(picture, Image.Image) else picture, error)
 
 
 def files_in(folder: Path, names: Sequence[str]) -> Callable[[Sequence[int]], Sequence[Picture]]:

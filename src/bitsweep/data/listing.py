@@ -5,16 +5,19 @@ Shape letters: N images, K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from bitsweep.data.class_names import number_labels
-from bitsweep.data.image_files import Picture
+from bitsweep.data.image_files import ImageFiles, Picture, blocks_of, largest_of
 from bitsweep.data.image_tree import some
+from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
 from bitsweep.data.splits import stratified_indices
+from bitsweep.data.unlabelled import PictureFolder
 from bitsweep.errors import DataError
-from bitsweep.results import Array
+from bitsweep.results import Array, RawData, RawSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +63,70 @@ class Arranged:
 
 
 def arrange(
-    listing: Listing, *, classes: Sequence[str], test_share: float, seed: int, leaks: Literal["refuse", "keep"]
+    listing: Listing,
+    calibration: PictureFolder | None,
+    *,
+    classes: Sequence[str],
+    test_share: float,
+    seed: int,
+    leaks: Literal["refuse", "keep"],
 ) -> Arranged:
     """Number the classes, and divide what its owner has not divided.
 
     Args:
+        calibration: pictures without labels, which must not be test images.
         classes: see `bitsweep.data.class_names.number_labels`.
         test_share: part of each class held out for testing; equal pictures stay together. Nothing is left for
             training where it is 1, or where a class has too few pictures to be divided.
-        leaks: whether to refuse or to keep test images that are, byte for byte, training images too.
+        leaks: whether to refuse or to keep test images that are, byte for byte, training or calibration images too.
 
     Raises:
         DataError: there are less than two classes, one is for training or testing only, or test images are training
-            images too.
+            or calibration images too.
     """
+    try:
+        arranged = _arranged(listing, classes, test_share, seed, leaks)
+        _check_leaks(listing, arranged.test_N, calibration, leaks)
+    except DataError as error:
+        raise DataError(f"{listing.key}: {error}") from error
+    return arranged
+
+
+def as_raw_data(
+    listing: Listing, arranged: Arranged, calibration: PictureFolder | None, *, size: tuple[int, int], crop: float
+) -> RawData:
+    """The pictures, which are decoded when they are asked for.
+
+    Args:
+        size: height and width to store them in.
+        crop: see `bitsweep.data.pixels.StoredForm`.
+
+    Raises:
+        DataError: their 16 bits hold too few levels.
+    """
+    trained, tested = map(np.flatnonzero, (~arranged.test_N, arranged.test_N))
+    watched = (trained if len(trained) else tested).tolist()
+    blocks = (listing.take([watched[number] for number in block]) for block in blocks_of(len(watched)))
+    form = StoredForm(height=size[0], width=size[1], crop=crop, white=_white(*largest_of(blocks), key=listing.key))
+    train, test = (
+        RawSplit(images=_images(listing, chosen_N.tolist(), form), labels=arranged.labels_N[chosen_N])
+        for chosen_N in (trained, tested)
+    )
+    in_files = all(isinstance(picture, Path) for picture in listing.take([0]))
+    return RawData(
+        train=train,
+        test=test,
+        classes=arranged.classes,
+        calibration=calibration.images(form) if calibration else None,
+        test_files=tuple(map(Path, listing.take(tested.tolist()))) if in_files else (),  # type: ignore[arg-type]
+        crop=form.crop,
+        white=form.white,
+    )
+
+
+def _arranged(
+    listing: Listing, classes: Sequence[str], test_share: float, seed: int, leaks: Literal["refuse", "keep"]
+) -> Arranged:
     labels_N, names = number_labels(listing.labels, classes or listing.classes)
     if len(names) < 2:
         raise DataError(f"all images are of class {names[0]}; there must be two classes or more")
@@ -85,7 +138,6 @@ def arrange(
     if untrainable and not divided and not test_N.all():
         test_N = np.ones_like(test_N)
         print(f"all images are for testing: {untrainable}", flush=True)
-    _check_leaks(listing, test_N, leaks)
     return Arranged(labels_N=labels_N, test_N=test_N, classes=names, untrainable=untrainable)
 
 
@@ -129,22 +181,39 @@ def too_few(labels_N: Array, test_N: Array, names: Sequence[str]) -> str:
     )
 
 
-def _check_leaks(listing: Listing, test_N: Array, leaks: Literal["refuse", "keep"]) -> None:
+def _check_leaks(
+    listing: Listing, test_N: Array, calibration: PictureFolder | None, leaks: Literal["refuse", "keep"]
+) -> None:
     images = list(zip(listing.names, listing.contents, test_N, strict=True))
     training = {content: name for name, content, test in images if not test}
-    found = [f"{name} = {training[content]}" for name, content, test in images if test and content in training]
-    refuse_leaks(found, int(test_N.sum()), kind="training", leaks=leaks)
+    given = dict(zip(calibration.contents, calibration.names, strict=True)) if calibration else {}
+    for kind, known in (("training", training), ("calibration", given)):
+        found = [f"{name} = {known[content]}" for name, content, test in images if test and content in known]
+        if not found:
+            continue
+        what = f"{len(found)} of {test_N.sum()} test images are {kind} images too ({some(found)})"
+        if leaks == "refuse":
+            raise DataError(f"{what}; delete either, or set dataset.leaks=keep")
+        print(f"warning: {what}", flush=True)
 
 
-def refuse_leaks(found: Sequence[str], count: int, *, kind: str, leaks: Literal["refuse", "keep"]) -> None:
-    """Refuse test images that are of another kind too, or keep and print them.
+def _images(listing: Listing, numbers: Sequence[int], form: StoredForm) -> ImageFiles:
+    return ImageFiles(
+        names=[listing.names[number] for number in numbers],
+        take=lambda chosen: listing.take([numbers[each] for each in chosen]),
+        form=form,
+        place=listing.key,
+    )
 
-    Raises:
-        DataError: there are some.
-    """
-    if not found:
-        return
-    what = f"{len(found)} of {count} test images are {kind} images too ({some(found)})"
-    if leaks == "refuse":
-        raise DataError(f"{what}; delete either, or set dataset.leaks=keep")
-    print(f"warning: {what}", flush=True)
+
+def _white(largest: int, coloured: int, *, key: str) -> int:
+    """The white of pictures of 16 bits, by their largest values."""
+    if coloured and white_of(coloured) != DEEPEST:
+        raise DataError(
+            f"{key}: the coloured 16-bit training images use {white_of(coloured).bit_length()} bits only, of which "
+            f"{white_of(coloured).bit_length() - 8} would be read: save them in 8 bits, or let them use all 16"
+        )
+    white = white_of(largest)
+    if white != DEEPEST:
+        print(f"the 16-bit training images reach {largest}: {white} is white", flush=True)
+    return white

@@ -3,21 +3,16 @@
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from bitsweep.config.configurable import NOT_IN_KEYS, Count, Place, configurable
 from bitsweep.config.dataset import Dataset, Part
 from bitsweep.data.class_names import read_classes
-from bitsweep.data.image_files import ImageFiles, blocks_of, largest_of
-from bitsweep.data.listing import Arranged, Listing, arrange, refuse_leaks
-from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
+from bitsweep.data.listing import Arranged, Listing, arrange, as_raw_data
 from bitsweep.data.unlabelled import PictureFolder, find_unlabelled
-from bitsweep.errors import DataError
-from bitsweep.results import Array, RawData, RawSplit
+from bitsweep.results import RawData
 from bitsweep.runtime.environment import version_of
 
 
@@ -78,60 +73,14 @@ class Photographs(Dataset):
     def decode(self) -> RawData:
         """The pictures, which are decoded when they are asked for."""
         listing, arranged, calibration = self._read()
-        trained, tested = map(np.flatnonzero, (~arranged.test_N, arranged.test_N))
-        form = self._form(listing, (trained if len(trained) else tested).tolist())
-        train, test = (
-            RawSplit(images=self._images(listing, chosen_N, form), labels=arranged.labels_N[chosen_N])
-            for chosen_N in (trained, tested)
-        )
-        in_files = all(isinstance(picture, Path) for picture in listing.take([0]))
-        return RawData(
-            train=train,
-            test=test,
-            classes=arranged.classes,
-            calibration=calibration.images(form) if calibration else None,
-            test_files=tuple(map(Path, listing.take(tested.tolist()))) if in_files else (),  # type: ignore[arg-type]
-            crop=form.crop,
-            white=form.white,
-        )
+        size = self.store_size, self.store_size
+        return as_raw_data(listing, arranged, calibration, size=size, crop=self.crop)
 
     def _read(self) -> tuple[Listing, Arranged, PictureFolder | None]:
         classes = read_classes(self.classes)
         listing = self.listed(classes)
         calibration = find_unlabelled(self.calibration) if self.calibration else None
-        try:
-            arranged = arrange(
-                listing, classes=classes, test_share=self.test_share, seed=self.split_seed, leaks=self.leaks
-            )
-            if calibration:
-                tested = {listing.contents[k]: listing.names[k] for k in np.flatnonzero(arranged.test_N).tolist()}
-                both = zip(calibration.names, calibration.contents, strict=True)
-                found = [f"{tested[content]} = {name}" for name, content in both if content in tested]
-                refuse_leaks(found, int(arranged.test_N.sum()), kind="calibration", leaks=self.leaks)
-        except DataError as error:
-            raise DataError(f"{listing.key}: {error}") from error
-        return listing, arranged, calibration
-
-    def _images(self, listing: Listing, chosen_N: Array, form: StoredForm) -> ImageFiles:
-        numbers = chosen_N.tolist()
-        return ImageFiles(
-            names=[listing.names[number] for number in numbers],
-            take=lambda chosen: listing.take([numbers[each] for each in chosen]),
-            form=form,
-            place=listing.key,
+        arranged = arrange(
+            listing, calibration, classes=classes, test_share=self.test_share, seed=self.split_seed, leaks=self.leaks
         )
-
-    def _form(self, listing: Listing, numbers: Sequence[int]) -> StoredForm:
-        """The form that pictures are stored in, with the white of those with these numbers."""
-        blocks = (listing.take([numbers[each] for each in block]) for block in blocks_of(len(numbers)))
-        largest, coloured = largest_of(blocks)
-        if coloured and white_of(coloured) != DEEPEST:
-            raise DataError(
-                f"{listing.key}: the coloured 16-bit training images use {white_of(coloured).bit_length()} "
-                f"bits only, of which {white_of(coloured).bit_length() - 8} would be read: save them in 8 bits, or let "
-                "them use all 16"
-            )
-        form = StoredForm(height=self.store_size, width=self.store_size, crop=self.crop, white=white_of(largest))
-        if form.white != DEEPEST:
-            print(f"the 16-bit training images reach {largest}: {form.white} is white", flush=True)
-        return form
+        return listing, arranged, calibration

@@ -86,11 +86,16 @@ def read_picture(source: Path | BinaryIO, form: StoredForm) -> np.ndarray[Any, A
         OSError: it is no picture, or is truncated; a decoder may raise other errors where it is damaged otherwise.
         ValueError: its numbers have no agreed white, or pictures have no such number of channels.
     """
+    with Image.open(source) as opened:
+        return as_stored(opened, form)
+
+
+def as_stored(opened: Image.Image, form: StoredForm) -> np.ndarray[Any, Any]:
+    """The same for a picture that is open."""
     if form.channels not in (1, 3, 4):
         raise ValueError(f"pictures have 1, 3 or 4 channels, not {form.channels}")
-    with Image.open(source) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        picture = to_rgba(upright, white=form.white) if form.channels == 4 else to_rgb(upright, white=form.white)
+    upright = ImageOps.exif_transpose(opened)
+    picture = to_rgba(upright, white=form.white) if form.channels == 4 else to_rgb(upright, white=form.white)
     if form.channels == 1:
         picture = picture.convert("L")
     framed = middle(picture, form) if form.resize is None else frame(picture, form)
@@ -213,11 +218,13 @@ def to_rgba(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
     return (picture if picture.has_transparency_data else to_rgb(picture, white=white)).convert("RGBA")
 
 
-def largest_values(picture: Path | bytes) -> tuple[int, int]:
+def largest_values(picture: Path | bytes | Image.Image) -> tuple[int, int]:
     """The largest value of a picture of 16 bits, if it is grey and if it is not; 0 otherwise.
 
     Of colours in 16 bits Pillow reads the upper half only: their value is the largest that it can be.
     """
+    if isinstance(picture, Image.Image):
+        return int(np.asarray(picture).max()) if picture.mode.startswith("I") else 0, 0
     with io.BytesIO(picture) if isinstance(picture, bytes) else picture.open("rb") as stream:
         if stream.read(len(_JPEG)) == _JPEG:  # the most frequent kind, and never of 16 bits
             return 0, 0

@@ -166,7 +166,9 @@ def _type_of(table: Table, column: str) -> str:
 def _digests(take: Callable[[Sequence[int]], Sequence[Picture]], count: int) -> Iterator[bytes]:
     for numbers in blocks_of(count):
         for picture in take(numbers):
-            yield hashlib.sha256(picture if isinstance(picture, bytes) else picture.read_bytes()).digest()
+            content = picture.read_bytes() if isinstance(picture, Path) else picture
+            assert isinstance(content, bytes)
+            yield hashlib.sha256(content).digest()
 
 
 def _require_files(paths: Sequence[Path]) -> None:

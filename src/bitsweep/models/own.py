@@ -1,18 +1,13 @@
 """A network of the user's own: a class or a function in a file, or in an installed package."""
 
 import dataclasses
-import importlib
-import inspect
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from bitsweep.config.configurable import Place, configurable
+from bitsweep.config.factory import Factory
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
-from bitsweep.runtime import fingerprint
-from bitsweep.runtime.module_files import is_absent, module_file
+from bitsweep.runtime.fingerprint import digest
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +30,11 @@ class OwnModel(Model):
 
     def check(self) -> None:
         """Whether there is such a file or module."""
-        self._module()
+        self._factory.check()
 
     def source(self) -> str:
         """The code of the factory, and what is in the file of weights."""
-        module, name = self._module()
-        return fingerprint.digest(fingerprint.code_of(module, name), super().source())
+        return digest(self._factory.code(), super().source())
 
     def build(self, num_classes: int) -> "torch.nn.Module":
         """What the factory makes, on the CPU.
@@ -50,49 +44,11 @@ class OwnModel(Model):
         """
         import torch
 
-        factory = self._factory()
-        arguments = dict(self.arguments)
-        if "num_classes" in inspect.signature(factory).parameters:
-            arguments.setdefault("num_classes", num_classes)
-        try:
-            network = factory(**arguments)
-        except Exception as error:  # whatever code of somebody else's raises
-            raise ConfigError(f"model.factory={self.factory}: {type(error).__name__}: {error}") from error
+        network = self._factory.make(self.arguments, num_classes=num_classes)
         if not isinstance(network, torch.nn.Module):
             raise ConfigError(f"model.factory={self.factory}: makes a {type(network).__name__}, no torch.nn.Module")
         return network
 
-    def _factory(self) -> Callable[..., Any]:
-        module, name = self._module()
-        try:
-            found = importlib.import_module(module)
-        except Exception as error:  # whatever code of somebody else's raises
-            raise ConfigError(
-                f"model.factory={self.factory}: {module} cannot be imported: {type(error).__name__}: {error}"
-            ) from error
-        factory = getattr(found, name, None)
-        if not callable(factory):
-            known = [each for each, value in vars(found).items() if callable(value) and not each.startswith("_")]
-            raise ConfigError(f"model.factory={self.factory}: no such callable in {module}; it has {', '.join(known)}")
-        return factory  # type: ignore[no-any-return]
-
-    def _module(self) -> tuple[str, str]:
-        """Name of the module, importable from now on, and name in it."""
-        place, _, name = self.factory.rpartition(":")
-        if not place or not name.isidentifier():
-            raise ConfigError(
-                f"model.factory={self.factory}: write a file and a name in it, as in nets.py:MyNet, or a module and a "
-                "name, as in package.module:MyNet"
-            )
-        if not place.endswith(".py"):
-            if is_absent(place):
-                raise ConfigError(f"model.factory={self.factory}: there is no module {place}; is it installed?")
-            return place, name
-        file = Path(place).expanduser().absolute()
-        if not file.is_file():
-            raise ConfigError(f"model.factory={self.factory}: there is no file {file}")
-        if str(file.parent) not in sys.path:
-            sys.path.insert(0, str(file.parent))
-        if (found := module_file(file.stem)) is None or not found.samefile(file):
-            raise ConfigError(f"model.factory={self.factory}: another module has the name {file.stem}; rename the file")
-        return file.stem, name
+    @property
+    def _factory(self) -> Factory:
+        return Factory("model.factory", self.factory)

@@ -1,0 +1,98 @@
+"""Callables of the user's own, named by ``file.py:name`` or ``package.module:name``."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsweep.errors import ConfigError, first_line
+from bitsweep.runtime import fingerprint
+from bitsweep.runtime.module_files import is_absent, module_file
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A class or a function, found when it is asked for.
+
+    Attributes:
+        key: of the setting that names it.
+        named: its value: a file, from the working directory or absolute, and a name in it; or a module and a name.
+    """
+
+    key: str
+    named: str
+
+    def check(self) -> None:
+        """Whether there is such a file or module.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        self._module()
+
+    def code(self) -> str:
+        """A fingerprint of its code, with all that it uses from the user's files.
+
+        Raises:
+            ConfigError: as for `check`.
+        """
+        return fingerprint.code_of(*self._module())
+
+    def make(self, arguments: Mapping[str, Any], **offered: Any) -> Any:
+        """What it makes.
+
+        Args:
+            arguments: that it is called with, by keyword.
+            offered: passed as well where it has parameters of these names.
+
+        Raises:
+            ConfigError: there is no such callable, or it fails.
+        """
+        factory = self._load()
+        parameters = inspect.signature(factory).parameters
+        try:
+            return factory(**{name: value for name, value in offered.items() if name in parameters} | dict(arguments))
+        except Exception as error:  # whatever code of somebody else's raises
+            raise self.failed(error) from error
+
+    def failed(self, error: Exception) -> ConfigError:
+        """What is said where code of its module failed."""
+        return ConfigError(f"{self.key}={self.named}: {type(error).__name__}: {first_line(error)}")
+
+    def _load(self) -> Callable[..., Any]:
+        module, name = self._module()
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:  # whatever code of somebody else's raises
+            raise ConfigError(
+                f"{self.key}={self.named}: {module} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        factory = getattr(found, name, None)
+        if not callable(factory):
+            known = [each for each, value in vars(found).items() if callable(value) and not each.startswith("_")]
+            raise ConfigError(f"{self.key}={self.named}: no such callable in {module}; it has {', '.join(known)}")
+        return factory  # type: ignore[no-any-return]
+
+    def _module(self) -> tuple[str, str]:
+        """Name of the module, importable from now on, and name in it."""
+        place, _, name = self.named.rpartition(":")
+        if not place or not name.isidentifier():
+            raise ConfigError(
+                f"{self.key}={self.named}: write a file and a name in it, as in mine.py:make, or a module and a name, "
+                "as in package.module:make"
+            )
+        if not place.endswith(".py"):
+            if is_absent(place):
+                raise ConfigError(f"{self.key}={self.named}: there is no module {place}; is it installed?")
+            return place, name
+        file = Path(place).expanduser().absolute()
+        if not file.is_file():
+            raise ConfigError(f"{self.key}={self.named}: there is no file {file}")
+        if str(file.parent) not in sys.path:
+            sys.path.insert(0, str(file.parent))
+        if (found := module_file(file.stem)) is None or not found.samefile(file):
+            raise ConfigError(f"{self.key}={self.named}: another module has the name {file.stem}; rename the file")
+        return file.stem, name
