@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -388,3 +389,58 @@ def test_logits_that_are_not_finite_are_flagged(tmp_path: Path) -> None:
     measurement = evaluated(tmp_path, FLOAT32, bias=float("nan"))
     assert "non-finite logits" in measurement.flags
     assert "log_loss" not in measurement.metrics
+
+
+def compared(
+    engine_NK: np.ndarray, labels_N: np.ndarray, baseline_NK: np.ndarray, reference_NK: np.ndarray, folder: Path
+) -> tuple[dict[str, float], list[str]]:
+    """Metrics and flags of an engine whose reference was run on the second half of the images, from ``N / 2`` on."""
+    later_N = np.arange(len(labels_N) // 2, len(labels_N))
+    compressed = Compressed(
+        program=folder, layers=(), curves=(), tables=(), layer_stats=(), reference_N=later_N,
+        reference_NK=reference_NK[later_N],
+    )  # fmt: skip
+    subject = Subject(artifact=folder, twin=folder, backend=Sleeper(), protocol=protocol(), scheme=INT8)
+    return accuracy.compare(engine_NK, labels_N, baseline_NK, compressed, subject)
+
+
+@pytest.mark.parametrize(
+    ("quantization_db", "engine_db", "flagged"),
+    [
+        (math.inf, 40, False),
+        (math.inf, 24, True),  # fp32: nothing is rounded that an engine could round another way
+        (35, 26, False),
+        (35, 24, True),
+        (22, 23.5, False),  # sums in another order, where rounding alone leaves 22 dB
+        (22, 21, True),
+        (22, 17, True),  # sums that saturate
+        (10, 19, True),
+        (10, 21, False),
+    ],
+)
+def test_an_engine_may_not_add_more_noise_than_quantization_does(
+    quantization_db: float, engine_db: float, flagged: bool, tmp_path: Path
+) -> None:
+    noise_3NK = np.random.default_rng(0).normal(size=(3, 1000, 10))
+    labels_N = np.arange(1000) % 10
+    baseline_NK = 100 * np.eye(10)[labels_N] + noise_3NK[0]
+
+    def with_noise(logits_NK: np.ndarray, noise_NK: np.ndarray, db: float) -> np.ndarray:
+        return logits_NK + noise_NK * np.linalg.norm(logits_NK) / np.linalg.norm(noise_NK) * 10 ** (-db / 20)
+
+    reference_NK = with_noise(baseline_NK, noise_3NK[1], quantization_db)
+    engine_NK = with_noise(reference_NK, noise_3NK[2], engine_db)
+    _, flags = compared(engine_NK, labels_N, baseline_NK, reference_NK, tmp_path)
+    assert flags == (["diverges"] if flagged else [])
+
+
+@pytest.mark.parametrize(("others", "flagged"), [(0, False), (5, False), (9, True)])
+def test_classes_differ_if_the_images_are_enough_to_say_so(others: int, flagged: bool, tmp_path: Path) -> None:
+    labels_N = np.arange(800) % 2
+    reference_NK = 100.0 * np.eye(2)[labels_N]
+    engine_NK = reference_NK.copy()
+    for image in range(800 - others, 800):
+        reference_NK[image], engine_NK[image] = (50.1, 50.0), (50.0, 50.1)
+    metrics, flags = compared(engine_NK, labels_N, reference_NK, reference_NK, tmp_path)
+    assert metrics["parity_agreement"] == 1 - others / 400 and metrics["parity_sqnr_db"] > 40
+    assert flags == (["diverges"] if flagged else [])

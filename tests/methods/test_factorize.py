@@ -1,5 +1,6 @@
 """Factorisation of whole networks: what becomes of their layers, and what is recorded about it."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bitsweep.graphs.program import load_program, logits_of, save_program
 from bitsweep.lowering.onnx.export import export_onnx
 from bitsweep.results import Compression, Splits
 from tests.methods.test_rounding import UNSIGNED, compressed, method, network, noise, scheme
+from tests.quantization.guard.test_search import Separable, rescale_stem
 from tests.quantization.networks import SIZE, noise_splits
 
 pytestmark = pytest.mark.slow
@@ -229,3 +231,14 @@ def test_factors_are_trained_from_their_codes(splits: Splits) -> None:
     assert "relative_error.hidden" in curves
     precision = Precision(name="fp16", weights="float16", activations="float16")
     assert "method.epochs=0" in str(method("factorize", epochs=1).unsupported(precision))
+
+
+def test_the_guard_keeps_the_activations_of_a_network_whose_channels_are_unlike(splits: Splits) -> None:
+    hard = Separable(nn.ReLU)
+    rescale_stem(hard)
+    knobs: dict[str, Any] = {"wanted": scheme(8, activations=UNSIGNED), "keep": ("dense",)}
+    plain = noise(Separable(nn.ReLU), factorized(splits, model=Separable(nn.ReLU), guard=False, **knobs), splits)
+    mended, ruined = (factorized(splits, model=copy.deepcopy(hard), guard=guard, **knobs) for guard in (True, False))
+    assert noise(hard, mended, splits) < 1.1 * plain < 0.5 * noise(hard, ruined, splits)
+    assert [table.name for table in mended.tables] == ["noise", "channels", "guard", "factorization"]
+    assert {record.name for record in mended.layers if record.remedy} >= {"stem", "depthwise"}

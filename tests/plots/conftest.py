@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bitsweep.plots import classification, figures, layers, records, speed, training
+from bitsweep.plots import channels, classification, figures, layers, records, speed, training
 
 
 @pytest.fixture
@@ -20,6 +20,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         assert int.from_bytes(png[16:20]) >= 400
         found.append(figure)
 
-    for module in (classification, layers, records, speed, training):
+    for module in (channels, classification, layers, records, speed, training):
         monkeypatch.setattr(module, "save", save)
     return found

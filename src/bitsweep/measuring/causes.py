@@ -58,7 +58,8 @@ def why_less_accurate(tables: Sequence[Table], *, most: int = 3) -> list[str]:
     if not found:
         return []
     worst = (f"{what} (alone {sqnr_db:.1f} dB: {why}; try {knob})" for what, sqnr_db, why, knob in found)
-    return [f"of all that is rounded these cost most on calibration images: {', '.join(worst)}"]
+    drawn = "; records/channels.png shows their channels" if any(table.name == "channels" for table in tables) else ""
+    return [f"of all that is rounded these cost most on calibration images: {', '.join(worst)}{drawn}"]
 
 
 def why_not_faster(own: Profile, fp32: Profile, scheme: Scheme, *, threads: int, alone_ms: float) -> list[str]:

@@ -47,6 +47,7 @@ class Factorize(QuantizingMethod):
 
     supports_half: ClassVar[bool] = True
     compresses_float: ClassVar[bool] = True
+    replaces_layers: ClassVar[bool] = True
 
     solver: Literal["admm", "svd_minmax", "svd_mse"] = "admm"
     rank_by: Literal["ratio", "energy"] = "ratio"
@@ -58,7 +59,6 @@ class Factorize(QuantizingMethod):
     float_iterations: Annotated[int, Field(ge=0)] = 50
     correction_iterations: Annotated[int, Field(ge=0)] = 10
     keep_first: bool = True
-    guard: bool = False
     keep_last: bool = True
     keep: tuple[str, ...] = ()
     correct_bias: bool = True
@@ -119,7 +119,9 @@ class Factorize(QuantizingMethod):
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
         reasons = {name: chain.reason for name, chain in named.items()}
         records = tuple(replace(record, reason=reasons.get(record.name, record.reason)) for record in made.layers)
-        return replace(made, layers=records, curves=(*made.curves, *_curves(named)), tables=(_table(named),))
+        return replace(
+            made, layers=records, curves=(*made.curves, *_curves(named)), tables=(*made.tables, _table(named))
+        )
 
     def _chains(self, graph: "GraphModule", scheme: Scheme) -> "dict[str, Chain]":
         """What takes the place of each layer that can be put on a grid, by the path of its weights.

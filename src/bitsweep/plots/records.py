@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bitsweep.plots.channels import draw_channels
 from bitsweep.plots.figures import drawable_names, label, panels, save
 from bitsweep.results import Curve, Table
 from bitsweep.text import write_csv
@@ -15,7 +16,8 @@ def records(curves: Sequence[Curve], tables: Sequence[Table]) -> dict[str, Calla
     for table in tables:
         found[f"{table.name}.csv"] = partial(write_csv, [table.columns, *table.rows])
         if table.rows and _numeric(table):
-            found[f"{table.name}.png"] = partial(_draw_table, table)
+            draw = draw_channels if table.name == "channels" else _draw_table
+            found[f"{table.name}.png"] = partial(draw, table)
     for kind in dict.fromkeys(_kind(curve) for curve in curves):
         found[f"{kind}.png"] = partial(_draw_curves, kind, [curve for curve in curves if _kind(curve) == kind])
     return found

@@ -88,6 +88,7 @@ class QuantizingMethod(Method):
 
     Attributes:
         supports_half: whether it can also produce float16 and bfloat16.
+        replaces_layers: whether layers get other weights, so that the guard looks at activations only.
         guard: round the network on a few calibration images first, and where its logits are too far from those of the
             float network, mend the tensors and layers that cost most.
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
@@ -107,6 +108,7 @@ class QuantizingMethod(Method):
     """
 
     supports_half: ClassVar[bool] = False
+    replaces_layers: ClassVar[bool] = False
 
     guard: bool = True
     equalize: bool = False
@@ -180,8 +182,12 @@ class QuantizingMethod(Method):
         if not self.guard or not isinstance(grid, Grid):
             return Guarded(graph=graph, placement=Placement(fuses_functions=scheme.fuses_functions))
         choose_range = self.choose_weight_range()
+
+        def rounded(weight: torch.Tensor) -> torch.Tensor:
+            return nearest_codes(weight, grid, choose_range).values
+
         return Guard(
-            round_weights=lambda weight: nearest_codes(weight, grid, choose_range).values,
+            round_weights=None if self.replaces_layers else rounded,
             weights=grid,
             activations=scheme.activations if isinstance(scheme.activations, Grid) else None,
             choose_range=self.choose_activation_range(),

@@ -49,7 +49,7 @@ class Separable(nn.Module):
 FACTORS = torch.logspace(0, 3, 16)[torch.randperm(16, generator=torch.Generator().manual_seed(3))]
 
 
-def _rescale_stem(network: Separable) -> None:
+def rescale_stem(network: Separable) -> None:
     """Channels before the depthwise convolution, through a ReLU."""
     network.stem_norm.weight.data *= FACTORS
     network.stem_norm.bias.data *= FACTORS
@@ -89,7 +89,7 @@ def _shrink_variances(network: Separable) -> None:
 
 
 DISTORTIONS = {
-    "depthwise pair": _rescale_stem,
+    "depthwise pair": rescale_stem,
     "dense pair": _rescale_depthwise,
     "pair of dense layers": _rescale_dense,
     "constant channels": _hold_channels,
@@ -120,17 +120,18 @@ def _guard(*, weights: Grid = WEIGHTS, activations: Grid | None = ACTIVATIONS, f
 
 
 def _total_db(guard: Guard, guarded: Guarded) -> float:
-    study = guard._study(guarded.graph, _images(), guarded.placement, guarded.corrected, guarded.floats)
+    study = guard._study(guarded.graph, _images(), guarded.placement, guarded.floats)
     return study.total_db()
 
 
 @pytest.mark.parametrize("function", [nn.ReLU, nn.Hardswish, nn.SiLU])
 @pytest.mark.parametrize("fuses", [False, True])
-def test_a_network_without_trouble_is_left_alone(function: type[nn.Module], fuses: bool) -> None:
+def test_a_network_without_trouble_has_its_means_kept_and_nothing_else(function: type[nn.Module], fuses: bool) -> None:
     graph = _graph(function)
     guarded = _guard(fuses=fuses).protect(graph, _images())
     assert guarded.graph is graph and guarded.placement == Placement(fuses_functions=fuses)
-    assert not (guarded.remedies or guarded.corrected or guarded.floats or guarded.tables)
+    assert guarded.corrected == {f"{name}.weight" for name in ("stem", "depthwise", "point", "dense", "head")}
+    assert not (guarded.remedies or guarded.floats or guarded.tables)
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, SEVEN], ids=str)
@@ -146,7 +147,7 @@ def test_a_network_made_hard_is_nearly_as_good_as_before(distort: Callable[[Sepa
 
 def test_all_distortions_at_once_are_mended() -> None:
     guard, images = _guard(), _images()
-    graph = _graph(nn.ReLU, _rescale_stem, _rescale_depthwise, _rescale_dense)
+    graph = _graph(nn.ReLU, rescale_stem, _rescale_depthwise, _rescale_dense)
     before = _total_db(guard, Guarded(graph=graph, placement=Placement()))
     guarded = guard.protect(graph, images)
     assert before < 5 and _total_db(guard, guarded) >= SUFFICIENT_DB
@@ -178,12 +179,15 @@ def test_channels_around_gates_get_scales_of_their_own(function: type[nn.Module]
 
 
 def test_remedies_tell_cause_and_price_in_the_records_of_their_layers() -> None:
-    guarded = _guard().protect(_graph(nn.ReLU, _rescale_stem), _images())
+    guarded = _guard().protect(_graph(nn.ReLU, rescale_stem), _images())
     told = guarded.remedies_by_layer()
     assert {"stem", "depthwise"} <= told.keys()
     assert "channel" in told["stem"] and "the median channel" in told["stem"] and "costs no latency" in told["stem"]
-    noise, remedies = guarded.tables
-    assert (noise.name, remedies.name) == ("noise", "guard")
+    noise, channels, remedies = guarded.tables
+    assert (noise.name, channels.name, remedies.name) == ("noise", "channels", "guard")
+    spans = [row[-1] for row in channels.rows if row[0] == "relu after stem" and str(row[1]).startswith("before")]
+    assert len(spans) == 16 and max(map(float, spans)) > 100 * min(map(float, spans))
+    assert {str(row[1]).partition(":")[0] for row in channels.rows} == {"before its remedies", "as it is quantized"}
     assert remedies.rows[0][0] == "before"
     assert remedies.rows[-1][-1] > remedies.rows[0][-1]
 
@@ -191,7 +195,7 @@ def test_remedies_tell_cause_and_price_in_the_records_of_their_layers() -> None:
 def test_float_is_the_last_resort_and_for_few_products() -> None:
     guard, graph = _guard(), _graph(nn.ReLU6, _rescale_dense)
     guarded = guard.protect(graph, _images())
-    study = guard._study(guarded.graph, _images(), guarded.placement, guarded.corrected, guarded.floats)
+    study = guard._study(guarded.graph, _images(), guarded.placement, guarded.floats)
     state = State(graph=guarded.graph, placement=guarded.placement, study=study, total_db=study.total_db())
     floats = {layer.name for source in state.priced().sources.values() if source.name in guarded.placement.floats
               for layer in state.computed_in_float(source)}  # fmt: skip
@@ -203,6 +207,7 @@ def test_coarse_weights_are_told_and_not_mended() -> None:
     coarse = _guard(weights=Grid(bits=2, signed=True, symmetric=True, per_channel=True), activations=None)
     guarded = coarse.protect(graph := _graph(nn.ReLU), _images())
     assert guarded.graph is graph and not (guarded.remedies or guarded.corrected or guarded.floats)
-    (noise,) = guarded.tables
+    noise, channels = guarded.tables
+    assert {row[2] for row in channels.rows} == {"shift of the mean / std"}
     assert noise.name == "noise" and {str(row[0]) for row in noise.rows} > {"the weights of stem"}
     assert all("precision.weights.bits" in str(row[-1]) for row in noise.rows)

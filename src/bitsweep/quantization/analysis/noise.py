@@ -11,7 +11,7 @@ logits of images differ from their mean: what is the same for all images tells n
 
 import copy
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,7 +126,7 @@ def study_noise(
     images: Tensor,
     *,
     weights: Mapping[str, Tensor],
-    corrected: Collection[str],
+    corrected: bool,
     grid: Grid | None,
     choose_range: ChooseRange,
     placement: Placement,
@@ -137,13 +137,13 @@ def study_noise(
         graph: a traced network without batch normalisation.
         images: float32 [N, C, H, W].
         weights: rounded values by path.
-        corrected: paths of the weights of layers whose biases make up for shifted means.
+        corrected: whether biases make up for the means that rounded weights shift.
         grid: of the activations; None where they stay float.
     """
     observed = copy.deepcopy(graph)
     if grid is not None:
         observed = observe(observed, grid, choose_range, placement)
-    watcher = _Watcher(observed, weights, corrected)
+    watcher = _Watcher(observed, weights if corrected else {})
     with torch.no_grad():
         logits = watcher.run(images)
     qparams, tensors, first = {}, {}, dict[ActivationObserver, str]()
@@ -259,15 +259,15 @@ class _Priced(Interpreter):
 
 
 class _Watcher(Interpreter):
-    """Runs a float network for its observers, and sees by how much rounded weights shift the means of some layers."""
+    """Runs a float network for its observers, and sees by how much rounded weights shift the means of their layers."""
 
-    def __init__(self, observed: GraphModule, weights: Mapping[str, Tensor], corrected: Collection[str]) -> None:
+    def __init__(self, observed: GraphModule, weights: Mapping[str, Tensor]) -> None:
         super().__init__(observed)
-        self._weights, self._corrected = weights, corrected
+        self._weights = weights
         self.offsets: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        if is_layer(n) and (path := str(arguments(n)[1].target)) in self._corrected:
+        if is_layer(n) and (path := str(arguments(n)[1].target)) in self._weights:
             self.offsets[path] = _by_channel(_error_of_weights(self, n, self._weights[path]), n).mean(1)
         return super().run_node(n)
 

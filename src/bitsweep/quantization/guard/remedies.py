@@ -1,9 +1,11 @@
 """What the guard did about noise, in words."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
@@ -12,9 +14,9 @@ from bitsweep.quantization.analysis.noise import Source
 from bitsweep.results import Table
 
 #: Names of the tables.
-NOISE, GUARD = "noise", "guard"
-#: How many sources of noise a table tells.
-_TOLD = 20
+NOISE, GUARD, CHANNELS = "noise", "guard", "channels"
+#: How many sources of noise a table tells, and of how many it tells the channels.
+_TOLD, _OPENED = 20, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +68,19 @@ def described(graph: GraphModule, source: Source) -> str:
 
 def cause_of(source: Source) -> str:
     """Why a source makes more noise than others, from its channels."""
+    values_C = _of_channels(source)
+    most = int(values_C.argmax())
+    if source.what == "activation":
+        return f"channel {most} spans {values_C[most]:.3g}, the median channel {values_C.median():.3g}"
+    return f"rounding shifts the mean of channel {most} by {values_C[most]:.2g} of its standard deviation"
+
+
+def _of_channels(source: Source) -> Tensor:
+    """How far each channel of an activation spans; of weights, by how many standard deviations they shift its mean."""
     if source.low_C is not None and source.high_C is not None:
-        spans = source.high_C.clamp(min=0) - source.low_C.clamp(max=0)
-        widest = int(spans.argmax())
-        return f"channel {widest} spans {spans[widest]:.3g}, the median channel {spans.median():.3g}"
+        return source.high_C.clamp(min=0) - source.low_C.clamp(max=0)
     assert source.shift_C is not None and source.spread_C is not None
-    shifts = source.shift_C.abs() / source.spread_C.clamp(min=1e-12)
-    most = int(shifts.argmax())
-    return f"rounding shifts the mean of channel {most} by {shifts[most]:.2g} of its standard deviation"
+    return source.shift_C.abs() / source.spread_C.clamp(min=1e-12)
 
 
 def knob_of(source: Source, weights: Grid) -> str:
@@ -88,6 +95,23 @@ def noise_table(graph: GraphModule, sources: Iterable[Source], weights: Grid) ->
     noisy = [source for source in sources if math.isfinite(source.sqnr_db)][:_TOLD]
     rows = tuple((described(graph, each), each.sqnr_db, cause_of(each), knob_of(each, weights)) for each in noisy)
     return Table(name=NOISE, columns=("what is rounded", "alone: SQNR dB", "channels", "try"), rows=rows)
+
+
+def channel_table(*looks: tuple[str, GraphModule, Iterable[Source]]) -> Table:
+    """The channels of what makes most noise.
+
+    Args:
+        looks: each with when it was, a network, and what is rounded in it, from the most to the least noise.
+    """
+    rows: list[tuple[str | float, ...]] = []
+    for when, graph, sources in looks:
+        noisy = (source for source in sources if math.isfinite(source.sqnr_db))
+        for source in itertools.islice(noisy, _OPENED):
+            told = f"{when}: alone {source.sqnr_db:.1f} dB"
+            shown = "span of values" if source.what == "activation" else "shift of the mean / std"
+            values = enumerate(_of_channels(source).tolist())
+            rows += [(described(graph, source), told, shown, channel, value) for channel, value in values]
+    return Table(name=CHANNELS, columns=("what is rounded", "when", "shown", "channel", "value"), rows=tuple(rows))
 
 
 def remedy_table(remedies: Iterable[Remedy], *, before_db: float) -> Table:

@@ -1,9 +1,9 @@
 """A guard against the few tensors and layers that alone would ruin a rounded network.
 
 Real networks have tensors whose channels differ a thousandfold in range, and layers whose rounded weights shift the
-means of what they yield. The guard rounds the network on a few calibration images, and where its logits are too far
-from those of the float network, gives to what costs most the cheapest remedy that helps: scales of channels moved into
-the neighbours, biases that make up for shifted means, and float at last.
+means of what they yield. Biases make up for shifted means, which costs nothing, so that they always do. Then the guard
+rounds the network on a few calibration images, and where its logits are too far from those of the float network, gives
+to what costs most the cheapest remedy that helps: scales of channels moved into the neighbours, and float at last.
 """
 
 import math
@@ -18,7 +18,15 @@ from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute
 from bitsweep.quantization.analysis.noise import NoiseStudy, Source, study_noise
 from bitsweep.quantization.calibration.observers import ChooseRange
-from bitsweep.quantization.guard.remedies import Remedy, cause_of, described, layer_name, noise_table, remedy_table
+from bitsweep.quantization.guard.remedies import (
+    Remedy,
+    cause_of,
+    channel_table,
+    described,
+    layer_name,
+    noise_table,
+    remedy_table,
+)
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import Placement
 from bitsweep.quantization.rewrites.channel_scaling import (
@@ -56,7 +64,7 @@ class Guarded:
     Attributes:
         graph: computes the same as before.
         placement: of the pairs.
-        corrected: paths of the weights of the layers whose biases are to make up for shifted means.
+        corrected: paths of the weights of the layers whose biases are to make up for the means that rounding shifts.
         floats: paths of the weights that stay float.
         remedies: what was done.
         tables: what costs most, and what was done, where anything had to be.
@@ -91,13 +99,13 @@ class Guard:
     """How a network is to be rounded.
 
     Attributes:
-        round_weights: from the weights of a layer to what they become.
+        round_weights: from the weights of a layer to what they become; None where layers get other weights.
         weights, activations: the grids; the activations' is None in float.
         choose_range: of activations.
         fuses_functions: see ``Placement``.
     """
 
-    round_weights: Callable[[Tensor], Tensor]
+    round_weights: Callable[[Tensor], Tensor] | None
     weights: Grid
     activations: Grid | None
     choose_range: ChooseRange
@@ -114,37 +122,42 @@ class Guard:
         study = self._study(graph, images, placement)
         start = State(graph=graph, placement=placement, study=study, total_db=study.total_db())
         if start.total_db >= SUFFICIENT_DB:
-            return Guarded(graph=graph, placement=placement, tables=self._noise_of_coarse_weights(start))
+            return self._guarded(start, tables=self._noise_of_coarse_weights(start))
         state = start = start.priced()
-        for step in (self._scale_for_free, self._correct_biases, self._scale_at_a_price, self._leave_in_float):
+        for step in (self._scale_for_free, self._scale_at_a_price, self._leave_in_float):
             state = step(state, images)
+        noise = self._noise_of_coarse_weights(state) or self._noise(state, before=start)
+        return self._guarded(state, tables=(*noise, remedy_table(state.remedies, before_db=start.total_db)))
+
+    def _guarded(self, state: State, *, tables: tuple[Table, ...]) -> Guarded:
         return Guarded(
             graph=state.graph,
             placement=state.placement,
-            corrected=state.corrected,
+            corrected=frozenset(_layers(state.graph)) - state.floats if self._judges_weights else frozenset(),
             floats=state.floats,
             remedies=state.remedies,
-            tables=(
-                *(self._noise_of_coarse_weights(state) or self._noise(state)),
-                remedy_table(state.remedies, before_db=start.total_db),
-            ),
+            tables=tables,
         )
 
     @property
     def _judges_weights(self) -> bool:
         """Whether the noise of weights counts: it does not where they are meant to be coarse."""
-        return self.weights.bits >= FINE_BITS
+        return self.round_weights is not None and self.weights.bits >= FINE_BITS
 
-    def _noise(self, state: State) -> tuple[Table, ...]:
-        return (noise_table(state.graph, state.sources.values(), self.weights),)
+    def _noise(self, state: State, *, before: State | None = None) -> tuple[Table, ...]:
+        """What costs most, and its channels; those of what cost most before, too, where something was done."""
+        looks = [("before its remedies", before)] if before is not None and state.remedies else []
+        looks += [("as it is quantized", state)]
+        return (
+            noise_table(state.graph, state.sources.values(), self.weights),
+            channel_table(*((when, each.graph, each.sources.values()) for when, each in looks)),
+        )
 
     def _noise_of_coarse_weights(self, state: State) -> tuple[Table, ...]:
         """What costs most where weights are so coarse that nothing is done about them; empty where little is lost."""
-        if self._judges_weights:
+        if self._judges_weights or self.round_weights is None:
             return ()
-        study = self._study(
-            state.graph, state.study.images, state.placement, state.corrected, state.floats, coarse=True
-        )
+        study = self._study(state.graph, state.study.images, state.placement, state.floats, coarse=True)
         coarse = replace(state, study=study, total_db=study.total_db())
         return self._noise(coarse.priced()) if coarse.total_db < SUFFICIENT_DB else ()
 
@@ -157,20 +170,6 @@ class Guard:
             if harm := state.harm_of(group):
                 trial = self._scaled(trial, state, group)
                 told.append(_scaling(state, group, harm[0], price=FREE))
-        return self._if_better(state, trial, told, images) if told else state
-
-    def _correct_biases(self, state: State, images: Tensor) -> State:
-        """Let biases make up for the means that rounded weights shift."""
-        sources = [source for source in state.harmful() if source.what == "weights"]
-        told = [
-            Remedy(
-                source=described(state.graph, source), cause=cause_of(source), price=FREE,
-                action="its bias makes up for the shift", layers=(layer_name(source.name),),
-                alone_db=source.sqnr_db, after_db=math.nan,
-            )
-            for source in sources
-        ]  # fmt: skip
-        trial = replace(state, corrected=state.corrected | {source.name for source in sources})
         return self._if_better(state, trial, told, images) if told else state
 
     def _scale_at_a_price(self, state: State, images: Tensor) -> State:
@@ -254,7 +253,7 @@ class Guard:
 
     def _if_better(self, state: State, trial: State, told: list[Remedy], images: Tensor) -> State:
         """The trial where there is less noise in it, else the state."""
-        study = self._study(trial.graph, images, trial.placement, trial.corrected, trial.floats)
+        study = self._study(trial.graph, images, trial.placement, trial.floats)
         trial = replace(trial, study=study, total_db=study.total_db()).priced()
         if not (trial.noise < state.noise and trial.total_db > state.total_db - 0.5):
             return state
@@ -266,17 +265,23 @@ class Guard:
         graph: GraphModule,
         images: Tensor,
         placement: Placement,
-        corrected: frozenset[str] = frozenset(),
         floats: frozenset[str] = frozenset(),
         *,
         coarse: bool = False,
     ) -> NoiseStudy:
-        paths = {str(arguments(node)[1].target): arguments(node)[1] for node in graph.graph.nodes if is_layer(node)}
-        judged = paths.keys() - floats if self._judges_weights or coarse else set[str]()
+        rounded = dict[str, Tensor]()
+        if self.round_weights is not None and (self._judges_weights or coarse):
+            judged = {path: weight for path, weight in _layers(graph).items() if path not in floats}
+            rounded = {path: self.round_weights(attribute(graph, weight)) for path, weight in judged.items()}
         return study_noise(
-            graph, images, weights={path: self.round_weights(attribute(graph, paths[path])) for path in judged},
-            corrected=corrected & judged, grid=self.activations, choose_range=self.choose_range, placement=placement,
+            graph, images, weights=rounded, corrected=not coarse, grid=self.activations,
+            choose_range=self.choose_range, placement=placement,
         )  # fmt: skip
+
+
+def _layers(graph: GraphModule) -> dict[str, Node]:
+    """The weights of the layers, by path."""
+    return {str(arguments(node)[1].target): arguments(node)[1] for node in graph.graph.nodes if is_layer(node)}
 
 
 def _reach(group: ScalingGroup, source: Source) -> Tensor:

@@ -16,7 +16,7 @@ from bitsweep.quantization.rewrites.channel_scaling import ScalingGroup
 #: What alone leaves more than this, in dB, is not worth any remedy.
 HARMLESS_DB = 35.0
 #: How many sources are measured alone; the others are estimated.
-_MEASURED = 12
+_MEASURED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class State:
     """A network with the remedies so far.
 
     Attributes:
-        placement, corrected, floats, remedies: see ``Guarded``.
+        placement, floats, remedies: see ``Guarded``.
         float_layers: names of the nodes of layers that compute in float by now.
         study: of the network as it is.
         sources: by name, from the most to the least noise.
@@ -35,7 +35,6 @@ class State:
     placement: Placement
     study: NoiseStudy
     total_db: float
-    corrected: frozenset[str] = frozenset()
     floats: frozenset[str] = frozenset()
     float_layers: frozenset[str] = frozenset()
     remedies: tuple[Remedy, ...] = ()

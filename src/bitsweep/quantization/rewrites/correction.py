@@ -4,14 +4,19 @@ Paper: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bia
 section 4.2, in the empirical form of its appendix D.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.graphs.ops import LAYER_KINDS, attribute, ensure_bias, is_layer, set_attribute
-from bitsweep.quantization.layerwise import Unit, layerwise, outputs, parameters_of
+
+#: Images on which means are taken, at most; they are run at once.
+IMAGES = 64
 
 
 @torch.no_grad()
@@ -27,22 +32,57 @@ def correct_biases(
     Args:
         graph: the network with rounded weights.
         originals: parameters of the float network, by path.
-        batches: calibration images, float32 [N, 3, H, W].
+        batches: calibration images, float32 [N, 3, H, W]; of each the same share is taken.
         only: paths of the weights of the layers; None for all.
     """
-    corrected = [node for node in graph.graph.nodes if is_layer(node) and (only is None or node.args[1].target in only)]
-    biases = {node: ensure_bias(graph, node) for node in corrected}
+    layers = [node for node in graph.graph.nodes if is_layer(node) and (only is None or node.args[1].target in only)]
+    biases = {node: ensure_bias(graph, node) for node in layers}
     graph.recompile()
-    floats = {**parameters_of(graph), **originals}
-    units = [Unit(nodes=(layer,)) for layer in corrected]
-    for given in layerwise(graph, units, batches, originals=floats):
-        (layer,) = given.unit.nodes
-        axis = -1 if LAYER_KINDS[layer.target] == "linear" else 1
-        before = _mean(torch.cat(outputs(given.unit, given.inputs, floats)), axis)
-        after = _mean(torch.cat(outputs(given.unit, given.rounded_inputs, parameters_of(graph))), axis)
-        set_attribute(graph, str(biases[layer].target), (attribute(graph, biases[layer]) - (after - before)).float())
+    runs = Counter(bias.target for bias in biases.values())  # what several layers share has no mean of its own
+    layers = [node for node in layers if runs[biases[node].target] == 1]
+    every = -(-sum(map(len, batches)) // IMAGES)
+    images = torch.cat(list(batches))[::every]
+    floats = _Means(graph, layers, parameters=originals)
+    floats.run(images)
+    rounded = _Means(graph, layers, meant=floats.found)
+    rounded.run(images)
+    for layer in layers:
+        shift_C = rounded.found[layer] - floats.found[layer]
+        set_attribute(graph, str(biases[layer].target), (attribute(graph, biases[layer]) - shift_C).float())
 
 
-def _mean(x: Tensor, axis: int) -> Tensor:
-    """Mean of each channel, float64 [C]."""
-    return x.movedim(axis, 0).flatten(1).double().mean(1)
+class _Means(Interpreter):
+    """Runs a network, and sees the means of the outputs of layers.
+
+    Args:
+        parameters: take the place of the network's own, by path.
+        meant: by layer, the means that its outputs are given, [C].
+
+    Attributes:
+        found: by layer, the means that its outputs had, float64 [C].
+    """
+
+    def __init__(
+        self,
+        graph: GraphModule,
+        layers: Collection[Node],
+        *,
+        parameters: Mapping[str, Tensor] = MappingProxyType({}),
+        meant: Mapping[Node, Tensor] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(graph)
+        self._parameters, self._meant = parameters, meant
+        self.found = dict.fromkeys(layers, torch.empty(0))
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "get_attr" and n.target in self._parameters:
+            return self._parameters[str(n.target)]
+        result = super().run_node(n)
+        if n not in self.found:
+            return result
+        axis = result.ndim - 1 if LAYER_KINDS[n.target] == "linear" else 1
+        self.found[n] = result.movedim(axis, 0).flatten(1).double().mean(1)
+        if n not in self._meant:
+            return result
+        shift_C = (self.found[n] - self._meant[n]).float()
+        return result - shift_C.view([-1 if dim == axis else 1 for dim in range(result.ndim)])
