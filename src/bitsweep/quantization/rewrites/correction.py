@@ -81,7 +81,7 @@ class _Means(Interpreter):
         if n not in self.found:
             return result
         axis = result.ndim - 1 if LAYER_KINDS[n.target] == "linear" else 1
-        self.found[n] = result.movedim(axis, 0).flatten(1).double().mean(1)
+        self.found[n] = result.mean([dim for dim in range(result.ndim) if dim != axis], dtype=torch.float64)
         if n not in self._meant:
             return result
         shift_C = (self.found[n] - self._meant[n]).float()
