@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -133,3 +134,28 @@ def test_knobs_that_were_set_are_named() -> None:
     assert given.name == "resnet18-ptq-int8-onnxruntime-digits"
     assert bind(composed(), knobs=(("backend.device", "cuda"),)).name == "resnet18-ptq-int8-onnxruntime-cuda-digits"
     assert not bind(composed(precision="fp32"), knobs=(("method.calibration_images", "32"),)).knobs
+
+
+@pytest.mark.parametrize(
+    ("choices", "calibrated", "reason"),
+    [
+        ({"train__epochs": 0}, False, None),
+        ({"train__epochs": 0}, True, None),
+        ({"train__epochs": 0, "method": "qat"}, False, "testing; method=qat needs training images: use another"),
+        ({"train__epochs": 0, "method": "mixed"}, False, None),
+        ({"train__epochs": 0, "method": "mixed"}, True, "testing; method=mixed needs validation images: use"),
+        ({"train__epochs": 0, "method__study_images": 8}, True, "method=ptq needs validation images"),
+        ({}, False, "testing; train=default trains: use train=pretrained and model.weights"),
+    ],
+)
+def test_what_learns_is_skipped_where_there_is_nothing_to_learn_from(
+    choices: dict[str, Any], calibrated: bool, reason: str | None, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "test.npz", x_test=rng.integers(0, 256, (6, 8, 8), dtype=np.uint8), y_test=np.arange(6) % 2)
+    np.save(tmp_path / "some.npy", rng.integers(0, 256, (3, 8, 8), dtype=np.uint8))
+    (tmp_path / "weights.pt").write_bytes(b"of somebody")
+    knobs = {"dataset__root": str(tmp_path / "test.npz"), "model__weights": str(tmp_path / "weights.pt")}
+    knobs |= {"dataset__calibration": str(tmp_path / "some.npy")} if calibrated else {}
+    found = cell(dataset="npz", model="lenet", **choices, **knobs).skip_reason()
+    assert (found is None) if reason is None else (found is not None and reason in found)

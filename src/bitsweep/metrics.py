@@ -168,9 +168,7 @@ _DECLARED = [
         title="memory MB",
         form=".0f",
     ),
-    _method(
-        name="calibration_images", unit="images", text="Training images that the method was calibrated on.", form=".0f"
-    ),
+    _method(name="calibration_images", unit="images", text="Images that the method was calibrated on.", form=".0f"),
     _arithmetic(
         name="int8_mac_share",
         unit="share",

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from bitsweep.data.preprocessing import preprocess
 from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.data.stored_images import StoredImages
 from bitsweep.datasets.digits import Digits
-from bitsweep.errors import CellFailed, ConfigError
-from bitsweep.results import Splits
+from bitsweep.errors import CellFailed, ConfigError, DataError
+from bitsweep.results import Split, Splits
 from bitsweep.training import baseline, loop
+from bitsweep.training.trained import load_trained
 
 
 @configurable
@@ -43,7 +45,7 @@ def recipe(**knobs: object) -> Recipe:
 
 def test_it_learns_and_keeps_the_best_epoch(digits: Splits, tmp_path: Path) -> None:
     baseline.fit(Small(), digits, recipe=recipe(), seed=0, folder=tmp_path)
-    trained = baseline.load_trained(tmp_path)
+    trained = load_trained(tmp_path)
     assert len(trained.history) == 4
     assert trained.best_epoch == np.argmin([epoch.val_loss for epoch in trained.history])
     network = Small().build(10)
@@ -64,7 +66,7 @@ def test_images_are_trained_on_where_they_are_stored(digits: Splits, tmp_path: P
     quick = recipe(max_steps=5, augment="shift_flip")
     baseline.fit(Small(), stored, recipe=quick, seed=0, folder=tmp_path / "stored")
     baseline.fit(Small(), digits, recipe=quick, seed=0, folder=tmp_path / "held")
-    logits = [baseline.load_trained(tmp_path / folder).test_logits_NK for folder in ("stored", "held")]
+    logits = [load_trained(tmp_path / folder).test_logits_NK for folder in ("stored", "held")]
     assert np.array_equal(*logits)
 
 
@@ -73,7 +75,7 @@ def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Pa
     network = Small().build(10)
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     baseline.fit(Small(weights=str(tmp_path / "weights.pt")), digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
-    trained = baseline.load_trained(tmp_path)
+    trained = load_trained(tmp_path)
     assert trained.history == ()
     images = preprocess(digits.val.images, input_shape=(3, 8, 8), mean_C=digits.mean_C, std_C=digits.std_C)
     with torch.no_grad():
@@ -89,7 +91,7 @@ def test_a_seed_is_a_result(digits: Splits, tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         baseline.fit(Small(), digits, recipe=recipe(epochs=1, augment="shift_flip"), seed=seed, folder=folder)
-        logits.append(baseline.load_trained(folder).test_logits_NK)
+        logits.append(load_trained(folder).test_logits_NK)
     assert np.array_equal(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])
 
@@ -104,7 +106,7 @@ def test_steps_are_bounded(digits: Splits, tmp_path: Path) -> None:
 def test_it_stops_early(digits: Splits, tmp_path: Path) -> None:
     # With the last rates next to nothing, no epoch is better than one of the first.
     baseline.fit(Small(), digits, recipe=recipe(epochs=40, lr=1e-12, patience=2), seed=0, folder=tmp_path)
-    assert len(baseline.load_trained(tmp_path).history) < 40
+    assert len(load_trained(tmp_path).history) < 40
 
 
 def test_divergence_is_named(digits: Splits, tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_divergence_is_named(digits: Splits, tmp_path: Path) -> None:
 def test_the_learning_rate_falls_on_a_plateau(digits: Splits, tmp_path: Path) -> None:
     plateau = recipe(schedule="plateau", warmup_share=0, plateau_patience=1, plateau_factor=0.1, epochs=6, lr=0.03)
     baseline.fit(Small(), digits, recipe=plateau, seed=0, folder=tmp_path)
-    history = baseline.load_trained(tmp_path).history
+    history = load_trained(tmp_path).history
     losses = [epoch.val_loss for epoch in history]
     in_vain = [loss >= min(losses[:epoch], default=loss + 1) for epoch, loss in enumerate(losses)]
     assert [epoch.lr for epoch in history] == pytest.approx(0.03 * 0.1 ** np.cumsum(in_vain))
@@ -125,3 +127,19 @@ def test_the_learning_rate_falls_on_a_plateau(digits: Splits, tmp_path: Path) ->
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(ConfigError, match=r"train\.device=cuda: PyTorch sees no CUDA device"):
         loop.choose_device("cuda")
+
+
+def test_a_baseline_without_training_images(digits: Splits, tmp_path: Path) -> None:
+    """Given weights are as good as they are on the test images; nothing can be trained."""
+    nothing = Split(images=digits.train.images[:0], labels=digits.train.labels[:0])
+    alone = replace(digits, train=nothing, val=nothing, unlabelled=digits.val.images)
+    torch.save(Small().build(10).state_dict(), tmp_path / "weights.pt")
+    given = Small(weights=str(tmp_path / "weights.pt"))
+    with pytest.raises(DataError, match="train=test trains, and there are no training images; use train=pretrained"):
+        baseline.fit(given, alone, recipe=recipe(), seed=0, folder=tmp_path)
+    baseline.fit(given, alone, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
+    trained = load_trained(tmp_path)
+    assert (trained.val_top1, trained.history) == (None, ())
+    assert trained.test_logits_NK.shape == (len(digits.test), 10)
+    baseline.fit(given, digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
+    assert np.array_equal(load_trained(tmp_path).test_logits_NK, trained.test_logits_NK)
