@@ -19,7 +19,7 @@ from bitsweep.data.pixels import StoredForm, frame_array, read_picture
 from bitsweep.results import RawData, Split
 from bitsweep.runtime.progress import silent
 from bitsweep.stage_work import load_data, train_baseline
-from bitsweep.training.baseline import load_trained
+from bitsweep.training.trained import load_trained
 from tests.config.test_model import model
 from tests.test_cell import cell
 
