@@ -92,6 +92,9 @@ class Cell:
     @functools.cached_property
     def twin(self) -> "Cell":
         """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
+        if self.method.keeps_files and isinstance(self.model, FileModel):
+            original = self.model.original
+            return self if original is self.model else replace(self, model=original, precision=FP32)
         return self._uncompressed if self._compresses else self
 
     @property
@@ -105,7 +108,10 @@ class Cell:
 
     @functools.cached_property
     def scheme(self) -> Scheme:
-        """The precision resolved against backend and CPU."""
+        """The precision resolved against backend and CPU; of a file that is kept, what is said of it."""
+        weights, activations = self.precision.weights, self.precision.activations
+        if self.method.keeps_files and self.precision.is_integer:
+            return Scheme(weights=weights, activations=activations, arithmetic="integer")
         return self.backend.scheme(self.precision, current_cpu())
 
     def skip_reason(self) -> str | None:
@@ -132,6 +138,8 @@ class Cell:
             )
         try:
             self.model.check()
+            if reason := self._file_reason():
+                return reason
             for group in CONFIG_GROUPS:
                 source_of(getattr(self, group))
             return self._missing_images()
@@ -148,6 +156,23 @@ class Cell:
             return f"{lacking['training']}; train={self.train.name} trains: use train=pretrained and model.weights"
         if learns and learns in lacking:
             return f"{lacking[learns]}; method={self.method.name} needs {learns} images: use another method"
+        return None
+
+    def _file_reason(self) -> str | None:
+        """Why the file of the network does not go with method, precision or engine, with the hint."""
+        model = self.model if isinstance(self.model, FileModel) else None
+        if not self.method.keeps_files:
+            if model is None or not model.is_quantized:
+                return None
+            return f"model.file={model.file} is quantized already: use method=as_is, or give the float file"
+        if model is None or not model.is_onnx:
+            return f"method={self.method.name} measures an ONNX file as it is: use model=onnx model.file=FILE"
+        if not self.backend.reads_onnx:
+            return f"backend={self.backend.name} takes no ONNX files as they are: use backend=onnxruntime or openvino"
+        if model.is_quantized and not self.precision.is_integer:
+            return f"model.file={model.file} is quantized: use precision=int8, not {self.precision.name}"
+        if not model.is_quantized and self.precision != FP32:
+            return f"model.file={model.file} is float: use precision=fp32, or a method that compresses"
         return None
 
 
@@ -167,4 +192,4 @@ def bind(config: Mapping[str, Any], *, knobs: tuple[tuple[str, str], ...] = (), 
         raise ConfigError(f"seed={seed}: give a whole number from 0 to 4294967295")
     cell = Cell(**choices, seed=seed, knobs=knobs, command=command)
     # All uncompressed cells of one model and engine are the same cell, whatever method was asked for.
-    return cell if cell._compresses else cell._uncompressed
+    return cell if cell._compresses or cell.method.keeps_files else cell._uncompressed

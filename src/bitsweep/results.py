@@ -296,6 +296,7 @@ class Compressed:
         program: ``torch.export`` file of the Q/DQ (or float) program.
         layer_stats: statistics of the layers that are in the float network as well.
         calibrated_on: number of calibration images that the method watched.
+        given: ONNX file that engines get instead of the program; None for none.
         reference_N: indices, int64 [N], of the test images that the reference was run on, in rising order.
         reference_NK: float32 logits of these images by the reference, that is the program op by op in PyTorch.
     """
@@ -308,6 +309,7 @@ class Compressed:
     reference_N: Array
     reference_NK: Array
     calibrated_on: int = 0
+    given: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitsweep.config.backend import Backend
 from bitsweep.config.dataset import Dataset
+from bitsweep.config.file_model import FileModel
 from bitsweep.config.method import Method
 from bitsweep.config.model import Model
 from bitsweep.config.precision import Precision, Scheme
@@ -37,7 +38,7 @@ def load_data(*, dataset: Dataset, framing: Framing | None, published: bool, fol
 
 def train_baseline(
     *,
-    model: Model,
+    baseline_model: Model,
     train: Recipe,
     seed: int,
     data: Path,
@@ -51,9 +52,10 @@ def train_baseline(
     from bitsweep.data.splits import load_splits
     from bitsweep.training.baseline import fit
 
+    splits = normalized(load_splits(data), baseline_model)
     fit(
-        model, normalized(load_splits(data), model), recipe=train, seed=seed, folder=folder, rank=rank,
-        unfinished=unfinished, progress=progress,
+        baseline_model, splits, recipe=train, seed=seed, folder=folder, rank=rank, unfinished=unfinished,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -85,7 +87,8 @@ def compress(
     splits = normalized(load_splits(data), model)
     network, _ = build_network(model, len(splits.classes))
     trained = load_trained(baseline)
-    network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
+    if not method.keeps_files:
+        network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
     compression = method.compress(network.eval(), splits, input_shape=model.input_shape, scheme=scheme, seed=seed)
     as_taken = functools.partial(preprocessed, splits=splits, input_shape=model.input_shape)
     # What chooses ranges for a whole batch is to see the batches that the engine sees: those of all images.
@@ -93,11 +96,12 @@ def compress(
     reference_N = sample_of_tests(splits, count)
     batches = as_taken(splits.test.images[reference_N], batch=eval_batch)
     probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
-    before = load_program(load_compressed(original).program) if original else None
+    before = load_program(load_compressed(original).program) if original and not method.keeps_files else None
     watched = method.calibrated_on(len(splits.calibration), scheme)
     save_compression(
         compression, folder, reference_N=reference_N, batches=map(np.asarray, batches),
         probe_images=np.asarray(probe_images), calibrated_on=watched, original=before,
+        given=Path(model.file).expanduser() if method.keeps_files and isinstance(model, FileModel) else None,
     )  # fmt: skip
     if original is None:
         _require_same_network(load_compressed(folder).reference_NK, trained.test_logits_NK[reference_N])
@@ -126,7 +130,11 @@ def lower(*, backend: Backend, compressed: Path, folder: Path, progress: Progres
     from bitsweep.graphs.program import load_program
     from bitsweep.quantization.compressed import load_compressed
 
-    backend.lower(load_program(load_compressed(compressed).program), folder)
+    loaded = load_compressed(compressed)
+    if loaded.given:
+        backend.take(loaded.given, folder)
+    else:
+        backend.lower(load_program(loaded.program), folder)
 
 
 def probe(*, backend: Backend, scheme: Scheme, folder: Path, progress: Progress) -> None:

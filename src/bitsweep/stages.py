@@ -129,6 +129,7 @@ _SETTINGS: dict[str, Callable[[Cell], Any]] = {
     "baseline_name": lambda cell: cell.baseline_name,
     "dataset": lambda cell: cell.dataset,
     "model": lambda cell: cell.model,
+    "baseline_model": lambda cell: cell.twin.model,
     "framing": lambda cell: cell.model.framing,
     "published": lambda cell: cell.model.framed_by_weights,
     "train": lambda cell: cell.train,

@@ -6,10 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
+from bitsweep import hydra_app, stages
+from bitsweep.cell import Cell
 from bitsweep.config.file_model import FileModel
+from bitsweep.config.precision import FLOAT32
 from bitsweep.errors import ConfigError
+from bitsweep.methods.as_is import AsIs
 from bitsweep.models.exported import ExportedModel
 from bitsweep.models.onnx import OnnxModel
 from bitsweep.training.network import build_network
@@ -108,3 +114,84 @@ def test_an_edit_of_the_file_is_another_source(files: Path, tmp_path: Path) -> N
     content[len(content) // 2] ^= 1
     copy.write_bytes(content)
     assert model_of(copy).source() != model_of(files / "net.onnx").source()
+
+
+# --------------------------------------------------------------------------- files that are quantized already
+
+
+@pytest.fixture(scope="module")
+def quantized(files: Path) -> Path:
+    """The network for one image as ``quantize_static`` quantizes it, with integer operations; beside it with pairs."""
+
+    class Calibration(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            images = np.random.default_rng(1).standard_normal((8, 1, *SHAPE), dtype=np.float32)
+            self._images = iter([{"pixels": each} for each in images])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._images, None)
+
+    for form, name in ((QuantFormat.QDQ, "pairs.onnx"), (QuantFormat.QOperator, "int8.onnx")):
+        quantize_static(
+            files / "net.onnx", files / name, Calibration(), quant_format=form, activation_type=QuantType.QUInt8
+        )
+    return files / "int8.onnx"
+
+
+def cell_of(*words: str) -> Cell:
+    with initialize_config_dir(str(hydra_app.CONF.resolve()), version_base="1.3"):
+        config = compose("config", ["model=onnx", "train=pretrained", *words], return_hydra_config=True)
+        return hydra_app.read(config, config.hydra)[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "message"),
+    [
+        ("int8.onnx", ["method=gptq"], "int8.onnx is quantized already: use method=as_is, or give the float file"),
+        ("int8.onnx", ["precision=fp32"], "int8.onnx is quantized already: use method=as_is"),
+        ("int8.onnx", ["method=as_is", "backend=fbgemm"], "backend=fbgemm takes no ONNX files as they are"),
+        ("int8.onnx", ["method=as_is", "precision=fp32"], "int8.onnx is quantized: use precision=int8, not fp32"),
+        ("net.onnx", ["method=as_is"], "net.onnx is float: use precision=fp32, or a method that compresses"),
+        ("net.onnx", ["train=default"], "is taken as its file has it: use train=pretrained, not default"),
+        ("int8.onnx", ["method=as_is"], None),
+        ("net.onnx", ["method=as_is", "precision=fp32"], None),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    file: str, words: list[str], message: str | None, files: Path, quantized: Path
+) -> None:
+    reason = cell_of(f"model.file={files / file}", *words).skip_reason()
+    assert reason is None if message is None else message in str(reason)
+
+
+def test_a_quantized_file_is_timed_against_its_float_file(files: Path, quantized: Path) -> None:
+    cell = cell_of(f"model.file={quantized}", f"model.float_file={files / 'net.onnx'}", "method=as_is")
+    twin = cell_of(f"model.file={files / 'net.onnx'}", "method=as_is", "precision=fp32")
+    assert cell.twin == twin
+    assert stages.BASELINE.key_of(cell) == stages.BASELINE.key_of(twin)
+    assert stages.ARTIFACT.key_of(cell) != stages.ARTIFACT.key_of(twin)
+    alone = cell_of(f"model.file={quantized}", "method=as_is")
+    assert alone.twin is alone
+
+
+@pytest.mark.parametrize(("engine", "name"), [("onnxruntime", "int8.onnx"), ("openvino", "pairs.onnx")])
+def test_an_engine_gets_the_file_itself(engine: str, name: str, quantized: Path, tmp_path: Path) -> None:
+    file = quantized.with_name(name)
+    cell = cell_of(f"model.file={file}", "method=as_is", f"backend={engine}")
+    cell.backend.take(file, tmp_path)
+    images = np.random.default_rng(0).standard_normal((5, *SHAPE), dtype=np.float32)
+    given, meant = cell.backend.load(tmp_path, threads=1)(images), by_onnxruntime(file, images)
+    assert given.shape == (5, 3)
+    assert np.linalg.norm(given - meant) < 0.1 * np.linalg.norm(meant)
+    kernels = cell.backend.profile(tmp_path, images[:1], threads=1)
+    assert any(kernel.integer and kernel.macs for kernel in kernels)
+
+
+def test_its_layers_are_recorded_as_they_are(quantized: Path) -> None:
+    network, _ = build_network(model_of(quantized), 3)
+    compression = AsIs(name="as_is").compress(network, None, input_shape=SHAPE, scheme=FLOAT32, seed=0)  # type: ignore[arg-type]
+    assert [layer.kind for layer in compression.layers] == ["conv2d", "linear"]
+    assert all(layer.weights.startswith("s8") and layer.activations.startswith("u8") for layer in compression.layers)
+    images = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(compression.program.module()(images), network(images))

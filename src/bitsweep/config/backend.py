@@ -25,6 +25,20 @@ Device = Literal["cpu", "cuda"]
 InferenceFn = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 
 
+def in_batches_of(size: int, infer: InferenceFn) -> InferenceFn:
+    """A function of any number of images, of one that takes a fixed number at a time; the last are filled up."""
+
+    def run(images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        import numpy as np
+
+        missing = -len(images) % size
+        filled = np.concatenate([images, images[:1].repeat(missing, 0)]) if missing else images
+        parts = [infer(filled[start : start + size]) for start in range(0, len(filled), size)]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[: len(images)]
+
+    return run
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnDevice:
     """A run of a batch that lies in a GPU's memory, and whose logits stay there.
@@ -45,6 +59,7 @@ class Backend(Choice, ABC):
     Attributes:
         artifact: name of the file that it loads.
         unloaded: names of files beside it that `profile` reads and no engine loads, so that they do not count as size.
+        reads_onnx: whether it takes ONNX files of somebody else's as they are.
         package, extra: distribution that the engine comes in, and the extra of this project that installs it.
         timed: whether its latency means anything; False for simulations.
         portable: whether an artifact runs on other CPUs too; False for machine code.
@@ -54,6 +69,7 @@ class Backend(Choice, ABC):
 
     artifact: ClassVar[str]
     unloaded: ClassVar[tuple[str, ...]] = ()
+    reads_onnx: ClassVar[bool] = False
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     timed: ClassVar[bool] = True
@@ -89,6 +105,14 @@ class Backend(Choice, ABC):
         Raises:
             BitsweepError: the engine does not take the program.
         """
+
+    def take(self, file: Path, folder: Path) -> None:
+        """Write the artifact's files from an ONNX file of somebody else's, whose graph stays as it is.
+
+        Raises:
+            BitsweepError: the engine does not take it.
+        """
+        raise AssertionError(f"{self.name} takes no ONNX files, see reads_onnx")
 
     @abstractmethod
     def load(self, folder: Path, *, threads: int) -> InferenceFn:

@@ -25,13 +25,25 @@ class FileModel(Model):
         file: its path.
         channels, image_size: where the file does not say them; None otherwise.
         kind: of file, for messages.
+        is_onnx: whether it is an ONNX file, which engines may take as it is.
     """
 
     kind: ClassVar[str]
+    is_onnx: ClassVar[bool] = False
 
     file: Place
     channels: Annotated[Any, PlainValidator(_channels)] = None
     image_size: Annotated[Any, PlainValidator(lambda value: None if value is None else size_of(value))] = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some of its tensors are codes."""
+        return False
+
+    @property
+    def original(self) -> "FileModel":
+        """The float network that it was quantized from; itself where none is known."""
+        return self
 
     @abstractmethod
     def written_shape(self) -> tuple[int | None, ...]:

@@ -19,9 +19,11 @@ class Method(Choice, ABC):
 
     Attributes:
         compresses_float: whether it changes a network that stays in fp32.
+        keeps_files: whether engines get the file that the network came in.
     """
 
     compresses_float: ClassVar[bool] = False
+    keeps_files: ClassVar[bool] = False
 
     @abstractmethod
     def unsupported(self, precision: Precision) -> str | None:

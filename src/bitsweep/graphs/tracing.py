@@ -44,6 +44,13 @@ def export(model: torch.nn.Module, *, input_shape: Shape) -> torch.export.Export
             raise CompressionError(f"torch.export cannot trace the network at {size}: {reason}") from error
 
 
+def graph_of(program: torch.export.ExportedProgram) -> GraphModule:
+    """Graph of a program as it was traced."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    return graph
+
+
 def _exported(model: torch.nn.Module, input_shape: Shape, *, strict: bool) -> torch.export.ExportedProgram:
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     images = torch.zeros(2, *input_shape)

@@ -1,9 +1,10 @@
 """A network that comes as an ONNX file."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from bitsweep.config.configurable import configurable
+from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.model import digest_of_file
 from bitsweep.errors import BitsweepError, ConfigError
@@ -16,9 +17,34 @@ if TYPE_CHECKING:
 @final
 @configurable
 class OnnxModel(FileModel):
-    """A graph of one input, images [N, C, H, W] in float, as a network of PyTorch with the weights of the file."""
+    """A graph of one input, images [N, C, H, W] in float, as a network of PyTorch with the weights of the file.
+
+    Attributes:
+        float_file: of a quantized file, the float file that it was made from; empty for none.
+    """
 
     kind: ClassVar[str] = "an ONNX file"
+    is_onnx: ClassVar[bool] = True
+
+    float_file: Place = ""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some of its tensors are codes."""
+        from bitsweep.graphs.onnx.reading import is_quantized, load_onnx
+
+        return is_quantized(load_onnx(self._path, tensors=False))
+
+    @property
+    def original(self) -> "OnnxModel":
+        """The float network that it was quantized from; itself where none is named."""
+        return dataclasses.replace(self, file=self.float_file, float_file="") if self.float_file else self
+
+    def check(self) -> None:
+        """Whether there are such files."""
+        super().check()
+        if self.float_file:
+            digest_of_file("model.float_file", self.float_file, self.kind)
 
     def source(self) -> str:
         """What is in the file, in those beside it that it keeps its weights in, and in one to take weights from."""

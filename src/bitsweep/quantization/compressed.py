@@ -16,6 +16,8 @@ from bitsweep.results import Array, Compressed, Compression, Curve, Distribution
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+_GIVEN = "given.onnx"
+
 
 def save_compression(
     compression: Compression,
@@ -26,6 +28,7 @@ def save_compression(
     probe_images: Array,
     calibrated_on: int = 0,
     original: "ExportedProgram | None" = None,
+    given: Path | None = None,
 ) -> None:
     """Write what a method returned into a folder, with the outputs of its program for some test images.
 
@@ -35,12 +38,19 @@ def save_compression(
         probe_images: a few images that the statistics of the layers are of.
         calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
+        given: ONNX file that engines are to get instead of the program; None for none.
     """
     import torch
 
     from bitsweep.graphs.program import logits_of, save_program
     from bitsweep.quantization.analysis.layer_stats import layer_stats
 
+    if given:
+        import onnx
+
+        from bitsweep.graphs.onnx.reading import load_onnx
+
+        onnx.save(load_onnx(given), folder / _GIVEN)
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
     (folder / "records.json").write_text(json.dumps({**records, "calibrated_on": calibrated_on}))
@@ -55,8 +65,10 @@ def load_compressed(folder: Path) -> Compressed:
     records = json.loads((folder / "records.json").read_text())
     with np.load(folder / "reference.npz", allow_pickle=False) as reference:
         reference_N, reference_NK = reference["images"], reference["logits"]
+    given = folder / _GIVEN
     return Compressed(
         program=folder / "program.pt2",
+        given=given if given.exists() else None,
         layers=tuple(LayerRecord(**each) for each in records["layers"]),
         curves=tuple(Curve(**each) for each in records["curves"]),
         tables=tuple(map(Table.from_json, records["tables"])),

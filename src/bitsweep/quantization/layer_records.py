@@ -8,10 +8,22 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import FLOAT_KINDS, Layer, arguments, aten, attribute, bias_of, quantized
+from bitsweep.graphs.ops import (
+    FLOAT_KINDS,
+    LAYER_KINDS,
+    Layer,
+    arguments,
+    aten,
+    attribute,
+    bias_of,
+    quantized,
+    reads_attribute,
+)
 from bitsweep.quantization import grids
 from bitsweep.quantization.lowrank.chains import product
 from bitsweep.results import LayerRecord
+
+_DEQUANTIZED = (quantized.dequantize_per_channel.default, quantized.dequantize_per_tensor.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +62,29 @@ def layer_records(
     return tuple(
         _record(graph, [nodes[name] for name in (*layer.factors, layer.node)], layer, clipped) for layer in originals
     )
+
+
+def quantized_layers(graph: GraphModule) -> tuple[Layer, ...]:
+    """The layers of a traced network that may be quantized already, with the weights that their codes mean."""
+    found = []
+    for node in graph.graph.nodes:
+        if (kind := LAYER_KINDS.get(node.target)) is None:
+            continue
+        weight, bias = arguments(node)[1], bias_of(node)
+        if not reads_attribute(weight) and weight.target not in _DEQUANTIZED:
+            continue
+        stored = weight if reads_attribute(weight) else arguments(weight)[0]
+        kept = bias if bias is None or reads_attribute(bias) else arguments(bias)[0]
+        found.append(
+            Layer(
+                name=str(stored.target).removesuffix(".weight"),
+                kind=kind,
+                node=node.name,
+                weight=_stored(graph, weight).values,
+                bias=None if kept is None else attribute(graph, kept),
+            )
+        )
+    return tuple(found)
 
 
 def _record(graph: GraphModule, chain: list[Node], layer: Layer, clipped: Mapping[str, float]) -> LayerRecord:

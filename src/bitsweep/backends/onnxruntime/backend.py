@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from bitsweep.config.backend import CpuOrGpu, InferenceFn, OnDevice
+from bitsweep.config.backend import CpuOrGpu, InferenceFn, OnDevice, in_batches_of
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
@@ -46,6 +46,7 @@ class OnnxRuntime(CpuOrGpu):
     """
 
     artifact: ClassVar[str] = "model.onnx"
+    reads_onnx: ClassVar[bool] = True
     package: ClassVar[str] = "onnxruntime"
     deploy_needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
@@ -91,6 +92,12 @@ class OnnxRuntime(CpuOrGpu):
 
         export_onnx(program, folder / self.artifact, codes_of_gates=True, bits_of_weights=2)
 
+    def take(self, file: Path, folder: Path) -> None:
+        """Keep the graph."""
+        from bitsweep.lowering.onnx.given import write_given
+
+        write_given(file, folder / self.artifact)
+
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Open a session of that many threads, of which none spins between runs."""
         session = self._session(folder, threads=threads)
@@ -104,7 +111,8 @@ class OnnxRuntime(CpuOrGpu):
                 raise DataError(f"images: {given} given; the artifact takes {taken.type} {taken.shape}") from error
             return logits
 
-        return run
+        number = session.get_inputs()[0].shape[0]
+        return in_batches_of(number, run) if isinstance(number, int) else run
 
     def load_on_device(self, folder: Path, images: Array, *, threads: int) -> OnDevice:
         """Open a session that computes in a stream of one's own, with images and logits bound to the GPU's memory."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from bitsweep.config.backend import Backend, InferenceFn
+from bitsweep.config.backend import Backend, InferenceFn, in_batches_of
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
@@ -36,6 +36,7 @@ class OpenVino(Backend):
     """
 
     artifact: ClassVar[str] = "model.onnx"
+    reads_onnx: ClassVar[bool] = True
     package: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     deploy_needs: ClassVar[tuple[str, ...]] = ("openvino",)
@@ -69,6 +70,17 @@ class OpenVino(Backend):
         except RuntimeError as error:
             raise CompressionError(f"OpenVINO does not take the program: {_reason(error)}") from error
 
+    def take(self, file: Path, folder: Path) -> None:
+        """Keep the graph, and compile it once to see that OpenVINO takes it."""
+        from bitsweep.lowering.onnx.given import write_given
+
+        write_given(file, folder / self.artifact)
+        try:
+            model = self._read(folder)
+            self._compiled(model, batch=_fixed_batch(model) or 1, threads=1)
+        except RuntimeError as error:
+            raise CompressionError(f"OpenVINO does not take the file: {_reason(error)}") from error
+
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Read the file; the first run of each batch size compiles it."""
 
@@ -88,7 +100,8 @@ class OpenVino(Backend):
             logits: Array = request_for(len(images)).infer([images], share_inputs=True)[0]
             return logits
 
-        return run
+        number = _fixed_batch(model)
+        return in_batches_of(number, run) if number else run
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
         """What ran, from the executed graph."""
@@ -122,6 +135,12 @@ class OpenVino(Backend):
         }
         model.reshape([batch, *model.input(0).get_partial_shape()[1:]])
         return openvino.Core().compile_model(model, "CPU", settings)
+
+
+def _fixed_batch(model: Any) -> int:
+    """How many images a file takes at a time; 0 for any number."""
+    number = model.input(0).get_partial_shape()[0]
+    return 0 if number.is_dynamic else int(number.get_length())
 
 
 def _reason(error: RuntimeError) -> str:

@@ -111,6 +111,12 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(path.parent / name for name in sorted(names))]
 
 
+def is_quantized(model: Any) -> bool:
+    """Whether some tensors of a file are codes."""
+    signs = ("Quantize", "QLinear", "QGemm", "Integer")
+    return any(sign in node.op_type for node in model.graph.node for sign in signs)
+
+
 def shape_of(images: Any) -> tuple[int | None, ...]:
     """The sizes of an input, None for those that are left open."""
     sizes = images.type.tensor_type.shape.dim

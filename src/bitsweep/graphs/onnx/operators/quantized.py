@@ -43,9 +43,9 @@ def dequantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) ->
     """What codes mean."""
     kind, lo, hi = CODES[node.get("codes") or _code_name(zero_point) or str(x.dtype).removeprefix("torch.")]
     require(node, not node.get("block_size", 0), "dequantizes in blocks")
-    x = x.to(kind)
+    x = x if x.dtype == kind else x.to(kind)
     if isinstance(scale, Tensor):
-        zeros = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point.to(torch.int32)
+        zeros = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point
         return quantized.dequantize_per_channel(x, scale, zeros, node.get("axis", 1) % x.ndim, lo, hi, kind)
     return quantized.dequantize_per_tensor(x, _number(scale), int(_number(zero_point)), lo, hi, kind)
 

@@ -1,0 +1,35 @@
+"""ONNX files of somebody else's for engines: the same graph, with the names of input and output that these know."""
+
+from pathlib import Path
+
+import onnx
+
+from bitsweep.errors import CompressionError
+from bitsweep.graphs.onnx.reading import image_input, load_onnx
+from bitsweep.lowering.onnx.export import INPUT, OUTPUT
+
+
+def write_given(file: Path, path: Path) -> None:
+    """Copy a graph and its weights into one file.
+
+    Raises:
+        CompressionError: it has several outputs, or other tensors have the names that the engines know.
+    """
+    model = load_onnx(file)
+    names = [each.name for each in model.graph.output]
+    if len(names) > 1:
+        raise CompressionError(f"{file}: has the outputs {', '.join(names)}; leave the logits alone in it")
+    renamed = {image_input(model).name: INPUT, names[0]: OUTPUT}
+    made = {name for node in model.graph.node for name in node.output} | set(names)
+    for before, after in renamed.items():
+        if before != after and after in made:
+            raise CompressionError(f"{file}: a tensor in it is called {after}; give it another name")
+    del model.graph.output[:]
+    for node in model.graph.node:
+        for tensors in (node.input, node.output):
+            for at, name in enumerate(tensors):
+                tensors[at] = renamed.get(name, name)
+    for value in model.graph.input:
+        value.name = renamed.get(value.name, value.name)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, None))
+    onnx.save(model, path)
