@@ -27,7 +27,7 @@ LAYERS = (
     ("stages",),
     ("cell_results",),
     ("pipeline",),
-    ("plan", "tracking", "report"),
+    ("plan", "tracking", "report", "expectation"),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),

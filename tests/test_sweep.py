@@ -248,6 +248,8 @@ def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None
     (history,) = Path("multirun/store/baseline").glob("*/history.json")
     assert [epoch["epoch"] for epoch in json.loads(history.read_text())["epochs"]] == list(range(epochs[-1] + 1))
     assert not list(Path("multirun/store/baseline").glob("*.unfinished"))
+    output = run(*words, "expect.top1=0.2", code=1)
+    assert re.search(r"expect.top1=0.2: the baseline has 0\.\d+ \[.*\] on 449 test images, so it is not the", output)
 
 
 @pytest.mark.slow

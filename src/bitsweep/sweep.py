@@ -16,6 +16,7 @@ from bitsweep import pipeline, stages
 from bitsweep.cell import Cell
 from bitsweep.config.configurable import configurable
 from bitsweep.errors import BitsweepError, UsageError
+from bitsweep.expectation import Expectation
 from bitsweep.plan import TO_DO, Planned, describe, duration, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime import child, machine
@@ -37,6 +38,7 @@ class Options:
         store: folder of the artifact store.
         timeout_s: seconds that compressing, lowering and each measuring pass may take.
         memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
+        expect: what baselines must reach, so that their cells go on.
     """
 
     plan: bool = False
@@ -45,6 +47,7 @@ class Options:
     store: Path = Path("multirun/store")
     timeout_s: Annotated[float, Field(gt=0)] = 3600
     memory_gb: Annotated[float, Field(ge=0)] = 0
+    expect: Expectation = Expectation()
 
     def __post_init__(self) -> None:
         if self.store == Path():
@@ -109,7 +112,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         planned = plan(cells, store, finished)
     print(describe(planned), flush=True)
     if options.stage == "baseline":
-        outcomes = launch([each.cell for each in planned if each.trains], "baseline")
+        outcomes = launch(_baselines(planned, options.expect), "baseline")
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
@@ -123,7 +126,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
         launch([cell for cell in lost if store.find(stages.last(cell).name, stages.key_of(cell))], "cell")
         todo = [each for each in planned if each.verdict in TO_DO]
-        first = [each.cell for each in todo if each.trains]
+        first = _baselines(todo, options.expect)
         incomplete = {stages.BASELINE.key_of(each.cell): each.cell for each in planned if each.verdict == "reuse"}
         launch([incomplete[key] for key in logger.incomplete_baselines() & incomplete.keys()], "baseline")
         # A single cell trains its baseline itself; the others must not all train the same one.
@@ -166,7 +169,10 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         if run and _again(run.data.tags, options):
             store.discard(stages.MEASUREMENT.name, stages.key_of(cell))
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
-        outcome = (pipeline.train if options.stage == "baseline" else pipeline.run)(cell, runner)
+        baseline_first = options.stage == "baseline" or options.expect.top1 is not None
+        outcome = _expected(cell, runner, options.expect) if baseline_first else None
+        if outcome is None or (outcome.status != "failed" and options.stage == "cell"):
+            outcome = pipeline.run(cell, runner)
     try:
         baseline_run_id = ""
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
@@ -184,6 +190,21 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     return outcome
 
 
+def _baselines(planned: Sequence[Planned], expect: Expectation) -> list[Cell]:
+    """A cell for each baseline that is to be trained; for each one of a cell to be run where something is expected."""
+    if expect.top1 is None:
+        return [each.cell for each in planned if each.trains]
+    todo = (each.cell for each in planned if each.verdict in TO_DO)
+    return list({stages.BASELINE.key_of(cell): cell for cell in todo}.values())
+
+
+def _expected(cell: Cell, runner: pipeline.StageRunner, expect: Expectation) -> Outcome:
+    """Train the baseline of a cell, or fail where it is another network than was meant."""
+    outcome = pipeline.train(cell, runner)
+    reason = "" if outcome.status == "failed" else expect.unmet(cell, runner.store)
+    return replace(outcome, status="failed", reason=reason) if reason else outcome
+
+
 def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
     name = cell.name if stage == "cell" else f"baseline {cell.model.name} on {cell.dataset.name}"
     ended = f"{outcome.status:<10}{name}"
@@ -199,7 +220,7 @@ def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
 
 def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
     return {
-        stages.BASELINE.key_of(cell): replace(outcome, reason=f"its baseline could not be trained: {outcome.reason}")
+        stages.BASELINE.key_of(cell): replace(outcome, reason=f"its baseline failed: {outcome.reason}")
         for cell, outcome in zip(cells, outcomes, strict=True)
         if outcome.status == "failed"
     }
