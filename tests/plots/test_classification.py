@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,29 @@ def test_examples_say_what_became_of_them(drawn: list[Any], tmp_path: Path) -> N
 def test_where_nothing_changed_that_is_said(drawn: list[Any], tmp_path: Path) -> None:
     classification.draw_examples(verdicts(4, noise=0), tmp_path / "picture.png", name="a cell")
     assert texts(drawn[0].axes[0]) == ["none changed"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "drawn_shape", "said"),
+    [
+        ((24, 12, 1), np.uint8, (24, 12), ""),
+        ((12, 24, 3), np.uint8, (12, 24, 3), ""),
+        ((8, 8, 2), np.uint8, (8, 8), "(channel 1 of 2)"),
+        ((12, 24, 4), np.uint8, (12, 24, 3), "(channels 1 to 3 of 4)"),
+        ((24, 12, 16), np.uint16, (24, 12, 3), "(channels 1 to 3 of 16)"),
+    ],
+)
+def test_images_of_any_channels_are_drawn_in_their_proportions(
+    shape: tuple[int, ...], kind: type, drawn_shape: tuple[int, ...], said: str, drawn: list[Any], tmp_path: Path
+) -> None:
+    given = verdicts(4, noise=2)
+    images = np.random.default_rng(0).integers(0, 4000 if kind == np.uint16 else 256, (240, *shape)).astype(kind)
+    given = replace(given, test=Split(images=images, labels=given.test.labels))
+    classification.draw_examples(given, tmp_path / "picture.png", name="a cell")
+    first = drawn[0].axes[0].images[0]
+    left, right, bottom, top = first.get_extent()
+    assert (right - left) / (top - bottom) == pytest.approx(shape[1] / shape[0])
+    assert 0 <= left < right <= 0.9 + 1e-9
+    assert first.get_array().shape == drawn_shape
+    assert (first.get_array().min(), first.get_array().max()) == (0, 255) or kind == np.uint8
+    assert drawn[0].get_suptitle().endswith(said)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitsweep.measuring.scores import confidences, confusion, decisions, most_confused, reliability
-from bitsweep.plots.figures import AFTER, BEFORE, drawable_names, label, panels, save, tiles
+from bitsweep.plots.figures import AFTER, BEFORE, drawable_image, drawable_names, label, panels, save, tiles
 from bitsweep.results import Array, Split
 
 #: Classes that a confusion matrix, and bars of classes, have room for.
@@ -156,7 +156,9 @@ def draw_examples(verdicts: Verdicts, path: Path, *, name: str) -> None:
     (before_N, after_N), after_p_N = verdicts.said_2N, verdicts.confidences_2N[1]
     flipped, wrong = before_N != after_N, after_N != verdicts.labels_N
     groups = [np.flatnonzero(flipped), np.flatnonzero(wrong & ~flipped)]
-    title = f"{name}: {len(groups[0])} images changed their class, {len(groups[1])} kept a wrong one"
+    channels = verdicts.test.images.shape[3]
+    few = "" if channels in (1, 3) else f" (channel{'s 1 to 3' if channels > 3 else ' 1'} of {channels})"
+    title = f"{name}: {len(groups[0])} images changed their class, {len(groups[1])} kept a wrong one{few}"
     figure, rows = panels(title, rows=2, width=1.3 * _EXAMPLES, height=1.15, left=0.3, right=0.1, bottom=0.1, top=0.55)
     for axes, chosen, what in zip(rows, groups, ("changed", "unchanged, wrong"), strict=True):
         ordered = chosen[np.argsort(-after_p_N[chosen], kind="stable")][:_EXAMPLES]
@@ -166,7 +168,7 @@ def draw_examples(verdicts: Verdicts, path: Path, *, name: str) -> None:
             true, *said = drawable_names([verdicts.classes[k] for k in numbers], 16)
             said = said if what == "changed" else said[1:]
             captions.append(f"true {true}\nsaid {' → '.join(said)}\n{100 * after_p_N[index]:.0f} % sure")
-        images = [np.asarray(verdicts.test.images[index]).squeeze() for index in ordered]
+        images = [drawable_image(image) for image in np.asarray(verdicts.test.images[ordered])]
         tiles(axes, images, captions, columns=_EXAMPLES)
         axes.set_ylabel(what, fontsize=8)
         if not len(ordered):

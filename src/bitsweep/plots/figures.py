@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitsweep.results import Array
 from bitsweep.text import plain, shortened
 
@@ -65,7 +67,7 @@ def label(axes: Any, title: str, x: str, y: str, *, legend: bool = False) -> Non
 
 
 def tiles(axes: Any, images: Sequence[Array], captions: Sequence[str], *, columns: int, **drawing: Any) -> None:
-    """Draw images of one size side by side in one pair of axes, which is much quicker than axes for each.
+    """Draw images side by side in one pair of axes, which is much quicker than axes for each, in their proportions.
 
     Args:
         images: uint8 [H, W, 3], or [H, W] in any units.
@@ -74,11 +76,28 @@ def tiles(axes: Any, images: Sequence[Array], captions: Sequence[str], *, column
         drawing: arguments of ``imshow``; grey from 0 to 255 if there are none.
     """
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        height, width = (0.9 * side / max(image.shape[:2]) for side in image.shape[:2])
+        left, bottom = number + (0.9 - width) / 2, (0.9 - height) / 2
         axes.imshow(
-            image, extent=(number, number + 0.9, 0, 0.9), **(drawing or {"cmap": "gray", "vmin": 0, "vmax": 255})
+            image,
+            extent=(left, left + width, bottom, bottom + height),
+            **(drawing or {"cmap": "gray", "vmin": 0, "vmax": 255}),
         )
         axes.text(number + 0.45, 0.93, drawable(caption), ha="center", va="bottom", fontsize=8)
     axes.set(xlim=(0, columns - 0.1), ylim=(0, 0.9), xticks=[], yticks=[], frame_on=False)
+
+
+def drawable_image(image_HWC: Array) -> Array:
+    """What can be drawn of an image of any channels: uint8 [H, W, 3], of its first three, or [H, W], of its first.
+
+    Values of 16 bits are spread from the least to the largest.
+    """
+    channels = image_HWC.shape[2]
+    shown = image_HWC[..., :3] if channels >= 3 else image_HWC[..., 0]
+    if shown.dtype == np.uint8:
+        return shown
+    low, high = int(shown.min()), int(shown.max())
+    return ((shown.astype(np.int64) - low) * 255 // max(1, high - low)).astype(np.uint8)
 
 
 def save(figure: Any, path: Path) -> None:

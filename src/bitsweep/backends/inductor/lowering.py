@@ -159,6 +159,8 @@ class LayOutWeights(CustomGraphPass):  # type: ignore[misc]
             if not reads_attribute(weight) or (values := attribute(module, weight)).is_mkldnn:
                 continue
             _, *sizes = images.meta["val"].shape
+            if sizes[0] == 1:  # the strides of one channel say of no layout, and oneDNN takes another one in the run
+                continue
             packed = mkldnn._reorder_convolution_weight(values, *geometry, [1, *sizes])
             set_attribute(module, f"{node.name}_weight", packed)
             with graph.inserting_before(node):
