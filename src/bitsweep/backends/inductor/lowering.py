@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from bitsweep.backends.inductor import onednn
 from bitsweep.config.backend import Device, InferenceFn, OnDevice
 from bitsweep.errors import CompressionError, damaged, first_line, require_images
-from bitsweep.graphs.ops import arguments, attribute, drop_unread, quantized, reads_attribute, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, quantized, reads_attribute, set_attribute
 from bitsweep.graphs.program import image_shape
 from bitsweep.graphs.program import profile_of as profile_of_program
 from bitsweep.results import Array, OpProfile
@@ -118,13 +118,16 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def for_integer_kernels(program: ExportedProgram) -> GraphModule:
-    """Graph of a program in the form that the fusions know: biases in float, a scale for each channel of weights."""
+    """Graph of a program in the form that the fusions know: biases in float, a scale for each channel of weights.
+
+    Weights that read images of one channel are in float, too.
+    """
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
     for node in [node for node in graph.graph.nodes if node.target in DEQUANTIZE and reads_attribute(node.args[0])]:
         codes = attribute(graph, node.args[0])
         with graph.graph.inserting_before(node):
-            if codes.dtype == torch.int32:
+            if codes.dtype == torch.int32 or any(map(_reads_one_channel, node.users)):
                 given = [attribute(graph, each) if isinstance(each, Node) else each for each in arguments(node)]
                 set_attribute(graph, f"{node.name}_values", node.target(*given))
                 node.replace_all_uses_with(graph.graph.get_attr(f"{node.name}_values"))
@@ -143,6 +146,14 @@ def for_integer_kernels(program: ExportedProgram) -> GraphModule:
     return graph
 
 
+def _reads_one_channel(layer: Node) -> bool:
+    """Whether a convolution reads images of one channel: their strides say of no layout.
+
+    oneDNN then takes another layout in the run than the one that weights were packed for, and computes noise.
+    """
+    return layer.target == aten.conv2d.default and bool(arguments(layer)[0].meta["val"].shape[1] == 1)
+
+
 class LayOutWeights(CustomGraphPass):  # type: ignore[misc]
     """Lays out the weights of float convolutions for oneDNN once, instead of in every run.
 
@@ -159,7 +170,7 @@ class LayOutWeights(CustomGraphPass):  # type: ignore[misc]
             if not reads_attribute(weight) or (values := attribute(module, weight)).is_mkldnn:
                 continue
             _, *sizes = images.meta["val"].shape
-            if sizes[0] == 1:  # the strides of one channel say of no layout, and oneDNN takes another one in the run
+            if sizes[0] == 1:  # see `_reads_one_channel`
                 continue
             packed = mkldnn._reorder_convolution_weight(values, *geometry, [1, *sizes])
             set_attribute(module, f"{node.name}_weight", packed)
