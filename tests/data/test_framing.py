@@ -216,7 +216,7 @@ def test_a_network_has_the_logits_of_its_own_script(name: str, pictures: list[Pa
         progress=silent,
     )  # fmt: skip
     train_baseline(
-        model=of.model, train=of.train, seed=0, data=tmp_path / "stored", folder=tmp_path / "trained",
+        baseline_model=of.model, train=of.train, seed=0, data=tmp_path / "stored", folder=tmp_path / "trained",
         unfinished=tmp_path / "unfinished", progress=silent,
     )  # fmt: skip
 
