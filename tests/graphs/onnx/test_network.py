@@ -167,18 +167,13 @@ def _plain(value: object) -> object:
 
 
 @pytest.mark.slow
-def test_every_network_of_the_package_comes_back(tmp_path: Path) -> None:
-    """As our own exporter writes it, at the smallest size that it takes."""
-    found = {}
-    for file in sorted((hydra_app.CONF / "model").glob("*.yaml")):
-        if file.stem in ("own", "exported", "onnx"):
-            continue
-        model = _model(file.stem)
-        network = _lively(model.build(10))
-        export_onnx(tracing.export(network, input_shape=model.input_shape), tmp_path / "net.onnx")
-        found[file.stem] = difference(tmp_path / "net.onnx", model.input_shape, images=2)
-    assert len(found) > 12
-    assert max(found.values()) < TOLERANCE, found
+@pytest.mark.parametrize("choice", ["lenet", "resnet20", "mobilenetv3"])
+def test_a_network_of_the_package_comes_back(choice: str, tmp_path: Path) -> None:
+    """As our own exporter writes it."""
+    model = _model(choice)
+    network = _lively(model.build(10))
+    export_onnx(tracing.export(network, input_shape=model.input_shape), tmp_path / "net.onnx")
+    assert difference(tmp_path / "net.onnx", model.input_shape, images=2) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -192,7 +187,7 @@ def test_a_transformer_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v1", "densenet121", "resnet50"])
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v1"])
 def test_graphs_that_come_with_onnx(name: str, tmp_path: Path) -> None:
     """Their weights, which are all the same, are drawn anew."""
     model = onnx.load(Path(onnx.__file__).parent / f"backend/test/data/light/light_{name}.onnx")
@@ -221,11 +216,8 @@ def _model(choice: str):  # type: ignore[no-untyped-def]
     from bitsweep.config.model import Model
 
     with initialize_config_dir(str(hydra_app.CONF.resolve()), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", [f"model={choice}", *_SMALL.get(choice, [])]).model)
+        config = OmegaConf.to_container(compose("config", [f"model={choice}"]).model)
     return construct("model", config, Model)  # type: ignore[arg-type]
-
-
-_SMALL = {"efficientnet_lite0": ["model.image_size=64"], "vgg16": ["model.image_size=32"]}
 
 
 def _lively(network: nn.Module) -> nn.Module:
