@@ -27,11 +27,11 @@ LAYERS = (
     ("stages",),
     ("cell_results",),
     ("pipeline",),
-    ("plan", "tracking", "report", "expectation"),
+    ("planning", "tracking", "report", "expectation"),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),
-    ("cli",),
+    ("cli", "api"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 

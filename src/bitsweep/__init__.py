@@ -1,0 +1,17 @@
+"""Which compressed image classifier to ship, and why to believe it: sweeps from Python, see `bitsweep.api`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitsweep.api import describe, grid, load, plan, run
+
+__all__ = ["describe", "grid", "load", "plan", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is public when it is asked for: every process of a sweep imports this module."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bitsweep import api
+
+    return getattr(api, name)

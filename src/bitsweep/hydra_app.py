@@ -15,8 +15,11 @@ from typing import Any
 
 import hydra
 import pydantic
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +30,7 @@ from bitsweep.cell import Cell, bind
 from bitsweep.config.binding import CONFIG_GROUPS, invalid
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.errors import BitsweepError, ConfigError
-from bitsweep.plan import describe, plan
+from bitsweep.planning import describe, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
@@ -126,6 +129,46 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     return cell, options
 
 
+def grid_words(
+    words: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
+) -> list[list[str]]:
+    """The words of each cell of a grid, or of several that share some.
+
+    Args:
+        words: what was asked for, with several values here and there.
+        params: what all grids say besides, by key.
+        grids: what each says alone.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    found: list[list[str]] = []
+    for own in grids.values():
+        said = [*(f"{key}={value}" for key, value in {**own, **params}.items()), *words]
+        (part,) = BasicSweeper.split_arguments(parser.parse_overrides(said), None)
+        found += part
+    return found
+
+
+def cells_of(words: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
+    """The cells that words of a command line mean, with ``-m``.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
+    checked = command_line.checked(["-m", *words])[1:]
+    for known in (_usual, _known):  # YAMLs may have changed
+        known.clear()
+    try:
+        with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            config = loader.load_configuration("config", checked, run_mode=RunMode.MULTIRUN)
+            sweeper = config.hydra.sweeper
+            grid = grid_words(checked, params=sweeper.params or {}, grids=sweeper.grids or {"": {}}, loader=loader)
+            composed = [loader.load_sweep_config(config, each) for each in grid]
+            return [read(each, each.hydra)[0] for each in composed]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(command_line.explain(error, conf)) from None
+
+
 def typed_command() -> str:
     """The command that started this program, as a user would type it."""
     return shlex.join([*_program(), *sys.argv[1:]])
@@ -137,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 def _program() -> list[str]:
     name = Path(sys.argv[0]).name
-    return ["bitsweep", "run"] if name == "bitsweep" else ["python", name]
+    return ["python", name] if name == "run.py" else ["bitsweep", "run"]
 
 
 def _command(about: DictConfig, chosen: dict[str, str], knobs: Sequence[tuple[str, str]], *, seed: Any) -> str:
@@ -146,7 +189,7 @@ def _command(about: DictConfig, chosen: dict[str, str], knobs: Sequence[tuple[st
     name = about.job.config_name
     words = [] if name == "config" else ["--config-name", name]
     words += [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
-    searched = [f"{each.schema}://{each.path}" for each in sources if each.provider == "hydra.searchpath in main"]
+    searched = [f"{each.schema}://{each.path}" for each in sources if each.provider.startswith("hydra.searchpath")]
     words += [f"hydra.searchpath={as_word(searched)}"] if searched else []
     usual = _usual_choices(about)
     words += [f"{group}={as_word(choice)}" for group, choice in chosen.items() if choice != usual[group]]

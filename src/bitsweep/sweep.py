@@ -17,7 +17,7 @@ from bitsweep.cell import Cell
 from bitsweep.config.configurable import configurable
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.expectation import Expectation
-from bitsweep.plan import TO_DO, Planned, describe, duration, plan
+from bitsweep.planning import TO_DO, Planned, describe, duration, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime import child, machine
 from bitsweep.runtime.store import Store

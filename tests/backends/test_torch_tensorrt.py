@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from torch.export import ExportedProgram
 
 from bitsweep import cell as cell_module
-from bitsweep import plan, stats
+from bitsweep import planning, stats
 from bitsweep.backends.torch_tensorrt import backend as torch_tensorrt
 from bitsweep.backends.torch_tensorrt.backend import TorchTensorRt
 from bitsweep.backends.torch_tensorrt.lowering import described
@@ -49,10 +49,10 @@ def _place(gpu: Gpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
 
 
-def _plan(words: list[str], folder: Path) -> plan.Planned:
+def _plan(words: list[str], folder: Path) -> planning.Planned:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cell = read(compose("config", words, return_hydra_config=True))
-    (planned,) = plan.plan([cell], Store(folder), None)
+    (planned,) = planning.plan([cell], Store(folder), None)
     return planned
 
 

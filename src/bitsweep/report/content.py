@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bitsweep.metrics import METRICS, Metric
+
+if TYPE_CHECKING:
+    import pandas
 
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Config groups that every table shows; the others only where they differ between cells.
@@ -109,6 +112,37 @@ class SweepReport:
         alike = [each for each in self.rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
         knobs = [f"{knob}={row.cell[knob]}" for knob in distinguishing(alike) if knob in row.cell]
         return f"{row.name} ({', '.join(knobs)})" if knobs else row.name
+
+    def records(self) -> list[dict[str, str | float]]:
+        """A record a cell: choices and knobs, how it ended, and its metrics by the names of ``docs/measurement.md``.
+
+        All have the same keys in the same order; "" stands for what a cell does not have.
+        """
+        choices = list(dict.fromkeys(name for row in self.rows for name in row.cell))
+        metrics = sorted({name for row in self.rows for name in row.metrics})
+        return [
+            {
+                **{name: row.cell.get(name, "") for name in choices},
+                "status": row.status,
+                "reason": row.reason,
+                "verdict": row.verdict,
+                "flags": "; ".join(row.flags),
+                "scheme": row.scheme,
+                "run_id": row.run_id,
+                "command": row.command,
+                **{name: row.metrics.get(name, "") for name in metrics},
+            }
+            for row in self.rows
+        ]
+
+    def frame(self) -> "pandas.DataFrame":
+        """The records as a table of pandas, a row a cell; metrics are numbers, NaN where a cell has none."""
+        import pandas
+
+        frame = pandas.DataFrame(self.records())
+        metrics = [name for name in frame.columns if name in METRICS]
+        frame[metrics] = frame[metrics].apply(pandas.to_numeric)
+        return frame
 
     @property
     def varying_choices(self) -> list[str]:

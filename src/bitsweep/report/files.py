@@ -1,6 +1,5 @@
 """report.md, report.html and cells.csv."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,9 @@ def write(report: SweepReport, folder: Path) -> list[Path]:
         environment.filters["described"] = _described
         texts.append(folder / name)
         texts[-1].write_text(environment.get_template(f"{name}.jinja").render(content), encoding="utf-8")
-    write_csv(_csv(report), folder / "cells.csv")
+    records = report.records()
+    write_csv([list(records[0]) if records else [], *(each.values() for each in records)], folder / "cells.csv")
     return [*texts, folder / "cells.csv", *paths]
-
-
-def _csv(report: SweepReport) -> Iterator[list[object]]:
-    groups = list(dict.fromkeys(name for row in report.rows for name in row.cell))
-    metrics = sorted({name for row in report.rows for name in row.metrics})
-    yield [*groups, "status", "reason", "verdict", "flags", "scheme", "run_id", "command", *metrics]
-    for row in report.rows:
-        about = [row.status, row.reason, row.verdict, "; ".join(row.flags), row.scheme, row.run_id, row.command]
-        figures = [repr(row.metrics[name]) if name in row.metrics else "" for name in metrics]
-        yield [*(row.cell.get(group, "") for group in groups), *about, *figures]
 
 
 @dataclass(frozen=True, kw_only=True)

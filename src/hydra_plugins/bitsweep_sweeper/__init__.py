@@ -8,11 +8,10 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bitsweep.cell import Cell
 from bitsweep.config.overrides import as_word
-from bitsweep.hydra_app import read, typed_command
+from bitsweep.hydra_app import grid_words, read, typed_command
 from bitsweep.results import Outcome
 from bitsweep.sweep import own_folder, run_sweep
 
@@ -34,12 +33,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        parser = OverridesParser.create(config_loader=loader)
-        grid: list[list[str]] = []
-        for params in self.grids.values():
-            words = [*(f"{key}={value}" for key, value in {**params, **(self.params or {})}.items()), *arguments]
-            (part,) = self.split_arguments(parser.parse_overrides(words), None)
-            grid += part
+        grid = grid_words(arguments, params=self.params or {}, grids=self.grids, loader=loader)
         composed = [loader.load_sweep_config(self.config, words) for words in grid]
         bound = [read(config, config.hydra) for config in composed]
         words_of = {cell: words for (cell, _), words in zip(bound, grid, strict=True)}

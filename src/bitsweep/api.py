@@ -1,0 +1,108 @@
+"""Sweeps from Python: the cells of a grid, what is to be done with them, running them, and what was found.
+
+    import bitsweep as bs
+
+    if __name__ == "__main__":
+        cells = bs.grid("model=lenet precision=int8,fp16")
+        print(bs.describe(bs.plan(cells)))
+        print(bs.run(cells).frame()[["precision", "top1", "latency_p50_ms"]])
+
+Cells run in processes of their own. They import the file that was started, so that a program, other than a notebook,
+needs the line with ``__main__``.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from bitsweep.cell import Cell
+from bitsweep.config.binding import invalid
+from bitsweep.errors import ConfigError
+from bitsweep.planning import Planned, describe
+from bitsweep.planning import plan as plan_cells
+from bitsweep.report import SweepReport
+from bitsweep.results import Outcome
+from bitsweep.runtime.store import Store
+from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
+
+__all__ = ["describe", "grid", "load", "plan", "run"]
+
+
+def grid(words: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
+    """The cells that the words of a command line mean: ``-m`` is understood.
+
+    Args:
+        words: as one text, quoted as in a shell, or one by one: ``["model=lenet", "precision=int8,fp16"]``.
+        config_dir: folder of YAMLs of one's own, beside those of the package.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
+    from bitsweep.config.overrides import as_word
+    from bitsweep.hydra_app import cells_of
+
+    found = shlex.split(words) if isinstance(words, str) else list(words)
+    searched = [f"hydra.searchpath={as_word([f'file://{config_dir.absolute()}'])}"] if config_dir else []
+    return cells_of([*found, *searched])
+
+
+def plan(cells: Sequence[Cell], *, store: Path = Options.store) -> list[Planned]:
+    """What is to be done with each cell, judged by the store: run, reuse, or skip for a reason. Nothing is computed."""
+    return plan_cells(cells, Store(store), None)
+
+
+def run(
+    cells: Sequence[Cell],
+    *,
+    folder: Path | None = None,
+    store: Path = Options.store,
+    remeasure: Literal["none", "noisy", "all"] = "none",
+    timeout_s: float = Options.timeout_s,
+    memory_gb: float = Options.memory_gb,
+) -> SweepReport:
+    """Run what is missing of some cells one after the other, log it to MLflow, write a report, and read it.
+
+    Args:
+        folder: of the report; its name is the sweep's id. None: a new one under ``multirun/``.
+        store, remeasure, timeout_s, memory_gb: see `bitsweep.sweep.Options`.
+
+    Raises:
+        ConfigError: a value is not allowed, or there are no cells.
+        BitsweepError: the store or MLflow cannot be used. A cell that fails is a row of the report.
+    """
+    if not cells:
+        raise ConfigError("there are no cells to run")
+    try:
+        options = Options(store=store, remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb)
+    except pydantic.ValidationError as error:
+        raise invalid(Options, error) from None
+    place = own_folder((folder or Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute())
+
+    def launch(asked: Sequence[Cell], stage: str) -> list[Outcome]:
+        as_far = options if stage == "cell" else replace(options, stage="baseline")
+        return [run_cell(each, as_far, folder=place, sweep_id=place.name) for each in asked]
+
+    run_sweep(cells, options, command=" && ".join(cell.command for cell in cells), folder=place, launch=launch)
+    return load(place.name, folder=place)
+
+
+def load(sweep_id: str, *, folder: Path | None = None) -> SweepReport:
+    """What a sweep found, read from MLflow.
+
+    Args:
+        folder: which its pictures are put into; None for ``multirun/SWEEP_ID``.
+
+    Raises:
+        UsageError: there is no such sweep.
+    """
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.reading import find_sweep, read_sweep
+
+    connection = Connection(read_only=True)
+    place = folder or Path("multirun") / sweep_id
+    return read_sweep(connection, find_sweep(connection, sweep_id), folder=place)
