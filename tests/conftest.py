@@ -1,6 +1,7 @@
 """What tests share: real sample data where there is some, and a folder of their own to work in."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Sweeps of one process of the suite need not wait for those of another: the lock of the machine lies there."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor"))
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("own"))
+    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session")
