@@ -42,8 +42,8 @@ def bitsweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but images of two classes."""
+def place(tmp_path_factory: pytest.TempPathFactory, bitsweep: Path) -> Path:
+    """A folder with images of two classes, and what `bitsweep init` writes."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -53,6 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = folder / "images" / f"digit {label}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15).astype("uint8")).save(file)
+    written = run(bitsweep, "init", place=folder)
+    assert {"nets.py", "conf/model/mine.yaml", "conf/dataset/mine.yaml", "conf/sweep/mine.yaml"} <= set(written.split())
     return folder
 
 
@@ -66,8 +68,6 @@ def run(command: Path, *words: str, place: Path, **environment: str) -> str:
 
 
 def test_the_first_configuration_runs(bitsweep: Path, place: Path) -> None:
-    written = run(bitsweep, "init", place=place)
-    assert {"nets.py", "conf/model/mine.yaml", "conf/dataset/mine.yaml", "conf/sweep/mine.yaml"} <= set(written.split())
     words = ["model.image_size=16", "dataset.store_size=16", "train=smoke", "protocol=smoke"]
     told = run(bitsweep, "run", "--config-dir", "conf", "sweep=mine", *words, place=place)
     assert "finished  mine-none-fp32-onnxruntime-mine" in told
@@ -77,8 +77,6 @@ def test_the_first_configuration_runs(bitsweep: Path, place: Path) -> None:
 
 def test_files_of_ones_own_are_named_in_the_command(bitsweep: Path, place: Path) -> None:
     (place / "mine.py").write_text("from nets import MyNet\n\n\nclass Other(MyNet):\n    pass\n")
-    if not (place / "nets.py").exists():
-        run(bitsweep, "init", place=place)
     own = ["model=own", "model.factory=mine.py:Other", "dataset=image_folder", "dataset.root=images", "plan=true"]
     assert "2 cells: 2 run" in run(bitsweep, "run", "-m", *own, "precision=fp32,int8", place=place)
     searched = ["hydra.searchpath=[file://conf]", "model=mine", "dataset=mine", "plan=true"]
