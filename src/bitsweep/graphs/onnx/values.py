@@ -38,21 +38,14 @@ class Operator:
     weighted: bool = False
 
 
-class UnsupportedNode(ConfigError):
-    """An operation is used in a way that nothing here computes."""
-
-    def __init__(self, node: OnnxNode, reason: str) -> None:
-        super().__init__(f"{node}: {reason}")
-
-
 def require(node: OnnxNode, holds: bool, reason: str) -> None:
     """Refuse a use of an operation.
 
     Raises:
-        UnsupportedNode: it does not hold.
+        ConfigError: it does not hold.
     """
     if not holds:
-        raise UnsupportedNode(node, reason)
+        raise ConfigError(f"{node}: {reason}")
 
 
 def as_value(values: Array) -> Value:
