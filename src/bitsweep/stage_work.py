@@ -78,7 +78,8 @@ def compress(
     import torch
 
     from bitsweep.data.preprocessing import normalized, preprocessed
-    from bitsweep.data.splits import load_splits, sample_of_tests
+    from bitsweep.data.sampling import sample_of_tests
+    from bitsweep.data.splits import load_splits
     from bitsweep.graphs.program import load_program, looks_at_batches
     from bitsweep.quantization.compressed import load_compressed, save_compression
     from bitsweep.training.network import build_network

@@ -96,18 +96,11 @@ def shown(file: Path, script: Transform) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_pixels_are_those_of_the_script(name: str, pictures: list[Path]) -> None:
+@pytest.mark.parametrize("files", ["pictures", "photographs"])
+def test_pixels_are_those_of_the_script(files: str, name: str, request: pytest.FixtureRequest) -> None:
     knobs, script = SCRIPTS[name]
     form = form_of(model(**knobs))
-    for file in pictures:
-        assert np.array_equal(read_picture(file, form), shown(file, script))
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_pixels_of_photographs_are_those_of_the_script(name: str, photographs: list[Path]) -> None:
-    knobs, script = SCRIPTS[name]
-    form = form_of(model(**knobs))
-    for file in photographs:
+    for file in request.getfixturevalue(files):
         assert np.array_equal(read_picture(file, form), shown(file, script))
 
 

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from bitsweep.data import splits as splits_module
 from bitsweep.data.preprocessing import centred, preprocess, preprocessed
-from bitsweep.data.splits import (
-    calibration_images,
-    load_splits,
-    make_splits,
-    sample_of_tests,
-    stratified_indices,
-    validation_batches,
-)
+from bitsweep.data.sampling import calibration_images, sample_of_tests, stratified_share, validation_batches
+from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.errors import DataError
 from bitsweep.results import RawData, RawSplit, Split, Splits
 
@@ -76,7 +70,7 @@ def test_a_sample_of_the_test_images_has_every_class(splits: Splits) -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 9))
 def test_every_class_has_its_share(labels: list[int], share: float, seed: int) -> None:
     array = np.array(labels)
-    chosen = stratified_indices(array, share, seed)
+    chosen = stratified_share(array, share, seed)
     assert len(set(chosen.tolist())) == len(chosen) == round(share * len(labels))
     for label in set(labels):
         assert abs((array[chosen] == label).sum() - len(chosen) * labels.count(label) / len(labels)) < 1

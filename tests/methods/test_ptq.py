@@ -21,7 +21,7 @@ from bitsweep.data.preprocessing import preprocess, preprocessed
 from bitsweep.errors import CompressionError
 from bitsweep.graphs.program import logits_of
 from bitsweep.methods.ptq import PostTrainingQuantization
-from bitsweep.quantization.calibrated import ActivationRange, WeightRange
+from bitsweep.quantization.quantizing import ActivationRange, WeightRange
 from bitsweep.results import Compression, Splits
 from bitsweep.runtime.environment import current_cpu
 from tests.conftest import REPOSITORY

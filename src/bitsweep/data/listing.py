@@ -3,7 +3,8 @@
 Shape letters: N images, K classes.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +15,25 @@ from bitsweep.data.class_names import number_labels
 from bitsweep.data.image_files import ImageFiles, Picture, blocks_of, largest_of
 from bitsweep.data.image_tree import some
 from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
-from bitsweep.data.splits import stratified_indices
+from bitsweep.data.sampling import stratified_share
 from bitsweep.data.unlabelled import PictureFolder
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, RawSplit
+
+
+@contextlib.contextmanager
+def named(key: str) -> Iterator[None]:
+    """Errors of what is read within begin with the setting that names it.
+
+    Raises:
+        DataError: what is there cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{key}: cannot be read ({error}); repair it") from error
+    except DataError as error:
+        raise error if str(error).startswith("dataset.") else DataError(f"{key}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +162,7 @@ def _held_out(labels_N: Array, contents: Sequence[bytes], share: float, seed: in
     first: dict[bytes, int] = {}
     first_N = np.array([first.setdefault(content, number) for number, content in enumerate(contents)])
     unlike = np.unique(first_N)
-    return np.isin(first_N, unlike[stratified_indices(labels_N[unlike], share, seed)])
+    return np.isin(first_N, unlike[stratified_share(labels_N[unlike], share, seed)])
 
 
 def _require_like_classes(listing: Listing, labels_N: Array, test_N: Array, names: Sequence[str]) -> None:

@@ -3,9 +3,10 @@
 They are read a part at a time, so that memory does not grow with the number of pictures.
 """
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,16 +72,13 @@ def read_parquet(files: Sequence[Path]) -> Table:
     Raises:
         DataError: one is damaged, or they have unlike columns.
     """
-    import pyarrow
     import pyarrow.parquet
 
     parts: list[tuple[int, Callable[[list[str]], Any]]] = []
     schemas = []
     for file in files:
-        try:
+        with _read_as("Parquet", file):
             opened = pyarrow.parquet.ParquetFile(file, memory_map=True)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{file.name} cannot be read as Parquet ({first_line(error)})") from error
         schemas.append(opened.schema_arrow)
         for group in range(opened.num_row_groups):
             rows = opened.metadata.row_group(group).num_rows
@@ -99,13 +97,22 @@ def read_arrow(files: Sequence[Path]) -> Table:
     parts: list[tuple[int, Callable[[list[str]], Any]]] = []
     schemas = []
     for file in files:
-        try:
+        with _read_as("Arrow", file):
             table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{file.name} cannot be read as Arrow ({first_line(error)})") from error
         schemas.append(table.schema)
         parts.append((len(table), table.select))
     return _table(files, schemas, parts)
+
+
+@contextlib.contextmanager
+def _read_as(kind: str, file: Path) -> Iterator[None]:
+    """Name a file that is not what it should be."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file.name} cannot be read as {kind} ({first_line(error)})") from error
 
 
 def table_of(file: Path, columns: Mapping[str, Sequence[Any]]) -> Table:

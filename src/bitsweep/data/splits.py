@@ -1,4 +1,4 @@
-"""From decoded images to training, validation and test splits, and from their pixels to what a network sees.
+"""From decoded images to training, validation and test splits, in memory or in a folder.
 
 Shape letters: N images, H height, W width, C channels.
 """
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep.data.pixels import Framing
-from bitsweep.data.preprocessing import preprocessed
+from bitsweep.data.sampling import stratified
 from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
-from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Shape, Split, Splits
+from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 #: That images may have.
 MOST_CHANNELS = 16
@@ -115,7 +115,7 @@ def _parts(raw: RawData, val_share: float, seed: int) -> dict[str, tuple[RawSpli
         # Of classes with a single image each, those that lose it are drawn.
         order_K = np.random.default_rng(seed).permutation(len(raw.classes))
         labels = raw.train.labels if len(raw.train) else order_K[raw.test.labels]
-        val = _stratified(labels, max(1, round(val_share * count)), seed)
+        val = stratified(labels, max(1, round(val_share * count)), seed)
     kept = np.setdiff1d(np.arange(count), val)
     if not len(kept):
         where, why = (
@@ -128,56 +128,6 @@ def _parts(raw: RawData, val_share: float, seed: int) -> dict[str, tuple[RawSpli
         "val": (source, np.sort(val)),
         "test": (raw.test, np.arange(len(raw.test)) if len(raw.train) else kept),
     }
-
-
-def stratified_indices(labels: Array, share: float, seed: int) -> Array:
-    """Indices of a share of the images, each class with its share of them, in random order.
-
-    Args:
-        labels: int64 [N].
-        share: of all images, in [0, 1].
-        seed: same seed, same indices.
-
-    Returns:
-        int64 [round(share * N)]. Classes are rounded by largest remainder: each is off by less than one image.
-    """
-    return _stratified(labels, round(share * len(labels)), seed)
-
-
-def calibration_images(splits: Splits, count: int, seed: int) -> Array:
-    """Images to calibrate on, each class with its share, in random order: none of those that accuracy is measured on.
-
-    Returns:
-        uint8 [N, H, W, C] with N = ``count``, or all of `Splits.calibration` if there are fewer.
-    """
-    chosen = _stratified(splits.calibration.labels, min(count, len(splits.calibration)), seed)
-    return np.asarray(splits.calibration.images[chosen])
-
-
-def validation_batches(
-    splits: Splits, count: int, *, input_shape: Shape, seed: int, batch: int = 32
-) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Validation images as the network sees them, float32 [N, C, H, W], with their labels, int64 [N].
-
-    Each class has its share of ``count`` images, or of all if there are fewer.
-
-    Raises:
-        DataError: there are none.
-    """
-    import torch
-
-    if not len(splits.val):
-        raise DataError("there are no labelled images beside the test images, for want of training images")
-    chosen = _stratified(splits.val.labels, min(count, len(splits.val)), seed)
-    images, labels = np.asarray(splits.val.images[chosen]), torch.from_numpy(np.asarray(splits.val.labels[chosen]))
-    yield from zip(
-        preprocessed(images, splits, input_shape=input_shape, batch=batch), torch.split(labels, batch), strict=True
-    )
-
-
-def sample_of_tests(splits: Splits, count: int) -> Array:
-    """Indices of ``count`` test images, int64 in rising order, each class with its share; of all if it has fewer."""
-    return np.sort(_stratified(splits.test.labels, min(count, len(splits.test)), 0))
 
 
 def load_splits(folder: Path) -> Splits:
@@ -237,18 +187,6 @@ def _keep_originals(files: Sequence[Path], splits: Splits, folder: Path) -> dict
             suffix = file.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,5}", file.suffix) else ""
             kept[place] = Path(shutil.copyfile(file, folder / f"{place:02}{suffix}"))
     return kept
-
-
-def _stratified(labels: Array, count: int, seed: int) -> Array:
-    classes, class_of_N, sizes_K = np.unique(labels, return_inverse=True, return_counts=True)
-    exact_K = sizes_K * (count / len(labels))
-    quota_K = np.floor(exact_K).astype(np.int64)
-    # Rounding to 9 digits keeps equal remainders equal, so that ties fall to the first classes on every machine.
-    most_wanting = np.argsort(-np.round(exact_K - quota_K, 9), kind="stable")
-    quota_K[most_wanting[: count - int(quota_K.sum())]] += 1
-    rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(np.flatnonzero(class_of_N == k))[: quota_K[k]] for k in range(len(classes))]
-    return rng.permutation(np.concatenate(chosen))
 
 
 def _check(split: RawSplit, *, part: str, classes: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
 
 from bitsweep.config.configurable import Share, configurable
 from bitsweep.config.dataset import Dataset
-from bitsweep.data.splits import stratified_indices
+from bitsweep.data.sampling import stratified_share
 from bitsweep.results import RawData, Split
 from bitsweep.runtime.environment import version_of
 
@@ -32,7 +32,7 @@ class Digits(Dataset):
         bunch = load_digits()
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
         labels = bunch.target.astype(np.int64)
-        test = stratified_indices(labels, self.test_share, self.split_seed)
+        test = stratified_share(labels, self.test_share, self.split_seed)
         train = np.setdiff1d(np.arange(len(labels)), test)
         return RawData(
             train=Split(images=images[train], labels=labels[train]),

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from bitsweep.config.configurable import configurable
 from bitsweep.data.image_tree import some
-from bitsweep.data.listing import Listing
+from bitsweep.data.listing import Listing, named
 from bitsweep.data.photographs import Photographs
 from bitsweep.data.picture_tables import Table, joined, read_arrow, read_parquet
 from bitsweep.data.table_listing import find_columns, labels_of, listing_of
@@ -43,7 +43,7 @@ class HuggingFace(Photographs):
         key, root = f"dataset.root={self.root}", Path(self.root).expanduser()
         if not self.root or not root.is_dir():
             raise DataError(f"{key}: no such folder; name one that save_to_disk wrote, or one with Parquet files")
-        try:
+        with named(key):
             tables = _tables(root)
             train, test = self._parts(list(tables), key)
             chosen = [name for name in (train, test) if name]
@@ -54,10 +54,6 @@ class HuggingFace(Photographs):
             return listing_of(
                 table, folder=root, image=image, labels=labels, classes=names, parts=parts if test else None, key=key
             )
-        except OSError as error:
-            raise DataError(f"{key}: cannot be read ({error}); repair it") from error
-        except DataError as error:
-            raise error if str(error).startswith("dataset.") else DataError(f"{key}: {error}") from error
 
     def _parts(self, names: Sequence[str], key: str) -> tuple[str, str]:
         """Names of the parts for training and testing; one is empty where there is none."""

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from bitsweep.config.configurable import Place, configurable
 from bitsweep.data.class_names import whole_numbers
-from bitsweep.data.listing import Listing
+from bitsweep.data.listing import Listing, named
 from bitsweep.data.photographs import Photographs
 from bitsweep.data.picture_tables import Table, read_parquet, table_of
 from bitsweep.data.table_listing import find_columns, labels_of, listing_of
@@ -40,7 +40,7 @@ class Manifest(Photographs):
         if not self.file or not file.is_file():
             raise DataError(f"{key}: no such file; name a CSV, JSONL or Parquet file with a row for every image")
         folder = Path(self.root).expanduser() if self.root else file.parent
-        try:
+        with named(key):
             table, of_text = _read(file, key)
             image, label, split = find_columns(
                 table, image=self.image_column, label=self.label_column, split=self.split_column
@@ -49,10 +49,6 @@ class Manifest(Photographs):
             numbered = whole_numbers([str(name) for name in labels]) if of_text else labels
             parts = table.values(split) if split else None
             return listing_of(table, folder=folder, image=image, labels=numbered, classes=names, parts=parts, key=key)
-        except OSError as error:
-            raise DataError(f"{key}: cannot be read ({error}); repair it") from error
-        except DataError as error:
-            raise error if str(error).startswith("dataset.") else DataError(f"{key}: {error}") from error
 
 
 def _read(file: Path, key: str) -> tuple[Table, bool]:

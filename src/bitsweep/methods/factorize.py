@@ -11,7 +11,7 @@ from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import CompressionError, ConfigError
-from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.quantization.quantizing import QuantizingMethod
 from bitsweep.results import Compression, Curve, Shape, Splits, Table
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.errors import CompressionError
-from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.quantization.quantizing import QuantizingMethod
 from bitsweep.results import Compression, Shape, Splits, Table
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class MixedPrecision(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Study, choose, and round."""
-        from bitsweep.data.splits import validation_batches
+        from bitsweep.data.sampling import validation_batches
         from bitsweep.graphs import ops
         from bitsweep.quantization.analysis.bit_allocation import Study
         from bitsweep.quantization.analysis.sensitivity import layer_paths

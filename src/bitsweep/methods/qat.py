@@ -8,7 +8,7 @@ from bitsweep.config.configurable import Count, Share, configurable
 from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.config.recipe import Recipe
-from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.quantization.quantizing import QuantizingMethod
 from bitsweep.results import Compression, Shape, Splits
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 from bitsweep import stats
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
-from bitsweep.quantization.calibrated import ActivationRange, CalibratedMethod, WeightRange
+from bitsweep.quantization.calibrated import CalibratedMethod
+from bitsweep.quantization.quantizing import ActivationRange, WeightRange
 from bitsweep.results import Array, Compression, Shape, Splits, Table
 
 if TYPE_CHECKING:

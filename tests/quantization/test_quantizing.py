@@ -9,7 +9,7 @@ from bitsweep.methods.factorize import Factorize
 from bitsweep.methods.gptq import Gptq
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.methods.qat import QuantizationAwareTraining
-from bitsweep.quantization.calibrated import QuantizingMethod
+from bitsweep.quantization.quantizing import QuantizingMethod
 
 CODES = Grid(bits=8, signed=True, symmetric=True)
 INTEGERS, HALVES, FLOATS = (
