@@ -33,11 +33,11 @@ from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
 __all__ = ["describe", "grid", "load", "plan", "run"]
 
 
-def grid(words: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
-    """The cells that the words of a command line mean: ``-m`` is understood.
+def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
+    """The cells of a grid, by the overrides of a command line with ``-m``.
 
     Args:
-        words: as one text, quoted as in a shell, or one by one: ``["model=lenet", "precision=int8,fp16"]``.
+        overrides: as one text, quoted as in a shell, or one by one: ``["model=lenet", "precision=int8,fp16"]``.
         config_dir: folder of YAMLs of one's own, beside those of the package.
 
     Raises:
@@ -46,7 +46,7 @@ def grid(words: str | Sequence[str], *, config_dir: Path | None = None) -> list[
     from bitsweep.config.overrides import as_word
     from bitsweep.hydra_app import cells_of
 
-    found = shlex.split(words) if isinstance(words, str) else list(words)
+    found = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     searched = [f"hydra.searchpath={as_word([f'file://{config_dir.absolute()}'])}"] if config_dir else []
     return cells_of([*found, *searched])
 

@@ -129,32 +129,32 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     return cell, options
 
 
-def grid_words(
-    words: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
+def grid_overrides(
+    overrides: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
 ) -> list[list[str]]:
-    """The words of each cell of a grid, or of several that share some.
+    """The overrides of each cell of a grid, or of several grids.
 
     Args:
-        words: what was asked for, with several values here and there.
-        params: what all grids say besides, by key.
-        grids: what each says alone.
+        overrides: with several values where cells differ.
+        params: of all grids besides, by key.
+        grids: of each grid alone.
     """
     parser = OverridesParser.create(config_loader=loader)
     found: list[list[str]] = []
     for own in grids.values():
-        said = [*(f"{key}={value}" for key, value in {**own, **params}.items()), *words]
+        said = [*(f"{key}={value}" for key, value in {**own, **params}.items()), *overrides]
         (part,) = BasicSweeper.split_arguments(parser.parse_overrides(said), None)
         found += part
     return found
 
 
-def cells_of(words: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
-    """The cells that words of a command line mean, with ``-m``.
+def cells_of(overrides: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
+    """The cells of a grid, by the overrides of a command line with ``-m``.
 
     Raises:
         ConfigError: naming key, value and what is allowed.
     """
-    checked = command_line.checked(["-m", *words])[1:]
+    checked = command_line.checked(["-m", *overrides])[1:]
     for known in (_usual, _known):  # YAMLs may have changed
         known.clear()
     try:
@@ -162,7 +162,7 @@ def cells_of(words: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
             loader = GlobalHydra.instance().config_loader()
             config = loader.load_configuration("config", checked, run_mode=RunMode.MULTIRUN)
             sweeper = config.hydra.sweeper
-            grid = grid_words(checked, params=sweeper.params or {}, grids=sweeper.grids or {"": {}}, loader=loader)
+            grid = grid_overrides(checked, params=sweeper.params or {}, grids=sweeper.grids or {"": {}}, loader=loader)
             composed = [loader.load_sweep_config(config, each) for each in grid]
             return [read(each, each.hydra)[0] for each in composed]
     except (HydraException, OmegaConfBaseException) as error:
@@ -230,11 +230,11 @@ def _defaults(
     return _known
 
 
-def _groups_beyond_their_yamls(words: Sequence[str]) -> set[str]:
-    """Groups that words say more about than which choice is meant; all of them where it cannot be seen from a word."""
+def _groups_beyond_their_yamls(overrides: Sequence[str]) -> set[str]:
+    """Groups with more overrides than of their choice; all of them where an override does not tell."""
     found: set[str] = set()
-    for word in words:
-        group, more = re.match(r"[+~]*(\w*)([^=]*)", word).groups()  # type: ignore[union-attr]
+    for override in overrides:
+        group, more = re.match(r"[+~]*(\w*)([^=]*)", override).groups()  # type: ignore[union-attr]
         if group in CONFIG_GROUPS and more.startswith("."):
             found.add(group)
         elif more or group not in (*CONFIG_GROUPS, *_OPTIONS, "seed"):
@@ -242,12 +242,14 @@ def _groups_beyond_their_yamls(words: Sequence[str]) -> set[str]:
     return found
 
 
-def _compose(about: DictConfig, *words: str) -> DictConfig:
-    """The configuration that words make, with Hydra's own settings under ``hydra``."""
+def _compose(about: DictConfig, *overrides: str) -> DictConfig:
+    """The configuration that overrides make, with Hydra's own settings under ``hydra``."""
     if not GlobalHydra.instance().is_initialized():  # `--experimental-rerun` reads a file instead of composing
         (main_folder,) = (each.path for each in about.runtime.config_sources if each.provider == "main")
         hydra.initialize_config_dir(main_folder, version_base="1.3")
     searched = [f"hydra.searchpath={as_word([str(each) for each in about.searchpath])}"] if about.searchpath else []
     loader = GlobalHydra.instance().config_loader()
-    composed: DictConfig = loader.load_configuration(about.job.config_name, [*words, *searched], run_mode=RunMode.RUN)
+    composed: DictConfig = loader.load_configuration(
+        about.job.config_name, [*overrides, *searched], run_mode=RunMode.RUN
+    )
     return composed

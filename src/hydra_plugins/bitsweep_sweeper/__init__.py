@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 
 from bitsweep.cell import Cell
 from bitsweep.config.overrides import as_word
-from bitsweep.hydra_app import grid_words, read, typed_command
+from bitsweep.hydra_app import grid_overrides, read, typed_command
 from bitsweep.results import Outcome
 from bitsweep.sweep import own_folder, run_sweep
 
@@ -33,10 +33,10 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        grid = grid_words(arguments, params=self.params or {}, grids=self.grids, loader=loader)
-        composed = [loader.load_sweep_config(self.config, words) for words in grid]
+        grid = grid_overrides(arguments, params=self.params or {}, grids=self.grids, loader=loader)
+        composed = [loader.load_sweep_config(self.config, overrides) for overrides in grid]
         bound = [read(config, config.hydra) for config in composed]
-        words_of = {cell: words for (cell, _), words in zip(bound, grid, strict=True)}
+        overrides_of = {cell: overrides for (cell, _), overrides in zip(bound, grid, strict=True)}
         options = bound[0][1]
         wanted = Path(self.config.hydra.sweep.dir)
         folder = wanted if options.plan else own_folder(wanted)
@@ -44,7 +44,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
 
         def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
             own = [f"stage={stage}", f"hydra.sweep.dir={as_word(str(folder))}"]
-            return self._launch([[*words_of[cell], *own] for cell in cells])
+            return self._launch([[*overrides_of[cell], *own] for cell in cells])
 
         cells = [cell for cell, _ in bound]
         sys.exit(run_sweep(cells, options, command=typed_command(), folder=folder, launch=launch))
