@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from bitsweep import hydra_app, plan
+from bitsweep import hydra_app, planning
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS
 from bitsweep.config.configurable import NOT_IN_KEYS, marked
@@ -59,7 +59,7 @@ def _grid(words: list[str], **restriction: str) -> list[Cell]:
 def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) -> None:
     cell = _cell([f"{group}={choice}"])
     assert getattr(cell, group).name == choice or cell.precision.name == "fp32"
-    (planned,) = plan.plan([cell], Store(tmp_path), None)
+    (planned,) = planning.plan([cell], Store(tmp_path), None)
     assert planned.verdict in ("run", "lower", "skip")
     if planned.verdict != "run":
         assert len(planned.reason) > 20
@@ -106,7 +106,7 @@ def test_a_named_sweep_is_a_grid(name: str) -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_as_it_stands(name: str, scale: str, sample_data: Path, tmp_path: Path) -> None:
     cells = _grid([f"+sweep={name}", f"scale={scale}", f"data={sample_data}"], **STUDIES[name])
-    planned = plan.plan(cells, Store(tmp_path), None)
+    planned = planning.plan(cells, Store(tmp_path), None)
     assert {each.verdict for each in planned} <= {"run", "lower", "skip"}
     assert all(len(each.reason) > 20 for each in planned if each.verdict != "run")
     todo = [each.cell for each in planned if each.verdict == "run"]
