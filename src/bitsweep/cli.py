@@ -104,7 +104,7 @@ def rebuild_report(sweep_id: str, folder: Path) -> None:
             f"{folder}: the report there is complete, while {lost} of its cells are gone from MLflow and the store; "
             "it is kept: name another folder with --folder, or run the sweep again"
         )
-    child.warm_up(preload="bitsweep.report.pictures")
+    child.warm_up(child.FOR_PICTURES)
     publish(report, folder)
 
 

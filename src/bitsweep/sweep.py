@@ -91,11 +91,14 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     """
     machine.check()
     store = Store(options.store)
+    with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
+        by_store = plan(cells, store, None)
     if options.plan:
-        print(describe(plan(cells, store, None)))
+        print(describe(by_store))
         return 0
     store.check()
-    child.warm_up()
+    computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
+    child.warm_up(*([] if computes else [child.FOR_PICTURES]))
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.reading import read_sweep

@@ -81,16 +81,23 @@ def test_it_agrees_with_the_reference_at_any_batch(
 
 @each
 def test_a_bundle_does_the_same_without_this_project(
-    backend_name: str, precision_name: str, lowered: Lowered, images: np.ndarray
+    backend_name: str,
+    precision_name: str,
+    lowered: Lowered,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = BACKENDS[backend_name]
     if not backend.deploy_module:
         pytest.skip("there is nothing to deploy")
     _, artifact = lowered(backend, PRECISIONS[precision_name])
     engine = importlib.import_module(backend.deploy_module)
+    for name in backend.deploy_with:  # in a bundle they lie beside it
+        monkeypatch.setitem(sys.modules, name.rpartition(".")[2], importlib.import_module(name))
     logits_NK = engine.load(artifact, {"threads": 1, "backend": settings(backend)})(images)
     np.testing.assert_allclose(logits_NK, backend.load(artifact, threads=1)(images), rtol=1e-3, atol=1e-4)
-    assert "bitsweep" not in Path(engine.__file__).read_text()
+    for name in (backend.deploy_module, *backend.deploy_with):
+        assert "bitsweep" not in Path(importlib.import_module(name).__file__ or "").read_text()
 
 
 @pytest.mark.parametrize("backend_name", [name for name, precision in RUNNABLE if precision == "int8"])

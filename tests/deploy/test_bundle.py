@@ -25,6 +25,7 @@ from bitsweep.deploy.manifest import check_manifest, write_manifest
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.graphs.tracing import export
 from bitsweep.results import Array, Splits
+from tests.graphs.test_archive import SAMPLES, Trap, pickled, rewritten
 from tests.test_cell import cell
 
 SIZE = 16
@@ -50,13 +51,13 @@ def write_facts(of: Cell, splits: Splits, logits_NK: Array, folder: Path) -> Non
     (folder / "bundle.json").write_text(json.dumps(about | {"command": of.command}))
 
 
-def make_bundle(splits: Splits, folder: Path) -> np.ndarray:
+def make_bundle(splits: Splits, folder: Path, *, backend: str = "onnxruntime") -> np.ndarray:
     """The bundle of a network of random weights, and its logits of the test images."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, len(splits.classes))
     )
-    of = cell(precision="fp32", model__image_size=SIZE, protocol__threads=1)
+    of = cell(precision="fp32", backend=backend, model__image_size=SIZE, protocol__threads=1)
     of.backend.lower(export(network.eval(), input_shape=(3, SIZE, SIZE)), folder)
     images = preprocess(splits.test.images, input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C)
     logits = of.backend.load(folder, threads=1)(images.numpy())
@@ -285,6 +286,19 @@ def test_facts_that_are_lacking_are_named(lacking: str, made: Path, tmp_path: Pa
     write_manifest(changed)
     with pytest.raises(UsageError, match=f"bundle.json lacks {lacking}; make it again with bitsweep export"):
         bundle.verify(changed, here=True)
+
+
+def test_a_program_of_pytorch_is_read_as_data(
+    splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bundle(splits, tmp_path, backend="torch")
+    assert "as recorded" in verified(tmp_path, capsys)[1]
+    program = tmp_path / "program.pt2"
+    rewritten(program, lambda sound: sound.update({SAMPLES: pickled(Trap(tmp_path / "trapped"))}))
+    write_manifest(tmp_path)
+    with pytest.raises(BitsweepError, match="pickled objects, which may run code"):
+        bundle.verify(tmp_path, here=True)
+    assert not (tmp_path / "trapped").exists()
 
 
 def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ class Backend(Choice, ABC):
         portable: whether an artifact runs on other CPUs too; False for machine code.
         deploy_needs: packages that ``deploy.py`` beside the plug-in imports, which runs the artifact without this
             project; empty where there is nothing to deploy.
+        deploy_with: modules of this project, of which none imports another, that ``deploy.py`` imports by their last
+            name.
     """
 
     artifact: ClassVar[str]
@@ -75,6 +77,7 @@ class Backend(Choice, ABC):
     timed: ClassVar[bool] = True
     portable: ClassVar[bool] = True
     deploy_needs: ClassVar[tuple[str, ...]] = ()
+    deploy_with: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def unsupported(self, precision: Precision) -> str | None:

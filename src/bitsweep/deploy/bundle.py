@@ -21,9 +21,11 @@ from bitsweep.runtime.environment import current_cpu, version_of
 from bitsweep.text import plain
 
 #: The programs of every bundle, besides ``engine.py``, and where they come from.
-_PROGRAMS = {"classify": "bitsweep.deploy", "manifest": "bitsweep.deploy", "pixels": "bitsweep.data"}
+_PROGRAMS = ("bitsweep.deploy.classify", "bitsweep.deploy.manifest", "bitsweep.data.pixels")
 #: What ``bundle.json`` holds, at the least, of what is read here.
-_FACTS = frozenset({"cell", "command", "deploy_module", "backend", "requirements", "scheme", "scheme_why", "cpu"})
+_FACTS = frozenset(
+    {"cell", "command", "deploy_module", "deploy_with", "backend", "requirements", "scheme", "scheme_why", "cpu"}
+)
 #: What may stand in ``requirements.txt``: no address, no option, nothing but releases.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+(\[[A-Za-z0-9._,-]+\])?==[A-Za-z0-9.+_-]+")
 
@@ -93,12 +95,12 @@ def verify(folder: Path, *, here: bool) -> str:
 
 def _programs(about: dict[str, Any]) -> dict[str, bytes]:
     """The programs of a bundle, as this project has them."""
-    package, _, module = about["deploy_module"].rpartition(".")
-    sources = {"engine": (package, module)} | {name: (package, name) for name, package in _PROGRAMS.items()}
-    return {
-        f"{name}.py": (importlib.resources.files(package) / f"{module}.py").read_bytes()
-        for name, (package, module) in sources.items()
-    }
+    modules = {module.rpartition(".")[2]: module for module in (*_PROGRAMS, *about["deploy_with"])}
+    found = {}
+    for name, source in (modules | {"engine": about["deploy_module"]}).items():
+        package, _, module = source.rpartition(".")
+        found[f"{name}.py"] = (importlib.resources.files(package) / f"{module}.py").read_bytes()
+    return found
 
 
 def _intention(folder: Path, about: dict[str, Any], copy: Path, names: list[str], *, here: bool) -> str:
@@ -114,7 +116,7 @@ def _intention(folder: Path, about: dict[str, Any], copy: Path, names: list[str]
     where = "in this environment" if here else f"in a new environment with {', '.join(needs)}"
     text = [f"{folder}: every file is as its {MANIFEST} says; runs a copy of {', '.join(programs)} {where}"]
     own: dict[str, bytes] = {}
-    if about["deploy_module"].startswith("bitsweep.backends."):
+    if all(module.startswith("bitsweep.") for module in (about["deploy_module"], *about["deploy_with"])):
         with contextlib.suppress(ImportError, OSError):
             own = _programs(about)
     if foreign := [name for name in programs if (copy / name).read_bytes() != own.get(name)]:

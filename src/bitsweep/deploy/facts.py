@@ -54,6 +54,7 @@ def facts_of(
         "cell": name,
         "artifact": backend.artifact,
         "deploy_module": backend.deploy_module,
+        "deploy_with": backend.deploy_with,
         "backend": settings(backend),
         "threads": protocol.threads or physical_cores(),
         "requirements": [f"{package}=={version_of(package)}" for package in (*backend.deploy_needs, *_NEEDS)],

@@ -27,6 +27,8 @@ from bitsweep.runtime.containment import contain
 from bitsweep.runtime.progress import progress_bar
 
 _PRELOAD = "bitsweep.runtime.preload"
+#: Where children only draw the pictures of a report, they need none of the heavy packages.
+FOR_PICTURES = "bitsweep.report.pictures"
 _TEARDOWN_S = 10
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
 _COMPANION_S = 1
@@ -45,7 +47,7 @@ def warm_up(preload: str = _PRELOAD) -> None:
     """Start the server now, so that its imports overlap with other work.
 
     Args:
-        preload: module that it imports; another one where its children do not need the heavy packages.
+        preload: module that it imports: all packages that a stage may use, or ``FOR_PICTURES``.
     """
     _context(preload)
     multiprocessing.forkserver.ensure_running()

@@ -88,6 +88,7 @@ class TorchEager(Eager):
 
     channels_last: ClassVar[bool] = True
     deploy_needs: ClassVar[tuple[str, ...]] = ("torch",)
+    deploy_with: ClassVar[tuple[str, ...]] = ("bitsweep.graphs.archive",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer codes would be computed in float: that is the reference, whose latency means nothing."""
