@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 CONF, SOURCE = ROOT / "conf", ROOT / "src" / "bitsweep"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHOICES = {folder.name: {file.stem for file in folder.glob("*.yaml")} for folder in CONF.iterdir() if folder.is_dir()}
+WORKFLOWS = ROOT / ".github" / "workflows"
 #: What paths in backticks are relative to.
 PLACES = (ROOT, SOURCE, SOURCE / "quantization")
 #: Stands for something that the reader fills in.
@@ -61,8 +62,13 @@ def _commands_of_yaml(file: Path) -> list[list[str]]:
     ]
 
 
+def _commands_of_workflow(file: Path) -> list[list[str]]:
+    return [shlex.split(line) for line in re.findall(r"run: (\S*bitsweep .*)", file.read_text())]
+
+
 ALL_COMMANDS = sorted(
     {shlex.join(command) for page in PAGES for command in _commands(page)}
+    | {shlex.join(each) for file in WORKFLOWS.glob("*.yml") for each in _commands_of_workflow(file)}
     | {shlex.join(command) for file in CONF.rglob("*.yaml") for command in _commands_of_yaml(file)}
 )
 
@@ -110,7 +116,8 @@ def test_a_command_can_be_typed(command: str, capsys: pytest.CaptureFixture[str]
         with contextlib.suppress(SystemExit):
             cli.main([words[0], "--help"])
         usage = capsys.readouterr().out
-        assert all(word in usage for word in words if word != words[0]), usage
+        named = [word for word in words[1:] if word.startswith("-") or PLACEHOLDER.fullmatch(word)]
+        assert all(word in usage for word in named), usage
 
 
 def _compose_each(words: list[str]) -> None:

@@ -28,6 +28,7 @@ LAYERS = (
     ("cell_results",),
     ("pipeline",),
     ("planning", "tracking", "report", "expectation"),
+    ("comparison",),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),

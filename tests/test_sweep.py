@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import bitsweep as bs
+
 QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
 
 
@@ -267,6 +269,23 @@ def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(w
     assert [path.name for path in Path().rglob("mlflow.db")] == ["mlflow.db"]
     assert statuses().count(("cell", "FINISHED")) == 2
     assert "reuse" in run("--experimental-rerun", "out/.hydra/config.pickle")
+
+    measured = bs.compare("out", "out-2", slower_pct=500)
+    (cell,) = measured.cells
+    assert {figure.metric: figure.verdict for figure in cell.figures}["top1"] == "same"
+    assert cell.became in ("same", "better", "undecided") and not measured.regressions
+    (cell,) = bs.compare("out-2", "elsewhere").cells
+    assert (cell.became, cell.figures) == ("reused", ())
+    accept = [Path(sys.executable).with_name("bitsweep"), "accept", "latest"]
+    subprocess.run(accept, check=True, capture_output=True)
+    gate = [*accept[:1], "gate", "out", "--against", "baseline.json", "--slower-pct", "500", "--junit", "junit.xml"]
+    assert subprocess.run(gate, capture_output=True, env=os.environ | {"GITHUB_STEP_SUMMARY": "s.md"}).returncode == 0
+    kept = json.loads(Path("baseline.json").read_text())
+    kept["cells"].append(kept["cells"][0] | {"cell": {"model": "another"}})
+    Path("baseline.json").write_text(json.dumps(kept))
+    gone = subprocess.run(gate, capture_output=True, text=True)
+    assert gone.returncode == 1
+    assert "regression: another" in gone.stdout and 'failures="1"' in Path("junit.xml").read_text()
 
 
 def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:

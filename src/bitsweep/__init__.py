@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsweep.api import describe, grid, load, plan, run
+    from bitsweep.api import compare, describe, grid, load, plan, run
 
-__all__ = ["describe", "grid", "load", "plan", "run"]
+__all__ = ["compare", "describe", "grid", "load", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,9 @@ from typing import Literal
 import pydantic
 
 from bitsweep.cell import Cell
+from bitsweep.comparison.content import Comparison
+from bitsweep.comparison.content import compare as compare_cells
+from bitsweep.comparison.judging import Limits
 from bitsweep.config.binding import invalid
 from bitsweep.errors import ConfigError
 from bitsweep.planning import Planned, describe
@@ -30,7 +33,7 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
 
-__all__ = ["describe", "grid", "load", "plan", "run"]
+__all__ = ["compare", "describe", "grid", "load", "plan", "run"]
 
 
 def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
@@ -106,3 +109,26 @@ def load(sweep_id: str, *, folder: Path | None = None) -> SweepReport:
     connection = Connection(read_only=True)
     place = folder or Path("multirun") / sweep_id
     return read_sweep(connection, find_sweep(connection, sweep_id), folder=place)
+
+
+def compare(
+    old: str,
+    new: str,
+    *,
+    drop_pp: float = Limits.drop_pp,
+    slower_pct: float = Limits.slower_pct,
+    larger_pct: float = Limits.larger_pct,
+) -> Comparison:
+    """Two sweeps cell by cell: what became better or worse beyond chance, and what the figures do not tell.
+
+    Args:
+        old, new: id or folder of a sweep, ``latest``, ``previous``, or a file that ``bitsweep accept`` wrote.
+        drop_pp, slower_pct, larger_pct: see `bitsweep.comparison.judging.Limits`.
+
+    Raises:
+        UsageError: there is no such sweep.
+    """
+    from bitsweep.comparison.reading import read_evidence
+
+    limits = Limits(drop_pp=drop_pp, slower_pct=slower_pct, larger_pct=larger_pct)
+    return compare_cells(read_evidence(old), read_evidence(new), limits)

@@ -1,5 +1,5 @@
-"""`bitsweep init` writes a first configuration, `run` measures, `report` rebuilds a report, `ui` shows runs, `export`
-makes a bundle, `verify` tries one."""
+"""`bitsweep init` writes a first configuration, `run` measures, `report` rebuilds a report, `ui` shows runs; `compare`,
+`gate` and `accept` judge one sweep by another; `export` makes a bundle, `verify` tries one."""
 
 import argparse
 import contextlib
@@ -11,8 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitsweep.errors import BitsweepError, TrackingError, UsageError
+from bitsweep.text import plain
+
+if TYPE_CHECKING:
+    from bitsweep.comparison.judging import Limits
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,8 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help="default: this one")
     commands.add_parser("run", help="measure a cell, or a grid with -m; `bitsweep run --help` lists all choices")
     report = commands.add_parser("report", help="rebuild the report of a sweep from MLflow")
-    report.add_argument("sweep_id", metavar="SWEEP_ID", help="the sweep's folder name under multirun/")
+    report.add_argument("sweep_id", metavar="SWEEP_ID", help="its folder under multirun/, latest, or previous")
     report.add_argument("--folder", type=Path, help="where to write it (default: multirun/SWEEP_ID)")
+    compare = commands.add_parser("compare", help="set two sweeps side by side: better, worse, undecided, new, gone")
+    compare.add_argument("old", metavar="OLD", help="a sweep's folder or id, latest, previous, or a file of accept")
+    compare.add_argument("new", metavar="NEW", help="the same of another")
+    compare.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there, too")
+    gate = commands.add_parser("gate", help="end with exit code 1 if a sweep became worse than another")
+    gate.add_argument("new", metavar="NEW", help="a sweep's folder or id, or latest")
+    gate.add_argument("--against", metavar="OLD", required=True, help="another sweep, or a file of accept")
+    gate.add_argument("--junit", metavar="FILE", type=Path, help="write the result of every cell as JUnit XML")
+    gate.add_argument("--strict", action="store_true", help="what cannot be decided is a regression, too")
+    for command in (compare, gate):
+        for option, default, text in _LIMITS:
+            command.add_argument(
+                option, metavar="X", type=_amount, default=default, help=f"{text} (default: {default})"
+            )
+    accept = commands.add_parser("accept", help="write a small file that later sweeps are compared with")
+    accept.add_argument("sweep_id", metavar="SWEEP", help="its folder or id, or latest")
+    accept.add_argument("--out", metavar="FILE", type=Path, default=Path("baseline.json"))
     ui = commands.add_parser("ui", help="start the MLflow UI, with a link to the comparison of all cells")
     ui.add_argument("--port", type=_port, default=5000)
     export = commands.add_parser("export", help="write what a cell measured as a folder that runs by itself")
@@ -48,6 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start_here(options.folder)
         elif options.command == "report":
             rebuild_report(options.sweep_id, options.folder or Path("multirun") / options.sweep_id)
+        elif options.command == "compare":
+            compare_sweeps(options.old, options.new, _limits(options), file=options.markdown)
+        elif options.command == "gate":
+            sys.exit(
+                gate_sweep(options.new, options.against, _limits(options), junit=options.junit, strict=options.strict)
+            )
+        elif options.command == "accept":
+            accept_sweep(options.sweep_id, options.out)
         elif options.command == "export":
             export_bundle(options.run_id, options.folder)
         elif options.command == "verify":
@@ -67,6 +97,27 @@ def _port(text: str) -> int:
     return int(text)
 
 
+#: Options of `compare` and `gate`: what counts as worse, with the defaults of `bitsweep.comparison.judging.Limits`.
+_LIMITS = (
+    ("--drop-pp", 0.0, "points of top-1 that may be lost"),
+    ("--slower-pct", 3.5, "per cent by which a latency may grow"),
+    ("--larger-pct", 1.0, "per cent by which a file may grow"),
+)
+
+
+def _amount(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < 1000:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: give a number from 0 on")
+
+
+def _limits(options: argparse.Namespace) -> "Limits":
+    from bitsweep.comparison.judging import Limits
+
+    return Limits(drop_pp=options.drop_pp, slower_pct=options.slower_pct, larger_pct=options.larger_pct)
+
+
 def start_here(folder: Path) -> None:
     """Write a first configuration, and say what to do with it."""
     from bitsweep.config.start import write_start
@@ -80,7 +131,7 @@ def complete(given: Sequence[str]) -> None:
     """Print what may follow in a shell, which Hydra knows of `run`; `bitsweep run -sc install=bash` sets this up."""
     program, *words = os.environ.get("COMP_LINE", "").split(" ")
     if words[:1] != ["run"] or len(words) < 2:
-        print("\n".join(("init", "run", "report", "ui", "export", "verify")))
+        print("\n".join(("init", "run", "report", "compare", "gate", "accept", "ui", "export", "verify")))
         return
     from bitsweep.hydra_app import main as run
 
@@ -106,6 +157,50 @@ def rebuild_report(sweep_id: str, folder: Path) -> None:
         )
     child.warm_up(child.FOR_PICTURES)
     publish(report, folder)
+
+
+def compare_sweeps(old: str, new: str, limits: "Limits", *, file: Path | None) -> None:
+    """Print two sweeps side by side."""
+    from bitsweep.comparison.content import compare
+    from bitsweep.comparison.gate import write
+    from bitsweep.comparison.reading import read_evidence
+    from bitsweep.comparison.showing import markdown, terminal
+    from bitsweep.report.terminal import console
+
+    comparison = compare(read_evidence(old), read_evidence(new), limits)
+    console().print(terminal(comparison))
+    if file:
+        write(markdown(comparison), file)
+
+
+def gate_sweep(new: str, old: str, limits: "Limits", *, junit: Path | None, strict: bool) -> int:
+    """Print a line a regression of a sweep against another; returns the exit code."""
+    from bitsweep.comparison.content import compare
+    from bitsweep.comparison.gate import write_junit, write_summary
+    from bitsweep.comparison.reading import read_evidence
+
+    comparison = compare(read_evidence(old), read_evidence(new), limits)
+    if junit:
+        write_junit(comparison, junit, strict=strict)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        write_summary(comparison, Path(summary))
+    doubts = [(cell.name, line) for cell in comparison.cells for line in cell.doubts]
+    for name, line in comparison.regressions:
+        print(plain(f"regression: {name}: {line}"))
+    for name, line in doubts:
+        print(plain(f"{'regression' if strict else 'undecided'}: {name}: {line}"))
+    print(plain(comparison.summary))
+    return int(bool(comparison.regressions or (strict and doubts)))
+
+
+def accept_sweep(sweep_id: str, file: Path) -> None:
+    """Write the file that later sweeps are compared with."""
+    from bitsweep.comparison.evidence import write_accepted
+    from bitsweep.comparison.reading import read_evidence
+
+    sweep = read_evidence(sweep_id)
+    write_accepted(sweep, file)
+    print(f"{file}: {len(sweep.cells)} cells of {sweep.sweep_id}; bitsweep gate NEW --against {file}")
 
 
 def export_bundle(run_id: str, folder: Path) -> None:

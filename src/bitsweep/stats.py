@@ -52,6 +52,52 @@ def paired_difference_interval(b: int, c: int, n: int, confidence: float) -> tup
     return max(-1.0, d - margin), min(1.0, d + margin)
 
 
+def paired_loss_p(lost: int, gained: int, n: int, margin: float) -> float:
+    """One-sided p-value of: of n images no more than a share of ``margin`` was lost, where some were gained, too.
+
+    McNemar's exact test for a margin of 0; else the normal one that `paired_difference_interval` inverts.
+    """
+    if margin == 0:
+        return mcnemar_exact_p(lost, gained) / 2 if lost > gained else 1.0
+    p_lost, p_gained = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
+    d = p_lost - p_gained
+    return 1 - NormalDist().cdf((d - margin) / math.sqrt((p_lost + p_gained - d * d) / (n + 2)))
+
+
+def rank_sum_p(values_N: Array, larger_M: Array) -> float:
+    """One-sided p-value of: ``larger_M`` is not larger (Mann and Whitney, Ann. Math. Stat. 18, 1947; normal form)."""
+    n, m = len(values_N), len(larger_M)
+    gaps_MN = np.asarray(larger_M)[:, None] - np.asarray(values_N)
+    u = (gaps_MN > 0).sum() + (gaps_MN == 0).sum() / 2
+    return 1 - NormalDist().cdf(float(u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
+
+
+def shift_interval(values_N: Array, others_M: Array, confidence: float) -> tuple[float, float, float]:
+    """How far others are above some values, with an interval (Hodges and Lehmann, Ann. Math. Stat. 34, 1963).
+
+    The median of all differences, and those differences that the rank-sum test does not refuse as a shift.
+    """
+    n, m = len(values_N), len(others_M)
+    gaps = np.sort((np.asarray(others_M)[:, None] - np.asarray(values_N)).ravel())
+    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n * m * (n + m + 1) / 12)
+    first = min(max(0, math.floor(n * m / 2 - margin)), n * m // 2)
+    return float(np.median(gaps)), float(gaps[first]), float(gaps[n * m - 1 - first])
+
+
+def holm(p_values: Sequence[float], level: float) -> list[bool]:
+    """Which of several hypotheses are refused, so that with this probability at most any true one is.
+
+    From the smallest p on, each is compared with the level by the number that is left (Holm, Scand. J. Stat. 6, 1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    refused = [False] * len(p_values)
+    for rank, index in enumerate(order):
+        if p_values[index] > level / (len(order) - rank):
+            break
+        refused[index] = True
+    return refused
+
+
 def mcnemar_exact_p(b: int, c: int) -> float:
     """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947) for discordant counts b and c.
 

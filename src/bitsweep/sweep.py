@@ -256,14 +256,11 @@ def _ended(entry: "Entry", outcome: Outcome) -> "Entry":
 
 def publish(report: "SweepReport", folder: Path) -> list[Path]:
     """Print a report's table and write its files."""
-    from rich.console import Console
-
     from bitsweep.report import table, write
+    from bitsweep.report.terminal import console
 
     paths = write(report, folder)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table(report, width=console.width))
+    terminal = console()
+    terminal.print(table(report, width=terminal.width))
     print(f"report: {folder / 'report.html'}    compare: bitsweep ui")
     return paths

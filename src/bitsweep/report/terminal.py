@@ -14,6 +14,12 @@ _STYLE = {"faster": "green", "slower": "red"}
 _SHORT = {"not distinguishable": "unclear"}
 
 
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, and wide where there is none."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
 def table(report: SweepReport, *, width: int) -> RenderableType:
     """One line a cell; below it the cells without figures and why, and what to deploy.
 

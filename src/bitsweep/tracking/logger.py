@@ -3,9 +3,11 @@
 import contextlib
 import json
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 _LONGEST_PARAM = 6000
 #: Tag of a run that says which of its files could not be made, and why; empty where there are all.
 MISSING = "missing_files"
+#: Tag of the key of the fp32 artifact that a cell is timed against.
+TWIN = "twin_key"
+#: File of the labels of the test images, beside the logits.
+LABELS = "labels.npy"
 
 
 class RunLogger:
@@ -149,7 +155,7 @@ class RunLogger:
             "flags": ", ".join(measured.flags) if measured else "",
             "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
             "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
-            "cpu": environment.current_cpu().model,
+            "cpu": environment.current_cpu().model, TWIN: ARTIFACT.key_of(cell.twin),
         }  # fmt: skip
         with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
             now = int(time.time() * 1000)
@@ -206,6 +212,9 @@ class RunLogger:
         """Log what the artifact computed, and for which data."""
         for file in filter(None, (measured.logits, measured.latency_samples)):
             self._client.log_artifact(run_id, str(file))
+        with tempfile.TemporaryDirectory() as scratch:
+            np.save(labels := Path(scratch) / LABELS, cell_results.splits_of(cell, self._store).test.labels)
+            self._client.log_artifact(run_id, str(labels))
         self._log_input(run_id, cell, "test")
 
     def _log_curves(self, run_id: str, curves: Sequence[Curve]) -> None:

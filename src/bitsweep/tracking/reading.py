@@ -28,17 +28,38 @@ if TYPE_CHECKING:
 Illustrated = TypeVar("Illustrated", Row, Baseline)
 
 
-def find_sweep(connection: Connection, sweep_id: str) -> "Run":
+def find_sweep(connection: Connection, word: str) -> "Run":
     """The run of a sweep.
+
+    Args:
+        word: its id, its folder, the id of its run in MLflow, or ``latest`` or ``previous``, the one before.
 
     Raises:
         UsageError: there is no such sweep.
     """
     sweeps = connection.sweeps()
-    if sweep_id not in sweeps:
-        known = ", ".join(sorted(sweeps)[-5:]) or "none yet"
-        raise UsageError(f"SWEEP_ID={sweep_id}: no such sweep in {connection.uri}; the latest are: {known}")
-    return sweeps[sweep_id]
+    by_start = sorted(sweeps.values(), key=lambda run: int(run.info.start_time), reverse=True)
+    named = {**{run.info.run_id: run for run in by_start}, **dict(zip(("latest", "previous"), by_start, strict=False))}
+    found = sweeps.get(word) or named.get(word) or sweeps.get(Path(word).resolve().name)
+    if found is None:
+        known = ", ".join(run.data.tags["sweep"] for run in by_start[:5]) or "none yet"
+        raise UsageError(f"SWEEP_ID={word}: no such sweep in {connection.uri}; the latest are: {known}")
+    return found
+
+
+def read_rows(connection: Connection, sweep: "Run") -> list[Row]:
+    """The cells of a sweep as rows without pictures."""
+    store = _store_of(sweep)
+    finished = _Finished(connection, store)
+    return [_row(entry, finished) for entry in _entries(connection, sweep, store)]
+
+
+def _store_of(sweep: "Run") -> Store:
+    return Store(Path(sweep.data.tags.get("store", "multirun/store")))
+
+
+def _entries(connection: Connection, sweep: "Run", store: Store) -> list[Entry]:
+    return [Entry(**entry) for entry in _note(connection, sweep, "plan.json", store)]
 
 
 def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepReport:
@@ -48,18 +69,18 @@ def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepRe
         folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
     """
     with connection.explained():
-        store = Store(Path(sweep.data.tags.get("store", "multirun/store")))
-        entries = [Entry(**entry) for entry in _note(connection, sweep, "plan.json", store)]
-        finished = _Finished(connection, store)
+        store = _store_of(sweep)
         baselines = connection.baselines()
-        wanted = dict.fromkeys(entry.baseline_key for entry in entries if entry.verdict != "skip")
+        wanted = dict.fromkeys(
+            entry.baseline_key for entry in _entries(connection, sweep, store) if entry.verdict != "skip"
+        )
         started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
         return SweepReport(
             sweep_id=sweep.data.tags["sweep"],
             command=sweep.data.tags["command"],
             started=started,
             seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-            rows=[_illustrated(connection, _row(entry, finished), folder) for entry in entries],
+            rows=[_illustrated(connection, row, folder) for row in read_rows(connection, sweep)],
             baselines=[
                 _illustrated(connection, _baseline(baselines[key]), folder) for key in wanted if key in baselines
             ],

@@ -1,0 +1,158 @@
+"""Two sweeps side by side: which cells both have, what became of each, and which of that are regressions."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bitsweep.comparison.evidence import MEASURED, CellEvidence, SweepEvidence
+from bitsweep.comparison.judging import Judged, Limits, judge
+
+#: ``reused``: both sweeps show one and the same measurement. ``not run``: neither has figures.
+Became = Literal["worse", "better", "same", "undecided", "reused", "new", "gone", "not run"]
+#: Flags with which a cell cannot be used.
+_FATAL = ("diverges", "non-finite logits")
+#: Figures that a cell must not lose.
+_WATCHED = ("top1", "latency_p50_ms", "size_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedCell:
+    """A cell in two sweeps.
+
+    Attributes:
+        old, new: None where that sweep does not have it.
+        reason: in words, where figures do not tell.
+        regressions: what became worse, a line each.
+    """
+
+    old: CellEvidence | None
+    new: CellEvidence | None
+    became: Became
+    reason: str = ""
+    figures: tuple[Judged, ...] = ()
+    regressions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """That of the cell."""
+        cell = self.new or self.old
+        assert cell is not None
+        return cell.name
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What was not decided, a line each."""
+        if self.became == "reused":
+            return (self.reason,)
+        return tuple(
+            f"{judged.title} {judged.verdict}: {judged.text}"
+            for judged in self.figures
+            if judged.verdict in ("undecided", "not compared")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two sweeps, cell by cell."""
+
+    old: SweepEvidence
+    new: SweepEvidence
+    cells: tuple[ComparedCell, ...]
+
+    @property
+    def regressions(self) -> list[tuple[str, str]]:
+        """Name of a cell and what became worse."""
+        return [(cell.name, line) for cell in self.cells for line in cell.regressions]
+
+    @property
+    def summary(self) -> str:
+        """How many cells became what."""
+        words = {"same": "the same", "reused": "one measurement in both"}
+        counted = Counter(cell.became for cell in self.cells)
+        return f"{self.old.sweep_id} -> {self.new.sweep_id}: " + ", ".join(
+            f"{count} {words.get(became, became)}" for became, count in counted.items()
+        )
+
+
+def compare(old: SweepEvidence, new: SweepEvidence, limits: Limits) -> Comparison:
+    """Match the cells of two sweeps by their choices, and judge all that both measured together."""
+    known, found = ({_identity(cell): cell for cell in sweep.cells} for sweep in (old, new))
+    pairs = [(known.get(each), found.get(each)) for each in {**found, **known}]
+    both = [
+        (before, after)
+        for before, after in pairs
+        if before and after and {before.status, after.status} <= {*MEASURED} and not _one_measurement(before, after)
+    ]
+    judged = judge(both, limits, level=1 - new.confidence)
+    figures = {_identity(after): tuple(each) for (_, after), each in zip(both, judged, strict=True)}
+    cells = [_compared(before, after, figures) for before, after in pairs]
+    return Comparison(old=old, new=new, cells=tuple(cells))
+
+
+def _identity(cell: CellEvidence) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(cell.cell.items()))
+
+
+def _one_measurement(old: CellEvidence, new: CellEvidence) -> bool:
+    return bool(new.measurement) and old.measurement == new.measurement
+
+
+def _compared(
+    old: CellEvidence | None, new: CellEvidence | None, figures: dict[tuple[tuple[str, str], ...], tuple[Judged, ...]]
+) -> ComparedCell:
+    if new is None:
+        assert old is not None
+        lost = old.status in (*MEASURED, "lowered")
+        missing = (f"is missing; it was {old.status}: {old.command}",)
+        reason = f"it was {old.status}"
+        return ComparedCell(old=old, new=None, became="gone", reason=reason, regressions=missing if lost else ())
+    regressions = tuple(_without_figures(old, new))
+    if old is None:
+        reason = f"{new.status} {new.reason}".strip()
+        return ComparedCell(old=None, new=new, became="new", reason=reason, regressions=regressions)
+    compared = ComparedCell(old=old, new=new, became="undecided", figures=figures.get(_identity(new), ()))
+    if new.status not in MEASURED or old.status not in MEASURED:
+        became: Became = "worse" if regressions else "better" if new.status in MEASURED else "not run"
+        reason = f"{old.status} -> {new.status}{f': {new.reason}' if new.reason else ''}"
+        return replace(compared, became=became, reason=reason, regressions=regressions)
+    if _one_measurement(old, new):
+        reason = "one measurement in both, which says nothing of a change; remeasure=all measures again"
+        return replace(compared, became="reused", reason=reason, regressions=regressions)
+    regressions += tuple(_by_figures(compared.figures))
+    verdicts = [judged.verdict for judged in compared.figures]
+    if regressions:
+        became = "worse"
+    elif "better" in verdicts:
+        became = "better"
+    else:
+        became = "same" if verdicts and set(verdicts) == {"same"} else "undecided"
+    return replace(compared, became=became, regressions=regressions)
+
+
+def _without_figures(old: CellEvidence | None, new: CellEvidence) -> Iterator[str]:
+    """What is lost, whatever the figures say."""
+    had = old is not None and old.status in (*MEASURED, "lowered")
+    if new.status in ("failed", "interrupted"):
+        yield f"{new.status}: {new.reason or 'it was not run'}"
+    elif new.status == "skipped" and had:
+        yield f"skipped: {new.reason}"
+    elif new.status == "lowered" and old is not None and old.status in MEASURED:
+        yield f"was measured, and is only lowered now: {new.reason}"
+    if new.status in MEASURED:
+        expected = {"top1", "size_mb"} | {name for name in (old.metrics if old else ()) if name.startswith(_WATCHED)}
+        for name in sorted(expected):
+            if not math.isfinite(new.metrics.get(name, math.nan)):
+                yield f"{name} is missing, or not a number"
+        for flag in _FATAL:
+            if flag in new.flags and not (old and flag in old.flags):
+                yield f"{flag} now" if old else flag
+
+
+def _by_figures(figures: tuple[Judged, ...]) -> Iterator[str]:
+    for judged in figures:
+        if judged.verdict == "worse":
+            yield f"{judged.title} {' -> '.join(judged.shown)}: {judged.text}"
+        elif judged.metric == "top1" and judged.verdict == "not compared" and judged.new is not None:
+            yield f"{judged.title} cannot be compared: {judged.why}"
