@@ -28,7 +28,7 @@ LAYERS = (
     ("cell_results",),
     ("pipeline",),
     ("planning", "tracking", "report", "expectation"),
-    ("comparison",),
+    ("comparison", "cleaning"),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),

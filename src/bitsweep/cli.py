@@ -1,5 +1,5 @@
 """`bitsweep init` writes a first configuration, `run` measures, `report` rebuilds a report, `ui` shows runs; `compare`,
-`gate` and `accept` judge one sweep by another; `export` makes a bundle, `verify` tries one."""
+`gate` and `accept` judge one sweep by another; `export` makes a bundle, `verify` tries one; `clean` frees room."""
 
 import argparse
 import contextlib
@@ -56,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accept = commands.add_parser("accept", help="write a small file that later sweeps are compared with")
     accept.add_argument("sweep_id", metavar="SWEEP", help="its folder or id, or latest")
     accept.add_argument("--out", metavar="FILE", type=Path, default=Path("baseline.json"))
+    tidy = commands.add_parser(
+        "clean", help="list what takes room in the store, and free what no finished cell rests on"
+    )
+    tidy.add_argument("--store", metavar="FOLDER", type=Path, default=Path("multirun/store"))
+    tidy.add_argument("--kind", metavar="KIND", action="append", default=[], help="only such items, as compressed")
+    tidy.add_argument("--delete", action="store_true", help="free it; otherwise it is only listed")
+    tidy.add_argument("--force", action="store_true", help="also what finished cells rest on")
     ui = commands.add_parser("ui", help="start the MLflow UI, with a link to the comparison of all cells")
     ui.add_argument("--port", type=_port, default=5000)
     export = commands.add_parser("export", help="write what a cell measured as a folder that runs by itself")
@@ -78,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         elif options.command == "accept":
             accept_sweep(options.sweep_id, options.out)
+        elif options.command == "clean":
+            from bitsweep.cleaning import clean
+
+            clean(options.store, kinds=options.kind, delete=options.delete, force=options.force)
         elif options.command == "export":
             export_bundle(options.run_id, options.folder)
         elif options.command == "verify":
@@ -131,7 +142,7 @@ def complete(given: Sequence[str]) -> None:
     """Print what may follow in a shell, which Hydra knows of `run`; `bitsweep run -sc install=bash` sets this up."""
     program, *words = os.environ.get("COMP_LINE", "").split(" ")
     if words[:1] != ["run"] or len(words) < 2:
-        print("\n".join(("init", "run", "report", "compare", "gate", "accept", "ui", "export", "verify")))
+        print("\n".join(("init", "run", "report", "compare", "gate", "accept", "clean", "ui", "export", "verify")))
         return
     from bitsweep.hydra_app import main as run
 

@@ -46,8 +46,11 @@ class StageRunner:
         key = stage.key_of(cell)
         if folder := self.store.find(stage.name, key):
             return folder
-        folders = {name: self.build(*source) for name, source in stage.inputs(cell).items()}
-        with self.store.building(stage.name, key, about=stage.about(cell)) as folder, working(quiet=stage.quiet):
+        inputs = stage.inputs(cell)
+        folders = {name: self.build(*source) for name, source in inputs.items()}
+        rests_on = [(source.name, source.key_of(of)) for source, of in inputs.values()]
+        building = self.store.building(stage.name, key, about=stage.about(cell), rests_on=rests_on)
+        with building as folder, working(quiet=stage.quiet):
             if folder is None:
                 return self.store.folder(stage.name, key)
             unfinished = self.store.unfinished(stage.name, key)

@@ -18,7 +18,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,14 @@ class Store:
             shutil.rmtree(self.folder(kind, key), ignore_errors=True)
 
     @contextlib.contextmanager
-    def building(self, kind: str, key: str, *, about: dict[str, str]) -> Iterator[Path | None]:
+    def building(
+        self, kind: str, key: str, *, about: dict[str, str], rests_on: Sequence[tuple[str, str]] = ()
+    ) -> Iterator[Path | None]:
         """Hold the lock of a key and build its folder.
 
         Args:
             about: what is built, kept in the manifest for later time estimates.
+            rests_on: kind and key of what it is made from, kept there, too.
 
         Yields:
             An empty folder, published when the block ends without an error; None if another process has finished
@@ -125,7 +128,7 @@ class Store:
                     seconds = time.monotonic() - start
                     seen = digests(partial)
                     files = {name: digest for name, (_, digest) in seen.items()}
-                    manifest = {"about": about, "seconds": seconds, "files": files}
+                    manifest = {"about": about, "seconds": seconds, "files": files, "rests_on": [*map(list, rests_on)]}
                     (partial / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
                     _remove(final)
                     partial.replace(final)
