@@ -25,6 +25,7 @@ def test_words_are_those_of_the_command_line() -> None:
     ]  # fmt: skip
     assert cells[0].command == "bitsweep run model=lenet method.percentile=99.9"
     assert bs.grid(["model=lenet", "precision=int8"]) == bs.grid("model=lenet precision=int8")
+    assert [cell.require.limits for cell in bs.grid("precision=int8,fp16 require.drop_pp=1")] == [{"drop_pp": 1}] * 2
     assert {cell.backend.name for cell in bs.grid("sweep=smoke")} and len(bs.grid("sweep=smoke")) > 1
 
 
@@ -67,6 +68,7 @@ if __name__ == "__main__":
     report = bs.run(cells, folder=Path("out/first"))
     assert report.frame().equals(bs.load("first", folder=Path("out/first")).frame())
     assert [each.verdict for each in bs.plan(cells)] == ["reuse"]
+    assert list(bs.load("first", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
     report.frame().to_pickle("frame.pkl")
 """
     Path("sweep.py").write_text(program)

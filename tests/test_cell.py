@@ -15,7 +15,7 @@ from bitsweep.stages import COMPRESSED, key_of
 CONF = Path(__file__).parents[1] / "conf"
 DEFAULTS = {
     "model": "resnet18", "method": "ptq", "precision": "int8", "backend": "onnxruntime", "dataset": "digits",
-    "train": "default", "protocol": "default",
+    "train": "default", "protocol": "default", "require": "none",
 }  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from bitsweep import hydra_app
 from bitsweep.command_line import checked, did_you_mean
 from bitsweep.config.overrides import as_word, differing
+from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
+from bitsweep.hydra_app import requirements
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -102,3 +104,14 @@ def test_the_command_of_a_cell_makes_the_cell() -> None:
         _, _, *typed = shlex.split(cell.command)
         again = compose("config", typed, return_hydra_config=True)
         assert hydra_app.read(again, again.hydra)[0] == cell
+
+
+def test_requirements_of_a_report_replace_those_of_its_sweep_one_by_one() -> None:
+    recorded = Requirements(drop_pp=2, size_mb=4, objective="size")
+    assert requirements([], recorded=recorded) is recorded
+    found = requirements(["require.size_mb=null", "require.p50_ms=5"], recorded=recorded)
+    assert (found.limits, found.objective) == ({"drop_pp": 2, "p50_ms": 5}, "size")
+    assert requirements(["require=none", "require.rss_mb=9"], recorded=recorded).limits == {"rss_mb": 9}
+    for word, message in (("require.size=4", "did you mean require.size_mb"), ("seed=1", "only requirements")):
+        with pytest.raises(ConfigError, match=message):
+            requirements([word], recorded=recorded)

@@ -14,12 +14,13 @@ from omegaconf import DictConfig
 
 from bitsweep import hydra_app, planning
 from bitsweep.cell import Cell
-from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
 from bitsweep.config.configurable import NOT_IN_KEYS, marked
 from bitsweep.runtime.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"
-CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name in CONFIG_GROUPS]
+GROUPS = (*CONFIG_GROUPS, REQUIRE)
+CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name in GROUPS]
 SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
 #: The studies, with less of those that have many cells.
 STUDIES: dict[str, dict[str, str]] = {
@@ -88,7 +89,7 @@ def test_comments_list_what_a_knob_takes(group: str, choice: str) -> None:
 
 
 def test_every_group_has_a_choice() -> None:
-    assert {group for group, _ in CHOICES} == set(CONFIG_GROUPS)
+    assert {group for group, _ in CHOICES} == set(GROUPS)
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -17,10 +17,12 @@ from omegaconf import OmegaConf
 from bitsweep import cli
 from bitsweep.cell import bind
 from bitsweep.command_line import checked
-from bitsweep.config.binding import CONFIG_GROUPS, construct
+from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct
+from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
 from bitsweep.metrics import METRICS, described, metric_of
-from bitsweep.report.content import RowStatus, all_columns
+from bitsweep.report.columns import all_columns
+from bitsweep.report.row import RowStatus
 from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +165,7 @@ def _first_point(sweep: str) -> dict[str, str]:
 def _bound(overrides: tuple[str, ...]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", list(overrides))
-    plain = {name: OmegaConf.to_container(config[name], resolve=True) for name in CONFIG_GROUPS}
+    plain = {name: OmegaConf.to_container(config[name], resolve=True) for name in (*CONFIG_GROUPS, REQUIRE)}
     bind({**plain, "seed": config.seed})
 
 
@@ -226,7 +228,9 @@ def _table_under(title: str) -> list[str]:
 
 
 def test_the_glossary_explains_what_a_report_shows() -> None:
-    assert {column.title for column in all_columns("95 %")} <= set(_table_under("Columns of the report"))
+    assert {column.title for column in all_columns("95 %", Requirements(drop_pp=1))} <= set(
+        _table_under("Columns of the report")
+    )
     assert set(get_args(RowStatus)) == set(_table_under("Status of a cell"))
     flags = {re.sub(r" N$", "", flag) for flag in _table_under("Flags")}
     assert set(_flags()) <= flags

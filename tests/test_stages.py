@@ -54,6 +54,9 @@ def changed(before: dict[str, str], after: dict[str, str]) -> str:
         ({"protocol__parity_images": 100}, "cam"),
         ({"protocol__blocks": 6}, "m"),
         ({"protocol__threads": 1}, "m"),
+        ({"protocol__validation_images": 100}, "m"),
+        ({"protocol__final": 0}, ""),
+        ({"require__drop_pp": 1}, ""),
         ({}, ""),
     ],
 )

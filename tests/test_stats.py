@@ -32,6 +32,30 @@ def test_wilson_interval_of_nothing_is_an_error() -> None:
         stats.wilson_interval(0, 0, 0.95)
 
 
+def test_so_many_images_tell_a_drop_and_fewer_do_not() -> None:
+    for b, c, margin in ((0, 0, 0.01), (30, 20, 0.03), (5, 9, 0.005)):
+        enough = stats.images_to_tell(b, c, 1000, margin=margin, confidence=0.95)
+        assert enough
+        high, too_high = (
+            stats.paired_difference_interval((b + 1) * n / 1002 - 1, (c + 1) * n / 1002 - 1, n - 2, 0.95)[1]  # type: ignore[arg-type]
+            for n in (enough + 1, 0.98 * enough)
+        )
+        assert high <= margin < too_high
+    assert stats.images_to_tell(30, 0, 1000, margin=0.03, confidence=0.95) is not None
+    assert stats.images_to_tell(40, 0, 1000, margin=0.03, confidence=0.95) is None
+
+
+def test_the_interval_of_a_median_holds_it_about_as_often_as_it_says() -> None:
+    """Blocks of a machine that is slower now and then differ more than runs within a block do."""
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(200):
+        blocks = [rng.normal(level, 0.01, 20) for level in rng.normal(1.0, 0.05, 20)]
+        low, high = stats.median_interval(blocks, confidence=0.95, seed=seed)
+        assert low <= np.median(np.concatenate(blocks)) <= high
+        held += low <= 1.0 <= high
+    assert 0.88 <= held / 200 <= 0.99
+
+
 def test_mcnemar_against_sums_of_binomials() -> None:
     for b, c in [(0, 0), (0, 5), (5, 0), (4, 16), (10, 10), (86, 150)]:
         n, k = b + c, min(b, c)

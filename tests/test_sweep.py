@@ -113,8 +113,10 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert {"auc", "ece", "brier", "log_loss", "f1_macro", "balanced_accuracy", "bits_per_parameter"} <= set(int8)
     assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
 
-    again = run(*words)
+    again = run(*words, "require.size_mb=0.01", code=3)
     assert "finished  " not in again
+    assert "no cell is known to keep require.size_mb=0.01" in again
+    assert [row["requirements"].partition(" by ")[0] for row in cells()] == ["misses size_mb", "", "misses size_mb"]
     assert [row["status"] for row in cells()] == ["reused", "skipped", "reused"]
     assert [row["top1"] for row in cells()] == [row["top1"] for row in rows]
 
@@ -130,7 +132,7 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     rebuilt = subprocess.run(
         [bitsweep, "report", sweep_id, "--folder", "rebuilt"], capture_output=True, text=True, check=False
     )
-    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert rebuilt.returncode == 3, rebuilt.stderr
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
 
 

@@ -94,21 +94,26 @@ def run(
     return load(place.name, folder=place)
 
 
-def load(sweep_id: str, *, folder: Path | None = None) -> SweepReport:
+def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> SweepReport:
     """What a sweep found, read from MLflow.
 
     Args:
+        require: limits to judge it by, as on a command line: ``"require.drop_pp=1 require.size_mb=4"``. Those that it
+            was run with stay where they are not set anew.
         folder: which its pictures are put into; None for ``multirun/SWEEP_ID``.
 
     Raises:
+        ConfigError: a limit is not allowed.
         UsageError: there is no such sweep.
     """
+    from bitsweep.hydra_app import requirements
     from bitsweep.tracking.connection import Connection
-    from bitsweep.tracking.reading import find_sweep, read_sweep
+    from bitsweep.tracking.reading import find_sweep, read_sweep, requirements_of
 
     connection = Connection(read_only=True)
-    place = folder or Path("multirun") / sweep_id
-    return read_sweep(connection, find_sweep(connection, sweep_id), folder=place)
+    sweep = find_sweep(connection, sweep_id)
+    wanted = requirements(shlex.split(require), recorded=requirements_of(sweep))
+    return read_sweep(connection, sweep, folder=folder or Path("multirun") / sweep_id, require=wanted)
 
 
 def compare(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitsweep.config.backend import Backend
-from bitsweep.config.binding import CONFIG_GROUPS, construct
+from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct
 from bitsweep.config.configurable import IN_NAMES, marked, source_of
 from bitsweep.config.dataset import Dataset
 from bitsweep.config.file_model import FileModel
@@ -15,6 +15,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
+from bitsweep.config.requirement import NOTHING, Requirements
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
 from bitsweep.runtime.environment import current_cpu, current_gpu, version_of
@@ -32,9 +33,10 @@ class Cell:
     Attributes:
         knobs: names and values of what was set besides the choices; distinguishes cells in tables.
         command: what makes this cell alone.
+        require: what it must keep to be deployed.
         keys: stage -> key, once `bitsweep.stages` has found it.
 
-    Knobs and command say of a cell what its choices hold already: no key contains them.
+    Knobs and command say of a cell what its choices hold already, and requirements judge it: no key contains them.
     """
 
     model: Model
@@ -47,6 +49,7 @@ class Cell:
     seed: int
     knobs: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     command: str = field(default="", compare=False)
+    require: Requirements = field(default=NOTHING, compare=False)
     keys: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -180,7 +183,7 @@ def bind(config: Mapping[str, Any], *, knobs: tuple[tuple[str, str], ...] = (), 
     """Turn a composed configuration into a cell, checking every value.
 
     Args:
-        config: group -> mapping with ``_target_`` and the knobs of that class, and ``seed``.
+        config: group -> mapping with ``_target_`` and the knobs of that class, that of requirements too, and ``seed``.
         knobs, command: see ``Cell``.
 
     Raises:
@@ -190,6 +193,7 @@ def bind(config: Mapping[str, Any], *, knobs: tuple[tuple[str, str], ...] = (), 
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: give a whole number from 0 to 4294967295")
-    cell = Cell(**choices, seed=seed, knobs=knobs, command=command)
+    require = construct(REQUIRE, config[REQUIRE], Requirements)
+    cell = Cell(**choices, seed=seed, knobs=knobs, command=command, require=require)
     # All uncompressed cells of one model and engine are the same cell, whatever method was asked for.
     return cell if cell._compresses or cell.method.keeps_files else cell._uncompressed

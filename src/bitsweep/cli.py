@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("run", help="measure a cell, or a grid with -m; `bitsweep run --help` lists all choices")
     report = commands.add_parser("report", help="rebuild the report of a sweep from MLflow")
     report.add_argument("sweep_id", metavar="SWEEP_ID", help="its folder under multirun/, latest, or previous")
+    report.add_argument("require", metavar="require.LIMIT=VALUE", nargs="*", help="judge its cells by other limits")
     report.add_argument("--folder", type=Path, help="where to write it (default: multirun/SWEEP_ID)")
     compare = commands.add_parser("compare", help="set two sweeps side by side: better, worse, undecided, new, gone")
     compare.add_argument("old", metavar="OLD", help="a sweep's folder or id, latest, previous, or a file of accept")
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "init":
             start_here(options.folder)
         elif options.command == "report":
-            rebuild_report(options.sweep_id, options.folder or Path("multirun") / options.sweep_id)
+            place = options.folder or Path("multirun") / options.sweep_id
+            sys.exit(rebuild_report(options.sweep_id, place, require=options.require))
         elif options.command == "compare":
             compare_sweeps(options.old, options.new, _limits(options), file=options.markdown)
         elif options.command == "gate":
@@ -150,16 +152,26 @@ def complete(given: Sequence[str]) -> None:
     run(given)
 
 
-def rebuild_report(sweep_id: str, folder: Path) -> None:
-    """Print the table of a sweep and write its report files again, from MLflow alone."""
+def rebuild_report(sweep_id: str, folder: Path, *, require: Sequence[str] = ()) -> int:
+    """Print the table of a sweep and write its report files again, from MLflow alone.
+
+    Args:
+        require: limits to judge it by besides those that it was run with, or in their place.
+
+    Returns:
+        Exit code: 0; 3 if something is required, and of what was measured nothing is known to keep it.
+    """
+    from bitsweep.hydra_app import requirements
+    from bitsweep.report import unmet
     from bitsweep.runtime import child
-    from bitsweep.sweep import publish
+    from bitsweep.sweep import UNMET, publish
     from bitsweep.tracking.connection import Connection
-    from bitsweep.tracking.reading import find_sweep, read_sweep
+    from bitsweep.tracking.reading import find_sweep, read_sweep, requirements_of
 
     connection = Connection(read_only=True)
     sweep = find_sweep(connection, sweep_id)
-    report = read_sweep(connection, sweep, folder=folder)
+    wanted = requirements(require, recorded=requirements_of(sweep))
+    report = read_sweep(connection, sweep, folder=folder, require=wanted)
     lost = sum(row.status == "interrupted" for row in report.rows)
     if lost and sweep.data.tags["status"] != "running" and (folder / "report.html").exists():
         raise UsageError(
@@ -168,6 +180,7 @@ def rebuild_report(sweep_id: str, folder: Path) -> None:
         )
     child.warm_up(child.FOR_PICTURES)
     publish(report, folder)
+    return UNMET if unmet(report) else 0
 
 
 def compare_sweeps(old: str, new: str, limits: "Limits", *, file: Path | None) -> None:

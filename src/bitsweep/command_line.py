@@ -16,12 +16,14 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
 from bitsweep.errors import ConfigError
 from bitsweep.sweep import Options
 
+#: Groups of YAMLs that are chosen from.
+_GROUPS = (*CONFIG_GROUPS, REQUIRE, "scale", "sweep")
 #: What stands at the top of a configuration, Hydra's own settings apart.
-_KEYS = (*CONFIG_GROUPS, "scale", "seed", "data", "sweep", *Options.__dataclass_fields__)
+_KEYS = (*_GROUPS, "seed", "data", *Options.__dataclass_fields__)
 #: Mappings whose keys are the user's, so that no YAML knows them.
 _OPEN = ("model.arguments", "dataset.arguments")
 _CONF = Path(__file__).parent / "conf"
@@ -54,7 +56,7 @@ def _checked(word: str, *, multirun: bool) -> str:
         raise ConfigError(f"{word}: nothing can be left out; set another value, as in {key}=VALUE")
     if override.is_sweep_override():
         _check_grid(override, word, multirun=multirun)
-    elif key in (*CONFIG_GROUPS, "scale", "sweep"):
+    elif key in _GROUPS:
         _check_choice(key, override.value(), word)
     if override.is_add() and key.partition(".")[0] not in _KEYS:
         raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
@@ -129,7 +131,7 @@ def explain(error: Exception, conf: Path) -> str:
 def _no_such_choice(file: str, known: Sequence[str]) -> str:
     if "/" not in file:
         return f"--config-name {file}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
-    group = next((each for each in (*CONFIG_GROUPS, "scale", "sweep") if file.startswith(f"{each}/")), "")
+    group = next((each for each in _GROUPS if file.startswith(f"{each}/")), "")
     choice = file.removeprefix(f"{group}/")
     known = known or _choices(group)
     if "/" in choice or "." in choice:
@@ -146,7 +148,7 @@ def did_you_mean(key: str, conf: Path = _CONF) -> str:
     if not name:
         close = difflib.get_close_matches(group, _KEYS, n=1)
         return f"did you mean {close[0]}? " if close else ""
-    if group not in CONFIG_GROUPS:
+    if group not in (*CONFIG_GROUPS, REQUIRE):
         return did_you_mean(group, conf)
     knobs = {knob for file in (conf / group).glob("*.yaml") for knob in map(str, OmegaConf.load(file))}
     close = difflib.get_close_matches(name, knobs, n=1)

@@ -27,8 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep import command_line
 from bitsweep.cell import Cell, bind
-from bitsweep.config.binding import CONFIG_GROUPS, invalid
+from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct, invalid
 from bitsweep.config.overrides import as_word, differing
+from bitsweep.config.requirement import Requirements
 from bitsweep.errors import BitsweepError, ConfigError
 from bitsweep.planning import describe, plan
 from bitsweep.results import Outcome
@@ -111,7 +112,7 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     if about.runtime.cwd not in sys.path:  # where plug-ins of the user's own may lie
         sys.path.append(about.runtime.cwd)
     plain = {str(name): _plain(config[name]) for name in config if name != "hydra"}
-    for group in CONFIG_GROUPS:
+    for group in (*CONFIG_GROUPS, REQUIRE):
         if not isinstance(plain.get(group), Mapping):
             raise ConfigError(f"{group}={as_word(plain.get(group))}: a choice is needed; give one of conf/{group}/")
     try:
@@ -165,6 +166,33 @@ def cells_of(overrides: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
             grid = grid_overrides(checked, params=sweeper.params or {}, grids=sweeper.grids or {"": {}}, loader=loader)
             composed = [loader.load_sweep_config(config, each) for each in grid]
             return [read(each, each.hydra)[0] for each in composed]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(command_line.explain(error, conf)) from None
+
+
+def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = CONF) -> Requirements:
+    """The requirements of a sweep with some set anew, by overrides such as ``require.drop_pp=1``.
+
+    Args:
+        words: a value of ``null`` takes a limit away; ``require=CHOICE`` replaces all that were recorded.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
+    for word in words:
+        if not re.match(rf"\+*{REQUIRE}[.=]", word):
+            raise ConfigError(f"{word}: only requirements can be set for a report, as in {REQUIRE}.drop_pp=1")
+    if not words:
+        return recorded
+    known = {} if any(re.match(rf"\+*{REQUIRE}=", word) for word in words) else recorded.set_values
+    said = [*(f"{REQUIRE}.{name}={as_word(value)}" for name, value in known.items()), *words]
+    checked = command_line.checked(said)
+    try:
+        with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            config = loader.load_configuration("config", checked, run_mode=RunMode.RUN)
+            found: Requirements = construct(REQUIRE, _plain(config[REQUIRE]), Requirements)
+            return found
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(command_line.explain(error, conf)) from None
 
@@ -235,9 +263,9 @@ def _groups_beyond_their_yamls(overrides: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for override in overrides:
         group, more = re.match(r"[+~]*(\w*)([^=]*)", override).groups()  # type: ignore[union-attr]
-        if group in CONFIG_GROUPS and more.startswith("."):
-            found.add(group)
-        elif more or group not in (*CONFIG_GROUPS, *_OPTIONS, "seed"):
+        if group in (*CONFIG_GROUPS, REQUIRE) and more.startswith("."):
+            found |= {group} - {REQUIRE}
+        elif more or group not in (*CONFIG_GROUPS, REQUIRE, *_OPTIONS, "seed"):
             return set(CONFIG_GROUPS)
     return found
 

@@ -46,6 +46,7 @@ def _three_digits(value: float) -> str:
 
 
 _accuracy = functools.partial(Metric, section="accuracy")
+_validation = functools.partial(Metric, section="validation images")
 _probability = functools.partial(Metric, section="probabilities")
 _parity = functools.partial(Metric, section="parity")
 _speed = functools.partial(Metric, section="speed")
@@ -71,6 +72,7 @@ _DECLARED = [
     _accuracy(
         name="top1_high", unit="share", better="more", text="Upper end of its Wilson interval.", form=".2f", scale=100
     ),
+    _accuracy(name="test_images", unit="images", text="Test images that accuracy is measured on.", form=".0f"),
     _accuracy(
         name="top1_drop_pp",
         unit="points",
@@ -99,6 +101,31 @@ _DECLARED = [
     ),
     _accuracy(
         name="mean_kl", unit="nats", better="less", text="Mean divergence of the probabilities from the baseline's."
+    ),
+    _validation(
+        name="validation_images", unit="images", text="Validation images that cells are judged on.", form=".0f"
+    ),
+    _validation(
+        name="validation_top1",
+        unit="share",
+        better="more",
+        text="Those of them whose first choice is right.",
+        form=".2f",
+        scale=100,
+    ),
+    _validation(
+        name="validation_drop_pp",
+        unit="points",
+        better="less",
+        text="Top-1 of the fp32 baseline minus this one's, on these images.",
+        form="+.2f",
+    ),
+    _validation(
+        name="validation_flips",
+        unit="images",
+        better="less",
+        text="Those that baseline and artifact do not both have right or both wrong.",
+        form=".0f",
     ),
     _probability(
         name="balanced_accuracy",
@@ -136,6 +163,8 @@ _DECLARED = [
         text="Signal-to-noise ratio of the logits, the reference's being the signal; none where both are identical.",
     ),
     _speed(name="latency_p50_ms", unit="ms", better="less", text="Median time of one batch.", title="p50 ms"),
+    _speed(name="latency_p50_ms_low", unit="ms", better="less", text="Lower end of its bootstrap interval."),
+    _speed(name="latency_p50_ms_high", unit="ms", better="less", text="Upper end of its bootstrap interval."),
     _speed(name="latency_p90_ms", unit="ms", better="less", text="90th percentile of it."),
     _speed(name="latency_p99_ms", unit="ms", better="less", text="99th percentile of it."),
     _speed(name="throughput_ips", unit="images/s", better="more", text="Batch size by median time."),

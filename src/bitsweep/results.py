@@ -162,6 +162,7 @@ class Trained:
         checkpoint: state_dict file.
         val_top1: None where there are no validation images.
         test_logits_NK: float32 logits of the test images, computed by PyTorch in fp32.
+        validation_right_N: which validation images it classifies right, bool [N].
     """
 
     checkpoint: Path
@@ -170,6 +171,7 @@ class Trained:
     val_top1: float | None
     device: str
     test_logits_NK: Array
+    validation_right_N: Array
 
 
 @dataclass(frozen=True, kw_only=True)

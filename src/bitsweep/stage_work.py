@@ -183,6 +183,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
     from bitsweep.data.preprocessing import normalized, preprocessed
+    from bitsweep.data.sampling import sample_of_validation
     from bitsweep.data.splits import load_splits
     from bitsweep.measuring import accuracy
     from bitsweep.measuring.passes import Subject
@@ -193,6 +194,8 @@ def evaluate(
     accuracy.evaluate(
         Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme),
         test=splits.test,
+        validation=splits.val,
+        validation_N=sample_of_validation(splits, protocol.validation_images),
         batches=functools.partial(preprocessed, splits=splits, input_shape=model.input_shape),
         trained=load_trained(baseline),
         compressed=load_compressed(compressed),

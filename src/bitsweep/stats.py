@@ -98,6 +98,17 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
     return refused
 
 
+def images_to_tell(b: int, c: int, n: int, *, margin: float, confidence: float) -> int | None:
+    """How many trials it takes until the paired interval ends below a margin, if they go on as the n there are.
+
+    z^2 (p_b + p_c - d^2) / (margin - d)^2, terms as in `paired_difference_interval`; None where no number is enough,
+    because the difference itself is not below the margin.
+    """
+    p_b, p_c, z = (b + 1) / (n + 2), (c + 1) / (n + 2), NormalDist().inv_cdf((1 + confidence) / 2)
+    d = p_b - p_c
+    return math.ceil(z * z * (p_b + p_c - d * d) / (margin - d) ** 2) if d < margin else None
+
+
 def mcnemar_exact_p(b: int, c: int) -> float:
     """Two-sided exact p-value of McNemar's test (Psychometrika 12, 1947) for discordant counts b and c.
 
@@ -158,6 +169,19 @@ def relative_iqr(samples: Array) -> float:
 def drift(before: float, after: float) -> float:
     """Relative change of a fixed kernel's time."""
     return after / before - 1
+
+
+def median_interval(blocks: Sequence[Array], *, confidence: float, seed: int) -> tuple[float, float]:
+    """Interval of the median of times that were taken in blocks, by a bootstrap of whole blocks' medians.
+
+    Runs within a block resemble each other, so that blocks are what is resampled; the median of all runs, which that
+    of the blocks' medians may differ from a little, is always within.
+    """
+    medians = np.array([np.median(block) for block in blocks])
+    resampled = np.random.default_rng(seed).choice(medians, size=(10_000, len(medians)))
+    low, high = np.quantile(np.median(resampled, axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
+    median = float(np.median(np.concatenate(blocks)))
+    return min(median, float(low)), max(median, float(high))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pydantic import Field
 from bitsweep import pipeline, stages
 from bitsweep.cell import Cell
 from bitsweep.config.configurable import configurable
+from bitsweep.config.requirement import common
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.expectation import Expectation
 from bitsweep.planning import TO_DO, Planned, describe, duration, plan
@@ -25,6 +26,10 @@ from bitsweep.runtime.store import Store
 if TYPE_CHECKING:
     from bitsweep.report import SweepReport
     from bitsweep.tracking.entries import Entry
+
+
+#: Exit code of a sweep, or of its report, where nothing is known to keep what is required.
+UNMET = 3
 
 
 @configurable
@@ -87,8 +92,13 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         folder: where the report is written, see ``own_folder``; its name is the sweep's id.
 
     Returns:
-        Exit code: 0; 1 if a cell failed; 2 if every cell had to be skipped.
+        Exit code: 0; 1 if a cell failed; 2 if every cell had to be skipped; 3 if something is required, and of what
+        was measured nothing is known to keep it.
+
+    Raises:
+        ConfigError: cells have different requirements.
     """
+    require = common(cell.require for cell in cells)
     machine.check()
     store = Store(options.store)
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
@@ -99,6 +109,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     store.check()
     computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
     child.warm_up(*([] if computes else [child.FOR_PICTURES]))
+    from bitsweep.report import unmet
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.reading import read_sweep
@@ -121,7 +132,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
     entries = {each: _entry(each, reused.get(each, "")) for each in planned}
     packages = [package for each in planned for package in each.cell.packages]
-    run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages)
+    run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages, require=require)
     status = "killed"
     try:
         for known in reused.values():
@@ -144,11 +155,11 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
     finally:
         sweep_logger.update(run_id, list(entries.values()))
-        paths = publish(read_sweep(connection, connection.client.get_run(run_id), folder=folder), folder)
-        sweep_logger.finish(run_id, status, paths)
+        report = read_sweep(connection, connection.client.get_run(run_id), folder=folder)
+        sweep_logger.finish(run_id, status, publish(report, folder))
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
-    return int(status != "finished")
+    return UNMET if unmet(report) else int(status != "finished")
 
 
 def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:

@@ -249,6 +249,7 @@ def evaluated(
     watched: int = 0,
     source: str = "training images",
     sample: Sequence[int] = range(10),
+    judged: Sequence[int] = (),
     **about: Any,
 ) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
@@ -265,6 +266,8 @@ def evaluated(
             scheme=scheme,
         ),
         test=test,
+        validation=test,
+        validation_N=np.array(judged, np.int64),
         batches=_batches,
         trained=Trained(
             checkpoint=tmp_path,
@@ -273,6 +276,7 @@ def evaluated(
             val_top1=1,
             device="cpu",
             test_logits_NK=np.zeros_like(exact) if guesses else exact,
+            validation_right_N=values != 9,
         ),
         compressed=Compressed(
             program=tmp_path,
@@ -289,6 +293,16 @@ def evaluated(
         folder=tmp_path,
     )
     return load_measurement(tmp_path)
+
+
+def test_validation_images_are_judged_beside_their_baseline(tmp_path: Path) -> None:
+    """The artifact has images 5 to 8 wrong, the baseline 9."""
+    metrics = evaluated(tmp_path, FLOAT32, bias=18, judged=[0, 4, 5, 8, 9]).metrics
+    assert {name: metrics[f"validation_{name}"] for name in ("images", "top1", "drop_pp", "flips")} == {
+        "images": 5, "top1": 0.6, "drop_pp": pytest.approx(20), "flips": 3,
+    }  # fmt: skip
+    (tmp_path / "none").mkdir()
+    assert "validation_images" not in evaluated(tmp_path / "none", FLOAT32, bias=18).metrics
 
 
 def test_parity_is_that_of_the_sample_and_accuracy_that_of_all(tmp_path: Path) -> None:

@@ -55,7 +55,13 @@ def shown(names: tuple[str, ...], folder: Path) -> Shown:
         backend="onnxruntime",
         splits=Splits(train=split, val=split, test=split, classes=names, mean_C=(0.5,), std_C=(0.5,), fingerprint="0"),
         trained=Trained(
-            checkpoint=folder, history=(), best_epoch=0, val_top1=0.5, device="cpu", test_logits_NK=before_NK
+            checkpoint=folder,
+            history=(),
+            best_epoch=0,
+            val_top1=0.5,
+            device="cpu",
+            test_logits_NK=before_NK,
+            validation_right_N=np.zeros(0, bool),
         ),
         compressed=Compressed(
             program=folder,

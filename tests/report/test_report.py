@@ -14,8 +14,10 @@ from rich.console import Console
 
 from bitsweep.report import table, write
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport, distinguishing, pareto_front, ratio
+from bitsweep.report.choice import pareto_front
+from bitsweep.report.content import SweepReport, distinguishing, ratio
 from bitsweep.report.pictures import swept_numbers
+from bitsweep.report.row import Baseline, Row, RowStatus
 
 CHROMIUM = shutil.which("chromium")
 
@@ -38,7 +40,7 @@ def measured(model: str, precision: str, top1: float, ms: float, mb: float, *fla
     return row(
         model, precision, flags=flags, top1=top1, top1_low=top1 - 0.01, top1_high=top1 + 0.005, top1_drop_pp=0.2,
         flips=3, mcnemar_p=0.25, latency_p50_ms=ms, speedup=2.0, speedup_low=1.9, speedup_high=2.1, size_mb=mb,
-        peak_rss_mb=40, parity_agreement=0.999, int8_mac_share=0.98,
+        size_ratio=0.25, peak_rss_mb=40, parity_agreement=0.999, int8_mac_share=0.98,
     )  # fmt: skip
 
 
@@ -118,15 +120,16 @@ def test_what_is_slower_than_its_own_fp32_is_not_recommended(report: SweepReport
         slower,
         cell=slower.cell | {"method": "none", "precision": "fp32"},
         verdict="",
-        metrics=figures | {"latency_p50_ms": 0.6, "size_mb": 4.0},
+        metrics=figures | {"latency_p50_ms": 0.6, "size_mb": 4.0, "size_ratio": 1.0},
     )
     (text,) = recommendations(dataclasses.replace(report, rows=[slower, twin]))
     assert text.startswith("digits: deploy lenet none fp32 onnxruntime, the fastest of the 2 cells")
     assert "of the best top-1 that is not slower than its own fp32" in text
     assert "Where size matters more, lenet ptq int8 onnxruntime has 1.00 MB" in text
     (alone,) = recommendations(dataclasses.replace(report, rows=[slower]))
-    assert "digits: deploy lenet uncompressed on onnxruntime: each cell that keeps the accuracy is slower" in alone
-    assert "about 0.350 ms" in alone
+    assert alone.startswith("digits: deploy lenet none fp32 onnxruntime, the fastest of the 2 cells within 1 point")
+    assert "It is not in the grid: 98.20 % is its baseline's, 0.350 ms what it took" in alone
+    assert "Compressed cells are slower there, the best is lenet ptq int8 onnxruntime (0.70x [0.65, 0.75])" in alone
     better = dataclasses.replace(slower, metrics=figures | {"top1_drop_pp": -3.0})
     (gained,) = recommendations(dataclasses.replace(report, rows=[better]))
     assert gained.startswith("digits: deploy lenet ptq int8 onnxruntime, the only timed cell within 1 point")
@@ -215,7 +218,10 @@ def test_devices_are_told_apart(report: SweepReport, tmp_path: Path) -> None:
 
 
 def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
-    only = dataclasses.replace(report, rows=[report.rows[2]])
+    (text,) = recommendations(dataclasses.replace(report, rows=[report.rows[2]]))
+    assert text.startswith("digits: deploy mobilenetv3 none fp32 onnxruntime, the only timed cell")
+    untimed = {name: value for name, value in report.rows[2].metrics.items() if "speedup" not in name}
+    only = dataclasses.replace(report, rows=[dataclasses.replace(report.rows[2], metrics=untimed)])
     assert "nothing can be recommended" in recommendations(only)[0]
 
 

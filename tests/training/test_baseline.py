@@ -80,6 +80,7 @@ def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Pa
     images = preprocess(digits.val.images, input_shape=(3, 8, 8), mean_C=digits.mean_C, std_C=digits.std_C)
     with torch.no_grad():
         hits = network.eval()(images).argmax(1).numpy() == digits.val.labels
+    assert np.array_equal(trained.validation_right_N, hits)
     assert trained.val_top1 == pytest.approx(hits.mean())
     for name, value in torch.load(trained.checkpoint, weights_only=True).items():
         assert torch.equal(value, network.state_dict()[name])
@@ -139,7 +140,7 @@ def test_a_baseline_without_training_images(digits: Splits, tmp_path: Path) -> N
         baseline.fit(given, alone, recipe=recipe(), seed=0, folder=tmp_path)
     baseline.fit(given, alone, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
     trained = load_trained(tmp_path)
-    assert (trained.val_top1, trained.history) == (None, ())
+    assert (trained.val_top1, trained.history, len(trained.validation_right_N)) == (None, (), 0)
     assert trained.test_logits_NK.shape == (len(digits.test), 10)
     baseline.fit(given, digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
     assert np.array_equal(load_trained(tmp_path).test_logits_NK, trained.test_logits_NK)

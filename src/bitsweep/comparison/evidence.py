@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitsweep.errors import UsageError
-from bitsweep.report.content import SHOWN_GROUPS, RowStatus
+from bitsweep.report.row import SHOWN_GROUPS, RowStatus
 from bitsweep.results import Array
 
 #: Version of the file.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitsweep.comparison.evidence import CellEvidence, SweepEvidence, Timing, read_accepted
-from bitsweep.report.content import Row
+from bitsweep.report.row import Row
 from bitsweep.results import Array
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.logger import LABELS, TWIN

@@ -28,6 +28,8 @@ CONFIG_GROUPS: dict[str, type] = {
     "train": Recipe,
     "protocol": MeasurementProtocol,
 }
+#: The group of requirements, which are no part of what a cell is.
+REQUIRE = "require"
 
 
 def construct(group: str, node: Mapping[str, Any], kind: type) -> Any:

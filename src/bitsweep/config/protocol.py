@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Choice, Count, Share, configurable
+from bitsweep.config.configurable import NOT_IN_KEYS, Choice, Count, Share, configurable
 
 
 @configurable
@@ -25,6 +25,10 @@ class MeasurementProtocol(Choice):
         eval_batch: images a batch when measuring accuracy.
         parity_images: test images on which an artifact is compared with the reference, at most; each class has its
             share. Accuracy is that of all test images.
+        validation_images: on which cells are judged and chosen, at most; each class has its share. Accuracy on test
+            images is reported once, of what was chosen.
+        final: how many cells of a network at most, each the fastest on its engine, race each other when all cells are
+            measured; below 2 none do.
         memory: whether to measure peak memory in a pass of its own.
     """
 
@@ -40,4 +44,6 @@ class MeasurementProtocol(Choice):
     repeats: Annotated[int, Field(ge=0)] = 2
     eval_batch: Count = 64
     parity_images: Count = 1000
+    validation_images: Count = 5000
+    final: Annotated[int, Field(ge=0), NOT_IN_KEYS] = 3
     memory: bool = True

@@ -74,3 +74,9 @@ def validation_batches(
 def sample_of_tests(splits: Splits, count: int) -> Array:
     """Indices of ``count`` test images, int64 in rising order, each class with its share; of all if it has fewer."""
     return np.sort(stratified(splits.test.labels, min(count, len(splits.test)), 0))
+
+
+def sample_of_validation(splits: Splits, count: int) -> Array:
+    """The same of validation images; none where methods are calibrated on these, for want of training images."""
+    held_out = splits.val.labels if len(splits.train) else splits.val.labels[:0]
+    return np.sort(stratified(held_out, min(count, len(held_out)), 0)) if len(held_out) else np.array([], np.int64)

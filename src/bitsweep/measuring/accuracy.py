@@ -22,6 +22,8 @@ _EXPLAINED_SIZE_RATIO = 0.35
 _EXPLAINED_DROP_PP = 0.5
 #: Images below which a calibration says so.
 _FEW_IMAGES = 16
+#: Stored images that are taken into memory at a time.
+_BLOCK = 512
 #: Share of images on which an artifact and the reference choose the same class, if it is the model that was meant.
 LEAST_AGREEMENT = 0.99
 #: Parity with the reference in dB below which it is not, and from which on it is; sums that saturate leave 17.
@@ -48,6 +50,8 @@ def evaluate(
     subject: Subject,
     *,
     test: Split,
+    validation: Split,
+    validation_N: Array,
     batches: Callable[..., Iterable[Any]],
     trained: Trained,
     compressed: Compressed,
@@ -57,7 +61,10 @@ def evaluate(
 ) -> None:
     """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
 
+    What is chosen among cells is not to be chosen on these images, so that validation images are classified as well.
+
     Args:
+        validation_N: numbers of the validation images to classify, int64 in rising order.
         batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
         saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
         calibration_source: which images the method may have watched.
@@ -74,6 +81,19 @@ def evaluate(
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed, subject)
     findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    if len(validation_N):
+        parts = np.split(validation_N, range(_BLOCK, len(validation_N), _BLOCK))
+        images = (
+            batch for part in parts for batch in batches(validation.images[part], batch=subject.protocol.eval_batch)
+        )
+        said_N = np.concatenate([infer(np.asarray(each)).argmax(1) for each in images])
+        before_N, right_N = trained.validation_right_N[validation_N], said_N == validation.labels[validation_N]
+        metrics |= {
+            "validation_images": float(len(right_N)),
+            "validation_top1": float(right_N.mean()),
+            "validation_drop_pp": 100 * float(before_N.mean() - right_N.mean()),
+            "validation_flips": float((before_N != right_N).sum()),
+        }
     if compressed.calibrated_on:
         metrics["calibration_images"] = float(compressed.calibrated_on)
     count, few = compressed.calibrated_on, 0 < compressed.calibrated_on < _FEW_IMAGES
@@ -110,6 +130,7 @@ def compare(
         "top1": float(correct.mean()),
         "top1_low": low,
         "top1_high": high,
+        "test_images": float(n),
         "top1_drop_pp": 100 * float(baseline_correct.mean() - correct.mean()),
         "flips": float(lost + gained),
         "mcnemar_p": stats.mcnemar_exact_p(lost, gained),

@@ -74,6 +74,8 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
             value = stats.percentile_if_supported(own, percentile / 100)
             if value is not None:
                 metrics[f"latency_p{percentile}_ms{suffix}"] = value
+        low, high = stats.median_interval(blocks[0], confidence=protocol.confidence, seed=0)
+        metrics |= {f"latency_p50_ms_low{suffix}": low, f"latency_p50_ms_high{suffix}": high}
         metrics[f"throughput_ips{suffix}"] = 1000 * size / float(np.median(own))
         if len(blocks) == 2:
             if noise["crowded"]:

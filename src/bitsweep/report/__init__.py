@@ -1,7 +1,9 @@
 """What a sweep found: a table for the terminal; a page, a text and a spreadsheet with pictures and a recommendation."""
 
-from bitsweep.report.content import Baseline, Row, RowStatus, SweepReport
+from bitsweep.report.advice import unmet
+from bitsweep.report.content import SweepReport
 from bitsweep.report.files import write
+from bitsweep.report.row import Baseline, Row, RowStatus
 from bitsweep.report.terminal import table
 
-__all__ = ["Baseline", "Row", "RowStatus", "SweepReport", "table", "write"]
+__all__ = ["Baseline", "Row", "RowStatus", "SweepReport", "table", "unmet", "write"]

@@ -2,120 +2,140 @@
 
 from collections.abc import Sequence
 
-from bitsweep.metrics import METRICS
-from bitsweep.report.content import Row, SweepReport, interval, ratio, shown
+from bitsweep.config.requirement import Requirements
+from bitsweep.report.choice import TOLERATED_LOSS, Choice, choose, p50_ms
+from bitsweep.report.content import SweepReport, interval, ratio, shown
+from bitsweep.report.ranking import engines
+from bitsweep.report.row import AT_CHANCE, Row
+from bitsweep.report.shortfall import shortfall, unseen
+from bitsweep.report.twins import twin_of
+from bitsweep.report.verdict import judged_on, verdict_of
 
-#: Flags of cells whose figures are not those of the model that was meant.
-DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
-#: Flag of cells whose baseline has learned nothing: their speed and size can be believed.
-AT_CHANCE = "at chance"
-#: A cell this close to the best accuracy, in shares, is as good.
-TOLERATED_LOSS = 0.01
+#: Objective -> how the best by it is called.
+_BEST = {"latency": "fastest", "throughput": "fastest", "size": "smallest", "accuracy": "most accurate"}
 
 
 def recommendations(report: SweepReport) -> list[str]:
     """What to deploy on each data set and why that can be believed, one paragraph each."""
     paragraphs = []
-    for dataset in dict.fromkeys(row.cell["dataset"] for row in report.rows):
-        rows = [row for row in report.measured if row.cell["dataset"] == dataset]
+    for dataset, rows in by_dataset(report).items():
         paragraphs.append(f"{dataset}: {_recommend(report, rows)}")
-        paragraphs += _engines(dataset, rows)
+        paragraphs += engines(dataset, rows, report)
     return paragraphs
 
 
-def _engines(dataset: str, rows: list[Row]) -> list[str]:
-    """For each model that several engines ran, these from the fastest to the slowest, each with its best cell."""
-    sentences = []
-    for model in dict.fromkeys(row.cell["model"] for row in rows):
-        sound = [
-            row for row in rows if row.cell["model"] == model and _is_sound(row) and "latency_p50_ms" in row.metrics
-        ]
-        best = max((row.metrics["top1"] for row in sound), default=0.0)
-        fastest: dict[str, Row] = {}
-        for row in sorted(sound, key=lambda row: row.metrics["latency_p50_ms"]):
-            if row.metrics["top1"] >= best - TOLERATED_LOSS:
-                fastest.setdefault(row.engine, row)
-        if len(fastest) > 1:
-            ranked = (
-                f"{engine} in {row.cell['precision']} ({shown(row, 'latency_p50_ms')} ms)"
-                for engine, row in fastest.items()
-            )
-            sentences.append(f"{model} on {dataset}, engines from the fastest: {', '.join(ranked)}.")
-    if sentences:
-        sentences.append(
-            "Each engine was timed against its own fp32, one engine after the other: between engines, "
-            "differences of a tenth mean little."
-        )
-    return sentences
+def unmet(report: SweepReport) -> bool:
+    """Whether something is required, and no cell that was measured is known to keep it."""
+    return bool(report.require.limits and report.measured) and not any(
+        row.in_grid
+        for rows in by_dataset(report).values()
+        for row in choose(rows, report.require, report.races).keeping
+    )
 
 
-def _is_sound(row: Row) -> bool:
-    return "top1" in row.metrics and not DISQUALIFYING & set(row.flags)
+def by_dataset(report: SweepReport) -> dict[str, list[Row]]:
+    """Data set -> the rows of it that were measured."""
+    datasets = dict.fromkeys(row.cell["dataset"] for row in report.rows)
+    return {name: [row for row in report.measured if row.cell["dataset"] == name] for name in datasets}
+
+
+def words_of(require: Requirements) -> str:
+    """The requirements as they are written on a command line."""
+    return " ".join(f"require.{name}={value:g}" for name, value in require.limits.items())
 
 
 def _recommend(report: SweepReport, rows: list[Row]) -> str:
-    sound = [row for row in rows if _is_sound(row) and AT_CHANCE not in row.flags]
-    if not sound and any(AT_CHANCE in row.flags for row in rows):
+    require = report.require
+    choice = choose(rows, require, report.races)
+    if not choice.believable and any(AT_CHANCE in row.flags for row in rows):
         return (
             "nothing can be recommended, because no fp32 baseline is known to do better than the most frequent class "
             "as the answer to everything: train longer, or with another train.lr."
         )
-    if not sound:
+    if not choice.believable:
         return "nothing can be recommended, because no cell has an accuracy that can be believed."
-    best = max(row.metrics["top1"] for row in sound)
-    timed = [row for row in sound if "latency_p50_ms" in row.metrics and row.metrics["top1"] >= best - TOLERATED_LOSS]
-    if not timed:
+    sentences = []
+    if require.limits and not any(row.in_grid for row in choice.keeping):
+        cells = [row for row in choice.believable if row.in_grid or choice.row is None]
+        sentences = [f"no cell is known to keep {words_of(require)}.", *shortfall(report, cells)]
+    elif choice.row is None:
         return "nothing can be recommended, because no cell that keeps the accuracy was timed."
-    smallest = min(timed, key=lambda row: row.metrics["size_mb"])
-    worthwhile = [row for row in timed if not _loses_to_fp32(row, best)]
-    if not worthwhile:
-        sentences = [_fp32_instead(report, timed)]
-        choice = None
-    else:
-        choice = min(worthwhile, key=lambda row: row.metrics["latency_p50_ms"])
-        sentences = [
-            f"deploy {report.name_of(choice)}, {_place(timed, choice)} ({_percent(best)}).",
-            f"It reaches {interval(choice, 'top1')} %, with {shown(choice, 'latency_p50_ms')} ms and "
-            f"{shown(choice, 'size_mb')} MB.",
-            *_evidence(choice),
-        ]
-    if smallest is not choice:
-        sentences.append(
-            f"Where size matters more, {report.name_of(smallest)} has {shown(smallest, 'size_mb')} MB at "
-            f"{interval(smallest, 'top1')} %."
+    if choice.row:
+        chosen = _chosen(report, choice, choice.row)
+        sentences += [f"Uncompressed it is kept: {chosen[0]}" if sentences else chosen[0], *chosen[1:]]
+        sentences += _smallest(report, choice)
+    return " ".join([*sentences, *_chosen_on(choice.believable)])
+
+
+def _chosen(report: SweepReport, choice: Choice, row: Row) -> list[str]:
+    require = report.require
+    place = f"deploy {report.name_of(row)}, {_place(choice, row, require)}."
+    if choice.best is not None and not require.limits:
+        place = f"{place[:-1]} ({_percent(choice.best)})."
+    mb = f"{shown(row, 'size_mb')} MB"
+    figures = f"It reaches {interval(row, 'top1')} %, with {shown(row, 'latency_p50_ms')} ms and {mb}."
+    if not row.in_grid:
+        figures = (
+            f"It is not in the grid: {shown(row, 'top1')} % is its baseline's, {shown(row, 'latency_p50_ms')} ms what "
+            f"it took beside cells that were timed against it, at {mb}; method=none precision=fp32 measures it."
         )
-    return " ".join(sentences)
+        beaten = [each for each in choice.slower if twin_of(each.cell) == row.cell]
+        if beaten:
+            nearest = max(beaten, key=lambda each: each.metrics["speedup"])
+            figures += f" Compressed cells are slower there, the best is {report.name_of(nearest)} ({ratio(nearest)})."
+    keeps = [f"It keeps {', '.join(_kept(row, require))}."] if require.limits else []
+    return [place, figures, *keeps, *_evidence(row, choice), *unseen(row, require)]
 
 
-def _loses_to_fp32(row: Row, best: float) -> bool:
-    """Whether the same engine runs the uncompressed network faster, and that is accurate enough."""
-    if row.verdict != "slower":
-        return False
-    return row.metrics["top1"] + row.metrics.get("top1_drop_pp", 0.0) / 100 >= best - TOLERATED_LOSS
+def _kept(row: Row, require: Requirements) -> list[str]:
+    return [
+        f"{each.name} with {each.text} of {'at most' if each.limit.most else 'at least'} {each.bound:g}"
+        for each in verdict_of(row, require).judged
+    ]
 
 
-def _fp32_instead(report: SweepReport, slower: Sequence[Row]) -> str:
-    """What to say where the sweep has nothing that is faster than the uncompressed network on the same engine."""
-    fastest = min(slower, key=lambda row: row.metrics["latency_p50_ms"] * row.metrics.get("speedup", 1))
-    ms = METRICS["latency_p50_ms"].shown(fastest.metrics["latency_p50_ms"] * fastest.metrics.get("speedup", 1))
-    return (
-        f"deploy {fastest.cell['model']} uncompressed on {fastest.engine}: each cell that keeps the accuracy is slower "
-        f"than fp32 on its own engine. It took about {ms} ms beside {report.name_of(fastest)} "
-        f"({ratio(fastest)}); method=none precision=fp32 measures it."
-    )
+def _smallest(report: SweepReport, choice: Choice) -> list[str]:
+    """What is smaller than the choice, where size does not decide."""
+    smallest = min(choice.keeping, key=lambda row: row.metrics["size_mb"])
+    if smallest is choice.row or smallest.metrics["size_mb"] >= (choice.row or smallest).metrics["size_mb"]:
+        return []
+    return [
+        f"Where size matters more, {report.name_of(smallest)} has {shown(smallest, 'size_mb')} MB at "
+        f"{interval(smallest, 'top1')} %."
+    ]
 
 
-def _place(timed: Sequence[Row], choice: Row) -> str:
-    """Among how many a choice is the fastest, and of those that are faster why they are none."""
-    faster = sum(row.metrics["latency_p50_ms"] < choice.metrics["latency_p50_ms"] for row in timed)
-    within = f"within {100 * TOLERATED_LOSS:g} point of the best top-1"
-    if len(timed) == 1:
-        return f"the only timed cell {within}"
-    but = " that is not slower than its own fp32" if faster else ""
-    return f"the fastest of the {len(timed)} cells {within}{but}"
+def _place(choice: Choice, row: Row, require: Requirements) -> str:
+    """Among how many a choice is the best, and of those that are faster why they are none."""
+    rivals = [each for each in choice.keeping if each.in_grid or each is row]
+    keeping = f"within {100 * TOLERATED_LOSS:g} point of the best top-1"
+    if require.limits:
+        keeping = f"that keep {words_of(require)}" + ("" if choice.best is None else f", {keeping}")
+    if len(rivals) == 1:
+        timed = "timed " if not require.limits else ""
+        return f"the only {timed}cell {keeping.replace('that keep ', 'that keeps ')}"
+    place = f"the {_BEST[require.objective]} of the {len(rivals)} cells {keeping}"
+    ms = p50_ms(row)
+    if ms is None or _BEST[require.objective] != "fastest":
+        return place
+    if row.final and any(each.final for each in rivals if each is not row):
+        return f"{place}, and the first of those that raced in the end"
+    faster = any((p50_ms(each) or ms) < ms for each in rivals)
+    return f"{place} that is not slower than its own fp32" if faster else place
 
 
-def _evidence(row: Row) -> list[str]:
+def _chosen_on(rows: Sequence[Row]) -> list[str]:
+    """On which images cells were judged."""
+    (on, count), *_ = sorted({judged_on(row) for row in rows}, reverse=True)
+    if on == "validation":
+        return [f"Cells were judged on {count} validation images; figures in % are of the test images."]
+    return [
+        "There are no validation images beside those that methods are calibrated on: cells were judged on the test "
+        "images themselves, which flatters the one that is chosen."
+    ]
+
+
+def _evidence(row: Row, choice: Choice) -> list[str]:
     """Sentences on why, or how far, the figures of a row can be believed."""
     metrics, sentences = row.metrics, []
     if row.verdict:
@@ -123,6 +143,8 @@ def _evidence(row: Row) -> list[str]:
         sentences.append(
             f"Against fp32 on the same engine it is {row.verdict}: {times} times as fast {ends}, in interleaved blocks."
         )
+        if row.verdict == "slower" and not any(row is each for each in choice.slower):
+            sentences.append("That fp32 does not keep what is required.")
     if "mcnemar_p" in metrics and metrics.get("flips"):
         known = "is significant" if metrics["mcnemar_p"] < 1 - row.confidence else "is not significant"
         gain = " (it gained)" if metrics["top1_drop_pp"] < 0 else ""
@@ -135,7 +157,7 @@ def _evidence(row: Row) -> list[str]:
         sentences.append(f"The engine agrees with the reference on {agreement} of the test images.")
     if metrics.get("int8_mac_share"):
         sentences.append(f"{100 * metrics['int8_mac_share']:.0f} % of its multiply-accumulates ran on integers.")
-    if "noisy" in row.flags:
+    if row.final.noisy if row.final else "noisy" in row.flags:
         sentences.append("The machine was noisy: measure again with remeasure=noisy before relying on the latency.")
     return sentences
 

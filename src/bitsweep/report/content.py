@@ -1,87 +1,17 @@
 """The content of a report, whatever it is written to: rows, columns, Pareto fronts, and what explains the figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from bitsweep.metrics import METRICS, Metric
+from bitsweep.config.requirement import NOTHING, Requirements
+from bitsweep.metrics import METRICS
+from bitsweep.report.row import SHOWN_GROUPS, Baseline, Race, Row
+from bitsweep.report.verdict import verdict_of
 
 if TYPE_CHECKING:
     import pandas
-
-RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
-#: Config groups that every table shows; the others only where they differ between cells.
-SHOWN_GROUPS = ("model", "method", "precision", "backend")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A cell and how it ended.
-
-    Attributes:
-        cell: config group -> choice, and the knobs that were overridden.
-        metrics: by the names of ``docs/measurement.md``; any may be missing.
-        verdict: on the speed-up; empty where nothing was timed against fp32.
-        findings: sentences that explain the figures.
-        command: reproduces this cell alone.
-        pictures: PNG files under the folder of the report.
-        shown: knobs that its name shows.
-        confidence: how sure its intervals are.
-        batch: images of a batch whose latency it has.
-    """
-
-    cell: dict[str, str]
-    status: RowStatus
-    reason: str = ""
-    log_tail: str = ""
-    metrics: dict[str, float]
-    flags: tuple[str, ...] = ()
-    verdict: str = ""
-    findings: tuple[str, ...] = ()
-    scheme: str = ""
-    command: str
-    run_id: str = ""
-    pictures: tuple[Path, ...] = ()
-    shown: tuple[str, ...] = ()
-    confidence: float = 0.95
-    batch: int = 1
-
-    @property
-    def measured(self) -> bool:
-        """Whether there are figures."""
-        return self.status in ("finished", "reused", "lowered")
-
-    @property
-    def not_run(self) -> bool:
-        """Whether no engine ran it; a lowered one has figures all the same."""
-        return self.status in ("lowered", "skipped", "interrupted")
-
-    @property
-    def name(self) -> str:
-        """Model, method, precision and engine."""
-        return " ".join([*(self.cell[group] for group in SHOWN_GROUPS if group != "backend"), self.engine])
-
-    @property
-    def engine(self) -> str:
-        """The engine, and the device that was asked for."""
-        return " on ".join([self.cell["backend"], *(self.cell[knob] for knob in self.shown if knob in self.cell)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A trained fp32 model that cells of the sweep rest on.
-
-    Attributes:
-        pictures: PNG files under the folder of the report.
-    """
-
-    name: str
-    run_id: str
-    metrics: dict[str, float]
-    seconds: float
-    pictures: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +20,9 @@ class SweepReport:
 
     Attributes:
         compare_url: path of the comparison page under the address of the MLflow UI.
+        require: what cells must keep.
+        races: final races, each of cells by their choices.
+        no_race: why there is none where there should be; empty otherwise.
     """
 
     sweep_id: str
@@ -101,6 +34,9 @@ class SweepReport:
     environment: dict[str, Any]
     tracking_uri: str
     compare_url: str
+    require: Requirements = NOTHING
+    races: tuple[Race, ...] = ()
+    no_race: str = ""
 
     @property
     def measured(self) -> list[Row]:
@@ -126,6 +62,7 @@ class SweepReport:
                 "status": row.status,
                 "reason": row.reason,
                 "verdict": row.verdict,
+                **({"requirements": stands(row, self.require)} if self.require.limits else {}),
                 "flags": "; ".join(row.flags),
                 "scheme": row.scheme,
                 "run_id": row.run_id,
@@ -165,25 +102,7 @@ def distinguishing(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if any(len(found) > 1 for (of, _), found in values.items() if of == name)]
 
 
-# --------------------------------------------------------------------------- columns
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of figures.
-
-    Attributes:
-        text: how a row's figure is shown; empty where there is none.
-        metric: what the column is sorted by.
-        about: what the figure means; empty for a column of words.
-        narrow: title where there is no room for intervals; empty for a column that is left out there.
-    """
-
-    title: str
-    text: Callable[[Row], str]
-    metric: str = ""
-    about: str = ""
-    narrow: str = ""
+# --------------------------------------------------------------------------- figures as text
 
 
 def shown(row: Row, name: str) -> str:
@@ -208,68 +127,18 @@ def ratio(row: Row) -> str:
     return f"{value}x [{low}, {high}]"
 
 
+def stands(row: Row, require: Requirements) -> str:
+    """How a row stands to the limits; empty where there are none, or no figures."""
+    return str(verdict_of(row, require)) if require.limits and row.measured else ""
+
+
 def confidence(rows: Sequence[Row]) -> str:
     """How sure intervals are, e.g. ``95 %``; in general words where rows differ."""
     levels = {row.confidence for row in rows}
     return f"{100 * levels.pop():g} %" if len(levels) == 1 else "interval"
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that any of the rows has a figure for."""
-    return [column for column in all_columns(confidence(rows)) if any(map(column.text, rows))]
-
-
-def all_columns(sure: str) -> tuple[Column, ...]:
-    """All that a table can have.
-
-    Args:
-        sure: how sure intervals are, for titles.
-    """
-
-    def figures(name: str, narrow: str = "") -> Column:
-        metric = METRICS[name]
-        return Column(
-            title=metric.title, text=lambda row: shown(row, name), metric=name, about=_about(metric), narrow=narrow
-        )
-
-    def with_interval(name: str, text: Callable[[Row], str], narrow: str) -> Column:
-        metric = METRICS[name]
-        title = f"{metric.title} [{sure}]"
-        return Column(title=title, text=text, metric=name, about=_about(metric), narrow=narrow)
-
-    return (
-        with_interval("top1", lambda row: interval(row, "top1"), "top-1"),
-        figures("top1_drop_pp", "drop"),
-        figures("flips"),
-        figures("latency_p50_ms", "p50 ms"),
-        with_interval("speedup", ratio, "speed"),
-        Column(title="verdict", text=lambda row: row.verdict, metric="speedup", narrow="verdict"),
-        figures("size_mb", "MB"),
-        figures("peak_rss_mb"),
-        figures("device_p50_ms"),
-        figures("peak_device_mb"),
-        Column(title="flags", text=lambda row: ", ".join(row.flags), narrow="flags"),
-    )
-
-
-def _about(metric: Metric) -> str:
-    better = f"{metric.better} is better" if metric.better else ""
-    return " ".join([metric.text, f"({', '.join(filter(None, (metric.unit, better)))})"])
-
-
 # --------------------------------------------------------------------------- conclusions
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, gain) points that no other beats, from the cheapest on.
-
-    A point is beaten by one that costs no more and gains no less, and is better in one of the two.
-    """
-    front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if not front or points[index][1] > points[front[-1]][1]:
-            front.append(index)
-    return front
 
 
 def findings(report: SweepReport) -> list[tuple[str, str]]:

@@ -6,7 +6,9 @@ from typing import Any
 
 from bitsweep.metrics import METRICS
 from bitsweep.plots.figures import drawable, drawable_names
-from bitsweep.report.content import Row, distinguishing, pareto_front
+from bitsweep.report.choice import pareto_front
+from bitsweep.report.content import distinguishing
+from bitsweep.report.row import Row
 
 #: Metric of the bits of a cell.
 BITS = "bits_per_parameter"

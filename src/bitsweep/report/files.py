@@ -6,8 +6,10 @@ from typing import Any
 
 from bitsweep.report import templating
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import Baseline, Column, Row, SweepReport, columns, environment_lines, findings
+from bitsweep.report.columns import Column, columns
+from bitsweep.report.content import SweepReport, environment_lines, findings
 from bitsweep.report.pictures import Picture, pictures
+from bitsweep.report.row import Baseline, Row
 from bitsweep.text import write_csv
 
 
@@ -54,7 +56,7 @@ class _Line:
 
 def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
     """What both templates show."""
-    groups, shown = report.varying_choices, columns(report.measured)
+    groups, shown = report.varying_choices, columns(report)
     names = [(" ".join(row.cell.get(group, "") for group in groups), row.pictures) for row in report.measured]
     return {
         "report": report,

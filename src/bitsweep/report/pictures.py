@@ -16,7 +16,9 @@ from typing import Any
 from bitsweep.errors import BitsweepError, first_line
 from bitsweep.plots.figures import save
 from bitsweep.report import drawing
-from bitsweep.report.content import Row, SweepReport, confidence, pareto_front
+from bitsweep.report.choice import pareto_front
+from bitsweep.report.content import SweepReport, confidence
+from bitsweep.report.row import Row
 from bitsweep.results import Evidence
 from bitsweep.runtime import child
 from bitsweep.runtime.file_by_file import load_evidence, make_files, note_lost

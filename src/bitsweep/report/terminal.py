@@ -7,10 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bitsweep.report.advice import recommendations
-from bitsweep.report.content import SweepReport, columns
+from bitsweep.report.columns import columns
+from bitsweep.report.content import SweepReport
 from bitsweep.text import plain
 
-_STYLE = {"faster": "green", "slower": "red"}
+_STYLE = {"faster": "green", "slower": "red", "meets": "green"}
+#: Characters in a line of what cells miss.
+_WIDEST = 26
 _SHORT = {"not distinguishable": "unclear"}
 
 
@@ -52,11 +55,14 @@ def _filled(report: SweepReport, *, narrow: bool) -> Table:
     ]
     for group in groups:
         figures.add_column(Text(plain(group)), overflow="fold")
-    shown = [column for column in columns(report.measured) if column.narrow or not narrow]
+    shown = [column for column in columns(report) if column.narrow or not narrow]
     for column in shown:
-        is_text = column.title in ("flags", "verdict")
+        is_text = column.title in ("flags", "verdict", "requirements")
         figures.add_column(
-            Text(column.narrow if narrow else column.title), justify="left" if is_text else "right", overflow="fold"
+            Text(column.narrow if narrow else column.title),
+            justify="left" if is_text else "right",
+            overflow="fold",
+            max_width=_WIDEST if column.title == "requirements" else None,
         )
     for row in report.measured:
         cells = [Text(plain(row.cell.get(group, ""))) for group in groups]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitsweep.cell_results import measurement_by_key
+from bitsweep.config.requirement import Requirements
 from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
 from bitsweep.evidence import PICTURES
@@ -62,10 +63,18 @@ def _entries(connection: Connection, sweep: "Run", store: Store) -> list[Entry]:
     return [Entry(**entry) for entry in _note(connection, sweep, "plan.json", store)]
 
 
-def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepReport:
+def requirements_of(sweep: "Run") -> Requirements:
+    """What the cells of a sweep had to keep when it was run."""
+    return Requirements(**json.loads(sweep.data.tags.get("require", "{}")))
+
+
+def read_sweep(
+    connection: Connection, sweep: "Run", *, folder: Path, require: Requirements | None = None
+) -> SweepReport:
     """Everything that is known of a sweep, read back from MLflow, or from the store what is gone there.
 
     Args:
+        require: what its cells must keep; None for what was asked of them when it was run.
         folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
     """
     with connection.explained():
@@ -87,6 +96,7 @@ def read_sweep(connection: Connection, sweep: "Run", *, folder: Path) -> SweepRe
             environment=_note(connection, sweep, "environment.json", store),
             tracking_uri=connection.uri,
             compare_url=connection.comparison_path,
+            require=requirements_of(sweep) if require is None else require,
         )
 
 

@@ -1,10 +1,12 @@
 """Writing sweeps into the tracking store: their plan, how their cells ended, and their report."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bitsweep.config.requirement import Requirements
 from bitsweep.runtime import environment
 from bitsweep.runtime.store import Store
 from bitsweep.tracking.connection import Connection, owner
@@ -17,15 +19,18 @@ class SweepLogger:
     def __init__(self, connection: Connection, store: Store) -> None:
         self._connection, self._client, self._store = connection, connection.client, store
 
-    def start(self, sweep_id: str, command: str, entries: list[Entry], packages: Iterable[str]) -> str:
+    def start(
+        self, sweep_id: str, command: str, entries: list[Entry], packages: Iterable[str], *, require: Requirements
+    ) -> str:
         """Open the run of a sweep and keep its plan there, so that even a killed sweep can be reported.
 
         Args:
             packages: distributions that its cells use.
+            require: what its cells must keep.
         """
         tags = {
             "kind": "sweep", "sweep": sweep_id, "command": command, "status": "running",
-            "store": str(self._place()), **owner(),
+            "store": str(self._place()), "require": json.dumps(require.set_values), **owner(),
         }  # fmt: skip
         with self._connection.explained():
             run = self._client.create_run(self._connection.experiment_id, run_name=f"sweep {sweep_id}", tags=tags)

@@ -17,7 +17,7 @@ from bitsweep.errors import DataError
 from bitsweep.results import Splits
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.distributed import DistributedContext
-from bitsweep.training.loop import choose_device, compute_logits, loader, train, validate
+from bitsweep.training.loop import choose_device, compute_logits, loader, train
 from bitsweep.training.network import build_network, freeze, start_from_weights
 
 
@@ -36,7 +36,8 @@ def fit(
 
     Args:
         folder: gets ``checkpoint.pt`` (state_dict with the lowest validation loss, a finer measure than the accuracy
-            on few images), ``history.json`` and ``test_logits.npy`` (float32 [N, K], computed in fp32).
+            on few images), ``history.json``, ``test_logits.npy`` (float32 [N, K]) and ``validation_right.npy`` (bool
+            [N]: which of these images it classifies right), both computed in fp32.
         rank: number of this process among the ``recipe.devices`` that train together; that of number 0 writes.
         unfinished: file that training is kept in as far as it has come, and goes on from; None to keep nothing.
         progress: gets how far it is; a line an epoch goes to standard output in any case.
@@ -82,15 +83,16 @@ def fit(
     if not context.is_main:
         return
     load = loader(splits, model.input_shape, device)
-    val_top1 = None
+    right_N = np.zeros(0, bool)
     if len(splits.val):
-        val_top1 = history[best].val_top1 if history else validate(network, splits.val, load, device)[1]
+        right_N = compute_logits(network, splits.val, load, device).argmax(1).cpu().numpy() == splits.val.labels
+    np.save(folder / "validation_right.npy", right_N)
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     torch.save(state, folder / "checkpoint.pt")
     about = {
         "device": device.type if context.size == 1 else f"{context.size} x {device.type}",
         "best_epoch": best,
-        "val_top1": val_top1,
+        "val_top1": float(right_N.mean()) if len(right_N) else None,
         "epochs": [asdict(epoch) for epoch in history],
     }
     (folder / "history.json").write_text(json.dumps(about))

@@ -19,4 +19,5 @@ def load_trained(folder: Path) -> Trained:
         val_top1=about["val_top1"],
         device=about["device"],
         test_logits_NK=np.load(folder / "test_logits.npy"),
+        validation_right_N=np.load(folder / "validation_right.npy"),
     )
