@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sweeps of one process of the suite need not wait for those of another: the lock of the machine lies there."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor"))
-    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("own"))
+    os.environ["TMPDIR"] = os.environ["BITSWEEP_LOCK_FOLDER"] = str(tmp_path_factory.mktemp("own"))
     tempfile.tempdir = None
 
 

@@ -70,6 +70,10 @@ if __name__ == "__main__":
     assert [each.verdict for each in bs.plan(cells)] == ["reuse"]
     assert list(bs.load("first", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
     report.frame().to_pickle("frame.pkl")
+    # Another sweep that was planned before this one ended finds the measurement, and logs it no second time.
+    from bitsweep.sweep import Options, run_cell
+    again = run_cell(cells[0], Options(), folder=Path("out/second"), sweep_id="second")
+    assert again.run_id == report.rows[0].run_id
 """
     Path("sweep.py").write_text(program)
     ran = subprocess.run([sys.executable, "sweep.py"], capture_output=True, text=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bitsweep.cleaning import clean
+from bitsweep.config.requirement import NOTHING
 from bitsweep.errors import UsageError
 from bitsweep.runtime.store import Store
 from bitsweep.runtime.store_contents import contents
@@ -75,7 +76,7 @@ def test_what_a_finished_cell_rests_on_is_kept(store: Store, capsys: pytest.Capt
 def test_cells_of_another_database_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
     entry = Entry(cell={}, key="lost", baseline_key="", scheme="", command="", verdict="finished")
     connection = Connection()
-    run_id = SweepLogger(connection, store).start("s", "command", [entry], ())
+    run_id = SweepLogger(connection, store).start("s", "command", [entry], (), require=NOTHING)
     with pytest.raises(UsageError, match="the sweep s is running"):
         clean(store.root, kinds=(), delete=True, force=False)
     connection.client.set_terminated(run_id)

@@ -28,7 +28,11 @@ from tests.test_layers import LAYERS
 ROOT = Path(__file__).parents[1]
 CONF, SOURCE = ROOT / "conf", ROOT / "src" / "bitsweep"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-CHOICES = {folder.name: {file.stem for file in folder.glob("*.yaml")} for folder in CONF.iterdir() if folder.is_dir()}
+CHOICES = {
+    folder.name: {file.stem for file in folder.glob("*.yaml")}
+    for folder in CONF.iterdir()
+    if folder.is_dir() and folder.name != "hydra"
+}
 WORKFLOWS = ROOT / ".github" / "workflows"
 #: What paths in backticks are relative to.
 PLACES = (ROOT, SOURCE, SOURCE / "quantization")
@@ -127,6 +131,9 @@ def _compose_each(words: list[str]) -> None:
     words = [PLACEHOLDER.sub("lenet", word) if word == "model=NAME" else word for word in words]
     if {"--help", "--cfg"} & set(words):
         return
+    for launcher in [word for word in words if word.startswith("hydra/launcher=")]:  # it may be no more than an extra
+        assert (CONF / "hydra" / "launcher" / f"{launcher.partition('=')[2]}.yaml").exists()
+        words = [word for word in words if word != launcher]
     overrides = [word for word in checked(words) if word != "-m"]
     points = []
     for word, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):

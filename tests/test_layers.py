@@ -29,6 +29,7 @@ LAYERS = (
     ("pipeline",),
     ("planning", "tracking", "report", "expectation"),
     ("comparison", "cleaning"),
+    ("launching",),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
-from bitsweep.errors import ConfigError
+from bitsweep.errors import ConfigError, MissingPackage
+from bitsweep.runtime.environment import version_of
 from bitsweep.sweep import Options
 
 #: Groups of YAMLs that are chosen from.
@@ -26,6 +27,13 @@ _GROUPS = (*CONFIG_GROUPS, REQUIRE, "scale", "sweep")
 _KEYS = (*_GROUPS, "seed", "data", *Options.__dataclass_fields__)
 #: Mappings whose keys are the user's, so that no YAML knows them.
 _OPEN = ("model.arguments", "dataset.arguments")
+#: Launcher -> the distribution that it comes in, and the extra that installs it.
+_LAUNCHERS = {
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "local": ("hydra-submitit-launcher", "slurm"),
+    "slurm": ("hydra-submitit-launcher", "slurm"),
+    "ray": ("hydra-ray-launcher", "ray"),
+}
 _CONF = Path(__file__).parent / "conf"
 
 
@@ -50,6 +58,9 @@ def _checked(word: str, *, multirun: bool) -> str:
     key = override.key_or_group
     if not key:
         raise ConfigError(f"{word}: no key; write KEY=VALUE, as in model=resnet18")
+    needed = _LAUNCHERS.get(str(override.value())) if key == "hydra/launcher" else None
+    if needed and version_of(needed[0]) == "absent":
+        raise MissingPackage(*needed)
     if key.startswith("hydra"):
         return word
     if override.is_delete():

@@ -392,7 +392,8 @@ class Evidence:
 class Outcome:
     """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log.
 
-    The measurement of a lowered cell holds what its files say: size and kernels, no accuracy and no latency.
+    The measurement of a lowered cell holds what its files say: size and kernels, no accuracy and no latency. A failed
+    cell is ``lost`` where its job ended without an answer.
     """
 
     status: Status
@@ -401,3 +402,4 @@ class Outcome:
     measurement: Measurement | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     run_id: str = ""
+    lost: bool = False

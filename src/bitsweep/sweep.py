@@ -4,8 +4,10 @@ Every start of the command imports this module, so heavy imports stand inside.
 """
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,8 +18,9 @@ from bitsweep import pipeline, stages
 from bitsweep.cell import Cell
 from bitsweep.config.configurable import configurable
 from bitsweep.config.requirement import common
-from bitsweep.errors import BitsweepError, UsageError
+from bitsweep.errors import BitsweepError, TrackingError, UsageError
 from bitsweep.expectation import Expectation
+from bitsweep.launching import Launch, launched, require_planned
 from bitsweep.planning import TO_DO, Planned, describe, duration, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime import child, machine
@@ -44,6 +47,7 @@ class Options:
         timeout_s: seconds that compressing, lowering and each measuring pass may take.
         memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
         expect: what baselines must reach, so that their cells go on.
+        planned: key of the cell and machine where it was planned, see `bitsweep.launching`; empty for no plan.
     """
 
     plan: bool = False
@@ -53,6 +57,7 @@ class Options:
     timeout_s: Annotated[float, Field(gt=0)] = 3600
     memory_gb: Annotated[float, Field(ge=0)] = 0
     expect: Expectation = Expectation()
+    planned: str = ""
 
     def __post_init__(self) -> None:
         if self.store == Path():
@@ -80,10 +85,6 @@ def _again(tags: Mapping[str, str], options: Options) -> bool:
     return options.remeasure == "all" or (options.remeasure == "noisy" and "noisy" in flags)
 
 
-#: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
-Launch = Callable[[Sequence[Cell], str], Sequence[Outcome]]
-
-
 def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: Path, launch: Launch) -> int:
     """Plan cells, train their baselines, run them, and report.
 
@@ -103,9 +104,10 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     store = Store(options.store)
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         by_store = plan(cells, store, None)
-    if options.plan:
-        print(describe(by_store))
-        return 0
+        if options.plan:
+            known = _tracked()
+            print(describe(by_store if known is None else plan(cells, store, known)))
+            return 0
     store.check()
     computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
     child.warm_up(*([] if computes else [child.FOR_PICTURES]))
@@ -132,7 +134,9 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
     entries = {each: _entry(each, reused.get(each, "")) for each in planned}
     packages = [package for each in planned for package in each.cell.packages]
+    since_ms = int(1000 * time.time())
     run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages, require=require)
+    launch = functools.partial(launched, launch, connection=connection, store=store, since_ms=since_ms)
     status = "killed"
     try:
         for known in reused.values():
@@ -156,10 +160,25 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     finally:
         sweep_logger.update(run_id, list(entries.values()))
         report = read_sweep(connection, connection.client.get_run(run_id), folder=folder)
+        if status == "finished" and any(row.status == "interrupted" for row in report.rows):
+            status = "failed"  # what was to be run has no run
         sweep_logger.finish(run_id, status, publish(report, folder))
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
     return UNMET if unmet(report) else int(status != "finished")
+
+
+def _tracked() -> dict[str, str] | None:
+    """Cell key -> its run, of all finished cells; None where nothing was tracked yet, or cannot be seen."""
+    from bitsweep.tracking.connection import Connection
+
+    try:
+        return {key: run.info.run_id for key, run in Connection(read_only=True).cells().items()}
+    except UsageError:
+        return None
+    except TrackingError as error:
+        print(f"planned by the store alone: {error}")
+        return None
 
 
 def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:
@@ -172,6 +191,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     from bitsweep.tracking.logger import RunLogger
 
     machine.check()
+    require_planned(cell, options.planned, options.stage)
     store = Store(options.store)
     runner = pipeline.StageRunner(
         store=store, log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb

@@ -13,9 +13,19 @@ from bitsweep.runtime import machine
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files; gives the one that sweeps share."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    """Where sweeps share a folder; gives that one."""
+    monkeypatch.setenv(machine.VARIABLE, str(tmp_path))
     return tmp_path / f"bitsweep-{os.getuid()}"
+
+
+def test_the_shared_folder_does_not_follow_the_one_of_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(machine.VARIABLE)
+    usual = machine.private_folder()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert machine.private_folder() == usual
 
 
 def test_many_may_work(scratch: Path) -> None:
@@ -28,11 +38,7 @@ def test_many_may_work(scratch: Path) -> None:
 
 
 def test_one_that_measures_is_alone(scratch: Path) -> None:
-    program = (
-        f"import tempfile; tempfile.tempdir = {str(scratch.parent)!r}\n"
-        "from bitsweep.runtime import machine\n"
-        "with machine.working(quiet=True): print('measured', flush=True)"
-    )
+    program = "from bitsweep.runtime import machine\nwith machine.working(quiet=True): print('measured', flush=True)"
     with machine.working(quiet=False):
         other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -56,7 +62,9 @@ def test_what_is_in_the_way_is_named(spoil: Callable[[Path], object], scratch: P
     (scratch.parent / "other").mkdir()
     spoil(scratch)
     for use in (machine.check, machine.working(quiet=True).__enter__):
-        with pytest.raises(MachineError, match=rf"{scratch}.*(remove it|remove what is there), or set TMPDIR"):
+        with pytest.raises(
+            MachineError, match=rf"{scratch}.*(remove it|remove what is there), or set BITSWEEP_LOCK_FOLDER"
+        ):
             use()
 
 
@@ -70,6 +78,6 @@ def test_a_user_may_have_a_number_and_nothing_else(scratch: Path) -> None:
         "from bitsweep.runtime import machine; machine.check()\n"
         "import getpass, mlflow; print(getpass.getuser())"
     )
-    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch.parent)}
+    environment = {"PATH": os.environ["PATH"], machine.VARIABLE: str(scratch.parent)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "54321\n"), done.stderr

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def test_a_failure_publishes_nothing(tmp_path: Path) -> None:
         raise RuntimeError
     assert store.find("kind", "k") is None
     assert not list((tmp_path / "kind").iterdir())
+
+
+def test_where_locks_do_not_hold_the_first_result_counts(tmp_path: Path) -> None:
+    """Two machines that share a folder build the same: the second to end takes what the first has built."""
+    store, other = Store(tmp_path / "shared"), Store(tmp_path / "other")
+    left = tmp_path / "shared" / "kind"
+    for host in (socket.gethostname(), "another"):
+        (left / f"k.{host}.123.partial").mkdir(parents=True)
+    with store.building("kind", "k", about=ABOUT) as folder:
+        assert folder and folder.name == f"k.{socket.gethostname()}.{os.getpid()}.partial"
+        (folder / "data.bin").write_bytes(b"second")
+        build(other, content=b"first").rename(store.folder("kind", "k"))
+    found = store.find("kind", "k")
+    assert found and (found / "data.bin").read_bytes() == b"first"
+    assert {path.name for path in left.glob("*.partial")} == {"k.another.123.partial"}
+    (found / "data.bin").write_bytes(b"spoilt")
+    assert (build(store) / "data.bin").read_bytes() == b"x" * 5000
 
 
 LARGE = bytes(range(256)) * 20_000

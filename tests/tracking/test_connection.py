@@ -32,7 +32,7 @@ def connect(folder: Path, script: str = CONNECT) -> subprocess.Popen[str]:
 
 
 def test_a_database_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("BITSWEEP_LOCK_FOLDER", str(tmp_path))
     folder = tmp_path / "work"
     folder.mkdir()
     with connect(folder) as victim:

@@ -54,6 +54,9 @@ def warm_up(preload: str = _PRELOAD) -> None:
 
 
 def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerContext:
+    # Children start by the default of their parent, which joblib's workers set to a method that it alone knows.
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])  # says nothing to a server that runs already
     return context

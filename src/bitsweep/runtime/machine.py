@@ -11,24 +11,32 @@ from pathlib import Path
 
 from bitsweep.errors import MachineError
 
+#: Environment variable that names where else the shared folder is.
+VARIABLE = "BITSWEEP_LOCK_FOLDER"
+
 
 def private_folder() -> Path:
     """A folder of this user on this machine, which nobody else may write.
 
+    It does not follow TMPDIR, which clusters set to another folder for every job.
+
     Raises:
         MachineError: there can be none.
     """
+    usual = Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
     try:
-        folder = Path(tempfile.gettempdir()) / f"bitsweep-{_user()}"
+        folder = Path(os.environ.get(VARIABLE) or usual) / f"bitsweep-{_user()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise MachineError(
-            f"{error.filename or tempfile.tempdir}: cannot be the folder that sweeps of this machine share "
-            f"({error.strerror or error}); remove what is there, or set TMPDIR to another folder"
+            f"{error.filename or usual}: cannot be the folder that sweeps of this machine share "
+            f"({error.strerror or error}); remove what is there, or set {VARIABLE} to another folder"
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != _user() or found.st_mode & 0o022:
-        raise MachineError(f"{folder}: is not a folder that is this user's alone; remove it, or set TMPDIR to another")
+        raise MachineError(
+            f"{folder}: is not a folder that is this user's alone; remove it, or set {VARIABLE} to another"
+        )
     return folder
 
 
@@ -91,7 +99,7 @@ def _explained(file: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         raise MachineError(
             f"{file}: cannot be the lock that keeps measuring apart from other work ({error}); remove it, or set "
-            "TMPDIR to another folder"
+            f"{VARIABLE} to another folder"
         ) from error
 
 

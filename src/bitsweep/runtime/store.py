@@ -1,7 +1,7 @@
 """The artifact store: folders found by their key, published whole or not at all.
 
 <root>/<kind>/<key>/              a finished folder with its manifest.json
-<root>/<kind>/<key>.partial/      being built by the holder of the lock; a leftover is thrown away
+<root>/<kind>/<key>.<host>.<pid>.partial/  being built by the holder of the lock; leftovers of this host are thrown away
 <root>/<kind>/<key>.unfinished    what its builder goes on from after a kill; gone when the folder is finished
 <root>/<kind>/<key>.seen          hashes of its files, remembered until one of them is touched
 <root>/notes/<id>/                documents that are kept elsewhere, too
@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -16,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -30,12 +32,18 @@ from bitsweep.runtime.integrity import damaged, digests, remember
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+#: Of the machine; folders that several machines share may have no locks that hold between them.
+_HOST = socket.gethostname() or "host"
 #: Group and others may write.
 _OTHERS_WRITE = 0o022
 
 
 class Store:
-    """Finished work by kind and key. Safe for parallel processes of one machine, and against being killed."""
+    """Finished work by kind and key. Safe for parallel processes, and against being killed.
+
+    Processes of one machine wait for each other. Those of several that share a folder may build the same at once: the
+    first result counts.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()  # whoever changes the working directory later
@@ -108,18 +116,14 @@ class Store:
         Raises:
             StoreError: the disk is full or the store cannot be written.
         """
-        final = self.folder(kind, key)
-        partial = final.with_name(final.name + ".partial")
-        with self._explained():
-            _make(self.root / "locks")
-            lock = FileLock(self.root / "locks" / f"{kind}-{key}.lock")
-            lock.acquire()
-        try:
+        partial = self.folder(kind, key).with_name(f"{key}.{_HOST}.{os.getpid()}.partial")
+        with self.holding(kind, key):
             if self.find(kind, key):
                 yield None
                 return
             with self._explained():
-                _remove(partial)
+                for left in partial.parent.glob(f"{key}.{_HOST}.*.partial"):
+                    _remove(left)
                 _make(partial)
             start = time.monotonic()
             try:
@@ -128,17 +132,49 @@ class Store:
                     seconds = time.monotonic() - start
                     seen = digests(partial)
                     files = {name: digest for name, (_, digest) in seen.items()}
-                    manifest = {"about": about, "seconds": seconds, "files": files, "rests_on": [*map(list, rests_on)]}
+                    manifest = {
+                        "about": about, "seconds": seconds, "files": files, "rests_on": [*map(list, rests_on)],
+                    }  # fmt: skip
                     (partial / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
-                    _remove(final)
-                    partial.replace(final)
-                    remember(seen, final.with_suffix(".seen"))
+                    if self._publish(partial, kind, key):
+                        remember(seen, self.folder(kind, key).with_suffix(".seen"))
                     self.unfinished(kind, key).unlink(missing_ok=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             self._remember(kind, about, seconds)
+
+    @contextlib.contextmanager
+    def holding(self, kind: str, key: str) -> Iterator[None]:
+        """Hold the lock of a key: processes of one machine do one after the other what they do meanwhile.
+
+        Raises:
+            StoreError: there can be no lock.
+        """
+        with self._explained():
+            _make(self.root / "locks")
+            lock = FileLock(self.root / "locks" / f"{kind}-{key}.lock")
+            lock.acquire()
+        try:
+            yield
         finally:
             lock.release()
+
+    def _publish(self, partial: Path, kind: str, key: str) -> bool:
+        """Let a built folder be found; False where another machine was first, whose folder is as good.
+
+        Locks do not hold on every file system that machines share.
+        """
+        final = self.folder(kind, key)
+        if self.find(kind, key):
+            return False
+        _remove(final)
+        try:
+            partial.replace(final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not self.find(kind, key):
+                raise
+            return False
+        return True
 
     def finished_ns(self, kind: str, key: str) -> int:
         """When a finished folder was finished, in nanoseconds; 0 where there is none."""

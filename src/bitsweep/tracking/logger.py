@@ -23,7 +23,7 @@ from bitsweep.results import Curve, Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import Store
-from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of
+from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of, last
 from bitsweep.text import plain
 from bitsweep.tracking.connection import Connection, owner
 from bitsweep.tracking.model import MODEL, log_onnx_model
@@ -37,6 +37,8 @@ _LONGEST_PARAM = 6000
 MISSING = "missing_files"
 #: Tag of the key of the fp32 artifact that a cell is timed against.
 TWIN = "twin_key"
+#: Tag of the measurement that a run has.
+MEASURED = "measured"
 #: File of the labels of the test images, beside the logits.
 LABELS = "labels.npy"
 
@@ -132,10 +134,25 @@ class RunLogger:
             evidence: None where nothing was measured.
             runner: starts the process that logs the model.
         """
-        from mlflow.entities import Param
 
+        if not evidence:
+            return self._log_new_cell(cell, outcome, None, runner, sweep_id, baseline_run_id)
+        # Another sweep may be about to log the same measurement.
+        with self._store.holding("run", key_of(cell)):
+            return self._log_measured(cell, outcome, evidence, runner, sweep_id, baseline_run_id)
+
+    def _log_measured(
+        self,
+        cell: Cell,
+        outcome: Outcome,
+        evidence: Evidence,
+        runner: StageRunner,
+        sweep_id: str,
+        baseline_run_id: str,
+    ) -> tuple[str, Evidence | None]:
+        """Log a cell with figures, unless the run of this measurement is there: that one gets what it lacks."""
         known = self._connection.cells().get(key_of(cell))
-        if evidence and known and MEASUREMENT.name not in outcome.seconds:
+        if known and (known.data.tags.get(MEASURED) == self._measured(cell) or MEASUREMENT.name not in outcome.seconds):
             run_id, missing = str(known.info.run_id), known.data.tags.get(MISSING, "")
             if self.is_lost(run_id):
                 with self._connection.explained():
@@ -146,6 +163,26 @@ class RunLogger:
                         evidence = self._log_model(run_id, cell, outcome, evidence, runner)
                     self._log_evidence(run_id, evidence)
                 return run_id, evidence
+            if known.data.tags.get(MEASURED) == self._measured(cell):
+                self.adopt(run_id, sweep_id=sweep_id)
+                return run_id, evidence
+        return self._log_new_cell(cell, outcome, evidence, runner, sweep_id, baseline_run_id)
+
+    def _measured(self, cell: Cell) -> str:
+        """Which measurement of a cell the store has."""
+        return str(self._store.finished_ns(last(cell).name, key_of(cell)))
+
+    def _log_new_cell(
+        self,
+        cell: Cell,
+        outcome: Outcome,
+        evidence: Evidence | None,
+        runner: StageRunner,
+        sweep_id: str,
+        baseline_run_id: str,
+    ) -> tuple[str, Evidence | None]:
+        from mlflow.entities import Param
+
         measured = outcome.measurement
         status = "FAILED" if outcome.status == "failed" else "FINISHED"
         tags = {
@@ -155,7 +192,7 @@ class RunLogger:
             "flags": ", ".join(measured.flags) if measured else "",
             "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
             "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
-            "cpu": environment.current_cpu().model, TWIN: ARTIFACT.key_of(cell.twin),
+            "cpu": environment.current_cpu().model, TWIN: ARTIFACT.key_of(cell.twin), MEASURED: self._measured(cell),
         }  # fmt: skip
         with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
             now = int(time.time() * 1000)

@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 
 from bitsweep.cell import Cell
 from bitsweep.config.overrides import as_word
 from bitsweep.hydra_app import grid_overrides, read, typed_command
+from bitsweep.launching import as_planned
 from bitsweep.results import Outcome
 from bitsweep.sweep import own_folder, run_sweep
 
@@ -44,7 +43,8 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
 
         def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
             own = [f"stage={stage}", f"hydra.sweep.dir={as_word(str(folder))}"]
-            return self._launch([[*overrides_of[cell], *own] for cell in cells])
+            jobs = [[*overrides_of[cell], *own, f"planned={as_word(as_planned(cell, stage))}"] for cell in cells]
+            return self._launch(jobs)
 
         cells = [cell for cell, _ in bound]
         sys.exit(run_sweep(cells, options, command=typed_command(), folder=folder, launch=launch))
@@ -59,24 +59,12 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             returns = self.launcher.launch(jobs, initial_job_idx=start)
         except Exception as error:  # a launcher that loses its workers must not lose the report
             reason = f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']}: {error}"
-            return [Outcome(status="failed", reason=" ".join(reason.split())[:500])] * len(jobs)
+            return [Outcome(status="failed", reason=" ".join(reason.split())[:500], lost=True)] * len(jobs)
         outcomes = []
         for job in returns:
             try:
                 outcomes.append(job.return_value)
             except Exception as error:
-                outcomes.append(Outcome(status="failed", reason=f"{type(error).__name__}: {error}"))
+                reason = f"its job was lost ({type(error).__name__}: {error})"
+                outcomes.append(Outcome(status="failed", reason=" ".join(reason.split())[:500], lost=True))
         return outcomes
-
-
-@dataclass
-class SweeperConfig:
-    """Hydra's schema of the sweeper: a named sweep is the grid of ``params``, or several ``grids`` that share them."""
-
-    _target_: str = "hydra_plugins.bitsweep_sweeper.BitsweepSweeper"
-    max_batch_size: int | None = None
-    params: dict[str, str] | None = field(default_factory=dict)
-    grids: dict[str, dict[str, Any]] | None = field(default_factory=dict)
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="bitsweep", node=SweeperConfig, provider="bitsweep")

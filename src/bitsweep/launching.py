@@ -1,0 +1,81 @@
+"""Jobs that run somewhere: they must be what was planned, and one that is lost is one failed cell."""
+
+from collections.abc import Callable, Sequence
+
+from bitsweep import stages
+from bitsweep.cell import Cell
+from bitsweep.errors import MachineError
+from bitsweep.results import Outcome, Status
+from bitsweep.runtime.environment import current_cpu, current_gpu, physical_cores
+from bitsweep.runtime.store import Store
+from bitsweep.tracking.connection import Connection
+
+#: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
+Launch = Callable[[Sequence[Cell], str], Sequence[Outcome]]
+
+
+def as_planned(cell: Cell, stage: str) -> str:
+    """What a job is told of the plan: the key of what it is to make, and the machine that it was planned on."""
+    return f"{_key(cell, stage)} {_machine()}"
+
+
+def require_planned(cell: Cell, planned: str, stage: str) -> None:
+    """Refuse a cell that is another one here than where it was planned.
+
+    Its figures would be found by nobody: they are looked for by the key of the plan.
+
+    Raises:
+        MachineError: another machine, fewer or more cores, or other code.
+    """
+    key, _, where = planned.partition(" ")
+    if not key or key == _key(cell, stage):
+        return
+    if where != _machine():
+        raise MachineError(
+            f"planned on {where}, but this is {_machine()}: run the command in a job on such a node, or ask for nodes "
+            "and CPUs like those of the machine that plans"
+        )
+    raise MachineError("its code, packages or files are others here than where it was planned: make them the same")
+
+
+def _key(cell: Cell, stage: str) -> str:
+    return stages.key_of(cell) if stage == "cell" else stages.BASELINE.key_of(cell)
+
+
+def _machine() -> str:
+    cpu, gpu, cores = current_cpu(), current_gpu(), physical_cores()
+    return f"{cpu.model} ({cpu.isa}), {cores} core{'s' * (cores != 1)}{f', {gpu.model}' if gpu else ''}"
+
+
+def launched(
+    launch: Launch, cells: Sequence[Cell], stage: str, *, connection: Connection, store: Store, since_ms: int
+) -> list[Outcome]:
+    """Run cells as far as a stage, and see what became of each, whatever happened to the launcher.
+
+    Where a launcher gives up all jobs because it lost one, those that have left no result are run one by one: so the
+    one that is lost is lost alone.
+
+    Args:
+        since_ms: when the sweep started; runs from before are none of its.
+    """
+    outcomes = list(launch(cells, stage)) if cells else []
+    if len(cells) > 1 and all(outcome.lost for outcome in outcomes):
+        outcomes = []
+        for cell in cells:
+            outcomes.append(_left_behind(cell, stage, connection, store, since_ms) or launch([cell], stage)[0])
+    return [
+        (outcome.lost and _left_behind(cell, stage, connection, store, since_ms)) or outcome
+        for cell, outcome in zip(cells, outcomes, strict=True)
+    ]
+
+
+def _left_behind(cell: Cell, stage: str, connection: Connection, store: Store, since_ms: int) -> Outcome | None:
+    """What a job that did not answer has done all the same, by its key; None for nothing."""
+    if stage != "cell":
+        there = store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell))
+        return Outcome(status="finished") if there else None
+    run = connection.cells().get(stages.key_of(cell))
+    if run is None or (run.info.end_time or 0) < since_ms:
+        return None
+    status: Status = "lowered" if run.data.tags.get("status") == "lowered" else "finished"
+    return Outcome(status=status, reason=run.data.tags.get("reason", ""), run_id=run.info.run_id)

@@ -1,0 +1,115 @@
+"""Jobs of real launchers: they are what was planned, and one that is lost is one failed cell."""
+
+import sqlite3
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import bitsweep as bs
+from bitsweep import stages
+from bitsweep.cell import Cell
+from bitsweep.errors import MachineError
+from bitsweep.launching import as_planned, launched, require_planned
+from bitsweep.results import Outcome
+from bitsweep.runtime import environment
+from bitsweep.runtime.store import Store
+from bitsweep.tracking.connection import Connection
+from tests.test_sweep import cells, run
+
+LAUNCHERS = {"joblib": "hydra_plugins.hydra_joblib_launcher", "local": "hydra_plugins.hydra_submitit_launcher"}
+#: An engine that ends the job which runs it, but not the process that plans it.
+DIES = """
+import os, signal
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+
+os.environ.setdefault("PLANNER", str(os.getpid()))
+
+class Dies(OnnxRuntime):
+    def cannot_run(self):
+        if os.environ["PLANNER"] != str(os.getpid()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().cannot_run()
+"""
+
+
+def _has(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not _has(package), reason=f"the launcher of {name} is missing"))
+        for name, package in LAUNCHERS.items()
+    ],
+)
+def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
+    Path("dies.py").write_text(DIES)
+    (workplace / "mine" / "backend").mkdir(parents=True)
+    yaml = "defaults: [onnxruntime, _self_]\n_target_: dies.Dies\nname: dies\n"
+    (workplace / "mine" / "backend" / "dies.yaml").write_text(yaml)
+    words = [
+        "-m", "--config-dir", "mine", "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20",
+        "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=dies,onnxruntime",
+        f"hydra/launcher={launcher}",
+    ]  # fmt: skip
+    output = run(*words, code=1)
+    assert "UserWarning" not in output
+    assert [(row["backend"], row["status"]) for row in cells()] == [("dies", "failed"), ("onnxruntime", "finished")]
+    with sqlite3.connect("mlflow.db") as database:
+        assert list(database.execute("select count(*) from tags where key = 'cell_key'")) == [(1,)]
+
+
+@pytest.fixture
+def pair(workplace: Path) -> list[Cell]:
+    return bs.grid("model=mlp,lenet precision=fp32")
+
+
+def test_a_job_on_another_machine_refuses(pair: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = pair[0]
+    for stage in ("cell", "baseline"):
+        require_planned(cell, as_planned(cell, stage), stage)
+    require_planned(cell, "", "cell")
+    planned = as_planned(cell, "cell")
+    monkeypatch.setattr("bitsweep.launching.physical_cores", lambda: 64)
+    monkeypatch.setattr(stages, "physical_cores", lambda: 64)
+    (again,) = bs.grid("model=mlp precision=fp32")
+    with pytest.raises(MachineError, match=r"planned on .* cores?.*, but this is .*64 cores: run the command in a job"):
+        require_planned(again, planned, "cell")
+    require_planned(again, as_planned(cell, "baseline"), "baseline")
+    with pytest.raises(MachineError, match="its code, packages or files are others here"):
+        require_planned(again, f"{'0' * 64} {as_planned(cell, 'cell').partition(' ')[2]}", "cell")
+    assert environment.physical_cores() < 64
+
+
+def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pair: list[Cell]) -> None:
+    """The launcher loses all jobs, of which one had done its work; later it loses the other alone."""
+    connection, store, asked = Connection(), Store(Path("store")), []
+
+    def log(cell: Cell) -> str:
+        tags = {"kind": "cell", "cell_key": stages.key_of(cell), "status": "finished"}
+        run = connection.client.create_run(connection.experiment_id, tags=tags)
+        connection.client.set_terminated(run.info.run_id, "FINISHED")
+        return str(run.info.run_id)
+
+    log(pair[1])  # of a sweep before
+    since_ms = connection.client.create_run(connection.experiment_id).info.start_time + 1
+    done = []
+
+    def launch(cells: list[Cell], stage: str) -> list[Outcome]:
+        asked.append(len(cells))
+        if len(cells) > 1:
+            done.append(log(cells[0]))
+        return [Outcome(status="failed", reason="lost", lost=True) for _ in cells]
+
+    outcomes = launched(launch, pair, "cell", connection=connection, store=store, since_ms=since_ms)
+    assert asked == [2, 1]
+    assert [(each.status, each.run_id) for each in outcomes] == [("finished", done[0]), ("failed", "")]
+    assert replace(outcomes[1], lost=False) == Outcome(status="failed", reason="lost")
+    assert launched(launch, [], "cell", connection=connection, store=store, since_ms=0) == []
