@@ -123,6 +123,24 @@ CLAMPS: dict[str, Pattern] = {
     "threshold": between(lambda: nn.Threshold(0.1, -0.2)),
 }
 
+
+class Dense(nn.Module):
+    """Every layer reads all that were before, and normalises it, as in a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), conv(width, 4)) for width in (8, 12)
+        )
+        self.after = conv(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [x]
+        for layer in self.layers:
+            maps.append(layer(torch.cat(maps, 1)))
+        return self.after(torch.cat(maps, 1))
+
+
 READ_TWICE: dict[str, Pattern] = {
     "add": function(lambda self, x: self.after(x + x), after=conv),
     "multiply": function(lambda self, x: self.after(x * x), after=conv),
@@ -133,6 +151,7 @@ READ_TWICE: dict[str, Pattern] = {
         conv=conv, after=lambda: conv(2 * WIDTH),
     ),
     "stack": function(lambda self, x: self.after(torch.stack([x, x], 2).flatten(1, 2)), after=lambda: conv(2 * WIDTH)),
+    "dense": Dense,
     "product": function(lambda self, x: self.after(tokens(x).mT @ tokens(x) / 64), after=linear()),
 }  # fmt: skip
 

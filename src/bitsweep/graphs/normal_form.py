@@ -69,7 +69,7 @@ def _draws(node: Node) -> bool:
     if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     named = dict(zip((each.name for each in node.target._schema.arguments), with_defaults(node), strict=True))
-    return bool(named.get("dropout_p", True))
+    return bool(named.get("dropout_p", True)) and bool(named.get("train", True))
 
 
 def place_of(node: Node) -> str:
@@ -109,6 +109,9 @@ def drop_identities(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.target in IDENTITIES or _is_whole_slice(node) or _is_idle_dropout(node):
             node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target == aten.cat.default and len(node.args[0]) == 1:
+            node.replace_all_uses_with(node.args[0][0])
             graph.graph.erase_node(node)
         elif node.target in VIEWS:
             node.target = VIEWS[node.target]

@@ -64,7 +64,8 @@ class OpenVino(Backend):
         """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.export import export_onnx
 
-        export_onnx(program, folder / self.artifact, fused_gates=True, pointwise_linear=True, bits_of_weights=4)
+        form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
+        export_onnx(program, folder / self.artifact, **form, bits_of_weights=4)
         try:
             self._compiled(self._read(folder), batch=1, threads=1)
         except RuntimeError as error:

@@ -29,6 +29,7 @@ def export_onnx(
     codes_of_gates: bool = False,
     fused_gates: bool = False,
     pointwise_linear: bool = False,
+    pairs_after_joins: bool = True,
     bits_of_weights: int = 8,
 ) -> None:
     """Write a program to one ONNX file with a dynamic batch; the same program gives the same bytes.
@@ -43,6 +44,7 @@ def export_onnx(
             fuse this, and the function, into the layer before.
         pointwise_linear: whether linear layers of codes are written as 1x1 convolutions over the batch, for engines
             that have better kernels for these.
+        pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one.
         bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
             followed by a cast to bytes, for engines that do this once, when they load the file.
 
@@ -79,6 +81,8 @@ def export_onnx(
     rewrites.pad_codes(model.graph)
     if fused_gates:
         rewrites.dequantize_gates_by_arithmetic(model.graph)
+    if not pairs_after_joins:
+        rewrites.drop_pairs_after_joins(model.graph)
     if pointwise_linear:
         rewrites.convolve_linear_layers(model.graph)
     rewrites.narrow_weights(model, bits_of_weights)

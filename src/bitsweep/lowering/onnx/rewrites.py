@@ -121,6 +121,22 @@ def pad_codes(graph: ir.Graph) -> None:
         ir.convenience.replace_nodes_and_values(graph, pad, [quantize], tape.nodes, quantize.outputs, [result])
 
 
+def drop_pairs_after_joins(graph: ir.Graph) -> None:
+    """Leave out the pairs that follow joined parts which all come from the same grid: such a pair changes nothing.
+
+    OpenVINO ends with a segmentation fault where one stands before a multiplication, as in a DenseNet.
+    """
+    found = []
+    for join in [node for node in graph if node.op_type == "Concat"]:
+        parts = [_made_by(part, "DequantizeLinear") for part in join.inputs]
+        for quantize, _ in join.outputs[0].uses():
+            if quantize.op_type == "QuantizeLinear" and all(_same_grid(quantize, part) for part in parts):
+                found += [(reader, join.outputs[0]) for reader, _ in quantize.outputs[0].uses()]
+    for dequantize, joined in found:
+        if dequantize.op_type == "DequantizeLinear":
+            dequantize.outputs[0].replace_all_uses_with(joined)
+
+
 def _only_reader(value: ir.Value, operation: str) -> ir.Node | None:
     """The node that alone reads a value, if it is such an operation."""
     readers = [reader for reader, _ in value.uses()]
