@@ -113,7 +113,8 @@ def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> Swe
     connection = Connection(read_only=True)
     sweep = find_sweep(connection, sweep_id)
     wanted = requirements(shlex.split(require), recorded=requirements_of(sweep))
-    return read_sweep(connection, sweep, folder=folder or Path("multirun") / sweep_id, require=wanted)
+    place = folder or Path("multirun") / sweep.data.tags["sweep"]
+    return read_sweep(connection, sweep, folder=place, require=wanted)
 
 
 def compare(

@@ -4,6 +4,7 @@
 import argparse
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -44,7 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compare.add_argument("old", metavar="OLD", help="a sweep's folder or id, latest, previous, or a file of accept")
     compare.add_argument("new", metavar="NEW", help="the same of another")
     compare.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there, too")
-    gate = commands.add_parser("gate", help="end with exit code 1 if a sweep became worse than another")
+    gate = commands.add_parser(
+        "gate",
+        help="end with exit code 1 if a sweep became worse than another",
+        epilog="require.LIMIT=VALUE, as in bitsweep run: a cell that begins to miss a limit is a regression, too; "
+        "those that NEW was run with hold anyway",
+    )
     gate.add_argument("new", metavar="NEW", help="a sweep's folder or id, or latest")
     gate.add_argument("--against", metavar="OLD", required=True, help="another sweep, or a file of accept")
     gate.add_argument("--junit", metavar="FILE", type=Path, help="write the result of every cell as JUnit XML")
@@ -72,19 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check = commands.add_parser("verify", help="run such a folder in a new environment, and compare")
     check.add_argument("folder", metavar="DIR", type=Path)
     check.add_argument("--here", action="store_true", help="in this environment: install nothing")
-    options = parser.parse_args(given)
+    # They may stand anywhere, which positional arguments may not.
+    require = [word for word in given if given[0] == "gate" and re.match(r"\+*require[.=]", word)]
+    options = parser.parse_args([word for word in given if word not in require])
     try:
         if options.command == "init":
             start_here(options.folder)
         elif options.command == "report":
-            place = options.folder or Path("multirun") / options.sweep_id
-            sys.exit(rebuild_report(options.sweep_id, place, require=options.require))
+            sys.exit(rebuild_report(options.sweep_id, options.folder, require=options.require))
         elif options.command == "compare":
             compare_sweeps(options.old, options.new, _limits(options), file=options.markdown)
         elif options.command == "gate":
-            sys.exit(
-                gate_sweep(options.new, options.against, _limits(options), junit=options.junit, strict=options.strict)
-            )
+            sys.exit(gate_sweep(options, require=require))
         elif options.command == "accept":
             accept_sweep(options.sweep_id, options.out)
         elif options.command == "clean":
@@ -152,10 +157,11 @@ def complete(given: Sequence[str]) -> None:
     run(given)
 
 
-def rebuild_report(sweep_id: str, folder: Path, *, require: Sequence[str] = ()) -> int:
+def rebuild_report(sweep_id: str, folder: Path | None = None, *, require: Sequence[str] = ()) -> int:
     """Print the table of a sweep and write its report files again, from MLflow alone.
 
     Args:
+        folder: where they are written; None for the sweep's own.
         require: limits to judge it by besides those that it was run with, or in their place.
 
     Returns:
@@ -170,6 +176,7 @@ def rebuild_report(sweep_id: str, folder: Path, *, require: Sequence[str] = ()) 
 
     connection = Connection(read_only=True)
     sweep = find_sweep(connection, sweep_id)
+    folder = folder or Path("multirun") / sweep.data.tags["sweep"]
     wanted = requirements(require, recorded=requirements_of(sweep))
     report = read_sweep(connection, sweep, folder=folder, require=wanted)
     lost = sum(row.status == "interrupted" for row in report.rows)
@@ -197,24 +204,34 @@ def compare_sweeps(old: str, new: str, limits: "Limits", *, file: Path | None) -
         write(markdown(comparison), file)
 
 
-def gate_sweep(new: str, old: str, limits: "Limits", *, junit: Path | None, strict: bool) -> int:
-    """Print a line a regression of a sweep against another; returns the exit code."""
+def gate_sweep(options: argparse.Namespace, *, require: Sequence[str]) -> int:
+    """Print a line a regression of a sweep against another; returns the exit code.
+
+    Args:
+        require: limits that no cell may begin to miss, besides those that the sweep was run with.
+    """
     from bitsweep.comparison.content import compare
     from bitsweep.comparison.gate import write_junit, write_summary
     from bitsweep.comparison.reading import read_evidence
+    from bitsweep.hydra_app import requirements
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.reading import find_sweep, requirements_of
 
-    comparison = compare(read_evidence(old), read_evidence(new), limits)
-    if junit:
-        write_junit(comparison, junit, strict=strict)
+    connection = Connection(read_only=True)
+    wanted = requirements(require, recorded=requirements_of(find_sweep(connection, options.new)))
+    old, new = read_evidence(options.against), read_evidence(options.new, connection)
+    comparison = compare(old, new, _limits(options), require=wanted)
+    if options.junit:
+        write_junit(comparison, options.junit, strict=options.strict)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         write_summary(comparison, Path(summary))
     doubts = [(cell.name, line) for cell in comparison.cells for line in cell.doubts]
     for name, line in comparison.regressions:
         print(plain(f"regression: {name}: {line}"))
     for name, line in doubts:
-        print(plain(f"{'regression' if strict else 'undecided'}: {name}: {line}"))
+        print(plain(f"{'regression' if options.strict else 'undecided'}: {name}: {line}"))
     print(plain(comparison.summary))
-    return int(bool(comparison.regressions or (strict and doubts)))
+    return int(bool(comparison.regressions or (options.strict and doubts)))
 
 
 def accept_sweep(sweep_id: str, file: Path) -> None:

@@ -13,6 +13,7 @@ from bitsweep.comparison.evidence import CellEvidence, SweepEvidence, Timing, re
 from bitsweep.comparison.gate import write_junit, write_summary
 from bitsweep.comparison.judging import Limits
 from bitsweep.comparison.showing import markdown
+from bitsweep.config.requirement import Requirements
 from bitsweep.errors import UsageError
 
 N = 1000
@@ -130,6 +131,18 @@ def test_limits_are_what_may_be_lost() -> None:
     sides = sweep(old), sweep(new)
     assert len(compare(*sides, Limits()).regressions) == 2
     assert not compare(*sides, Limits(drop_pp=4, slower_pct=15)).regressions
+
+
+def test_a_limit_that_begins_to_be_missed_is_a_regression() -> None:
+    figures = {"top1": 0.9, "latency_p50_ms": 1.0}
+    require = Requirements(size_mb=0.1004)
+    for before, after, count in ((0.1, 0.1005, 1), (0.1005, 0.101, 0), (0.1, 0.1003, 0)):
+        old, new = (
+            cell(measurement=which, metrics={**figures, "size_mb": size})
+            for which, size in (("first", before), ("second", after))
+        )
+        comparison = compare(sweep(old), sweep(new), Limits(), require=require)
+        assert [line for _, line in comparison.regressions] == ["misses require.size_mb=0.1004: 0.101"] * count
 
 
 def test_an_accepted_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two sweeps side by side: which cells both have, what became of each, and which of that are regressions."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from typing import Literal
 
 from bitsweep.comparison.evidence import MEASURED, CellEvidence, SweepEvidence
 from bitsweep.comparison.judging import Judged, Limits, judge
+from bitsweep.config.requirement import NOTHING, Requirements
+from bitsweep.report.row import Row
+from bitsweep.report.verdict import Judged as JudgedLimit
+from bitsweep.report.verdict import verdict_of
 
 #: ``reused``: both sweeps show one and the same measurement. ``not run``: neither has figures.
 Became = Literal["worse", "better", "same", "undecided", "reused", "new", "gone", "not run"]
@@ -76,8 +81,12 @@ class Comparison:
         )
 
 
-def compare(old: SweepEvidence, new: SweepEvidence, limits: Limits) -> Comparison:
-    """Match the cells of two sweeps by their choices, and judge all that both measured together."""
+def compare(old: SweepEvidence, new: SweepEvidence, limits: Limits, *, require: Requirements = NOTHING) -> Comparison:
+    """Match the cells of two sweeps by their choices, and judge all that both measured together.
+
+    Args:
+        require: what a cell must not have begun to miss.
+    """
     known, found = ({_identity(cell): cell for cell in sweep.cells} for sweep in (old, new))
     pairs = [(known.get(each), found.get(each)) for each in {**found, **known}]
     both = [
@@ -88,7 +97,31 @@ def compare(old: SweepEvidence, new: SweepEvidence, limits: Limits) -> Compariso
     judged = judge(both, limits, level=1 - new.confidence)
     figures = {_identity(after): tuple(each) for (_, after), each in zip(both, judged, strict=True)}
     cells = [_compared(before, after, figures) for before, after in pairs]
-    return Comparison(old=old, new=new, cells=tuple(cells))
+    required = functools.partial(_required, require=require, confidence=new.confidence)
+    return Comparison(old=old, new=new, cells=tuple(map(required, cells)) if require.limits else tuple(cells))
+
+
+def _required(cell: ComparedCell, *, require: Requirements, confidence: float) -> ComparedCell:
+    """The same, where a cell that misses a limit which it did not miss before is a regression."""
+    before, after = (_missed(side, require, confidence) for side in (cell.old, cell.new))
+    if before is None or after is None:
+        return cell
+    lines = tuple(
+        f"misses require.{judged.name}={judged.bound:g}: {judged.text}"
+        for name, judged in after.items()
+        if name not in before
+    )
+    return replace(cell, regressions=cell.regressions + lines, became="worse" if lines else cell.became)
+
+
+def _missed(cell: CellEvidence | None, require: Requirements, confidence: float) -> dict[str, JudgedLimit] | None:
+    """The limits that a cell misses, by name; None where it was not measured."""
+    if cell is None or cell.status not in MEASURED:
+        return None
+    row = Row(
+        cell=cell.cell, status=cell.status, metrics=cell.metrics, flags=cell.flags, command="", confidence=confidence
+    )
+    return {judged.name: judged for judged in verdict_of(row, require).of("missed")}
 
 
 def _identity(cell: CellEvidence) -> tuple[tuple[str, str], ...]:

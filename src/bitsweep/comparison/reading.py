@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _LOGITS, _SAMPLES = "logits.npy", "latency_samples.npz"
-#: Beginnings of the names of metrics that are compared or shown.
-_KEPT = ("top1", "latency_p50_ms", "size_mb", "peak_rss_mb", "speedup")
 
 
 def read_evidence(word: str, connection: Connection | None = None) -> SweepEvidence:
@@ -55,7 +53,7 @@ def _evidence(connection: Connection, row: Row) -> CellEvidence:
         status=row.status,
         reason=row.reason,
         command=row.command,
-        metrics={name: value for name, value in row.metrics.items() if name.startswith(_KEPT) and math.isfinite(value)},
+        metrics={name: value for name, value in row.metrics.items() if math.isfinite(value)},
         flags=row.flags,
     )
     return _judgeable(connection, known, run) if run and row.measured else known
