@@ -29,6 +29,7 @@ from bitsweep.config.backend import InferenceFn
 from bitsweep.config.precision import Grid, Precision
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.results import Array, Shape, Splits
+from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.environment import current_cpu, version_of
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Ours:
             method = configured("method", "ptq", calibration_images=len(task.splits.train))
         else:
             method = configured("method", "none")
+        keep_freed_memory()  # as the stage that compresses does
         compression = method.compress(task.network, task.splits, input_shape=task.input_shape, scheme=scheme, seed=0)
         backend.lower(compression.program, task.folder)
         infer: InferenceFn = backend.load(task.folder, threads=task.threads)

@@ -82,9 +82,11 @@ def compress(
     from bitsweep.data.splits import load_splits
     from bitsweep.graphs.program import load_program, looks_at_batches
     from bitsweep.quantization.compressed import load_compressed, save_compression
+    from bitsweep.runtime.allocation import keep_freed_memory
     from bitsweep.training.network import build_network
     from bitsweep.training.trained import load_trained
 
+    keep_freed_memory()
     splits = normalized(load_splits(data), model)
     network, _ = build_network(model, len(splits.classes))
     trained = load_trained(baseline)

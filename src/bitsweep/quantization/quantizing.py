@@ -1,6 +1,6 @@
 """Steps that all quantizing methods share, before and after the weights are put on a grid."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -38,7 +38,7 @@ class Prepared:
     """
 
     guarded: "Guarded"
-    batches: "list[torch.Tensor]"
+    batches: "Sequence[torch.Tensor]"
     normalized: tuple[str, ...]
 
     @property
@@ -101,7 +101,7 @@ class QuantizingMethod(Method):
         sigmas: standard deviations on each side; used with ``sigma`` and ``std``.
         momentum: share of the past in the moving average.
         calibration_images: training images on which activations are watched, at most.
-        calibration_batch: images at a time.
+        calibration_batch: images at a time; few fit into the CPU's cache.
         calibration_seed: which of them; added to the cell's seed, which also trains another baseline.
     """
 
@@ -117,7 +117,7 @@ class QuantizingMethod(Method):
     sigmas: Annotated[float, Field(gt=0)] = 3.0
     momentum: Share = 0.9
     calibration_images: Count = 256
-    calibration_batch: Count = 32
+    calibration_batch: Count = 8
     calibration_seed: Annotated[int, Field(ge=0)] = 0
 
     def unsupported(self, precision: Precision) -> str | None:
@@ -161,7 +161,7 @@ class QuantizingMethod(Method):
 
         graph = tracing.trace(model, input_shape=input_shape)
         normalized = tuple(fold_batch_norm(graph))
-        batches = list(self.calibration_batches(splits, input_shape=input_shape, seed=seed))
+        batches = self.calibration_batches(splits, input_shape=input_shape, seed=seed)
         if self.equalize:
             equalize(graph)
         if self.absorb_bias:
@@ -190,7 +190,7 @@ class QuantizingMethod(Method):
             activations=scheme.activations if isinstance(scheme.activations, Grid) else None,
             choose_range=self.choose_activation_range(),
             fuses_functions=scheme.fuses_functions,
-        ).protect(graph, torch.cat([batch[:IMAGES] for batch in batches[:IMAGES]])[:IMAGES])
+        ).protect(graph, torch.cat(list(batches[: -(-IMAGES // len(batches[0]))]))[:IMAGES])
 
     def finished(
         self,
@@ -322,13 +322,13 @@ class QuantizingMethod(Method):
         """As many as ``calibration_images`` asks for, if there are, and none for half precision."""
         return min(self.calibration_images, available) if isinstance(scheme.weights, Grid) else 0
 
-    def calibration_batches(self, splits: Splits, *, input_shape: Shape, seed: int) -> "Iterator[torch.Tensor]":
-        """Training images as the network sees them, float32 [N, 3, S, S]."""
-        from bitsweep.data.preprocessing import preprocessed
+    def calibration_batches(self, splits: Splits, *, input_shape: Shape, seed: int) -> "Sequence[torch.Tensor]":
+        """Training images as the network sees them, float32 [N, 3, H, W]."""
+        from bitsweep.data.batches import Batches
         from bitsweep.data.sampling import calibration_images
 
         images = calibration_images(splits, self.calibration_images, seed + self.calibration_seed)
-        return preprocessed(images, splits, input_shape=input_shape, batch=self.calibration_batch)
+        return Batches(images=images, splits=splits, input_shape=input_shape, size=self.calibration_batch)
 
     def _chooser(self, name: str) -> "ChooseRange":
         from bitsweep.quantization.calibration import ranges

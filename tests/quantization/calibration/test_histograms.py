@@ -73,6 +73,41 @@ def test_an_image_of_far_more_power_counts_for_less() -> None:
     assert seen.counts.sum() + seen.zeros == 6400
 
 
+SHAPES = [(2, 96, 32, 32), (2, 5, 7, 4000), (2, 3, 40_000), (3, 50_000), (2, 600, 14, 14)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_of_large_images_a_sample_stands_for_all(shape: tuple[int, ...], last: bool) -> None:
+    images = long_tailed(int(np.prod(shape))).reshape(shape).clone()
+    images *= 0.5 + torch.arange(shape[1]).reshape(-1, *[1] * (len(shape) - 2)) / shape[1]
+    images[images.abs() < 0.1] = 0
+    images[1].flatten()[77] = 30.0
+    if last and len(shape) == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
+    seen, exact = histograms.histogram(images, of_images=True), histograms.histogram(images)
+    assert (seen.lo, seen.hi) == (exact.lo, exact.hi) and seen.hi == 30.0
+    assert seen.total == pytest.approx(images.numel())
+    assert seen.zeros == pytest.approx(exact.zeros, rel=0.1)
+    assert histograms.moments(seen) == pytest.approx(histograms.moments(exact), rel=0.1, abs=0.03)
+
+
+def test_a_sample_leaves_out_no_channel_row_or_column() -> None:
+    for size in SHAPES[0][1:], (64, 64, 64), (96, 112, 112):
+        for axes in ((0, 1, 2), (1, 2, 0)):
+            index_CHW = torch.cartesian_prod(*map(torch.arange, size)).reshape(*size, 3).permute(3, *axes)
+            seen = [histograms._sample(each[None])[0] for each in index_CHW]
+            assert len(seen[0]) <= histograms.SAMPLE
+            assert [sorted(set(each.tolist())) for each in seen] == [list(range(count)) for count in size]
+
+
+def test_values_beyond_bounds_count_as_the_bound() -> None:
+    x = long_tailed(64).reshape(4, 16)
+    bounded = histograms.histogram(x, of_images=True, bounds=(-1.0, 2.0))
+    expected = histograms.histogram(x.clamp(-1.0, 2.0), of_images=True)
+    assert bounded.ends == expected.ends and torch.equal(bounded.weighed, expected.weighed)
+
+
 @given(values)
 def test_moments(x: np.ndarray) -> None:
     mean, deviation = histograms.moments(histograms.histogram(torch.from_numpy(x)))

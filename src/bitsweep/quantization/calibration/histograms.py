@@ -15,6 +15,8 @@ BINS = 2048
 _PIECE = 1 << 15
 #: How far the power of an image may be above the median of its batch, and still count in full.
 POWER = 2.0
+#: Values of an image that are counted, at most.
+SAMPLE = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Histogram:
         counts: float64 [B], B <= ``BINS``; values that are exactly 0 are not in it.
         weighed: the same, where a value counts for less if its image has more than ``POWER`` times the power (the mean
             square) of the median image of its batch: by as much as makes up for it.
-        zeros: number of values that are exactly 0.
+        zeros: number of values that are exactly 0; of a sample, what it lets expect for all.
         ends: smallest and largest value of each batch, in their order.
     """
 
@@ -36,7 +38,7 @@ class Histogram:
     weighed: torch.Tensor
     first: int
     exponent: int
-    zeros: int
+    zeros: float
     ends: tuple[tuple[float, float], ...]
 
     @property
@@ -65,36 +67,63 @@ class Histogram:
         return torch.arange(self.first, self.first + len(self.counts) + 1, dtype=torch.float64) * 2.0**self.exponent
 
 
-def histogram(values: torch.Tensor, *, of_images: bool = False) -> Histogram:
+def histogram(
+    values: torch.Tensor, *, of_images: bool = False, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Histogram:
     """Histogram of finite values.
 
     Args:
-        of_images: whether the first dimension is that of images, and each is to be weighted by its power.
+        of_images: whether the first dimension is that of images. Then each is weighted by its power, and of large ones
+            a sample is counted, evenly spread over all channels, rows and columns; the ends are always those of all.
+        bounds: values beyond count as the bound.
 
     Raises:
         CompressionError: a value is not finite.
     """
-    lo, hi = (end.item() for end in torch.aminmax(values.detach()))
+    rows = _in_memory_order(values.detach()) if of_images else values.detach().reshape(1, -1)
+    # With a value that is not a number, these come out as such.
+    lo, hi = (min(max(end.item(), bounds[0]), bounds[1]) for end in torch.aminmax(rows))
     if not (math.isfinite(lo) and math.isfinite(hi)):
         raise CompressionError("the network yields values that are not finite on its calibration images")
+    rows = (_sample(rows) if of_images else rows).float().clamp(*bounds)
+    share = rows.numel() / values.numel()
     exponent = _exponent(lo, hi)
     width = 2.0**exponent
     first, last = math.floor(lo / width), math.floor(hi / width)
 
-    def count(part: torch.Tensor) -> tuple[torch.Tensor, int]:
-        part = part.detach().float().flatten()
-        counts = _counts(part, 1 / width, first, last)  # exact: 1 / w = 2^n
+    def count(part: torch.Tensor) -> tuple[torch.Tensor, float]:
+        counts = _counts(part.flatten(), 1 / width, first, last)  # exact: 1 / w = 2^n
         # NumPy counts several times faster than PyTorch does.
-        zeros = len(part) - int(np.count_nonzero(part.cpu().numpy())) if lo <= 0 <= hi else 0
+        zeros = part.numel() - int(np.count_nonzero(part.cpu().numpy())) if lo <= 0 <= hi else 0
         if zeros:
             counts[-first] -= zeros
-        return counts, zeros
+        return counts / share, zeros / share
 
-    counts, zeros = count(values)
+    counts, zeros = count(rows)
     weighed = counts.clone()
-    for image, weight in _overpowering(values) if of_images else ():
-        weighed -= (1 - weight) * count(values[image])[0]
+    for image, weight in _overpowering(rows) if of_images else ():
+        weighed -= (1 - weight) * count(rows[image])[0]
     return Histogram(counts=counts, weighed=weighed, first=first, exponent=exponent, zeros=zeros, ends=((lo, hi),))
+
+
+def _in_memory_order(images: torch.Tensor) -> torch.Tensor:
+    """View of images [N, ...] whose axes but the first are ordered as they lie in memory."""
+    return images.permute(0, *sorted(range(1, images.ndim), key=lambda axis: images.stride()[axis], reverse=True))
+
+
+def _sample(images: torch.Tensor) -> torch.Tensor:
+    """Some values [N, M] of each image [N, ...], evenly spread.
+
+    What lies side by side along the last axis is taken as a whole where there are enough of such runs. The step is
+    coprime with all other sizes, so that no index is left out.
+    """
+    *others, last = images.shape[1:]
+    run = last if others and last * max(others) <= SAMPLE else 1
+    step = (images[0].numel() - 1) // SAMPLE + 1
+    while step > 1 and any(math.gcd(step, size) > 1 for size in (others if run > 1 else (*others, last))):
+        step += 1
+    sample: torch.Tensor = images.reshape(len(images), -1, run)[:, ::step].flatten(1)
+    return sample
 
 
 def _counts(values: torch.Tensor, per_bin: float, first: int, last: int) -> torch.Tensor:
@@ -111,9 +140,9 @@ def _counts(values: torch.Tensor, per_bin: float, first: int, last: int) -> torc
     return counts.double()
 
 
-def _overpowering(values: torch.Tensor) -> list[tuple[int, float]]:
-    """Images [N, ...] of far more power than the median of them, and what they are to count for."""
-    power = torch.linalg.vector_norm(values.detach().flatten(1).float(), dim=1).double().square()
+def _overpowering(rows: torch.Tensor) -> list[tuple[int, float]]:
+    """Images [N, M] of far more power than the median of them, and what they are to count for."""
+    power = torch.linalg.vector_norm(rows, dim=1).double().square()
     weights = (POWER * power.median() / power).tolist()
     return [(image, weight) for image, weight in enumerate(weights) if weight < 1]
 

@@ -45,7 +45,7 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pass ``x`` through, and count its values."""
-        new = histogram(x if self.bounds == (-math.inf, math.inf) else x.clamp(*self.bounds), of_images=True)
+        new = histogram(x, of_images=True, bounds=self.bounds)
         self.seen, self._chosen = new if self.seen is None else merge(self.seen, new), None
         return x
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from bitsweep.graphs.ops import LAYER_KINDS, attribute, ensure_bias, is_layer, set_attribute
 
 #: Images on which means are taken, at most; they are run at once.
-IMAGES = 64
+IMAGES = 32
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def correct_biases(
     Args:
         graph: the network with rounded weights.
         originals: parameters of the float network, by path.
-        batches: calibration images, float32 [N, 3, H, W]; of each the same share is taken.
+        batches: calibration images, float32 [N, 3, H, W], of which evenly spread ones are taken.
         only: paths of the weights of the layers; None for all.
     """
     layers = [node for node in graph.graph.nodes if is_layer(node) and (only is None or node.args[1].target in only)]
@@ -40,8 +40,8 @@ def correct_biases(
     graph.recompile()
     runs = Counter(bias.target for bias in biases.values())  # what several layers share has no mean of its own
     layers = [node for node in layers if runs[biases[node].target] == 1]
-    every = -(-sum(map(len, batches)) // IMAGES)
-    images = torch.cat(list(batches))[::every]
+    every = max(1, len(batches) * len(batches[0]) // IMAGES)
+    images = torch.cat([batches[index] for index in range(0, len(batches), every)])[:IMAGES]
     floats = _Means(graph, layers, parameters=originals)
     floats.run(images)
     rounded = _Means(graph, layers, meant=floats.found)
@@ -81,7 +81,8 @@ class _Means(Interpreter):
         if n not in self.found:
             return result
         axis = result.ndim - 1 if LAYER_KINDS[n.target] == "linear" else 1
-        self.found[n] = result.mean([dim for dim in range(result.ndim) if dim != axis], dtype=torch.float64)
+        within = [dim for dim in range(1, result.ndim) if dim != axis]
+        self.found[n] = (result.mean(within) if within else result).double().mean(0)
         if n not in self._meant:
             return result
         shift_C = (self.found[n] - self._meant[n]).float()
