@@ -3,8 +3,11 @@
 The file holds codes as codes, weights in as few bits as ONNX has a type for, and half-precision parameters as such.
 """
 
+import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -51,25 +54,7 @@ def export_onnx(
     Raises:
         CompressionError: ONNX cannot express an operation of the program.
     """
-    try:
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=OPSET,
-            custom_translation_table=translations(codes_of_gates=codes_of_gates),
-            optimize=False,
-            verbose=False,
-        )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = first_line(error.__cause__ or error)
-        if operation := re.search(r"%(\w+) .*target=torch\.ops\.([\w.]+)", reason):
-            name, target = operation.groups()
-            reason = f"nothing translates {target} ({name}); use backend=fbgemm, or another operation in the network"
-        raise CompressionError(f"ONNX cannot express the program: {reason}") from error
-    assert exported is not None
-    model = exported.model
+    model = _written(program, translations(codes_of_gates=codes_of_gates))
     optimizer.optimize_ir(model, should_fold=lambda node: False if _widens_half(node) else None)
     if codes_of_biases:
         rewrites.drop_zero_points_of_biases(model.graph)
@@ -88,6 +73,50 @@ def export_onnx(
     rewrites.narrow_weights(model, bits_of_weights)
     _strip(model)
     ir.save(model, path)
+
+
+class _AsItIs(ExportedProgram):
+    """A program whose operations are not taken apart, for which all of it would be traced again."""
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> "_AsItIs":
+        """The same program, with a graph of its own."""
+        found = copy.copy(program)
+        found._graph_module = copy.deepcopy(program.graph_module)
+        found.__class__ = cls
+        assert isinstance(found, _AsItIs)
+        return found
+
+    def run_decompositions(self, *table: Any, **options: Any) -> ExportedProgram:
+        """The program itself."""
+        return self
+
+
+def _written(program: ExportedProgram, translated: dict[Any, Callable[..., Any]]) -> ir.Model:
+    """A program as PyTorch writes it; with its operations taken apart only where ONNX has none for some of them.
+
+    Raises:
+        CompressionError: ONNX cannot express an operation of the program.
+    """
+    settings: dict[str, Any] = {
+        "dynamo": True, "input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET,
+        "custom_translation_table": translated, "optimize": False, "verbose": False,
+    }  # fmt: skip
+    try:
+        exported = torch.onnx.export(_AsItIs.of(program), **settings)
+    except torch.onnx.errors.OnnxExporterError:
+        try:
+            exported = torch.onnx.export(program, **settings)
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = first_line(error.__cause__ or error)
+            if operation := re.search(r"%(\w+) .*target=torch\.ops\.([\w.]+)", reason):
+                name, target = operation.groups()
+                reason = (
+                    f"nothing translates {target} ({name}); use backend=fbgemm, or another operation in the network"
+                )
+            raise CompressionError(f"ONNX cannot express the program: {reason}") from error
+    assert exported is not None
+    return exported.model
 
 
 def _strip(model: ir.Model) -> None:
