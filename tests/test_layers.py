@@ -28,6 +28,7 @@ LAYERS = (
     ("cell_results",),
     ("pipeline",),
     ("planning", "tracking", "report", "expectation"),
+    ("final",),
     ("comparison", "cleaning"),
     ("launching",),
     ("sweep",),

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsweep.errors import UsageError
+from bitsweep.final import RACE
 from bitsweep.runtime.store import Store
 from bitsweep.runtime.store_contents import Item, contents, needed
 from bitsweep.stages import BASELINE_EVIDENCE, EVIDENCE
 from bitsweep.tracking.connection import Connection
 
 #: Kinds of results that say something about others, and that nothing rests on.
-_FOLLOWING = (EVIDENCE.name, BASELINE_EVIDENCE.name)
+_FOLLOWING = (EVIDENCE.name, BASELINE_EVIDENCE.name, RACE)
 
 
 @dataclass(frozen=True, kw_only=True)

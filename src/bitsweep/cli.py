@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "init":
             start_here(options.folder)
         elif options.command == "report":
-            sys.exit(rebuild_report(options.sweep_id, options.folder, require=options.require))
+            if code := rebuild_report(options.sweep_id, options.folder, require=options.require):
+                sys.exit(code)
         elif options.command == "compare":
             compare_sweeps(options.old, options.new, _limits(options), file=options.markdown)
         elif options.command == "gate":

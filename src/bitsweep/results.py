@@ -333,6 +333,27 @@ class OpProfile:
     ms: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RaceTime:
+    """How an artifact did in a race of several.
+
+    Attributes:
+        p50_ms, low_ms, high_ms: median latency and its interval.
+        times: how many times as long it took as the winner, 1 for that one, with its interval.
+        noisy: whether the machine was.
+        crowded: whether others used the cores, so that the times say little.
+    """
+
+    p50_ms: float
+    low_ms: float
+    high_ms: float
+    times: float
+    times_low: float
+    times_high: float
+    noisy: bool = False
+    crowded: bool = False
+
+
 #: ``lowered``: compressed and made into the engine's file, which cannot be run on this machine.
 Status = Literal["finished", "lowered", "failed"]
 

@@ -111,6 +111,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     store.check()
     computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
     child.warm_up(*([] if computes else [child.FOR_PICTURES]))
+    from bitsweep.final import hold_races
     from bitsweep.report import unmet
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
@@ -137,7 +138,12 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     since_ms = int(1000 * time.time())
     run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages, require=require)
     launch = functools.partial(launched, launch, connection=connection, store=store, since_ms=since_ms)
-    status = "killed"
+    report, status = None, "killed"
+
+    def told() -> "SweepReport":
+        sweep_logger.update(run_id, list(entries.values()))
+        return read_sweep(connection, connection.client.get_run(run_id), folder=folder)
+
     try:
         for known in reused.values():
             logger.adopt(known, sweep_id=folder.name)
@@ -156,10 +162,15 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         outcomes = launch([each.cell for each in runnable], "cell")
         for each, outcome in zip(runnable, outcomes, strict=True):
             entries[each] = _ended(entries[each], outcome)
-        status = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
+        ended = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
+        report = told()
+        races, reason = hold_races(report, [each.cell for each in entries], _runner(options, folder), options.remeasure)
+        if races or reason:
+            sweep_logger.write_races(run_id, races, reason)
+            report = report.raced(races, reason)
+        status = ended
     finally:
-        sweep_logger.update(run_id, list(entries.values()))
-        report = read_sweep(connection, connection.client.get_run(run_id), folder=folder)
+        report = report or told()
         if status == "finished" and any(row.status == "interrupted" for row in report.rows):
             status = "failed"  # what was to be run has no run
         sweep_logger.finish(run_id, status, publish(report, folder))
@@ -193,9 +204,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     machine.check()
     require_planned(cell, options.planned, options.stage)
     store = Store(options.store)
-    runner = pipeline.StageRunner(
-        store=store, log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
-    )
+    runner = _runner(options, folder)
     connection = Connection()
     logger = RunLogger(connection, store)
     if options.remeasure != "none" and options.stage == "cell":
@@ -222,6 +231,12 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         outcome = replace(outcome, status="failed", reason=str(error))
     print(_summary(cell, outcome, options.stage), flush=True)
     return outcome
+
+
+def _runner(options: Options, folder: Path) -> pipeline.StageRunner:
+    return pipeline.StageRunner(
+        store=Store(options.store), log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
+    )
 
 
 def _baselines(planned: Sequence[Planned], expect: Expectation) -> list[Cell]:

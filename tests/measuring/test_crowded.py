@@ -12,7 +12,7 @@ import pytest
 
 from bitsweep import stats
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.latency import _own_time, _until_quiet
+from bitsweep.measuring.latency import _until_quiet, own_time
 
 IMAGES = np.ones((1, 3, 4, 4), np.float32)
 QUICK = MeasurementProtocol(name="quick", threads=1, warmup_s=0.01, blocks=6, block_s=0.02, repeats=0)
@@ -58,7 +58,7 @@ def test_one_s_own_work_is_no_crowd() -> None:
 
 
 def test_the_time_that_a_process_computes() -> None:
-    with _own_time() as own:
+    with own_time() as own:
         end = psutil.Process().cpu_times().user + 0.2
         while psutil.Process().cpu_times().user < end:
             pass

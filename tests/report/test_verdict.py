@@ -9,9 +9,10 @@ from bitsweep.errors import ConfigError
 from bitsweep.report.advice import recommendations, unmet
 from bitsweep.report.choice import choose, finalists
 from bitsweep.report.content import SweepReport
-from bitsweep.report.row import FinalTime, Race, Row
+from bitsweep.report.row import Race, Row
 from bitsweep.report.twins import twins
 from bitsweep.report.verdict import verdict_of
+from bitsweep.results import RaceTime
 from bitsweep.stats import paired_difference_interval
 from tests.report.test_report import measured, report
 
@@ -139,11 +140,11 @@ def test_the_final_race_decides(report: SweepReport) -> None:
     rows = [
         judged("int8", lost=0, n=5000, ms=ms, mb=4, backend=name) for ms, name in ((1.0, "a"), (1.1, "b"), (2.0, "c"))
     ]
-    (heat,) = finalists(rows, Requirements(), most=2)
-    assert [row.engine for row in heat] == ["a", "b"]
-    assert finalists(rows[:1], Requirements(), most=3) == finalists(rows, Requirements(), most=1) == []
-    winner = FinalTime(p50_ms=1.3, low_ms=1.2, high_ms=1.4, times=1, times_low=1, times_high=1)
-    loser = FinalTime(p50_ms=1.6, low_ms=1.5, high_ms=1.7, times=1.25, times_low=1.2, times_high=1.3)
+    (heat,) = finalists(rows, Requirements())
+    assert [row.engine for row in heat] == ["a", "b", "c"]
+    assert finalists(rows[:1], Requirements()) == []
+    winner = RaceTime(p50_ms=1.3, low_ms=1.2, high_ms=1.4, times=1, times_low=1, times_high=1)
+    loser = RaceTime(p50_ms=1.6, low_ms=1.5, high_ms=1.7, times=1.25, times_low=1.2, times_high=1.3)
     raced = [dataclasses.replace(rows[0], final=loser), dataclasses.replace(rows[1], final=winner), rows[2]]
     race = Race(cells=(rows[1].cell, rows[0].cell), times=(winner, loser))
     text, ranking, caution = recommendations(dataclasses.replace(report, rows=raced, races=(race,)))

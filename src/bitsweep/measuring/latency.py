@@ -42,9 +42,9 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
         examples: float32 images [N, 3, H, W]; repeated where a batch needs more.
     """
     protocol = subject.protocol
-    _pin(subject.threads)
+    pin(subject.threads)
     infer, load_ms = _timed_ms(lambda: subject.backend.load(subject.artifact, threads=subject.threads))
-    first = _batch(examples, protocol.batch_sizes[0])
+    first = batch_of(examples, protocol.batch_sizes[0])
     _, first_run_ms = _timed_ms(lambda: infer(first))
     artifacts = [infer]
     if subject.twin != subject.artifact:
@@ -58,10 +58,10 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
         suffix = "" if size == protocol.batch_sizes[0] else f"_b{size}"
         try:
             blocks, noise = _until_quiet(
-                artifacts, _batch(examples, size), protocol, computes=not subject.backend.on_gpu
+                artifacts, batch_of(examples, size), protocol, computes=not subject.backend.on_gpu
             )
             if subject.backend.on_gpu:
-                samples[f"device_b{size}_ms"] = _device_ms(subject, _batch(examples, size))
+                samples[f"device_b{size}_ms"] = _device_ms(subject, batch_of(examples, size))
                 metrics[f"device_p50_ms{suffix}"] = float(np.median(samples[f"device_b{size}_ms"]))
         except Exception as error:
             if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
@@ -123,13 +123,14 @@ def _why_not_faster(subject: Subject, images: Array, own_ms: float, fp32_ms: flo
     )
 
 
-def _pin(threads: int) -> None:
+def pin(threads: int) -> None:
     """Let this process run on as many CPUs as the engine has threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, _cpus()[:threads])
 
 
-def _batch(examples: Array, size: int) -> Array:
+def batch_of(examples: Array, size: int) -> Array:
+    """So many images, repeated where there are fewer."""
     return np.ascontiguousarray(np.resize(examples, (size, *examples.shape[1:])))
 
 
@@ -164,7 +165,7 @@ def _until_quiet(
     while attempt < attempts:
         attempt += 1
         before = reference_ms()
-        with foreign_share() as foreign, _own_time() as own:
+        with foreign_share() as foreign, own_time() as own:
             blocks = interleaved_blocks(artifacts, images, protocol)
         drift = stats.drift(before, reference_ms())
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
@@ -172,10 +173,10 @@ def _until_quiet(
             abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign() / protocol.max_foreign_share
         )
         computing, preemptions = own()
-        kept_waiting = preemptions > _MOST_PREEMPTIONS or (computes and computing < _LEAST_COMPUTING)
+        crowded = foreign() > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
         noise = {
             "noisy": badness > 1,
-            "crowded": foreign() > protocol.max_foreign_share and kept_waiting,
+            "crowded": crowded,
             "drift": drift,
             "spread": spread,
             "foreign_share": foreign(),
@@ -194,8 +195,19 @@ def _until_quiet(
     return best[1], best[2]
 
 
+def kept_waiting(computing: float, preemptions: float, *, computes: bool) -> bool:
+    """Whether the threads of a process wait for cores that others use.
+
+    Args:
+        computing: share of the time that it computed.
+        preemptions: how often in a second others took a core away.
+        computes: whether it is its own threads that compute, and not a GPU.
+    """
+    return preemptions > _MOST_PREEMPTIONS or (computes and computing < _LEAST_COMPUTING)
+
+
 @contextlib.contextmanager
-def _own_time() -> Iterator[Callable[[], tuple[float, float]]]:
+def own_time() -> Iterator[Callable[[], tuple[float, float]]]:
     """Share of the time that this process computed, and how often in a second others took its cores away."""
     import resource  # which not every system has that can plan
 
@@ -211,20 +223,20 @@ def _own_time() -> Iterator[Callable[[], tuple[float, float]]]:
 
 def interleaved_blocks(artifacts: list[InferenceFn], images: Array, protocol: MeasurementProtocol) -> list[list[Array]]:
     """Latencies in ms of each infer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
-    runs = [_runs_a_block(infer, images, protocol) for infer in artifacts]
+    runs = [runs_a_block(infer, images, protocol) for infer in artifacts]
     blocks: list[list[Array]] = [[] for _ in artifacts]
     gc.disable()
     try:
         for turn in range(protocol.blocks):
             order = range(len(artifacts)) if turn % 2 == 0 else reversed(range(len(artifacts)))
             for index in order:
-                blocks[index].append(_block(artifacts[index], images, runs[index]))
+                blocks[index].append(block(artifacts[index], images, runs[index]))
     finally:
         gc.enable()
     return blocks
 
 
-def _runs_a_block(infer: InferenceFn, images: Array, protocol: MeasurementProtocol) -> int:
+def runs_a_block(infer: InferenceFn, images: Array, protocol: MeasurementProtocol) -> int:
     """Warm up, and return how many runs fill a block."""
     end = time.perf_counter() + protocol.warmup_s
     durations = [_timed_ms(lambda: infer(images))[1] for _ in range(3)]
@@ -233,7 +245,8 @@ def _runs_a_block(infer: InferenceFn, images: Array, protocol: MeasurementProtoc
     return max(3, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
 
 
-def _block(infer: InferenceFn, images: Array, runs: int) -> Array:
+def block(infer: InferenceFn, images: Array, runs: int) -> Array:
+    """Latencies in ms of so many runs."""
     # The first runs of a block meet the other infer's caches and still spinning threads: they are not counted.
     infer(images)
     infer(images)

@@ -3,7 +3,7 @@
 from bitsweep.report.advice import unmet
 from bitsweep.report.content import SweepReport
 from bitsweep.report.files import write
-from bitsweep.report.row import Baseline, Row, RowStatus
+from bitsweep.report.row import Baseline, Race, Row, RowStatus
 from bitsweep.report.terminal import table
 
-__all__ = ["Baseline", "Row", "RowStatus", "SweepReport", "table", "unmet", "write"]
+__all__ = ["Baseline", "Race", "Row", "RowStatus", "SweepReport", "table", "unmet", "write"]

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bitsweep.config.requirement import Requirements
-from bitsweep.report.choice import TOLERATED_LOSS, Choice, choose, p50_ms
+from bitsweep.metrics import METRICS
+from bitsweep.report.choice import TOLERATED_LOSS, Choice, by_dataset, choose, p50_ms
 from bitsweep.report.content import SweepReport, interval, ratio, shown
 from bitsweep.report.ranking import engines
 from bitsweep.report.row import AT_CHANCE, Row
@@ -21,6 +22,8 @@ def recommendations(report: SweepReport) -> list[str]:
     for dataset, rows in by_dataset(report).items():
         paragraphs.append(f"{dataset}: {_recommend(report, rows)}")
         paragraphs += engines(dataset, rows, report)
+    if report.no_race:
+        paragraphs.append(f"A final race could not be held: {report.no_race}")
     return paragraphs
 
 
@@ -31,12 +34,6 @@ def unmet(report: SweepReport) -> bool:
         for rows in by_dataset(report).values()
         for row in choose(rows, report.require, report.races).keeping
     )
-
-
-def by_dataset(report: SweepReport) -> dict[str, list[Row]]:
-    """Data set -> the rows of it that were measured."""
-    datasets = dict.fromkeys(row.cell["dataset"] for row in report.rows)
-    return {name: [row for row in report.measured if row.cell["dataset"] == name] for name in datasets}
 
 
 def words_of(require: Requirements) -> str:
@@ -71,13 +68,18 @@ def _chosen(report: SweepReport, choice: Choice, row: Row) -> list[str]:
     require = report.require
     place = f"deploy {report.name_of(row)}, {_place(choice, row, require)}."
     if choice.best is not None and not require.limits:
-        place = f"{place[:-1]} ({_percent(choice.best)})."
+        on = "" if judged_on(row)[0] == "test" else " on validation images"
+        place = f"{place[:-1]} ({_percent(choice.best)}{on})."
     mb = f"{shown(row, 'size_mb')} MB"
-    figures = f"It reaches {interval(row, 'top1')} %, with {shown(row, 'latency_p50_ms')} ms and {mb}."
+    ms = f"{shown(row, 'latency_p50_ms')} ms"
+    if row.final:
+        ms = f"{METRICS['latency_p50_ms'].shown(row.final.p50_ms)} ms in the final race"
+    figures = f"It reaches {interval(row, 'top1')} %, with {ms} and {mb}."
     if not row.in_grid:
+        beside = "" if row.final else " what it took beside cells that were timed against it"
         figures = (
-            f"It is not in the grid: {shown(row, 'top1')} % is its baseline's, {shown(row, 'latency_p50_ms')} ms what "
-            f"it took beside cells that were timed against it, at {mb}; method=none precision=fp32 measures it."
+            f"It is not in the grid: {shown(row, 'top1')} % is its baseline's, {ms}{beside}, at {mb}; method=none "
+            "precision=fp32 measures it."
         )
         beaten = [each for each in choice.slower if twin_of(each.cell) == row.cell]
         if beaten:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitsweep.config.requirement import Requirements
+from bitsweep.report.content import SweepReport
 from bitsweep.report.row import AT_CHANCE, Race, Row
 from bitsweep.report.twins import twin_of, twins
 from bitsweep.report.verdict import accuracy, verdict_of
@@ -54,6 +55,12 @@ def choose(rows: Sequence[Row], require: Requirements, races: Sequence[Race] = (
     return Choice(row=chosen, believable=believable, keeping=keeping, slower=slower, rivals=left, best=best)
 
 
+def by_dataset(report: SweepReport) -> dict[str, list[Row]]:
+    """Data set -> the rows of it that were measured."""
+    datasets = dict.fromkeys(row.cell["dataset"] for row in report.rows)
+    return {name: [row for row in report.measured if row.cell["dataset"] == name] for name in datasets}
+
+
 def _by_paired_times(keeping: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Rows that are slower than the same engine's fp32, which is among them, and the rows that may be the fastest.
 
@@ -90,8 +97,8 @@ def p50_ms(row: Row) -> float | None:
     return row.final.p50_ms if row.final else row.metrics.get("latency_p50_ms")
 
 
-def finalists(rows: Sequence[Row], require: Requirements, *, most: int) -> list[list[Row]]:
-    """For each network that several engines ran, the fastest cell of each of the fastest engines: who is to race.
+def finalists(rows: Sequence[Row], require: Requirements) -> list[list[Row]]:
+    """For each network that several engines ran, the fastest cell of each engine, in order: who may race.
 
     Those count that keep what is required, or else those that no other beats in both time and accuracy.
 
@@ -106,7 +113,7 @@ def finalists(rows: Sequence[Row], require: Requirements, *, most: int) -> list[
     heats: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in sorted(pool, key=lambda row: p50_ms(row) or 0.0):
         heats.setdefault(heat(row.cell), {}).setdefault(row.engine, row)
-    return [[*engines.values()][:most] for engines in heats.values() if min(len(engines), most) > 1]
+    return [[*engines.values()] for engines in heats.values() if len(engines) > 1]
 
 
 def heat(cell: dict[str, str]) -> tuple[str, ...]:

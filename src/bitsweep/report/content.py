@@ -1,7 +1,7 @@
 """The content of a report, whatever it is written to: rows, columns, Pareto fronts, and what explains the figures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,18 @@ class SweepReport:
         """The rows with figures."""
         return [row for row in self.rows if row.measured]
 
+    def raced(self, races: Sequence[Race], reason: str) -> "SweepReport":
+        """The same with final races.
+
+        Args:
+            reason: why one could not be held.
+        """
+        rows = [
+            replace(row, final=next((time for race in races if (time := race.time_of(row.cell))), None))
+            for row in self.rows
+        ]
+        return replace(self, rows=rows, races=tuple(races), no_race=reason)
+
     def name_of(self, row: Row) -> str:
         """The name of a row, with what tells it from others of this name on the same data."""
         alike = [each for each in self.rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
@@ -68,6 +80,7 @@ class SweepReport:
                 "run_id": row.run_id,
                 "command": row.command,
                 **{name: row.metrics.get(name, "") for name in metrics},
+                **({"final_p50_ms": row.final.p50_ms if row.final else ""} if self.races else {}),
             }
             for row in self.rows
         ]
@@ -77,7 +90,7 @@ class SweepReport:
         import pandas
 
         frame = pandas.DataFrame(self.records())
-        metrics = [name for name in frame.columns if name in METRICS]
+        metrics = [name for name in frame.columns if name in METRICS or name == "final_p50_ms"]
         frame[metrics] = frame[metrics].apply(pandas.to_numeric)
         return frame
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from bitsweep.results import RaceTime
 
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
 #: Config groups that every table shows; the others only where they differ between cells.
@@ -11,25 +13,6 @@ SHOWN_GROUPS = ("model", "method", "precision", "backend")
 DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
 #: Flag of cells whose baseline has learned nothing: their speed and size can be believed.
 AT_CHANCE = "at chance"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinalTime:
-    """How a cell did in the final race of its network.
-
-    Attributes:
-        p50_ms, low_ms, high_ms: median latency and its interval.
-        times: how many times as long it took as the winner, 1 for that one, with its interval.
-        noisy: whether the machine was.
-    """
-
-    p50_ms: float
-    low_ms: float
-    high_ms: float
-    times: float
-    times_low: float
-    times_high: float
-    noisy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +25,14 @@ class Race:
     """
 
     cells: tuple[dict[str, str], ...]
-    times: tuple[FinalTime, ...]
+    times: tuple[RaceTime, ...]
 
-    def time_of(self, cell: dict[str, str]) -> FinalTime | None:
+    @classmethod
+    def from_json(cls, race: dict[str, Any]) -> "Race":
+        """The race that its fields were written of as JSON."""
+        return cls(cells=tuple(race["cells"]), times=tuple(RaceTime(**time) for time in race["times"]))
+
+    def time_of(self, cell: dict[str, str]) -> RaceTime | None:
         """How a cell did; None where it was not in it."""
         return self.times[self.cells.index(cell)] if cell in self.cells else None
 
@@ -82,7 +70,7 @@ class Row:
     shown: tuple[str, ...] = ()
     confidence: float = 0.95
     batch: int = 1
-    final: FinalTime | None = None
+    final: RaceTime | None = None
     in_grid: bool = True
 
     @property

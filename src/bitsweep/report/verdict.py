@@ -133,9 +133,13 @@ def verdict_of(row: Row, require: Requirements) -> Verdict:
 def judge(row: Row, name: str, bound: float) -> Judged:
     """How a row stands to one limit."""
     found = LIMITS[name].of(row)
-    doubts = DISQUALIFYING | {AT_CHANCE} if name in ("drop_pp", "top1") else set()
-    doubts = {CROWDED} if name in ("p50_ms", "speedup") and not row.final else doubts
-    return Judged(name=name, bound=bound, found=found, why=", ".join(flag for flag in row.flags if flag in doubts))
+    flags = list(row.flags)
+    if name == "p50_ms" and row.final:
+        flags = [CROWDED] if row.final.crowded else []
+    doubts = DISQUALIFYING | {AT_CHANCE} if name in ("drop_pp", "top1") else {CROWDED}
+    if name in ("size_mb", "rss_mb"):
+        doubts = set()
+    return Judged(name=name, bound=bound, found=found, why=", ".join(flag for flag in flags if flag in doubts))
 
 
 def judged_on(row: Row) -> tuple[str, int]:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+#: File of a sweep's final races, which has none where nothing raced.
+RACES = "races.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:

@@ -15,11 +15,11 @@ from bitsweep.config.requirement import Requirements
 from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
 from bitsweep.evidence import PICTURES
-from bitsweep.report import Baseline, Row, RowStatus, SweepReport
+from bitsweep.report import Baseline, Race, Row, RowStatus, SweepReport
 from bitsweep.results import Measurement
 from bitsweep.runtime.store import MANIFEST, Store
 from bitsweep.tracking.connection import Connection
-from bitsweep.tracking.entries import Entry
+from bitsweep.tracking.entries import RACES, Entry
 from bitsweep.tracking.logger import MISSING
 from bitsweep.tracking.model import MODEL
 
@@ -84,7 +84,7 @@ def read_sweep(
             entry.baseline_key for entry in _entries(connection, sweep, store) if entry.verdict != "skip"
         )
         started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
-        return SweepReport(
+        report = SweepReport(
             sweep_id=sweep.data.tags["sweep"],
             command=sweep.data.tags["command"],
             started=started,
@@ -98,6 +98,8 @@ def read_sweep(
             compare_url=connection.comparison_path,
             require=requirements_of(sweep) if require is None else require,
         )
+        kept = _kept_note(connection, sweep, RACES, store)
+        return report.raced([Race.from_json(race) for race in kept["races"]], kept["reason"]) if kept else report
 
 
 def _note(connection: Connection, sweep: "Run", name: str, store: Store) -> Any:
@@ -106,14 +108,19 @@ def _note(connection: Connection, sweep: "Run", name: str, store: Store) -> Any:
     Raises:
         UsageError: neither has it.
     """
-    if any(found.path == name for found in connection.client.list_artifacts(sweep.info.run_id)):
-        return connection.read_json(sweep.info.run_id, name)
-    if (kept := store.read_note(sweep.info.run_id, name)) is None:
+    if (kept := _kept_note(connection, sweep, name, store)) is None:
         raise UsageError(
             f"SWEEP_ID={sweep.data.tags['sweep']}: its {name} is gone from {sweep.info.artifact_uri} and from "
             f"{store.root}; run it again: {sweep.data.tags['command']}"
         )
     return kept
+
+
+def _kept_note(connection: Connection, sweep: "Run", name: str, store: Store) -> Any:
+    """The same; None where neither has it."""
+    if any(found.path == name for found in connection.client.list_artifacts(sweep.info.run_id)):
+        return connection.read_json(sweep.info.run_id, name)
+    return store.read_note(sweep.info.run_id, name)
 
 
 def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:

@@ -1,16 +1,17 @@
 """Writing sweeps into the tracking store: their plan, how their cells ended, and their report."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bitsweep.config.requirement import Requirements
+from bitsweep.report import Race
 from bitsweep.runtime import environment
 from bitsweep.runtime.store import Store
 from bitsweep.tracking.connection import Connection, owner
-from bitsweep.tracking.entries import Entry
+from bitsweep.tracking.entries import RACES, Entry
 
 
 class SweepLogger:
@@ -57,6 +58,15 @@ class SweepLogger:
         """Replace the kept plan by how its cells ended."""
         with self._connection.explained():
             self._write_entries(run_id, entries)
+
+    def write_races(self, run_id: str, races: Sequence[Race], reason: str) -> None:
+        """Keep the final races of a sweep.
+
+        Args:
+            reason: why one could not be held.
+        """
+        with self._connection.explained():
+            self._write_twice(run_id, RACES, {"races": [asdict(race) for race in races], "reason": reason})
 
     def finish(self, run_id: str, status: str, files: Iterable[Path]) -> None:
         """Attach the report and end the run of a sweep: ``finished``, ``failed`` or ``killed``."""

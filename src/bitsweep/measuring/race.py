@@ -1,0 +1,167 @@
+"""The final race: artifacts of several engines, each in a process of its own, one block after the other in turn.
+
+Several engines in one process would disturb each other by their threads. Here all but one sleep. Each process waits for
+its turn at a pipe with a name, and wakes the next one when its block is done.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bitsweep import stats
+from bitsweep.config.backend import Backend
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.latency import (
+    batch_of,
+    block,
+    foreign_share,
+    kept_waiting,
+    own_time,
+    pin,
+    reference_ms,
+    runs_a_block,
+)
+from bitsweep.results import Array, RaceTime
+from bitsweep.runtime.environment import physical_cores
+from bitsweep.runtime.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """What takes part in a race.
+
+    Attributes:
+        examples: ``.npy`` file of images as it takes them.
+    """
+
+    artifact: Path
+    backend: Backend
+    examples: Path
+
+
+@dataclass
+class _Noise:
+    """How much others used the cores during the blocks of an entrant; sums weighted by seconds."""
+
+    seconds: float = 0.0
+    foreign: float = 0.0
+    computing: float = 0.0
+    preemptions: float = 0.0
+    kernel_ms: list[float] = field(default_factory=list)
+
+
+def prepare(lanes: Path, count: int) -> None:
+    """Make the pipes at which entrants wait for their turn."""
+    for rank in range(count):
+        os.mkfifo(lanes / str(rank))
+
+
+def race(
+    *,
+    entrants: tuple[Entrant, ...],
+    protocol: MeasurementProtocol,
+    lanes: Path,
+    folder: Path,
+    progress: Progress,
+    rank: int,
+) -> None:
+    """Run one entrant whenever it is its turn: loading and warming up first, then its blocks, forth and back.
+
+    Args:
+        lanes: folder with the pipes.
+        folder: gets ``RANK.npz``, the raw samples, and ``RANK.json``, how quiet the machine was.
+    """
+    entrant = entrants[rank]
+    threads = protocol.threads or physical_cores()
+    pin(threads)
+    images = batch_of(np.load(entrant.examples), protocol.batch_sizes[0])
+    blocks: list[Array] = []
+    noise = _Noise()
+    for number in _turns(lanes, len(entrants), protocol.blocks, rank):
+        if number == 0:
+            infer = entrant.backend.load(entrant.artifact, threads=threads)
+            runs = runs_a_block(infer, images, protocol)
+            noise.kernel_ms.append(reference_ms())
+            continue
+        start = time.monotonic()
+        with foreign_share() as foreign, own_time() as own:
+            blocks.append(block(infer, images, runs))
+        seconds, (computing, preemptions) = time.monotonic() - start, own()
+        noise.seconds += seconds
+        noise.foreign += seconds * foreign()
+        noise.computing += seconds * computing
+        noise.preemptions += seconds * preemptions
+        if number == protocol.blocks:
+            noise.kernel_ms.append(reference_ms())
+    np.savez_compressed(folder / f"{rank}.npz", allow_pickle=False, **{str(i): each for i, each in enumerate(blocks)})
+    (folder / f"{rank}.json").write_text(
+        json.dumps(_quiet(noise, blocks, protocol, computes=not entrant.backend.on_gpu))
+    )
+
+
+def _turns(lanes: Path, count: int, rounds: int, rank: int) -> Iterator[int]:
+    """Wait for every turn of one of several, and pass it on after it: 0 to get ready, then its blocks from 1 on."""
+    forth = list(range(count))
+    order = [who for turn in range(rounds + 1) for who in (forth if turn % 2 == 0 else reversed(forth))]
+    pipes = [os.open(lanes / str(each), os.O_RDWR) for each in forth]
+    number = 0
+    for turn, who in enumerate(order):
+        if who != rank:
+            continue
+        if turn:
+            os.read(pipes[rank], 1)
+        yield number
+        number += 1
+        if turn + 1 < len(order):
+            os.write(pipes[order[turn + 1]], b".")
+
+
+def _quiet(
+    noise: _Noise, blocks: list[Array], protocol: MeasurementProtocol, *, computes: bool
+) -> dict[str, float | bool]:
+    foreign, computing, preemptions = (
+        each / noise.seconds for each in (noise.foreign, noise.computing, noise.preemptions)
+    )
+    drift, spread = stats.drift(*noise.kernel_ms), stats.relative_iqr(np.concatenate(blocks))
+    crowded = foreign > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
+    noisy = abs(drift) > protocol.max_drift or spread > protocol.max_spread or foreign > protocol.max_foreign_share
+    return {
+        "noisy": noisy, "crowded": crowded, "drift": drift, "spread": spread, "foreign_share": foreign,
+        "computing_share": computing, "preemptions_per_s": preemptions,
+    }  # fmt: skip
+
+
+def times(folder: Path, *, confidence: float) -> list[RaceTime]:
+    """How each entrant did, in the order in which they were given."""
+    files = sorted(folder.glob("*.npz"), key=lambda file: int(file.stem))
+    blocks = [_blocks(file) for file in files]
+    noise = [json.loads(file.with_suffix(".json").read_text()) for file in files]
+    p50_ms = [float(np.median(np.concatenate(each))) for each in blocks]
+    winner = int(np.argmin(p50_ms))
+    crowded = any(each["crowded"] for each in noise)
+    found = []
+    for own, ms, heard in zip(blocks, p50_ms, noise, strict=True):
+        low_ms, high_ms = stats.median_interval(own, confidence=confidence, seed=0)
+        if own is blocks[winner]:
+            ratio = stats.Speedup(ratio=1.0, low=1.0, high=1.0, verdict="not distinguishable")
+        elif crowded:
+            ratio = stats.undecided_speedup(own, blocks[winner])
+        else:
+            ratio = stats.paired_speedup(own, blocks[winner], confidence=confidence, seed=0)
+        found.append(
+            RaceTime(
+                p50_ms=ms, low_ms=low_ms, high_ms=high_ms, times=ratio.ratio, times_low=ratio.low,
+                times_high=ratio.high, noisy=bool(heard["noisy"]), crowded=crowded,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _blocks(file: Path) -> list[Array]:
+    with np.load(file, allow_pickle=False) as stored:
+        return [stored[str(number)] for number in range(len(stored.files))]
