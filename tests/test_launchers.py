@@ -18,7 +18,11 @@ from bitsweep.runtime.store import Store
 from bitsweep.tracking.connection import Connection
 from tests.test_sweep import cells, run
 
-LAUNCHERS = {"joblib": "hydra_plugins.hydra_joblib_launcher", "local": "hydra_plugins.hydra_submitit_launcher"}
+LAUNCHERS = {
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "local": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+}
 #: An engine that ends the job which runs it, but not the process that plans it.
 DIES = """
 import os, signal
