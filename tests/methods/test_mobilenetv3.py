@@ -66,6 +66,7 @@ def _correct(compression: Compression, sample_data: Path) -> int:
     return int((logits.argmax(1) == splits.test.labels).sum())
 
 
+@functools.cache
 def _correct_in_float(sample_data: Path) -> int:
     splits, network = _splits(sample_data), _network(sample_data)
     with torch.no_grad():
