@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from bitsweep.data import splits as splits_module
 from bitsweep.data.preprocessing import centred, preprocess, preprocessed
-from bitsweep.data.sampling import calibration_images, sample_of_tests, stratified_share, validation_batches
+from bitsweep.data.sampling import (
+    calibration_images,
+    sample_of_tests,
+    sample_of_validation,
+    stratified_share,
+    validation_batches,
+)
 from bitsweep.data.splits import load_splits, make_splits
 from bitsweep.errors import DataError
 from bitsweep.results import RawData, RawSplit, Split, Splits
@@ -65,6 +71,9 @@ def test_a_sample_of_the_test_images_has_every_class(splits: Splits) -> None:
     assert np.array_equal(chosen, np.unique(chosen)) and len(chosen) == len(labels) // 2
     assert (np.abs(np.bincount(labels[chosen]) - np.bincount(labels) / 2) < 1).all()
     assert np.array_equal(sample_of_tests(splits, 10**6), np.arange(len(labels)))
+    assert np.array_equal(sample_of_validation(splits, 10**6), np.arange(len(splits.val)))
+    nothing = Split(images=splits.train.images[:0], labels=splits.train.labels[:0])
+    assert len(sample_of_validation(replace(splits, train=nothing), 10**6)) == 0
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 9))

@@ -67,9 +67,6 @@ def _recommend(report: SweepReport, rows: list[Row]) -> str:
 def _chosen(report: SweepReport, choice: Choice, row: Row) -> list[str]:
     require = report.require
     place = f"deploy {report.name_of(row)}, {_place(choice, row, require)}."
-    if choice.best is not None and not require.limits:
-        on = "" if judged_on(row)[0] == "test" else " on validation images"
-        place = f"{place[:-1]} ({_percent(choice.best)}{on})."
     mb = f"{shown(row, 'size_mb')} MB"
     ms = f"{shown(row, 'latency_p50_ms')} ms"
     if row.final:
@@ -110,13 +107,14 @@ def _smallest(report: SweepReport, choice: Choice) -> list[str]:
 def _place(choice: Choice, row: Row, require: Requirements) -> str:
     """Among how many a choice is the best, and of those that are faster why they are none."""
     rivals = [each for each in choice.keeping if each.in_grid or each is row]
-    keeping = f"within {100 * TOLERATED_LOSS:g} point of the best top-1"
-    if require.limits:
-        keeping = f"that keep {words_of(require)}" + ("" if choice.best is None else f", {keeping}")
+    keeping = [f"that keep {words_of(require)}"] if require.limits else []
+    if choice.best is not None:
+        on = "" if judged_on(row)[0] == "test" else " on validation images"
+        keeping.append(f"within {100 * TOLERATED_LOSS:g} point of the best top-1 ({_percent(choice.best)}{on})")
     if len(rivals) == 1:
         timed = "timed " if not require.limits else ""
-        return f"the only {timed}cell {keeping.replace('that keep ', 'that keeps ')}"
-    place = f"the {_BEST[require.objective]} of the {len(rivals)} cells {keeping}"
+        return f"the only {timed}cell {', '.join(keeping).replace('that keep ', 'that keeps ')}"
+    place = f"the {_BEST[require.objective]} of the {len(rivals)} cells {', '.join(keeping)}"
     ms = p50_ms(row)
     if ms is None or _BEST[require.objective] != "fastest":
         return place
