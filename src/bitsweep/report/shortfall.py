@@ -34,7 +34,7 @@ def shortfall(report: SweepReport, rows: Sequence[Row]) -> list[str]:
     sentences += _what_would_have_to_give(report, verdicts)
     untold = [
         row for row, verdict in verdicts
-        if verdict.state == "unknown" and {each.name for each in verdict.of("unknown")} == {"drop_pp"}
+        if verdict.state == "unknown" and "drop_pp" in {each.name for each in verdict.of("unknown")}
     ]  # fmt: skip
     if untold:
         sentences += unseen(min(untold, key=lambda row: _upper(row)), report.require)
@@ -57,11 +57,7 @@ def _what_would_have_to_give(report: SweepReport, verdicts: Sequence[tuple[Row, 
     if offers:
         what = "All limits would be kept" if len(report.require.limits) > 1 else "It would be kept"
         return [f"{what} with {', or '.join(offers)}."]
-    return (
-        ["No single limit is to blame: whatever keeps all others misses two or more."]
-        if len(report.require.limits) > 1
-        else []
-    )
+    return ["To loosen one limit alone would not be enough for any cell."] if len(report.require.limits) > 1 else []
 
 
 def _loosened(judged: Judged) -> str:

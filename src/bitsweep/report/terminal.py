@@ -1,5 +1,7 @@
 """The table that ends a sweep in the terminal."""
 
+import re
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -14,6 +16,8 @@ from bitsweep.text import plain
 _STYLE = {"faster": "green", "slower": "red", "meets": "green"}
 #: Characters in a line of what cells miss.
 _WIDEST = 26
+#: What is left out where there is no room.
+_INTERVAL = re.compile(r" \[[^]]*\]")
 _SHORT = {"not distinguishable": "unclear"}
 
 
@@ -69,6 +73,6 @@ def _filled(report: SweepReport, *, narrow: bool) -> Table:
         for column in shown:
             text = plain(column.text(row))
             style = _STYLE.get(text, "yellow" if column.title == "flags" else "")
-            cells.append(Text(_SHORT.get(text, text).partition(" [")[0] if narrow else text, style=style))
+            cells.append(Text(_INTERVAL.sub("", _SHORT.get(text, text)) if narrow else text, style=style))
         figures.add_row(*cells)
     return figures
