@@ -26,7 +26,7 @@ def _free_port() -> int:
 def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
     from playwright.sync_api import sync_playwright
 
-    words = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
+    words = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "model.image_size=28"]
     subprocess.run([sys.executable, "run.py", "-m", *words, "precision=fp32,fp16"], check=True, capture_output=True)
     command = [*BITSWEEP, "ui", "--port", str(_free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
@@ -37,7 +37,7 @@ def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
                 page = browser.new_page(viewport={"width": 1600, "height": 1200})
                 page.goto(link)
-                for name in ("mobilenetv3-none-fp32-onnxruntime-digits", "mobilenetv3-ptq-fp16-onnxruntime-digits"):
+                for name in ("lenet-none-fp32-onnxruntime-digits", "lenet-ptq-fp16-onnxruntime-digits"):
                     page.get_by_text(name).first.wait_for(timeout=60_000)
                 # A chart for each metric, with the cells as its bars.
                 page.get_by_text("agreement", exact=True).first.wait_for(timeout=60_000)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import bitsweep as bs
 
-QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=mobilenetv3", "model.image_size=32"]
+QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "model.image_size=28"]
 
 
 def command(*words: str) -> list[str]:
@@ -145,7 +145,7 @@ def missing_files() -> set[str]:
 @pytest.mark.slow
 def test_files_that_cannot_be_made_lose_nothing_and_are_made_by_the_next_start(workplace: Path) -> None:
     """The user's own settings leave no room for a picture in Matplotlib, and MLflow refuses to write a model."""
-    words = [*QUICK[:3], "model=lenet", "model.image_size=28", "precision=fp32"]
+    words = [*QUICK, "precision=fp32"]
     Path("matplotlibrc").write_text("figure.subplot.left: 0.95")
     output = run(*words, MLFLOW_LOCK_MODEL_DEPENDENCIES="perhaps")
     assert "pictures/speed/latency.png is missing (ValueError: left cannot be >= right)" in output
@@ -193,8 +193,7 @@ def test_classes_may_be_called_anything(workplace: Path) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (28, 28, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     output = run(
-        "dataset=image_folder", "dataset.root='data $5'", "dataset.store_size=28", *QUICK[:3], "model=lenet",
-        "model.image_size=28", "precision=int8",
+        "dataset=image_folder", "dataset.root='data $5'", "dataset.store_size=28", *QUICK, "precision=int8",
     )  # fmt: skip
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", output)
     (row,) = cells()
@@ -227,7 +226,7 @@ def test_a_failing_cell_fails_alone(workplace: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> None:
     words = ["-m", *QUICK, "precision=fp32,fp16"]
-    for seconds in (6, 14, 20):
+    for seconds in (5, 9, 13):
         victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         victim.send_signal(signal.SIGKILL)

@@ -58,7 +58,9 @@ def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerConte
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])  # says nothing to a server that runs already
+    # Every child imports the main module of its parent, and so what that has imported of this package.
+    own = sorted(name for name in sys.modules if name.partition(".")[0] == "bitsweep")
+    context.set_forkserver_preload([preload, *own])  # says nothing to a server that runs already
     return context
 
 

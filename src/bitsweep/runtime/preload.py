@@ -13,6 +13,7 @@ import onnx  # noqa: E402, F401
 import onnxruntime  # noqa: E402, F401
 import onnxscript  # noqa: E402, F401
 import psutil  # noqa: E402, F401
+import sklearn.metrics  # noqa: E402, F401
 import torch.onnx  # noqa: E402
 import torchao.quantization.pt2e  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
