@@ -16,7 +16,6 @@ import functools
 import importlib
 import json
 import logging
-import multiprocessing
 import os
 import pkgutil
 import statistics
@@ -25,13 +24,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from contestants import PEERS, Build, Ours, Task, built
+from contestants import PEERS, Build, Ours, Task, built, in_a_process
 from trained_networks import SIZE, Folders, Subject, photographs, subject
 
 from bitsweep.data.preprocessing import normalized_for_imagenet
@@ -97,7 +95,7 @@ def main() -> None:
         rounds: dict[str, list[dict[str, float]]] = defaultdict(list)
         for turn in range(arguments.rounds):
             for name in arguments.only if turn % 2 == 0 else reversed(arguments.only):
-                answer = in_a_process(network, name, arguments)
+                answer = in_a_process(run_lane, network, name, arguments)
                 if isinstance(answer, str):
                     raise SystemExit(f"{name}: {answer}")
                 rounds[name].append(answer)
@@ -162,24 +160,8 @@ class Clock:
         setattr(pkgutil.resolve_name(owner), attribute, timed)
 
 
-def in_a_process(network: str, name: str, arguments: argparse.Namespace) -> dict[str, float] | str:
-    """CPU-seconds of each stage of a contestant, or why there are none."""
-    context = multiprocessing.get_context("spawn")
-    lane, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=run_lane, args=(theirs, network, name, arguments))
-    process.start()
-    theirs.close()
-    try:
-        answer: dict[str, float] | str = lane.recv()
-    except EOFError:
-        process.join()
-        answer = f"its process ended with code {process.exitcode}"
-    process.join()
-    return answer
-
-
-def run_lane(lane: Connection, network: str, name: str, arguments: argparse.Namespace) -> None:
-    """Build a contestant, and send the CPU-seconds of each stage, or why it does not take part."""
+def run_lane(network: str, name: str, arguments: argparse.Namespace) -> dict[str, float] | str:
+    """Build a contestant: CPU-seconds of each stage, or why it does not take part."""
     logging.disable(logging.WARNING)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
@@ -198,7 +180,7 @@ def run_lane(lane: Connection, network: str, name: str, arguments: argparse.Name
             threads=arguments.threads, folder=Path(folder),
         )  # fmt: skip
         answer = built(build, task)
-    lane.send(answer if isinstance(answer, str) else dict(clock.seconds))
+    return answer if isinstance(answer, str) else dict(clock.seconds)
 
 
 # --------------------------------------------------------------------------- table

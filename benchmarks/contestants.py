@@ -15,11 +15,13 @@ All start from one network and one set of calibration images. Peers:
 import contextlib
 import importlib.util
 import logging
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,26 @@ Build = Callable[[Task], InferenceFn]
 
 class LeftOut(Exception):
     """Why a contestant does not take part."""
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process of its own; a sentence if that ends without an answer."""
+    context = multiprocessing.get_context("spawn")
+    lane, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        answer = lane.recv()
+    except EOFError:
+        process.join()
+        answer = f"its process ended with code {process.exitcode}"
+    process.join()
+    return answer
+
+
+def _answer(lane: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    lane.send(function(*arguments))
 
 
 def built(build: Build, task: Task) -> InferenceFn | str:

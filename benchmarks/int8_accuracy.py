@@ -12,17 +12,15 @@ the worse. SQNR is that of the logits. Who cannot take part is listed with the r
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from contestants import PEERS, REFERENCE, Build, Ours, Task, built, nncf, quantize_static
+from contestants import PEERS, REFERENCE, Build, Ours, Task, built, in_a_process, nncf, quantize_static
 from hard_networks import HARD
 from trained_networks import NETWORKS, PHOTOGRAPHS, Folders, Subject, subject
 
@@ -114,7 +112,7 @@ def race(name: str, arguments: argparse.Namespace) -> tuple[list[Row], dict[str,
     logits_NK, seconds, missing = {}, {}, {}
     for contestant in contestants(arguments):
         start = time.monotonic()
-        answer = in_a_process(name, contestant, arguments)
+        answer = in_a_process(run_lane, name, contestant, arguments)
         seconds[contestant] = time.monotonic() - start
         print(f"{name}: {contestant} took {seconds[contestant]:.0f} s", file=sys.stderr, flush=True)
         if isinstance(answer, str):
@@ -137,24 +135,8 @@ def race(name: str, arguments: argparse.Namespace) -> tuple[list[Row], dict[str,
     return rows, missing
 
 
-def in_a_process(name: str, contestant: str, arguments: argparse.Namespace) -> Array | str:
-    """The logits of a contestant for the test images [N, K], or why there are none."""
-    context = multiprocessing.get_context("spawn")
-    lane, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=run_lane, args=(theirs, name, contestant, arguments))
-    process.start()
-    theirs.close()
-    try:
-        answer: Array | str = lane.recv()
-    except EOFError:
-        process.join()
-        answer = f"its process ended with code {process.exitcode}"
-    process.join()
-    return answer
-
-
-def run_lane(lane: Connection, name: str, contestant: str, arguments: argparse.Namespace) -> None:
-    """Build a contestant, and send its logits for the test images, or why there are none."""
+def run_lane(name: str, contestant: str, arguments: argparse.Namespace) -> Array | str:
+    """Build a contestant: its logits for the test images [N, K], or why there are none."""
     given = subject_of(name, arguments)
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
@@ -163,10 +145,9 @@ def run_lane(lane: Connection, name: str, contestant: str, arguments: argparse.N
         )  # fmt: skip
         infer = built(contestants(arguments)[contestant], task)
         if isinstance(infer, str):
-            lane.send(infer)
-            return
+            return infer
         parts = preprocessed(given.splits.test.images, given.splits, input_shape=given.input_shape, batch=BATCH)
-        lane.send(np.concatenate([infer(part.numpy()) for part in parts]))
+        return np.concatenate([infer(part.numpy()) for part in parts])
 
 
 def subject_of(name: str, arguments: argparse.Namespace) -> Subject:

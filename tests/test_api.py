@@ -71,7 +71,8 @@ if __name__ == "__main__":
     assert list(bs.load("first", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
     report.frame().to_pickle("frame.pkl")
     # Another sweep that was planned before this one ended finds the measurement, and logs it no second time.
-    from bitsweep.sweep import Options, run_cell
+    from bitsweep.job import run_cell
+    from bitsweep.options import Options
     again = run_cell(cells[0], Options(), folder=Path("out/second"), sweep_id="second")
     assert again.run_id == report.rows[0].run_id
 """

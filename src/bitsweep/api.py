@@ -26,12 +26,14 @@ from bitsweep.comparison.content import compare as compare_cells
 from bitsweep.comparison.judging import Limits
 from bitsweep.config.binding import invalid
 from bitsweep.errors import ConfigError
+from bitsweep.job import run_cell
+from bitsweep.options import Options
 from bitsweep.planning import Planned, describe
 from bitsweep.planning import plan as plan_cells
 from bitsweep.report import SweepReport
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
-from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
+from bitsweep.sweep import own_folder, run_sweep
 
 __all__ = ["compare", "describe", "grid", "load", "plan", "run"]
 
@@ -72,7 +74,7 @@ def run(
 
     Args:
         folder: of the report; its name is the sweep's id. None: a new one under ``multirun/``.
-        store, remeasure, timeout_s, memory_gb: see `bitsweep.sweep.Options`.
+        store, remeasure, timeout_s, memory_gb: see `bitsweep.options.Options`.
 
     Raises:
         ConfigError: a value is not allowed, or there are no cells.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsweep.errors import UsageError
-from bitsweep.final import RACE
+from bitsweep.final_race import RACE
 from bitsweep.runtime.store import Store
 from bitsweep.runtime.store_contents import Item, contents, needed
 from bitsweep.stages import BASELINE_EVIDENCE, EVIDENCE

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
 from bitsweep.errors import ConfigError, MissingPackage
+from bitsweep.options import Options
 from bitsweep.runtime.environment import version_of
-from bitsweep.sweep import Options
 
 #: Groups of YAMLs that are chosen from.
 _GROUPS = (*CONFIG_GROUPS, REQUIRE, "scale", "sweep")

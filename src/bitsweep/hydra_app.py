@@ -31,10 +31,12 @@ from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct, invalid
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import BitsweepError, ConfigError
+from bitsweep.job import run_cell
+from bitsweep.options import Options
 from bitsweep.planning import describe, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
-from bitsweep.sweep import Options, own_folder, run_cell, run_sweep
+from bitsweep.sweep import own_folder, run_sweep
 
 #: The YAMLs that are installed with the package.
 CONF = Path(__file__).parent / "conf"

@@ -1,0 +1,84 @@
+"""One cell, run as far as the options say, and logged to MLflow."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+from bitsweep import pipeline, stages
+from bitsweep.cell import Cell
+from bitsweep.errors import BitsweepError
+from bitsweep.expectation import Expectation
+from bitsweep.launching import require_planned
+from bitsweep.options import Options
+from bitsweep.planning import duration
+from bitsweep.results import Outcome
+from bitsweep.runtime import machine
+from bitsweep.runtime.store import Store
+
+
+def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:
+    """Run one cell as far as the options say, and log it to MLflow.
+
+    Args:
+        folder: where the log of its processes is written.
+    """
+    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.logger import RunLogger
+
+    machine.check()
+    require_planned(cell, options.planned, options.stage)
+    store = Store(options.store)
+    runner = runner_of(options, folder)
+    connection = Connection()
+    logger = RunLogger(connection, store)
+    if options.remeasure != "none" and options.stage == "cell":
+        run = connection.cells().get(stages.key_of(cell))
+        if run and options.measures_again(run.data.tags):
+            store.discard(stages.MEASUREMENT.name, stages.key_of(cell))
+    with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
+        baseline_first = options.stage == "baseline" or options.expect.top1 is not None
+        outcome = _expected(cell, runner, options.expect) if baseline_first else None
+        if outcome is None or (outcome.status != "failed" and options.stage == "cell"):
+            outcome = pipeline.run(cell, runner)
+    try:
+        baseline_run_id = ""
+        if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
+            baseline_run_id = logger.log_baseline(cell, pipeline.evidence_of_baseline(cell, runner))
+        if options.stage == "cell":
+            evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
+            run_id, evidence = logger.log_cell(
+                cell, outcome, evidence, runner=runner, sweep_id=sweep_id, baseline_run_id=baseline_run_id
+            )
+            reason = "; ".join(filter(None, [outcome.reason, str(evidence or "")]))
+            outcome = replace(outcome, run_id=run_id, reason=reason)
+    except BitsweepError as error:
+        outcome = replace(outcome, status="failed", reason=str(error))
+    print(_summary(cell, outcome, options.stage), flush=True)
+    return outcome
+
+
+def runner_of(options: Options, folder: Path) -> pipeline.StageRunner:
+    """What starts the processes of stages, with their log in a folder."""
+    return pipeline.StageRunner(
+        store=Store(options.store), log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
+    )
+
+
+def _expected(cell: Cell, runner: pipeline.StageRunner, expect: Expectation) -> Outcome:
+    """Train the baseline of a cell, or fail where it is another network than was meant."""
+    outcome = pipeline.train(cell, runner)
+    reason = "" if outcome.status == "failed" else expect.unmet(cell, runner.store)
+    return replace(outcome, status="failed", reason=reason) if reason else outcome
+
+
+def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
+    name = cell.name if stage == "cell" else f"baseline {cell.model.name} on {cell.dataset.name}"
+    ended = f"{outcome.status:<10}{name}"
+    if outcome.status == "failed":
+        return f"{ended}: {outcome.reason}"
+    metrics = outcome.measurement.metrics if outcome.measurement else {}
+    figures = [f"top-1 {100 * metrics['top1']:.2f} %"] if "top1" in metrics else []
+    figures += [f"{metrics['latency_p50_ms']:.3g} ms"] if "latency_p50_ms" in metrics else []
+    figures += [f"{metrics['size_mb']:.3g} MB"] if "size_mb" in metrics else []
+    figures += [duration(sum(outcome.seconds.values())), *filter(None, [outcome.reason])]
+    return f"{ended}: {', '.join(figures)}"

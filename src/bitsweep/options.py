@@ -1,0 +1,44 @@
+"""The settings of a run that change no result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bitsweep.config.configurable import configurable
+from bitsweep.expectation import Expectation
+
+
+@configurable
+class Options:
+    """The settings of a run that change no result, so that no key contains them.
+
+    Attributes:
+        plan: only show what would be run.
+        stage: how far to go: ``cell`` measures, ``baseline`` only trains.
+        remeasure: which finished cells to measure again: ``none``, those that are ``noisy``, or ``all``.
+        store: folder of the artifact store.
+        timeout_s: seconds that compressing, lowering and each measuring pass may take.
+        memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
+        expect: what baselines must reach, so that their cells go on.
+        planned: key of the cell and machine where it was planned, see `bitsweep.launching`; empty for no plan.
+    """
+
+    plan: bool = False
+    stage: Literal["cell", "baseline"] = "cell"
+    remeasure: Literal["none", "noisy", "all"] = "none"
+    store: Path = Path("multirun/store")
+    timeout_s: Annotated[float, Field(gt=0)] = 3600
+    memory_gb: Annotated[float, Field(ge=0)] = 0
+    expect: Expectation = Expectation()
+    planned: str = ""
+
+    def __post_init__(self) -> None:
+        if self.store == Path():
+            raise ValueError("store=: name a folder, as in store=multirun/store")
+
+    def measures_again(self, tags: Mapping[str, str]) -> bool:
+        """Whether a finished cell, known by its tags, is to be measured again."""
+        flags = tags.get("flags", "").split(", ")
+        return self.remeasure == "all" or (self.remeasure == "noisy" and "noisy" in flags)
