@@ -103,7 +103,8 @@ class QuantizingMethod(Method):
         sigmas: standard deviations on each side; used with ``sigma`` and ``std``.
         momentum: share of the past in the moving average.
         calibration_images: training images on which activations are watched, at most.
-        calibration_batch: images at a time, at most; of more than 112 x 112 pixels fewer, which run faster.
+        calibration_batch: images at a time, at most; of more than 112 x 112 pixels fewer, which run faster, but for
+            ``moving_average``, which goes by batches.
         calibration_seed: which of them; added to the cell's seed, which also trains another baseline.
     """
 
@@ -331,7 +332,9 @@ class QuantizingMethod(Method):
 
         images = calibration_images(splits, self.calibration_images, seed + self.calibration_seed)
         _, height, width = input_shape
-        size = min(self.calibration_batch, max(1, PIXELS // (height * width)))
+        size = self.calibration_batch
+        if self.activation_range != "moving_average":  # which is asked to go by batches of this size
+            size = min(size, max(1, PIXELS // (height * width)))
         return Batches(images=images, splits=splits, input_shape=input_shape, size=size)
 
     def _chooser(self, name: str) -> "ChooseRange":
