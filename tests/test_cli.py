@@ -39,8 +39,10 @@ def test_the_comparison_view_shows_the_cells(workplace: Path) -> None:
                 page.goto(link)
                 for name in ("lenet-none-fp32-onnxruntime-digits", "lenet-ptq-fp16-onnxruntime-digits"):
                     page.get_by_text(name).first.wait_for(timeout=60_000)
-                # A chart for each metric, with the cells as its bars.
-                page.get_by_text("agreement", exact=True).first.wait_for(timeout=60_000)
+                # A chart for each metric, with the cells as its bars, in sections.
+                page.get_by_text("accuracy/agreement", exact=True).first.wait_for(timeout=60_000)
+                for section in ("latency", "size", "cost"):
+                    page.get_by_text(section, exact=True).first.wait_for(state="attached", timeout=60_000)
                 browser.close()
         finally:
             os.killpg(server.pid, signal.SIGTERM)

@@ -3,7 +3,7 @@
 import pytest
 
 from bitsweep import stages
-from bitsweep.metrics import METRICS, metric_of
+from bitsweep.metrics import METRICS, metric_of, name_of, tracked_name
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,19 @@ def test_batch_sizes_are_part_of_names() -> None:
 
 def test_every_stage_is_timed() -> None:
     found = {each.name for each in vars(stages).values() if isinstance(each, stages.Stage)}
-    assert {f"{name}_s" for name in found} == {
-        name for name, each in METRICS.items() if each.section == "stages of a cell"
-    }
+    assert {f"{name}_s" for name in found} == {name for name in METRICS if name.endswith("_s")} - {"train_s"}
+
+
+def test_each_has_a_name_of_its_own_in_a_section_of_mlflow() -> None:
+    names = ["latency_p50_ms", "size_mb", "compressed_s", "latency_p50_ms_b128"]
+    assert [*map(tracked_name, names)] == [
+        "latency/p50_ms",
+        "size/artifact_mb",
+        "cost/compress_s",
+        "latency/p50_ms_b128",
+    ]
+    assert [name_of(tracked_name(name)) for name in (*METRICS, *names)] == [*METRICS, *names]
+    assert [*map(name_of, names)] == names  # as stores have them that know no sections
 
 
 def test_each_says_what_it_means_in_a_sentence() -> None:

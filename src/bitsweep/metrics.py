@@ -1,6 +1,6 @@
 """Every metric, declared once: what it is called, its unit, which direction is better, what it means, how it is shown.
 
-MLflow gets them by these names. Tables, pictures and ``docs/measurement.md`` take their words from here.
+Tables, pictures and ``docs/measurement.md`` take their words from here, and MLflow the names, each in its section.
 """
 
 import functools
@@ -15,10 +15,12 @@ class Metric:
     """A figure of a cell or a baseline.
 
     Attributes:
-        name: in MLflow and in ``cells.csv``.
+        name: in ``cells.csv`` and from Python.
         unit: empty for a plain number.
         better: whether ``more`` or ``less`` of it is better; empty where neither is.
-        section: what it is about.
+        section: what it is about; MLflow's charts are grouped by it.
+        leaf: its name within the section, where that is not the name without the section's.
+        step: what it is recorded for one by one, such as an epoch; empty for a single figure.
         text: what it means, a sentence.
         title: of its column in tables; empty for what has none.
         form, scale: how it is shown: a format, of the value times a number; without a format three digits that count.
@@ -28,10 +30,17 @@ class Metric:
     unit: str = ""
     better: Literal["more", "less", ""] = ""
     section: str
+    leaf: str = ""
+    step: Literal["", "epoch", "layer"] = ""
     text: str
     title: str = ""
     form: str = ""
     scale: float = 1
+
+    @property
+    def tracked(self) -> str:
+        """Its name in MLflow, e.g. ``latency/p50_ms``."""
+        return f"{self.section}/{self.leaf or self.name.removeprefix(f'{self.section}_')}"
 
     def shown(self, value: float) -> str:
         """A value as text, without the unit."""
@@ -46,15 +55,18 @@ def _three_digits(value: float) -> str:
 
 
 _accuracy = functools.partial(Metric, section="accuracy")
-_validation = functools.partial(Metric, section="validation images")
+_validation = functools.partial(Metric, section="validation")
 _probability = functools.partial(Metric, section="probabilities")
 _parity = functools.partial(Metric, section="parity")
+_latency = functools.partial(Metric, section="latency")
 _speed = functools.partial(Metric, section="speed")
-_size = functools.partial(Metric, section="size and memory")
-_method = functools.partial(Metric, section="method")
-_arithmetic = functools.partial(Metric, section="arithmetic")
-_gpu = functools.partial(Metric, section="GPU")
-_training = functools.partial(Metric, section="training of a baseline")
+_size = functools.partial(Metric, section="size")
+_memory = functools.partial(Metric, section="memory")
+_layers = functools.partial(Metric, section="layers")
+_layer = functools.partial(_layers, step="layer")
+_training = functools.partial(Metric, section="training")
+_epoch = functools.partial(_training, step="epoch")
+_cost = functools.partial(Metric, section="cost")
 
 _DECLARED = [
     _accuracy(
@@ -162,11 +174,11 @@ _DECLARED = [
         better="more",
         text="Signal-to-noise ratio of the logits, the reference's being the signal; none where both are identical.",
     ),
-    _speed(name="latency_p50_ms", unit="ms", better="less", text="Median time of one batch.", title="p50 ms"),
-    _speed(name="latency_p50_ms_low", unit="ms", better="less", text="Lower end of its bootstrap interval."),
-    _speed(name="latency_p50_ms_high", unit="ms", better="less", text="Upper end of its bootstrap interval."),
-    _speed(name="latency_p90_ms", unit="ms", better="less", text="90th percentile of it."),
-    _speed(name="latency_p99_ms", unit="ms", better="less", text="99th percentile of it."),
+    _latency(name="latency_p50_ms", unit="ms", better="less", text="Median time of one batch.", title="p50 ms"),
+    _latency(name="latency_p50_ms_low", unit="ms", better="less", text="Lower end of its bootstrap interval."),
+    _latency(name="latency_p50_ms_high", unit="ms", better="less", text="Upper end of its bootstrap interval."),
+    _latency(name="latency_p90_ms", unit="ms", better="less", text="90th percentile of it."),
+    _latency(name="latency_p99_ms", unit="ms", better="less", text="99th percentile of it."),
     _speed(name="throughput_ips", unit="images/s", better="more", text="Batch size by median time."),
     _speed(
         name="speedup",
@@ -178,9 +190,16 @@ _DECLARED = [
     ),
     _speed(name="speedup_low", unit="ratio", better="more", text="Lower end of its interval.", form=".2f"),
     _speed(name="speedup_high", unit="ratio", better="more", text="Upper end of its interval.", form=".2f"),
-    _speed(name="load_ms", unit="ms", better="less", text="Time to load the artifact."),
-    _speed(name="first_run_ms", unit="ms", better="less", text="Time of the first run after that."),
-    _size(name="size_mb", unit="10^6 bytes", better="less", text="The artifact's files as stored.", title="size MB"),
+    _latency(name="load_ms", unit="ms", better="less", text="Time to load the artifact."),
+    _latency(name="first_run_ms", unit="ms", better="less", text="Time of the first run after that."),
+    _size(
+        name="size_mb",
+        leaf="artifact_mb",
+        unit="10^6 bytes",
+        better="less",
+        text="The artifact's files as stored.",
+        title="size MB",
+    ),
     _size(name="size_ratio", unit="ratio", better="less", text="Size by that of the same engine's fp32 artifact."),
     _size(name="size_bound_mb", unit="10^6 bytes", text="What the parameters need at their bits, scales included."),
     _size(
@@ -189,7 +208,7 @@ _DECLARED = [
         better="less",
         text="Bits of weights and biases as stored, scales included, by their number.",
     ),
-    _size(
+    _memory(
         name="peak_rss_mb",
         unit="10^6 bytes",
         better="less",
@@ -197,21 +216,39 @@ _DECLARED = [
         title="memory MB",
         form=".0f",
     ),
-    _method(name="calibration_images", unit="images", text="Images that the method was calibrated on.", form=".0f"),
-    _arithmetic(
+    _cost(name="calibration_images", unit="images", text="Images that the method was calibrated on.", form=".0f"),
+    _layers(
         name="int8_mac_share",
         unit="share",
         better="more",
         text="Multiply-accumulates that the engine executes on integer kernels.",
     ),
-    _gpu(
+    _layer(
+        name="weights_sqnr_db",
+        unit="dB",
+        better="more",
+        text="Signal-to-noise ratio of the weights of every layer, by its number.",
+    ),
+    _layer(
+        name="inputs_sqnr_db",
+        unit="dB",
+        better="more",
+        text="Signal-to-noise ratio of the inputs of every layer on validation images, by its number.",
+    ),
+    _layer(
+        name="inputs_clipped",
+        unit="share",
+        better="less",
+        text="Values that every layer reads beyond its range, by its number.",
+    ),
+    _latency(
         name="device_p50_ms",
         unit="ms",
         better="less",
         text="Median time of one batch on the GPU, without copies.",
         title="device ms",
     ),
-    _gpu(
+    _memory(
         name="peak_device_mb",
         unit="10^6 bytes",
         better="less",
@@ -220,25 +257,25 @@ _DECLARED = [
         form=".0f",
     ),
     _training(name="best_epoch", unit="epoch", text="The epoch that was kept."),
-    _training(name="train_s", unit="s", text="Time that the training took.", form=".0f"),
-    _training(name="train_loss", unit="nats", better="less", text="Loss on training images, after every epoch."),
-    _training(name="val_loss", unit="nats", better="less", text="Loss on validation images, after every epoch."),
-    _training(name="val_top1", unit="share", better="more", text="Top-1 on validation images, after every epoch."),
-    _training(name="lr", text="Learning rate at the end of every epoch."),
-    _training(name="seconds", unit="s", text="Time that every epoch took."),
+    _cost(name="train_s", unit="s", text="Time that the training took.", form=".0f"),
+    _epoch(name="train_loss", unit="nats", better="less", text="Loss on training images, after every epoch."),
+    _epoch(name="val_loss", unit="nats", better="less", text="Loss on validation images, after every epoch."),
+    _epoch(name="val_top1", unit="share", better="more", text="Top-1 on validation images, after every epoch."),
+    _epoch(name="lr", text="Learning rate at the end of every epoch."),
+    _epoch(name="seconds", leaf="epoch_s", unit="s", text="Time that every epoch took."),
 ]
 _STAGES = [
-    Metric(name=f"{stage}_s", unit="s", section="stages of a cell", text=f"Time that {what} took.")
-    for stage, what in {
-        "dataset": "decoding the data",
-        "baseline": "training the baseline",
-        "compressed": "compressing",
-        "artifact": "lowering",
-        "probe": "the probe of the kernels",
-        "inspection": "inspecting the files",
-        "measurement": "measuring",
-        "evidence": "writing and drawing the evidence",
-        "baseline_evidence": "the same for the baseline",
+    _cost(name=f"{stage}_s", leaf=f"{leaf}_s", unit="s", text=f"Time that {what} took.")
+    for stage, (leaf, what) in {
+        "dataset": ("decode", "decoding the data"),
+        "baseline": ("baseline", "training the baseline"),
+        "compressed": ("compress", "compressing"),
+        "artifact": ("lower", "lowering"),
+        "probe": ("probe", "the probe of the kernels"),
+        "inspection": ("inspect", "inspecting the files"),
+        "measurement": ("measure", "measuring"),
+        "evidence": ("evidence", "writing and drawing the evidence"),
+        "baseline_evidence": ("baseline_evidence", "the same for the baseline"),
     }.items()
 ]
 
@@ -246,14 +283,36 @@ _STAGES = [
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DECLARED, *_STAGES)}
 
 
+#: A batch size other than the protocol's first, at the end of a name.
+_BATCH = re.compile(r"_b\d+$")
+_BY_TRACKED = {metric.tracked: metric for metric in METRICS.values()}
+
+
 def metric_of(name: str) -> Metric:
     """What a metric is; that of a batch size other than the protocol's first ends in ``_b`` and the size."""
-    return METRICS[re.sub(r"_b\d+$", "", name)]
+    return METRICS[_BATCH.sub("", name)]
+
+
+def tracked_name(name: str) -> str:
+    """What MLflow calls a metric, that of another batch size too."""
+    return _renamed(name, metric_of(name).tracked)
+
+
+def name_of(tracked: str) -> str:
+    """The name of a metric in MLflow without its section; stores of before there were sections have it as it is."""
+    metric = _BY_TRACKED.get(_BATCH.sub("", tracked))
+    return _renamed(tracked, metric.name) if metric else tracked
+
+
+def _renamed(name: str, new: str) -> str:
+    """Another name with the same batch size."""
+    batch = _BATCH.search(name)
+    return new + batch.group() if batch else new
 
 
 def described() -> str:
     """All metrics as a table in Markdown, which the documentation holds."""
-    lines = ["| name | unit | better | about | meaning |", "|---|---|---|---|---|"]
+    lines = ["| name | in MLflow | unit | better | meaning |", "|---|---|---|---|---|"]
     for metric in METRICS.values():
-        lines.append(f"| `{metric.name}` | {metric.unit} | {metric.better} | {metric.section} | {metric.text} |")
+        lines.append(f"| `{metric.name}` | `{metric.tracked}` | {metric.unit} | {metric.better} | {metric.text} |")
     return "\n".join(lines)

@@ -126,7 +126,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         report = report or reported()
         if status == "finished" and any(row.status == "interrupted" for row in report.rows):
             status = "failed"  # what was to be run has no run
-        sweep_logger.finish(run_id, status, publish(report, folder))
+        sweep_logger.finish(run_id, status, publish(report, folder), report.records())
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
     return UNMET if unmet(report) else int(status != "finished")

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 #: File of a sweep's final races, which has none where nothing raced.
 RACES = "races.json"
+#: File of the table of its cells.
+TABLE = "cells.json"
 
 
 @dataclass(frozen=True, kw_only=True)

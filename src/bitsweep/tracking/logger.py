@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,21 +15,21 @@ import numpy as np
 from bitsweep import cell_results
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS
+from bitsweep.config.precision import Grid
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring.scores import scores
-from bitsweep.metrics import metric_of
 from bitsweep.pipeline import StageRunner
-from bitsweep.results import Curve, Evidence, Measurement, Outcome
+from bitsweep.results import Compressed, Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import Store
 from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of, last
-from bitsweep.text import plain
 from bitsweep.tracking.connection import Connection, owner
+from bitsweep.tracking.figures import allowed, compression_curves, figures, training_curves
 from bitsweep.tracking.model import MODEL, log_onnx_model
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 #: As many letters as MLflow keeps of a parameter.
 _LONGEST_PARAM = 6000
@@ -79,7 +79,7 @@ class RunLogger:
 
     def log_baseline(self, cell: Cell, evidence: Evidence) -> str:
         """Log a trained baseline with its curves and checkpoint, unless it is there; returns its run id."""
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Param
 
         known = self._connection.baselines().get(BASELINE.key_of(cell))
         if known and not self.is_lost(known.info.run_id):
@@ -91,15 +91,10 @@ class RunLogger:
         with self._run(cell.baseline_name, "baseline", tags, "FINISHED", seconds) as run_id:
             started = int(time.time() * 1000) - int(seconds * 1000)
             top1 = float((trained.test_logits_NK.argmax(1) == splits.test.labels).mean())
-            metrics = [
-                Metric(curve, float(getattr(epoch, curve)), started + int(1000 * epoch.seconds * (step + 1)), step)
-                for step, epoch in enumerate(trained.history)
-                for curve in ("train_loss", "val_loss", "val_top1", "lr", "seconds")
-            ]
-            figures = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
+            found = {"top1": top1, "best_epoch": trained.best_epoch, "train_s": seconds}
             if np.isfinite(trained.test_logits_NK).all():
-                figures |= scores(trained.test_logits_NK, splits.test.labels)
-            metrics += _figures(figures, started)
+                found |= scores(trained.test_logits_NK, splits.test.labels)
+            metrics = [*training_curves(trained.history, started), *figures(found, started)]
             params = {
                 "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
                 "image_size": cell.model.image_size, **_flat("train", cell.train),
@@ -197,7 +192,9 @@ class RunLogger:
         with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
             now = int(time.time() * 1000)
             params = {
-                **cell.choices, "scheme": str(cell.scheme), "device": cell.device, "image_size": cell.model.image_size,
+                **cell.choices, "scheme": str(cell.scheme), "weight_bits": _bits(cell.scheme.weights),
+                "activation_bits": _bits(cell.scheme.activations), "device": cell.device,
+                "image_size": cell.model.image_size, "batch": cell.protocol.batch_sizes[0],
                 **_flat("method", cell.method), "threads": cell.protocol.threads or environment.physical_cores(),
             }  # fmt: skip
             if measured and (used := measured.metrics.get("calibration_images")):
@@ -206,12 +203,12 @@ class RunLogger:
             metrics = {**seconds, **(measured.metrics if measured else {})}
             self._client.log_batch(
                 run_id,
-                _figures(metrics, now),
-                [Param(_allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in params.items()],
+                figures(metrics, now),
+                [Param(allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in params.items()],
             )
             evidence = self._log_files(run_id, cell, outcome, evidence, runner)
             if evidence:
-                self._log_curves(run_id, cell_results.compressed_of(cell, self._store).curves)
+                self._log_curves(run_id, cell_results.compressed_of(cell, self._store))
         return run_id, evidence
 
     def _log_files(
@@ -254,16 +251,9 @@ class RunLogger:
             self._client.log_artifact(run_id, str(labels))
         self._log_input(run_id, cell, "test")
 
-    def _log_curves(self, run_id: str, curves: Sequence[Curve]) -> None:
-        """Log what was recorded step by step as metrics with steps."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(_allowed(curve.name), value, now, step)
-            for curve in curves
-            for step, value in enumerate(curve.values)
-        ]
+    def _log_curves(self, run_id: str, compressed: Compressed) -> None:
+        """Log what went step by step, or layer by layer."""
+        metrics = compression_curves(compressed, int(time.time() * 1000))
         for start in range(0, len(metrics), 1000):  # more are refused
             self._client.log_batch(run_id, metrics[start : start + 1000])
 
@@ -309,22 +299,14 @@ class RunLogger:
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
-def _figures(values: Mapping[str, float], timestamp: int) -> "list[Metric]":
-    """Figures as MLflow takes them; all of them are declared."""
-    from mlflow.entities import Metric
-
-    assert all(metric_of(name) for name in values)
-    return [Metric(name, value, timestamp, 0) for name, value in values.items()]
-
-
-def _allowed(name: str) -> str:
-    """A name of anybody's as MLflow takes it."""
-    return re.sub(r"[^\w\-. :/]", "_", plain(name))[:250]
-
-
 def _flat(prefix: str, configured: Any) -> dict[str, Any]:
     knobs = settings(configured)
     return {f"{prefix}.{name}": value for name, value in knobs.items() if name not in ("class", "name")}
+
+
+def _bits(numbers: Grid | str) -> int:
+    """Bits of a number format."""
+    return numbers.bits if isinstance(numbers, Grid) else int(re.sub(r"\D", "", numbers))
 
 
 def _resolved(cell: Cell) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bitsweep.results import Measurement
 from bitsweep.runtime.store import MANIFEST, Store
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.entries import RACES, Entry
+from bitsweep.tracking.figures import figures_of
 from bitsweep.tracking.logger import MISSING
 from bitsweep.tracking.model import MODEL
 
@@ -232,7 +233,7 @@ def _row(entry: Entry, finished: _Finished) -> Row:
         status=status,
         reason=reason or tags.get("reason", ""),
         log_tail=entry.log_tail,
-        metrics=dict(run.data.metrics) if run else {},
+        metrics=figures_of(run) if run else {},
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
         verdict=tags.get("verdict", ""),
         findings=(*tags.get("findings", "").splitlines(), *_missing(tags.get(MISSING, ""))),
@@ -268,7 +269,7 @@ def _row_from_store(entry: Entry, measured: Measurement) -> Row:
 
 
 def _baseline(run: "Run") -> Baseline:
-    metrics = dict(run.data.metrics)
+    metrics = figures_of(run)
     return Baseline(
         name=run.info.run_name, run_id=run.info.run_id, metrics=metrics, seconds=metrics.get("train_s", 0.0)
     )

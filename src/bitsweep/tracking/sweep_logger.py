@@ -1,7 +1,7 @@
 """Writing sweeps into the tracking store: their plan, how their cells ended, and their report."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from bitsweep.report import Race
 from bitsweep.runtime import environment
 from bitsweep.runtime.store import Store
 from bitsweep.tracking.connection import Connection, owner
-from bitsweep.tracking.entries import RACES, Entry
+from bitsweep.tracking.entries import RACES, TABLE, Entry
 
 
 class SweepLogger:
@@ -68,9 +68,18 @@ class SweepLogger:
         with self._connection.explained():
             self._write_twice(run_id, RACES, {"races": [asdict(race) for race in races], "reason": reason})
 
-    def finish(self, run_id: str, status: str, files: Iterable[Path]) -> None:
-        """Attach the report and end the run of a sweep: ``finished``, ``failed`` or ``killed``."""
+    def finish(
+        self, run_id: str, status: str, files: Iterable[Path], cells: Sequence[Mapping[str, str | float]]
+    ) -> None:
+        """Attach the report and end the run of a sweep: ``finished``, ``failed`` or ``killed``.
+
+        Args:
+            cells: a record each, which MLflow shows as a table.
+        """
         with self._connection.explained():
+            if cells:
+                table = {name: [None if each[name] == "" else each[name] for each in cells] for name in cells[0]}
+                self._client.log_table(run_id, table, TABLE)
             for file in files:
                 self._client.log_artifact(run_id, str(file), "report")
             self._client.set_tag(run_id, "status", status)
