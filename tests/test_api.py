@@ -1,5 +1,6 @@
 """Sweeps from Python, as a program of the user's has them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,21 @@ import pytest
 import bitsweep as bs
 from bitsweep.errors import ConfigError, UsageError
 
+DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 QUICK = "model=mlp model.image_size=8 train=smoke train.max_steps=20 protocol=smoke protocol.memory=false"
 
 
 @pytest.fixture(autouse=True)
 def _workplace(workplace: Path) -> None:
     """Nothing is left in the checkout."""
+
+
+def test_public_names_are_there() -> None:
+    assert set(bs.__all__) == {"compare", "compress", "describe", "grid", "load", "lower", "plan", "run"}
+    for name in bs.__all__:
+        assert getattr(bs, name).__doc__ and name in dir(bs)
+    with pytest.raises(AttributeError, match="no attribute 'gird'"):
+        bs.gird  # noqa: B018
 
 
 def test_words_are_those_of_the_command_line() -> None:
@@ -58,27 +68,45 @@ def test_what_is_not_there_is_an_error() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_is_planned_run_and_read() -> None:
-    program = f"""
-from pathlib import Path
-import bitsweep as bs
-
-if __name__ == "__main__":
-    cells = bs.grid("{QUICK} precision=int8")
-    assert [each.verdict for each in bs.plan(cells)] == ["run"]
-    report = bs.run(cells, folder=Path("out/first"))
-    assert report.frame().equals(bs.load("first", folder=Path("out/first")).frame())
+    (program,) = re.findall(r"```python\n(import bitsweep as bs\n\nif .*?)```", DOCS.read_text(), re.DOTALL)
+    program = re.sub(r"model=lenet .*?(?=\")", f"{QUICK} precision=int8", program)
+    program = program.replace("bs.run(cells)", 'bs.run(cells, folder=Path("out/first"))')
+    program = (
+        f"from pathlib import Path\n{program}"
+        + """
+    assert sweep.frame().equals(bs.load("first", folder=Path("out/first")).frame())
     assert [each.verdict for each in bs.plan(cells)] == ["reuse"]
-    assert list(bs.load("first", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
-    report.frame().to_pickle("frame.pkl")
+    assert list(bs.load("latest", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
+    sweep.frame().to_pickle("frame.pkl")
+    assert sweep.cell(0).row == cell.row
+    predicted, samples = cell.predictions, cell.latency_samples
+    assert (predicted.label == predicted.predicted).mean() == cell.metrics["top1"]
+    assert len(cell.logits) == len(predicted) == cell.metrics["test_images"]
+    ours = samples[(samples.of == "cell") & (samples.batch == 1)]
+    assert abs(ours.ms.median() / cell.metrics["latency_p50_ms"] - 1) < 1e-9 and ours.block.nunique() == 6
+    assert set(samples.of) == {"cell", "fp32"} and len(cell.layers) == 3
+    assert "confusion.png" in [picture.name for picture in cell.pictures] and cell.pictures[0].exists()
+    for wrong, said in (
+        ({"presicion": "int8"}, "did you mean precision?"),
+        ({"precision": "int4"}, "cell(precision=int4): no such cell; in this sweep precision is int8"),
+    ):
+        try:
+            sweep.cell(**wrong)
+        except ValueError as error:
+            assert said in str(error)
+        else:
+            raise AssertionError(wrong)
     # Another sweep that was planned before this one ended finds the measurement, and logs it no second time.
     from bitsweep.job import run_cell
     from bitsweep.options import Options
     again = run_cell(cells[0], Options(), folder=Path("out/second"), sweep_id="second")
-    assert again.run_id == report.rows[0].run_id
+    assert again.run_id == cell.row.run_id
 """
+    )
     Path("sweep.py").write_text(program)
     ran = subprocess.run([sys.executable, "sweep.py"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1 run, 0 reuse" in ran.stdout and "test images are not recognised" in ran.stdout
     frame = pandas.read_pickle("frame.pkl")
     assert list(frame["precision"]) == ["int8"] and list(frame["status"]) == ["finished"]
     assert frame["top1"].between(0, 1).all() and (frame["latency_p50_ms"] > 0).all()

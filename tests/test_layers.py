@@ -29,12 +29,13 @@ LAYERS = (
     ("pipeline",),
     ("planning", "tracking", "report", "expectation"),
     ("final_race", "options", "ui"),
-    ("comparison", "cleaning"),
+    ("comparison", "cleaning", "loaded"),
     ("launching",),
     ("job",),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),
+    ("direct",),
     ("cli", "api"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsweep.api import compare, describe, grid, load, plan, run
+    from bitsweep.api import compare, compress, describe, grid, load, lower, plan, run
 
-__all__ = ["compare", "describe", "grid", "load", "plan", "run"]
+__all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,3 +15,7 @@ def __getattr__(name: str) -> Any:
     from bitsweep import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

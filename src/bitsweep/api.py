@@ -1,5 +1,7 @@
 """Sweeps from Python: the cells of a grid, what is to be done with them, running them, and what was found.
 
+See `bitsweep.direct` for a network that is at hand.
+
     import bitsweep as bs
 
     if __name__ == "__main__":
@@ -25,17 +27,18 @@ from bitsweep.comparison.content import Comparison
 from bitsweep.comparison.content import compare as compare_cells
 from bitsweep.comparison.judging import Limits
 from bitsweep.config.binding import invalid
+from bitsweep.direct import compress, lower
 from bitsweep.errors import ConfigError
 from bitsweep.job import run_cell
+from bitsweep.loaded import SweepResults
 from bitsweep.options import Options
 from bitsweep.planning import Planned, describe
 from bitsweep.planning import plan as plan_cells
-from bitsweep.report import SweepReport
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.sweep import own_folder, run_sweep
 
-__all__ = ["compare", "describe", "grid", "load", "plan", "run"]
+__all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run"]
 
 
 def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
@@ -69,7 +72,7 @@ def run(
     remeasure: Literal["none", "noisy", "all"] = "none",
     timeout_s: float = Options.timeout_s,
     memory_gb: float = Options.memory_gb,
-) -> SweepReport:
+) -> SweepResults:
     """Run what is missing of some cells one after the other, log it to MLflow, write a report, and read it.
 
     Args:
@@ -96,7 +99,7 @@ def run(
     return load(place.name, folder=place)
 
 
-def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> SweepReport:
+def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> SweepResults:
     """What a sweep found, read from MLflow.
 
     Args:
@@ -116,7 +119,7 @@ def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> Swe
     sweep = find_sweep(connection, sweep_id)
     wanted = requirements(shlex.split(require), recorded=requirements_of(sweep))
     place = folder or Path("multirun") / sweep.data.tags["sweep"]
-    return read_sweep(connection, sweep, folder=place, require=wanted)
+    return SweepResults(report=read_sweep(connection, sweep, folder=place, require=wanted), connection=connection)
 
 
 def compare(

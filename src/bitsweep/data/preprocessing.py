@@ -33,7 +33,7 @@ def preprocess(
 
     Args:
         images_NHWC: uint8 or uint16 [N, H, W, C] with C = 1 or as many channels as the network takes; a tensor keeps
-            its device.
+            its device. Those in float32 are scaled by nothing.
 
     Returns:
         float32 [N, C, H, W], contiguous.
@@ -41,7 +41,7 @@ def preprocess(
     import torch
 
     images = images_NHWC if isinstance(images_NHWC, torch.Tensor) else torch.from_numpy(np.array(images_NHWC))
-    assert images.dtype in (torch.uint8, torch.uint16) and images.ndim == 4
+    assert images.dtype in (torch.uint8, torch.uint16, torch.float32) and images.ndim == 4
     count, old_height, old_width, stored = images.shape
     _, height, width = input_shape
     planes_NCHW = images.permute(0, 3, 1, 2)
@@ -52,7 +52,7 @@ def preprocess(
         )
         strips = rows @ images.reshape(count, old_height, old_width * stored).to(torch.float64)
         planes_NCHW = strips.reshape(count, height, old_width, stored).permute(0, 3, 1, 2) @ columns.T
-    white = torch.iinfo(images.dtype).max
+    white = 1 if images.is_floating_point() else torch.iinfo(images.dtype).max
     scaled_NCHW = planes_NCHW.to(torch.float32, memory_format=torch.contiguous_format) / white
     if bgr:
         scaled_NCHW = scaled_NCHW.flip(1)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,21 @@ def verify(folder: Path, *, here: bool) -> str:
     return said
 
 
+def engine_programs(deploy_module: str, deploy_with: Sequence[str]) -> dict[str, bytes]:
+    """What loads an engine's artifact without this project: ``engine.py``, and the modules that it imports."""
+    modules = {**{module.rpartition(".")[2]: module for module in deploy_with}, "engine": deploy_module}
+    return {f"{name}.py": _source(module) for name, module in modules.items()}
+
+
 def _programs(about: dict[str, Any]) -> dict[str, bytes]:
     """The programs of a bundle, as this project has them."""
-    modules = {module.rpartition(".")[2]: module for module in (*_PROGRAMS, *about["deploy_with"])}
-    found = {}
-    for name, source in (modules | {"engine": about["deploy_module"]}).items():
-        package, _, module = source.rpartition(".")
-        found[f"{name}.py"] = (importlib.resources.files(package) / f"{module}.py").read_bytes()
-    return found
+    common = {f"{module.rpartition('.')[2]}.py": _source(module) for module in _PROGRAMS}
+    return common | engine_programs(about["deploy_module"], about["deploy_with"])
+
+
+def _source(module: str) -> bytes:
+    package, _, name = module.rpartition(".")
+    return (importlib.resources.files(package) / f"{name}.py").read_bytes()
 
 
 def _intention(folder: Path, about: dict[str, Any], copy: Path, names: list[str], *, here: bool) -> str:
