@@ -25,7 +25,7 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.results import Shape, Split, Splits
 from bitsweep.runtime.environment import current_cpu
-from bitsweep.training.augmentation import draw_moves, move
+from bitsweep.training.augmentation import Augmentation
 from bitsweep.training.loop import train
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -113,12 +113,14 @@ def loading_seconds(splits: Splits, recipe: Recipe, input_shape: Shape) -> float
     """Seconds that an image takes from the store to the network, in batches."""
     generator = torch.Generator().manual_seed(0)
     images, batch = splits.train.images, recipe.batch_size
+    augmentation = Augmentation(
+        recipe.augment, image_size=images.shape[1:3], num_classes=len(splits.classes), key="augment"
+    )
     start = time.monotonic()
     for chosen in torch.randperm(len(images)).split(batch):
-        moves = draw_moves(batch, *images.shape[1:3], how=recipe.augment, generator=generator)
-        assert moves is not None
-        moved = move(torch.from_numpy(images[chosen.numpy()]), moves)
-        preprocess(moved, input_shape=input_shape, mean_C=MEAN, std_C=STD)
+        drawn = augmentation.draw(len(chosen), generator)
+        changed = augmentation.change(torch.from_numpy(images[chosen.numpy()]), drawn)
+        preprocess(changed, input_shape=input_shape, mean_C=MEAN, std_C=STD)
     return (time.monotonic() - start) / len(images)
 
 

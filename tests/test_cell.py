@@ -159,3 +159,10 @@ def test_what_learns_is_skipped_where_there_is_nothing_to_learn_from(
     knobs |= {"dataset__calibration": str(tmp_path / "some.npy")} if calibrated else {}
     found = cell(dataset="npz", model="lenet", **choices, **knobs).skip_reason()
     assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+@pytest.mark.parametrize("group", ["train", "method"])
+def test_a_cell_with_an_unknown_augmentation_is_skipped(group: str) -> None:
+    choices = {"method": "qat", f"{group}__augment": ["RandomHorizontalFlip", {"RandomErasing": {"prob": 0.5}}]}
+    reason = cell(**choices).skip_reason()
+    assert reason == f"{group}.augment.RandomErasing.prob: no such argument; it takes p, scale, ratio, value, inplace"

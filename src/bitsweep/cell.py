@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bitsweep.config.augmentation import MOVES
 from bitsweep.config.backend import Backend
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct
 from bitsweep.config.configurable import IN_NAMES, marked, source_of
@@ -141,6 +142,7 @@ class Cell:
             )
         try:
             self.model.check()
+            self._check_augmentation()
             if reason := self._file_reason():
                 return reason
             for group in CONFIG_GROUPS:
@@ -148,6 +150,16 @@ class Cell:
             return self._missing_images()
         except UsageError as error:
             return str(error)
+
+    def _check_augmentation(self) -> None:
+        """Whether there are the transforms of training images that were named, which takes torchvision to say."""
+        for group in ("train", "method"):
+            steps = getattr(getattr(self, group), "augment", ())
+            if any(name not in MOVES for step in steps for name in step):
+                from bitsweep.training.augmentation import check
+
+                channels, *image_size = self.model.input_shape
+                check(steps, channels=channels, image_size=tuple(image_size), key=f"{group}.augment")
 
     def _missing_images(self) -> str | None:
         """Why what learns has nothing to learn from; None where it has."""

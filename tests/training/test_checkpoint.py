@@ -10,8 +10,8 @@ from bitsweep.training import loop
 from bitsweep.training.checkpoint import Unfinished
 
 RECIPE = Recipe(
-    name="a", epochs=5, max_steps=1000, lr=0.01, augment="shift_flip", schedule="plateau", plateau_patience=1,
-    ema_decay=0.9, device="cpu",
+    name="a", epochs=5, max_steps=1000, lr=0.01, augment=["shift_flip", "RandAugment", "MixUp"], schedule="plateau",
+    plateau_patience=1, ema_decay=0.9, device="cpu",
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class Normalised(Model):
 def recipe(**knobs: object) -> Recipe:
     settings = {
         "name": "test", "epochs": 3, "max_steps": 1000, "lr": 0.05, "device": "cpu", "optimizer": "sgd",
-        "augment": "shift_flip", "ema_decay": 0.5, "label_smoothing": 0.1,
+        "augment": ["shift_flip", {"RandomRotation": {"degrees": 9}}], "ema_decay": 0.5, "label_smoothing": 0.1,
     }  # fmt: skip
     return Recipe(**(settings | knobs))  # type: ignore[arg-type]
 

@@ -1,9 +1,11 @@
 """How a network is trained."""
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from bitsweep.config.augmentation import Augment
 from bitsweep.config.configurable import Choice, Count, Share, configurable
 
 
@@ -26,7 +28,9 @@ class Recipe(Choice):
         plateau_patience: epochs without a lower validation loss before the learning rate is lowered.
         plateau_factor: by which it is multiplied then.
         label_smoothing: of the cross entropy.
-        augment: ``none``; ``shift`` (random translation by up to an eighth); ``shift_flip`` (and mirroring).
+        augment: random changes of training images, one or a list of them: ``none``; ``shift`` (translation by up to an
+            eighth); ``shift_flip`` (and mirroring); any transform of torchvision.transforms.v2 by its name, with its
+            arguments: ``{RandomRotation: {degrees: 10}}``. MixUp and CutMix come last.
         clip_norm: largest norm of the gradient; 0 turns clipping off.
         bn_momentum: share of a batch in BatchNorm's running statistics; networks that were made for long trainings
             bring one so small that the statistics are still near their start after a short one. 0 keeps those of given
@@ -54,7 +58,7 @@ class Recipe(Choice):
     plateau_patience: Count = 2
     plateau_factor: Share = 0.2
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Literal["none", "shift", "shift_flip"] = "shift"
+    augment: Augment = dataclasses.field(default=({"shift": {}},), hash=False)
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -103,7 +103,7 @@ class Factorize(QuantizingMethod):
         if isinstance(scheme.weights, Grid) and self.epochs:
             recipe = Recipe(
                 name=self.name, epochs=self.epochs, max_steps=self.max_steps, batch_size=self.batch_size, lr=self.lr,
-                weight_decay=0, warmup_share=0.05, augment="none",
+                weight_decay=0, warmup_share=0.05, augment=(),
             )  # fmt: skip
             made = self.trained(
                 replace(prepared, normalized=()), splits, recipe=recipe, scheme=scheme, input_shape=input_shape,

@@ -1,9 +1,11 @@
 """Quantization-aware training: the baseline is trained on with what its codes will compute."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 from pydantic import Field
 
+from bitsweep.config.augmentation import Augment
 from bitsweep.config.configurable import Count, Share, configurable
 from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Scheme
@@ -38,7 +40,7 @@ class QuantizationAwareTraining(QuantizingMethod):
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Annotated[float, Field(gt=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    augment: Literal["none", "shift", "shift_flip"] = "none"
+    augment: Augment = dataclasses.field(default=(), hash=False)
     frozen_share: Share = 0.3
 
     def learns_from(self) -> Part:

@@ -22,7 +22,7 @@ from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Epoch, Shape, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
-from bitsweep.training.augmentation import draw_moves, move
+from bitsweep.training.augmentation import Augmentation
 from bitsweep.training.checkpoint import Unfinished
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.schedule import LearningRate, averaged, build_optimizer
@@ -71,6 +71,9 @@ def train(
     take = _taker(splits.train, device)
     labels = torch.from_numpy(np.array(splits.train.labels)).to(device)
 
+    augmentation = Augmentation(
+        recipe.augment, image_size=splits.train.images.shape[1:3], num_classes=len(splits.classes), key="augment"
+    )
     batch_size = min(recipe.batch_size, len(splits.train)) // context.size * context.size
     if not batch_size:
         raise ConfigError(f"train.devices={context.size}: there are {len(splits.train)} training images; use fewer")
@@ -123,13 +126,12 @@ def train(
             first, last = epoch * steps_an_epoch, min(steps, (epoch + 1) * steps_an_epoch)
             for step in range(first, last):
                 chosen = order[(step - first) * batch_size : (step - first + 1) * batch_size]
-                moves = draw_moves(batch_size, *splits.train.images.shape[1:3], how=recipe.augment, generator=shuffle)
+                drawn = context.share(augmentation.draw(batch_size, shuffle))
                 mine = context.share(chosen)
-                images = take(mine) if moves is None else move(take(mine), context.share(moves))
+                changed = load(augmentation.change(take(mine), drawn))
+                images, targets = augmentation.mix(changed, labels[mine.to(device)], drawn)
                 with torch.autocast(device.type, half, enabled=half is not None):
-                    loss = F.cross_entropy(
-                        forward(load(images)), labels[mine.to(device)], label_smoothing=recipe.label_smoothing
-                    )
+                    loss = F.cross_entropy(forward(images), targets, label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if recipe.clip_norm:
