@@ -251,7 +251,7 @@ def onnx_file(task: Task) -> Path:
     import torch
 
     torch.onnx.export(
-        task.network, (torch.from_numpy(task.images[:1]),), task.folder / "plain.onnx", dynamo=True,
+        task.network, (torch.from_numpy(task.images[:2]),), task.folder / "plain.onnx", dynamo=True,
         external_data=False, input_names=["images"], output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
     )  # fmt: skip

@@ -260,7 +260,8 @@ class QuantizingMethod(Method):
             graph = observe(graph, scheme.activations, self.choose_activation_range(), placement)
         network = TrainedNetwork(
             graph, scheme.weights, self.choose_weight_range(), prepared.batches,
-            normalized=prepared.normalized, start=start or {}, learned_scales=learned_scales,
+            normalized=prepared.normalized, start=start or {}, floats=prepared.guarded.floats,
+            learned_scales=learned_scales,
         )  # fmt: skip
         curves = train(
             network.move(choose_device(recipe.device)), splits, recipe=recipe, input_shape=input_shape, seed=seed,

@@ -153,6 +153,39 @@ def test_all_distortions_at_once_are_mended() -> None:
     assert before < 5 and _total_db(guard, guarded) >= SUFFICIENT_DB
 
 
+class Residual(nn.Module):
+    """Two blocks whose outputs are added to what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+        self.inner = nn.ModuleList(nn.Conv2d(16, 24, 3, padding=1) for _ in range(2))
+        self.outer = nn.ModuleList(nn.Conv2d(24, 16, 1) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.stem(images))
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            x = torch.relu(x + outer(torch.relu(inner(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_channels_along_shortcuts_are_scaled_together() -> None:
+    network, guard = Residual(), _guard()
+    plain = _total_db(guard, Guarded(graph=tracing.trace(network, input_shape=(3, SIZE, SIZE)), placement=Placement()))
+    for layer in (network.stem, *network.outer):
+        layer.weight.data *= FACTORS.view(-1, 1, 1, 1)
+        layer.bias.data *= FACTORS
+    for layer in (*network.inner, network.head):
+        layer.weight.data /= FACTORS.view(1, -1, *[1] * (layer.weight.ndim - 2))
+    graph, images = tracing.trace(network, input_shape=(3, SIZE, SIZE)), _images()
+    logits, before = graph(images), _total_db(guard, Guarded(graph=graph, placement=Placement()))
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
+    assert before < 5 and _total_db(guard, guarded) > min(SUFFICIENT_DB, plain - 3)
+    assert not (guarded.floats or guarded.placement.floats)
+
+
 def _imbalanced(function: type[nn.Module]) -> GraphModule:
     """Channels of unlike ranges before a function that lets no factors through."""
 

@@ -1,5 +1,7 @@
 """Rounding in training, against its formulas and against what is stored in the end."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ def network() -> Mixed:
     return made.eval()
 
 
-def trained(model: nn.Module, weights: Grid, activations: Grid = UNSIGNED, **knobs: bool) -> TrainedNetwork:
+def trained(model: nn.Module, weights: Grid, activations: Grid = UNSIGNED, **knobs: Any) -> TrainedNetwork:
     graph = tracing.trace(model, input_shape=(3, SIZE, SIZE))
     normalized = fold_batch_norm(graph)
     assert normalized == ["stem.weight"]
@@ -61,6 +63,23 @@ def test_running_statistics_follow_the_batches_until_they_are_frozen() -> None:
     frozen = made(batch)
     assert torch.equal(stem.mean, moved)
     assert torch.equal(frozen, made.eval()(batch))
+
+
+def test_weights_that_stay_float_learn_and_are_not_rounded() -> None:
+    made = trained(network(), weight_grid(3), floats={"grouped.weight"})
+    batch, layer = torch.cat(images()), made.layers["conv2d_1"]
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    made.train()(batch).square().sum().backward()
+    optimizer.step()
+    made.choose_ranges()
+    with torch.no_grad():
+        expected = made.eval()(batch)
+        codes = made.finish()
+        assert codes.keys() == {f"{name}.weight" for name in ("stem", "depthwise", "point", "down", "hidden", "head")}
+        assert torch.equal(made._graph.get_buffer("grouped.weight"), layer.weight)
+        assert not torch.equal(layer.weight, before)
+        assert grids.sqnr_db(expected, convert(made._graph)[0](batch)) > 35
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

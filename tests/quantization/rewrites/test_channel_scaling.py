@@ -35,6 +35,24 @@ class Gate(nn.Module):
         return x * nn.functional.hardsigmoid(gate)
 
 
+class Block(nn.Module):
+    """A residual block; with more channels behind it, its shortcut is thinned out and padded with zeros."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.added = channels - 8
+        self.first, self.second = (
+            nn.Conv2d(8, 6, 3, padding=1),
+            nn.Conv2d(6, channels, 1, stride=2 if self.added else 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(torch.relu(self.first(x)))
+        if self.added:
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added // 2))
+        return torch.relu(x + y)
+
+
 def _network(between: nn.Module, *after: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), between, *after)
@@ -51,6 +69,8 @@ NETWORKS = {
     "hard-swish, depthwise": _network(nn.Hardswish(), DEPTHWISE),
     "silu, dense": _network(nn.SiLU(), POINTWISE),
     "squeeze and excite": _network(nn.Hardswish(), Gate(), POINTWISE),
+    "shortcut": _network(Block(), nn.Conv2d(8, 5, 1)),
+    "padded shortcut": _network(Block(), Block(12), nn.Conv2d(12, 5, 1)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
 }
 
@@ -72,8 +92,8 @@ def _group(graph: GraphModule) -> ScalingGroup:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_a_scaled_network_computes_the_same(network: nn.Module) -> None:
     graph, images = _graph(network), _images()
-    before = graph(images)
-    scale_channels(graph, _group(graph), torch.logspace(-2, 2, 8))
+    before, group = graph(images), _group(graph)
+    scale_channels(graph, group, torch.logspace(-2, 2, group.channels))
     torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
 
 
@@ -146,6 +166,13 @@ class Shortcut(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.between(self.first(images))
         return x + self.second(x)
+
+
+def test_layers_along_shortcuts_share_factors() -> None:
+    first, second, third = layer_groups(_graph(NETWORKS["padded shortcut"]))
+    assert [len(group.starts) for group in (first, second, third)] == [3, 1, 1]
+    assert first.channels == 12 and len(first.readers) == 3
+    assert {first.carriers[start].start for start in first.starts} == {0, 2}
 
 
 @pytest.mark.parametrize("between", [nn.ReLU(), nn.Identity()])

@@ -164,13 +164,18 @@ class Guard:
     # ------------------------------------------------------------------ remedies, from the cheapest
 
     def _scale_for_free(self, state: State, images: Tensor) -> State:
-        """Even out the channels of all tensors where that costs no latency."""
-        trial, told = state.copied(), list[Remedy]()
-        for group in self._free_groups(state.graph):
-            if harm := state.harm_of(group):
-                trial = self._scaled(trial, state, group)
-                told.append(_scaling(state, group, harm[0], price=FREE))
-        return self._if_better(state, trial, told, images) if told else state
+        """Even out the channels of all tensors where that costs no latency; those that sums join only if need be."""
+        for joined in (False, True):
+            if joined and state.total_db >= SUFFICIENT_DB:
+                break
+            trial, told = state.copied(), list[Remedy]()
+            for group in self._free_groups(state.graph):
+                if (len(group.starts) > 1) is joined and (harm := state.harm_of(group)):
+                    trial = self._scaled(trial, state, group)
+                    told.append(_scaling(state, group, harm[0], price=FREE))
+            if told:
+                state = self._if_better(state, trial, told, images)
+        return state
 
     def _scale_at_a_price(self, state: State, images: Tensor) -> State:
         """Even out the channels around hard-swish and SiLU, whose gates become convolutions, one tensor at a time."""
@@ -287,10 +292,13 @@ def _layers(graph: GraphModule) -> dict[str, Node]:
 def _reach(group: ScalingGroup, source: Source) -> Tensor:
     """Largest magnitude of each channel of a group in one of its tensors, as far as its readers tell values apart."""
     assert source.low_C is not None and source.high_C is not None
-    low_C = source.low_C
+    low_C, reach_C = source.low_C, torch.zeros(group.channels)
     if source.name == group.start.name and group.gated:
         low_C = low_C.clamp(min=_least(group))
-    return torch.maximum(-low_C, source.high_C).clamp(min=0).view(group.channels, -1).amax(1)
+    (span,) = (span for node, span in group.carriers.items() if node.name == source.name)
+    own_C = torch.maximum(-low_C, source.high_C).clamp(min=0)
+    reach_C[span] = own_C.view(span.stop - span.start, -1).amax(1)
+    return reach_C
 
 
 def _lowest(group: ScalingGroup, source: Source, factor_C: Tensor) -> float:
@@ -305,7 +313,7 @@ def _least(group: ScalingGroup) -> float:
 
 
 def _scaling(state: State, group: ScalingGroup, source: Source, *, price: str) -> Remedy:
-    yielding = (group.start,) if group.starts_with_layer else group.start.all_input_nodes
+    yielding = group.starts if group.starts_with_layer else group.start.all_input_nodes
     layers = [node for node in (*yielding, *group.readers) if is_layer(node)]
     return Remedy(
         source=described(state.graph, source), cause=cause_of(source), price=price,

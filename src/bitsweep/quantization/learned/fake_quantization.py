@@ -87,6 +87,9 @@ class TrainedLayer(nn.Module):
 
     It starts as the float layer: the normalisation of an output with mean m and variance v has gamma = sqrt(v + eps)
     and beta = bias + m.
+
+    Attributes:
+        codes: rounds the weights; None where they stay float.
     """
 
     mean: Tensor
@@ -98,11 +101,11 @@ class TrainedLayer(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         statistics: tuple[Tensor, Tensor] | None,
-        codes: FakeQuantize,
+        codes: FakeQuantize | None,
     ) -> None:
         super().__init__()
         self.operation: Any = layer.target
-        self.options, self.grid = arguments(layer)[3:], codes.grid
+        self.options = arguments(layer)[3:]
         self.weight, self.codes = nn.Parameter(weight.clone()), codes
         self.normalized = statistics is not None
         shift = torch.zeros(len(weight)) if bias is None else bias.clone()
@@ -125,7 +128,9 @@ class TrainedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output of the layer and its normalisation."""
         weight, bias = self.folded
-        rounded = self.codes(weight, weight[0].numel() if self.codes.scale.ndim else weight.numel())
+        rounded = weight
+        if self.codes is not None:
+            rounded = self.codes(weight, weight[0].numel() if self.codes.scale.ndim else weight.numel())
         if not self.normalized or not self.training:
             return self._operate(x, rounded, bias)
         factor = self.gamma * (self.variance + EPS).rsqrt()

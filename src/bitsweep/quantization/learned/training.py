@@ -33,6 +33,7 @@ class TrainedNetwork(nn.Module):
         *,
         normalized: Collection[str] = (),
         start: Mapping[str, Codes] = MappingProxyType({}),
+        floats: Collection[str] = (),
         learned_scales: bool = False,
     ) -> None:
         """Start where the network is, with ranges chosen as if nothing was to be trained.
@@ -43,6 +44,7 @@ class TrainedNetwork(nn.Module):
             batches: calibration images, float32 [N, 3, H, W].
             normalized: paths of the weights into which a normalisation was folded, which then goes on learning.
             start: codes by the path of the weights, whose scales are those to start from.
+            floats: paths of the weights that are not rounded.
             learned_scales: learn all scales with the weights.
         """
         super().__init__()
@@ -53,9 +55,11 @@ class TrainedNetwork(nn.Module):
         for node in graph.graph.nodes:
             if is_layer(node):
                 weight, bias = attribute(graph, node.args[1]), bias_of(node)
-                given = start.get(str(node.args[1].target))
-                qparams = (given.scale, given.zero_point) if given else self._qparams(weight, grid)
-                codes = FakeQuantize(given.grid if given else grid, *qparams, learned=learned_scales)
+                path, codes = str(node.args[1].target), None
+                if path not in floats:
+                    given = start.get(path)
+                    qparams = (given.scale, given.zero_point) if given else self._qparams(weight, grid)
+                    codes = FakeQuantize(given.grid if given else grid, *qparams, learned=learned_scales)
                 shift = None if bias is None else attribute(graph, bias)
                 self.layers[node.name] = TrainedLayer(node, weight, shift, statistics.get(node.name), codes)
         for name, observer in self._observers.items():
@@ -79,7 +83,8 @@ class TrainedNetwork(nn.Module):
         """Choose ranges anew that are not learned: of weights as they are, of activations on the calibration images."""
         if not self._learned_scales:
             for layer in self._layers.values():
-                layer.codes.set(*self._qparams(layer.folded[0], layer.grid))
+                if layer.codes is not None:
+                    layer.codes.set(*self._qparams(layer.folded[0], layer.codes.grid))
             self._choose_activation_ranges()
 
     def _qparams(self, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -102,17 +107,19 @@ class TrainedNetwork(nn.Module):
         """Write into the graph what was learned: weights, biases and ranges of activations.
 
         Returns:
-            The codes by the path of the weights; the graph computes with their values.
+            The codes by the path of the weights that are rounded; the graph computes with their values.
         """
         self.move(torch.device("cpu"))
         codes = {}
         for node in [node for node in self._graph.graph.nodes if node.name in self.layers]:
             layer, path = self._layers[node.name], str(node.args[1].target)
             weight, bias = layer.folded
-            scale, zero_point = layer.codes.scale.detach(), layer.codes.zero_point
-            rounded = grids.quantize(weight, scale, zero_point, layer.grid)
-            codes[path] = Codes(codes=rounded, scale=scale, zero_point=zero_point, grid=layer.grid)
-            set_attribute(self._graph, path, codes[path].values)
+            if layer.codes is not None:
+                grid, scale, zero_point = layer.codes.grid, layer.codes.scale.detach(), layer.codes.zero_point
+                rounded = grids.quantize(weight, scale, zero_point, grid)
+                codes[path] = Codes(codes=rounded, scale=scale, zero_point=zero_point, grid=grid)
+                weight = codes[path].values
+            set_attribute(self._graph, path, weight)
             set_attribute(self._graph, str(ensure_bias(self._graph, node).target), bias)
         for name, observer in self._observers.items():
             activation = self._activations[name]

@@ -1,8 +1,9 @@
 """Factors of channels moved through a network that computes the same, so that one scale suits all channels of a tensor.
 
 If channel i of a tensor has the factor 1 / s_i, the layers that read it make up for that with weights s_i times as
-large. Rectifiers, pooling, and products with a gate let factors through. A layer that yields the tensor takes them into
-its own weights and bias, which costs nothing. Hard-swish and SiLU do not let them through, but their gates do: with
+large. Rectifiers, pooling, and products with a gate let factors through; a sum does where all that is added has the
+same ones, so that the layers along residual connections share them. A layer that yields the tensor takes them into its
+own weights and bias, which costs nothing. Hard-swish and SiLU do not let them through, but their gates do: with
 u = x / s,
 
     x g(x) / s = u g(s u),
@@ -11,6 +12,7 @@ where s u is a depthwise 1x1 convolution, which engines compute on codes. After 
 multiplication, which costs nothing where an engine computes it at the end of the layer before.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,58 +37,98 @@ class ScalingGroup:
     """A tensor whose channels can be scaled, and what comes of that.
 
     Attributes:
-        start: yields the tensor; a layer, or anything else whose output is then multiplied.
-        carriers: nodes whose output has the factors, the start first.
-        gated: those of them that are functions with a gate.
+        starts: yield the tensor, several where sums join them: layers, or one of anything else, whose output is then
+            multiplied.
+        carriers: which of the factors the output of a node has.
+        gated: those of these nodes that are functions with a gate.
         readers: the layers that make up for the factors.
         channels: number of factors.
     """
 
-    start: Node
-    carriers: tuple[Node, ...]
+    starts: tuple[Node, ...]
+    carriers: Mapping[Node, slice]
     gated: tuple[Node, ...]
     readers: tuple[Node, ...]
     channels: int
 
     @property
+    def start(self) -> Node:
+        """The first that yields the tensor."""
+        return self.starts[0]
+
+    @property
     def starts_with_layer(self) -> bool:
-        """Whether a layer takes the factors into its weights."""
+        """Whether layers take the factors into their weights."""
         return is_layer(self.start)
 
 
 def layer_groups(graph: GraphModule) -> list[ScalingGroup]:
-    """The groups that start with a layer, in order."""
-    starts = [node for node in graph.graph.nodes if is_layer(node) and _owns_parameters(node)]
-    return [group for node in starts if (group := group_of(graph, node)) is not None]
+    """The groups that start with layers, in order."""
+    found, seen = list[ScalingGroup](), set[Node]()
+    for node in graph.graph.nodes:
+        if is_layer(node) and node not in seen and (group := group_of(graph, node)) is not None:
+            found.append(group)
+            seen.update(group.starts)
+    return found
 
 
 def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
     """What scaling the output of a node comes to; None where something that reads it does not make up for it."""
-    if not (channels := _channels(start)):
+    if not (count := _channels(start)):
         return None
-    carriers, gated, readers, waiting = [start], list[Node](), list[Node](), [start]
+    spans = {start: (0, count)}  # of each carrier, its first factor, counted from that of the start, and how many
+    starts, gated, readers, waiting = list[Node](), list[Node](), list[Node](), [start]
     while waiting:
         node = waiting.pop()
+        first, count = spans[node]
+        if node is start or is_layer(node):
+            if is_layer(node) and not _owns_parameters(node):
+                return None
+            starts.append(node)
+            sources = dict[Node, tuple[int, int]]()
+        else:
+            sources = dict(_sources(node, first, count))
+            if not sources:
+                return None
+        following = dict[Node, tuple[int, int]]()
         for user in node.users:
-            if user in carriers or user in readers:
-                continue
-            if is_layer(user) and arguments(user)[0] is node and _makes_up(graph, user, channels):
+            if is_layer(user) and arguments(user)[0] is node and _makes_up(graph, user, count):
                 readers.append(user)
-            elif user.target in GATED or _lets_through(node, user, channels):
-                carriers.append(user)
-                waiting.append(user)
-                if user.target in GATED:
-                    gated.append(user)
+            elif user.target in GATED or _lets_through(node, user, count):
+                left, right = _added_channels(user)
+                following[user] = first - left, count + left + right
             else:
                 return None
-    products = [node for node in carriers if node.target == aten.mul.Tensor and node is not start]
-    if not readers or any(all(factor in carriers for factor in node.args[:2]) for node in products):
+        for other, span in (sources | following).items():
+            if other not in spans:
+                waiting.append(other)
+            if spans.setdefault(other, span) != span:
+                return None
+        gated += [user for user in following if user.target in GATED]
+    products = [node for node in spans if node.target == aten.mul.Tensor and node is not start]
+    if not readers or any(all(factor in spans for factor in node.args[:2]) for node in products):
         return None
-    if any(node.meta["val"].ndim != 4 for node in gated):
+    if ((gated or not is_layer(start)) and len(starts) > 1) or any(node.meta["val"].ndim != 4 for node in gated):
         return None
+    lowest = min(first for first, _ in spans.values())
+    carriers = {node: slice(first - lowest, first - lowest + count) for node, (first, count) in spans.items()}
+    channels = max(span.stop for span in carriers.values())
     return ScalingGroup(
-        start=start, carriers=tuple(carriers), gated=tuple(gated), readers=tuple(readers), channels=channels
+        starts=tuple(starts), carriers=carriers, gated=tuple(gated), readers=tuple(readers), channels=channels
     )
+
+
+def _sources(node: Node, first: int, count: int) -> Iterator[tuple[Node, tuple[int, int]]]:
+    """What a node has its factors from, with their span; nothing where they cannot come from anywhere.
+
+    Args:
+        first, count: the span of the node's own.
+    """
+    left, right = _added_channels(node)
+    for read in node.all_input_nodes:
+        channels = _channels(read)
+        if channels and (node.target in GATED or _lets_through(read, node, count - left - right)):
+            yield read, (first + left, count - left - right)
 
 
 def is_depthwise(graph: GraphModule, layer: Node) -> bool:
@@ -96,12 +138,13 @@ def is_depthwise(graph: GraphModule, layer: Node) -> bool:
 
 def reader_weights(graph: GraphModule, group: ScalingGroup) -> Tensor | None:
     """Largest weight that each channel meets in layers whose scales channels share, [C]; None if there are none."""
-    largest = [
-        by_input_channel(attribute(graph, arguments(reader)[1]), reader, group.channels).flatten(1).abs().amax(1)
-        for reader in group.readers
-        if not is_depthwise(graph, reader)
-    ]
-    return torch.stack(largest).amax(0) if largest else None
+    dense = [reader for reader in group.readers if not is_depthwise(graph, reader)]
+    largest = torch.zeros(group.channels)
+    for reader in dense:
+        span = group.carriers[arguments(reader)[0]]
+        columns = by_input_channel(attribute(graph, arguments(reader)[1]), reader, span.stop - span.start)
+        largest[span] = torch.maximum(largest[span], columns.flatten(1).abs().amax(1))
+    return largest if dense else None
 
 
 def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> Tensor:
@@ -109,15 +152,17 @@ def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> 
 
     With the largest parameter p_i of a channel and the median m of r_i / p_i, r_i is at least a twentieth of m p_i.
     """
-    if not group.starts_with_layer:
-        return reach_C
-    largest = attribute(graph, arguments(group.start)[1]).flatten(1).abs().amax(1)
-    if (bias := bias_of(group.start)) is not None:
-        largest = torch.maximum(largest, attribute(graph, bias).abs())
-    live = (reach_C > 0) & (largest > 0)
-    if not live.any():
-        return reach_C
-    return torch.maximum(reach_C, RARE * (reach_C[live] / largest[live]).median() * largest)
+    expected_C = reach_C.clone()
+    for start in group.starts if group.starts_with_layer else ():
+        span = group.carriers[start]
+        largest = attribute(graph, arguments(start)[1]).flatten(1).abs().amax(1)
+        if (bias := bias_of(start)) is not None:
+            largest = torch.maximum(largest, attribute(graph, bias).abs())
+        live = (reach_C[span] > 0) & (largest > 0)
+        if live.any():
+            least = RARE * (reach_C[span][live] / largest[live]).median() * largest
+            expected_C[span] = torch.maximum(expected_C[span], least)
+    return expected_C
 
 
 def even_factors(reach_C: Tensor, weights_C: Tensor | None) -> Tensor:
@@ -145,18 +190,21 @@ def even_factors(reach_C: Tensor, weights_C: Tensor | None) -> Tensor:
 
 def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) -> None:
     """Divide, in place, the channels of a group by their factors, and let its readers make up for it."""
-    if group.starts_with_layer:
-        weight, bias = arguments(group.start)[1], bias_of(group.start) or ensure_bias(graph, group.start)
-        rows = attribute(graph, weight)
-        set_attribute(graph, str(weight.target), rows / factor_C.view(-1, *[1] * (rows.ndim - 1)))
-        set_attribute(graph, str(bias.target), attribute(graph, bias) / factor_C)
-    else:
-        _multiply_after(graph, group.start, 1 / factor_C)
     for reader in group.readers:
+        multiplied_C = factor_C[group.carriers[arguments(reader)[0]]]
         path = arguments(reader)[1].target
         weight = attribute(graph, arguments(reader)[1])
-        columns = by_input_channel(weight, reader, group.channels)
-        set_attribute(graph, path, from_input_channels(columns * factor_C.view(-1, 1, 1), weight, reader))
+        columns = by_input_channel(weight, reader, len(multiplied_C))
+        set_attribute(graph, path, from_input_channels(columns * multiplied_C.view(-1, 1, 1), weight, reader))
+    for start in group.starts:
+        divided_C = factor_C[group.carriers[start]]
+        if not is_layer(start):
+            _multiply_after(graph, start, 1 / divided_C)
+            continue
+        weight, bias = arguments(start)[1], bias_of(start) or ensure_bias(graph, start)
+        rows = attribute(graph, weight)
+        set_attribute(graph, str(weight.target), rows / divided_C.view(-1, *[1] * (rows.ndim - 1)))
+        set_attribute(graph, str(bias.target), attribute(graph, bias) / divided_C)
     for function in group.gated:
         _write_gate(graph, function, factor_C)
     graph.recompile()
@@ -218,6 +266,11 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
     value, result = read.meta["val"], user.meta.get("val")
     if not isinstance(result, Tensor):
         return False
+    if user.target == aten.add.Tensor:
+        added = [each.meta["val"] for each in user.args[:2] if isinstance(each, Node) and each.op != "get_attr"]
+        return len(added) == 2 and all(_sizes(each) == _sizes(result) for each in added) and not user.kwargs
+    if user.target == aten.slice.Tensor:
+        return bool(arguments(user)[1] % value.ndim > 1)
     if user.target == aten.mul.Tensor:
         # The larger of two factors of a product keeps its shape.
         return _sizes(result) == _sizes(value) and all(isinstance(factor, Node) for factor in user.args[:2])
@@ -227,8 +280,16 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
     if user.target in _RESHAPES:
         return result.ndim in (2, 4) and _sizes(result)[0] % channels == 0
     if user.target == aten.pad.default:
-        return user.args[3:] in ((), (None,), (0,)) and len(arguments(user)[1]) <= 2 * (value.ndim - 2)
+        return user.args[3:] in ((), (None,), (0,)) and len(arguments(user)[1]) <= 2 * (value.ndim - 1)
     return user.target in EQUIVARIANT
+
+
+def _added_channels(node: Node) -> tuple[int, int]:
+    """How many channels of zeros a node puts before and behind those that it reads."""
+    if node.target != aten.pad.default:
+        return 0, 0
+    sizes = [int(size) for size in arguments(node)[1]]
+    return (sizes[-2], sizes[-1]) if len(sizes) == 2 * (node.meta["val"].ndim - 1) else (0, 0)
 
 
 def _sizes(value: Tensor) -> list[int]:
