@@ -226,12 +226,17 @@ def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
 
 
 def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) -> None:
-    slower = dataclasses.replace(report.rows[0], verdict="slower", findings=("conversions take <half>", "2 threads"))
+    slower = dataclasses.replace(
+        report.rows[0], verdict="slower", findings=("conversions take <half>", "layers/channels.png")
+    )
+    picture = tmp_path / "runs" / "1" / "pictures" / "layers" / "channels.png"
+    slower = dataclasses.replace(slower, pictures=(picture,))
     write(dataclasses.replace(report, rows=[slower, *report.rows[1:]]), tmp_path)
     name = " ".join(slower.cell[group] for group in report.varying_choices)
-    assert f"- {name}: slower; conversions take \\<half\\>; 2 threads" in (tmp_path / "report.md").read_text()
-    page = (tmp_path / "report.html").read_text()
-    assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; 2 threads</li>" in page
+    text, address = (tmp_path / "report.md").read_text(), "runs/1/pictures/layers/channels.png"
+    assert f"- {name}: slower; conversions take \\<half\\>; [layers/channels.png]({address})" in text
+    page, link = (tmp_path / "report.html").read_text(), f'<a href="{address}">layers/channels.png</a>'
+    assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; {link}</li>" in page
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -57,9 +57,10 @@ def why_less_accurate(tables: Sequence[Table], *, most: int = 3) -> list[str]:
     (found,) = [table.rows[:most] for table in tables if table.name == "noise"] or [()]
     if not found:
         return []
-    worst = (f"{what} (alone {sqnr_db:.1f} dB: {why}; try {knob})" for what, sqnr_db, why, knob in found)
-    drawn = "; records/channels.png shows their channels" if any(table.name == "channels" for table in tables) else ""
-    return [f"of all that is rounded these cost most on calibration images: {', '.join(worst)}{drawn}"]
+    worst = (f"{what} (alone {sqnr_db:.1f} dB: {why})" for what, sqnr_db, why, _ in found)
+    knobs = "; or ".join(dict.fromkeys(str(knob) for *_, knob in found))
+    drawn = "; layers/channels.png shows their channels" if any(table.name == "channels" for table in tables) else ""
+    return [f"of all that is rounded these cost most on calibration images: {', '.join(worst)}; try {knobs}{drawn}"]
 
 
 def why_not_faster(own: Profile, fp32: Profile, scheme: Scheme, *, threads: int, alone_ms: float) -> list[str]:

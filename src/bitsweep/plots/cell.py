@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitsweep.plots import channels
 from bitsweep.plots.classification import Verdicts, draw_classes, draw_confusion, draw_curves, draw_examples
 from bitsweep.plots.layers import draw_feature_maps, draw_histograms, draw_layers, write_layers
 from bitsweep.plots.speed import draw_batches, draw_latency
@@ -74,6 +75,9 @@ def pictures(shown: Shown) -> dict[str, Callable[[Path], None]]:
         found["layers/histograms.png"] = partial(draw_histograms, layers, stats, name=name)
     if any(layer.maps_2CHW is not None for layer in stats):
         found["layers/feature_maps.png"] = partial(draw_feature_maps, stats, name=name, after=shown.precision)
+    for table in shown.compressed.tables:
+        if table.name == channels.TABLE and table.rows:
+            found["layers/channels.png"] = partial(channels.draw_channels, table)
     if samples_ms := shown.samples_ms:
         first = shown.batch_sizes[0]
         found["speed/latency.png"] = partial(draw_latency, samples_ms, first, name=name, after=after)

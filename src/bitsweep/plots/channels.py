@@ -7,6 +7,8 @@ from typing import Any
 from bitsweep.plots.figures import drawable, label, panels, save
 from bitsweep.results import Table
 
+#: Name of the table of channels.
+TABLE = "channels"
 #: Channels beyond this many medians are marked, and the largest of them is named.
 OUTLIER = 4.0
 _COLUMNS = 3

@@ -4,20 +4,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bitsweep.plots.channels import draw_channels
+from bitsweep.plots import channels
 from bitsweep.plots.figures import drawable_names, label, panels, save
 from bitsweep.results import Curve, Table
 from bitsweep.text import write_csv
 
 
 def records(curves: Sequence[Curve], tables: Sequence[Table]) -> dict[str, Callable[[Path], None]]:
-    """A CSV and a picture of every table, and one picture of the curves that show the same: name -> what writes it."""
+    """A CSV and a picture of every table, and one picture of the curves that show the same: name -> what writes it.
+
+    That of channels is among the pictures of the cell.
+    """
     found: dict[str, Callable[[Path], None]] = {}
     for table in tables:
         found[f"{table.name}.csv"] = partial(write_csv, [table.columns, *table.rows])
-        if table.rows and _numeric(table):
-            draw = draw_channels if table.name == "channels" else _draw_table
-            found[f"{table.name}.png"] = partial(draw, table)
+        if table.rows and _numeric(table) and table.name != channels.TABLE:
+            found[f"{table.name}.png"] = partial(_draw_table, table)
     for kind in dict.fromkeys(_kind(curve) for curve in curves):
         found[f"{kind}.png"] = partial(_draw_curves, kind, [curve for curve in curves if _kind(curve) == kind])
     return found

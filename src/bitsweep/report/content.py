@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsweep.config.requirement import NOTHING, Requirements
@@ -154,10 +155,11 @@ def confidence(rows: Sequence[Row]) -> str:
 # --------------------------------------------------------------------------- conclusions
 
 
-def findings(report: SweepReport) -> list[tuple[str, str]]:
-    """Sentences that explain figures, as the cell and its sentences."""
+def findings(report: SweepReport) -> list[tuple[str, str, tuple[Path, ...]]]:
+    """Sentences that explain figures, as the cell, its sentences, and the pictures that these may name."""
     shown = [row for row in report.measured if row.findings]
-    return [(_full_name(report, row), "; ".join((row.verdict or "not timed", *row.findings))) for row in shown]
+    told = ["; ".join((row.verdict or "not timed", *row.findings)) for row in shown]
+    return [(_full_name(report, row), text, row.pictures) for row, text in zip(shown, told, strict=True)]
 
 
 def _full_name(report: SweepReport, row: Row) -> str:

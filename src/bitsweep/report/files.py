@@ -23,7 +23,7 @@ def write(report: SweepReport, folder: Path) -> list[Path]:
             (folder / picture.name).write_bytes(picture.png)
     content = _content(report, drawn)
     texts = []
-    for name, environment in (("report.md", templating.markdown()), ("report.html", templating.html(folder))):
+    for name, environment in (("report.md", templating.markdown(folder)), ("report.html", templating.html(folder))):
         environment.filters["described"] = _described
         texts.append(folder / name)
         texts[-1].write_text(environment.get_template(f"{name}.jinja").render(content), encoding="utf-8")

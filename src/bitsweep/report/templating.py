@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,14 +35,24 @@ def html(folder: Path) -> "Environment":
         "lines": lambda text: _Made(_lines(text)),
         "base64": lambda data: _Made(base64.b64encode(data).decode()),
         "beside": partial(_beside, folder=folder),
+        "linked": partial(_linked_in_html, folder=folder),
     }
     return environment
 
 
-def markdown() -> "Environment":
-    """Templates of Markdown."""
+def markdown(folder: Path) -> "Environment":
+    """Templates of Markdown.
+
+    Args:
+        folder: where the text will be, which addresses of pictures are relative to.
+    """
     environment = _environment(_shown_in_markdown, autoescape=False)
-    environment.filters |= {"code": _code, "fenced": _fenced, "url": lambda name: _Made(quote(name))}
+    environment.filters |= {
+        "code": _code,
+        "fenced": _fenced,
+        "url": lambda name: _Made(quote(name)),
+        "linked": partial(_linked_in_markdown, folder=folder),
+    }
     return environment
 
 
@@ -71,6 +82,25 @@ def escaped(text: str) -> str:
 
 def _beside(picture: Path, folder: Path) -> str:
     return _Made(quote(picture.relative_to(folder).as_posix()))
+
+
+def _linked_in_html(text: str, pictures: Sequence[Path], folder: Path) -> object:
+    """A text in which the names of pictures, with the folder that they are in, lead to them."""
+    from markupsafe import Markup, escape
+
+    shown = str(escape(plain(text)))
+    for picture in pictures:
+        name = escape(f"{picture.parent.name}/{picture.name}")
+        shown = shown.replace(name, f'<a href="{_beside(picture, folder)}">{name}</a>')
+    return Markup(shown)
+
+
+def _linked_in_markdown(text: str, pictures: Sequence[Path], folder: Path) -> str:
+    shown = escaped(text)
+    for picture in pictures:
+        name = escaped(f"{picture.parent.name}/{picture.name}")
+        shown = shown.replace(name, f"[{name}]({_beside(picture, folder)})")
+    return _Made(shown)
 
 
 def _lines(text: str) -> str:
