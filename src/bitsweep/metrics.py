@@ -288,26 +288,26 @@ _BATCH = re.compile(r"_b\d+$")
 _BY_TRACKED = {metric.tracked: metric for metric in METRICS.values()}
 
 
+def batch_of(name: str) -> str:
+    """The end of a metric's name that says its batch size, ``_b`` and the size; empty for the protocol's first."""
+    found = _BATCH.search(name)
+    return found.group() if found else ""
+
+
 def metric_of(name: str) -> Metric:
-    """What a metric is; that of a batch size other than the protocol's first ends in ``_b`` and the size."""
+    """What a metric is, at whatever batch size."""
     return METRICS[_BATCH.sub("", name)]
 
 
 def tracked_name(name: str) -> str:
     """What MLflow calls a metric, that of another batch size too."""
-    return _renamed(name, metric_of(name).tracked)
+    return metric_of(name).tracked + batch_of(name)
 
 
 def name_of(tracked: str) -> str:
     """The name of a metric in MLflow without its section; stores of before there were sections have it as it is."""
     metric = _BY_TRACKED.get(_BATCH.sub("", tracked))
-    return _renamed(tracked, metric.name) if metric else tracked
-
-
-def _renamed(name: str, new: str) -> str:
-    """Another name with the same batch size."""
-    batch = _BATCH.search(name)
-    return new + batch.group() if batch else new
+    return metric.name + batch_of(tracked) if metric else tracked
 
 
 def described() -> str:

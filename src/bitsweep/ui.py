@@ -18,15 +18,15 @@ def serve_ui(port: int) -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     from bitsweep.tracking.address import find_address
-    from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.connection import COMPARISON, Connection
 
-    served = find_address().uri.startswith("http")
+    served = find_address().served
     with contextlib.closing(socket.socket()) as probe:
         if not served and probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UsageError(f"--port {port}: something listens there already; choose another port")
     tracked = Connection(read_only=True)
     if served:
-        print(f"compare the cells: {tracked.uri.rstrip('/')}/{tracked.comparison_path}", flush=True)
+        print(f"compare the cells: {tracked.ui_url}{COMPARISON}", flush=True)
         return
     # With its defaults the server is fifteen processes and 2.5 GB. The address may hold a password: no argument.
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": tracked.address.uri}
@@ -40,7 +40,7 @@ def serve_ui(port: int) -> None:
                     break
             time.sleep(0.2)
         if server.poll() is None:
-            print(f"compare the cells: http://127.0.0.1:{port}/{tracked.comparison_path}", flush=True)
+            print(f"compare the cells: {tracked.ui_url_at(f'http://127.0.0.1:{port}')}{COMPARISON}", flush=True)
         if server.wait():
             raise TrackingError(f"mlflow ui ended with exit code {server.returncode}; its output is above")
     finally:

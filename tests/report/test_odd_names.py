@@ -61,7 +61,7 @@ def test_html_shows_names_as_they_are(odd: SweepReport, tmp_path: Path) -> None:
     write(odd, tmp_path)
     page = _Elements()
     page.feed((tmp_path / "report.html").read_text())
-    assert page.elements.count("script") == 1
+    assert page.elements.count("script") == 2  # the figures, and the program
     assert {plain(name) for name in ODD} <= set(page.cells)
     assert "\x1b" not in (tmp_path / "report.html").read_text()
 
@@ -121,5 +121,10 @@ def test_a_browser_runs_nothing_of_a_name(odd: SweepReport, tmp_path: Path) -> N
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         page.goto((tmp_path / "report.html").as_uri())
         assert "<script>alert(1)</script>" in page.inner_text("#cells")
+        assert page.locator("#chart .point").count() > 0
+        assert "<script>alert(1)</script>" in page.inner_text("#legend")
+        for point in page.locator("#chart g").all():
+            point.dispatch_event("click")
+        assert page.locator("script").count() == 2
         assert dialogs == []
         browser.close()

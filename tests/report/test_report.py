@@ -66,7 +66,7 @@ def report() -> SweepReport:
         baselines=[Baseline(name="baseline resnet18 digits", run_id="", metrics={"top1": 0.99}, seconds=50)],
         environment={"cpu": {"model": "Some CPU", "isa": "avx2"}, "versions": {"torch": "2"}},
         tracking_uri="sqlite:///mlflow.db",
-        compare_url="#/experiments/1/runs",
+        ui_url="http://127.0.0.1:5000/#/experiments/1",
     )
 
 
@@ -294,7 +294,7 @@ def test_the_html_in_a_browser(report: SweepReport, tmp_path: Path) -> None:
             head.click()
             column = head.evaluate("head => head.cellIndex")
             orders.append(
-                [float(text) for text in page.locator(f"#cells td:nth-child({column + 1})").all_inner_texts()]
+                [float(text) for text in page.locator(f"#cells tbody td:nth-child({column + 1})").all_inner_texts()]
             )
         assert orders == [[0.1, 0.5, 1.5], [1.5, 0.5, 0.1]]
         assert "<b>Fatal</b>" in page.inner_text("body")

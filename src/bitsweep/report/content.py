@@ -20,7 +20,7 @@ class SweepReport:
     """The whole content of a report.
 
     Attributes:
-        compare_url: path of the comparison page under the address of the MLflow UI.
+        ui_url: of the experiment in the MLflow UI: that of the server, or as ``bitsweep ui`` starts it.
         require: what cells must keep.
         races: final races, each of cells by their choices.
         no_race: why there is none where there should be; empty otherwise.
@@ -34,7 +34,7 @@ class SweepReport:
     baselines: list[Baseline]
     environment: dict[str, Any]
     tracking_uri: str
-    compare_url: str
+    ui_url: str
     require: Requirements = NOTHING
     races: tuple[Race, ...] = ()
     no_race: str = ""

@@ -13,6 +13,8 @@ from bitsweep.report.row import Row
 #: Metric of the bits of a cell.
 BITS = "bits_per_parameter"
 _MARKERS = "osD^vPX*"
+#: Lines of a picture that a legend has room for.
+_MOST_LINES_NAMED = 20
 
 
 def along_knob(rows: Sequence[Row], title: str, knob: str) -> Any:
@@ -75,7 +77,8 @@ def _along(
     axes.set_ylabel("top-1 accuracy (%)")
     axes.set_title(drawable(title, 90))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if len(curves) <= _MOST_LINES_NAMED:
+        axes.legend(fontsize=8)
     return figure
 
 

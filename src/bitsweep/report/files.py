@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitsweep.metrics import METRICS
 from bitsweep.report import templating
 from bitsweep.report.advice import recommendations
 from bitsweep.report.columns import Column, columns
 from bitsweep.report.content import SweepReport, environment_lines, findings
+from bitsweep.report.interactive import plotted, recommended_rows
 from bitsweep.report.pictures import Picture, pictures
 from bitsweep.report.row import Baseline, Row
 from bitsweep.text import write_csv
@@ -38,7 +40,7 @@ class _Cell:
 
     Attributes:
         kind: how it looks; empty for a choice.
-        value: what it is sorted by; empty to sort by the text.
+        value: what it is sorted and filtered by, in the unit that is shown; empty to sort by the text.
     """
 
     text: str
@@ -48,16 +50,30 @@ class _Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A row of the table."""
+    """A row of the table.
 
+    Attributes:
+        number: of the cell among those that were measured.
+        recommended: whether it is what to deploy.
+        run_url: of its run in the MLflow UI; empty where there is none.
+        pictures: whether there are any.
+    """
+
+    number: int
     scheme: str
     cells: list[_Cell]
+    recommended: bool
+    run_url: str
+    pictures: bool
 
 
 def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
     """What both templates show."""
-    groups, shown = report.varying_choices, columns(report)
-    names = [(" ".join(row.cell.get(group, "") for group in groups), row.pictures) for row in report.measured]
+    groups, shown, recommended = report.varying_choices, columns(report), recommended_rows(report)
+    rows = [
+        _line(number, row, groups, shown, report=report, recommended=any(row is each for each in recommended))
+        for number, row in enumerate(report.measured)
+    ]
     return {
         "report": report,
         "summary": _summary(report),
@@ -65,10 +81,16 @@ def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
         "groups": groups,
         "columns": shown,
         "titles": [*groups, *(column.title for column in shown)],
-        "rows": [_line(row, groups, shown) for row in report.measured],
+        "rows": rows,
+        "linked": any(row.run_url or row.pictures for row in rows),
+        "plotted": plotted(report) if rows else None,
         "findings": findings(report),
         "drawn": drawn,
-        "illustrated": [(name, pictures) for name, pictures in names if pictures],
+        "illustrated": [
+            (number, " ".join(row.cell.get(group, "") for group in groups), row.pictures)
+            for number, row in enumerate(report.measured)
+            if row.pictures
+        ],
         "not_run": [(report.name_of(row), _why(row)) for row in report.rows if row.not_run],
         "failed": [row for row in report.rows if row.status == "failed"],
         "environment": environment_lines(report),
@@ -76,17 +98,26 @@ def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
     }
 
 
-def _line(row: Row, groups: list[str], shown: list[Column]) -> _Line:
+def _line(
+    number: int, row: Row, groups: list[str], shown: list[Column], *, report: SweepReport, recommended: bool
+) -> _Line:
     choices = [_Cell(text=row.cell.get(group, "")) for group in groups]
     figures = [
         _Cell(
             text=column.text(row),
             kind="figure" if column.about else row.verdict if column.title == "verdict" else column.title,
-            value=row.metrics.get(column.metric, ""),
+            value=METRICS[column.metric].scale * row.metrics[column.metric] if column.metric in row.metrics else "",
         )
         for column in shown
     ]
-    return _Line(scheme=row.scheme, cells=[*choices, *figures])
+    return _Line(
+        number=number,
+        scheme=row.scheme,
+        cells=[*choices, *figures],
+        recommended=recommended,
+        run_url=f"{report.ui_url}/runs/{row.run_id}" if row.run_id else "",
+        pictures=bool(row.pictures),
+    )
 
 
 def _summary(report: SweepReport) -> str:

@@ -29,12 +29,14 @@ class Limit:
     """What a requirement limits.
 
     Attributes:
+        metric: that the figure is of.
         unit: that its figures are shown with.
         most: whether the figure is to be no more, or else no less.
         form: how figures are shown.
         of: the figure of a row; None where there is none.
     """
 
+    metric: str
     unit: str
     most: bool
     form: str
@@ -214,10 +216,10 @@ def _exact(name: str) -> Callable[[Row], Estimate | None]:
 
 #: Name of a limit -> what it limits.
 LIMITS = {
-    "drop_pp": Limit(unit="points", most=True, form="+.2f", of=drop_pp),
-    "top1": Limit(unit="of the images", most=False, form=".4f", of=_top1),
-    "p50_ms": Limit(unit="ms", most=True, form=".3g", of=latency_ms),
-    "speedup": Limit(unit="times", most=False, form=".2f", of=_speedup),
-    "size_mb": Limit(unit="MB", most=True, form=".3g", of=_exact("size_mb")),
-    "rss_mb": Limit(unit="MB", most=True, form=".3g", of=_exact("peak_rss_mb")),
+    "drop_pp": Limit(metric="top1_drop_pp", unit="points", most=True, form="+.2f", of=drop_pp),
+    "top1": Limit(metric="top1", unit="of the images", most=False, form=".4f", of=_top1),
+    "p50_ms": Limit(metric="latency_p50_ms", unit="ms", most=True, form=".3g", of=latency_ms),
+    "speedup": Limit(metric="speedup", unit="times", most=False, form=".2f", of=_speedup),
+    "size_mb": Limit(metric="size_mb", unit="MB", most=True, form=".3g", of=_exact("size_mb")),
+    "rss_mb": Limit(metric="peak_rss_mb", unit="MB", most=True, form=".3g", of=_exact("peak_rss_mb")),
 }

@@ -41,6 +41,11 @@ class Address:
     chosen: bool
 
     @property
+    def served(self) -> bool:
+        """Whether a server of MLflow answers there, which has the UI too."""
+        return self.uri.startswith("http")
+
+    @property
     def artifacts(self) -> str | None:
         """Where artifacts of new experiments go: beside the database; None to leave that to a server."""
         return (self.database.parent / _ARTIFACTS).as_uri() if self.database else None

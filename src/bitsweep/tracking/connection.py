@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "bitsweep"
-_COMPARISON = "workflowType=machine_learning&compareRunsMode=CHART"
+#: Where the MLflow UI listens if nothing else is said.
+UI_PORT = 5000
+#: What follows the address of the experiment where the cells are compared as charts.
+COMPARISON = "/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
 class Connection:
@@ -72,9 +75,13 @@ class Connection:
         return str(found.experiment_id)
 
     @property
-    def comparison_path(self) -> str:
-        """Where, under the address of the MLflow UI, the cells are compared as charts."""
-        return f"#/experiments/{self.experiment_id}/runs?{_COMPARISON}"
+    def ui_url(self) -> str:
+        """Of the experiment in the MLflow UI: that of a server, or the one that ``bitsweep ui`` starts by default."""
+        return self.ui_url_at(self.uri.rstrip("/") if self.address.served else f"http://127.0.0.1:{UI_PORT}")
+
+    def ui_url_at(self, server: str) -> str:
+        """The same at another address."""
+        return f"{server}/#/experiments/{self.experiment_id}"
 
     def explained(self) -> contextlib.AbstractContextManager[None]:
         """Turn what MLflow and its database raise within into one line, see `explained`."""

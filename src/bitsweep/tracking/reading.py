@@ -96,7 +96,7 @@ def read_sweep(
             ],
             environment=_note(connection, sweep, "environment.json", store),
             tracking_uri=connection.uri,
-            compare_url=connection.comparison_path,
+            ui_url=connection.ui_url,
             require=requirements_of(sweep) if require is None else require,
         )
         kept = _kept_note(connection, sweep, RACES, store)
