@@ -53,6 +53,18 @@ class Block(nn.Module):
         return torch.relu(x + y)
 
 
+class Branches(nn.Module):
+    """Two layers side by side, whose outputs are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.one, self.other = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.squeeze(x))
+        return torch.cat([torch.relu(self.one(x)), nn.functional.max_pool2d(self.other(x), 3, 1, 1)], 1)
+
+
 def _network(between: nn.Module, *after: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), between, *after)
@@ -69,6 +81,8 @@ NETWORKS = {
     "hard-swish, depthwise": _network(nn.Hardswish(), DEPTHWISE),
     "silu, dense": _network(nn.SiLU(), POINTWISE),
     "squeeze and excite": _network(nn.Hardswish(), Gate(), POINTWISE),
+    "prelu, dense": _network(nn.PReLU(8), POINTWISE),
+    "branches": _network(nn.ReLU(), Branches(), POINTWISE),
     "shortcut": _network(Block(), nn.Conv2d(8, 5, 1)),
     "padded shortcut": _network(Block(), Block(12), nn.Conv2d(12, 5, 1)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
@@ -92,8 +106,9 @@ def _group(graph: GraphModule) -> ScalingGroup:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_a_scaled_network_computes_the_same(network: nn.Module) -> None:
     graph, images = _graph(network), _images()
-    before, group = graph(images), _group(graph)
-    scale_channels(graph, group, torch.logspace(-2, 2, group.channels))
+    before = graph(images)
+    for group in layer_groups(graph):
+        scale_channels(graph, group, torch.logspace(-2, 2, group.channels))
     torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
 
 
@@ -166,6 +181,12 @@ class Shortcut(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.between(self.first(images))
         return x + self.second(x)
+
+
+def test_what_is_concatenated_has_its_own_factors() -> None:
+    *_, group = layer_groups(_graph(NETWORKS["branches"]))
+    spans = sorted((group.carriers[start].start, group.carriers[start].stop) for start in group.starts)
+    assert (spans, group.channels, len(group.readers)) == ([(0, 6), (6, 8)], 8, 1)
 
 
 def test_layers_along_shortcuts_share_factors() -> None:

@@ -259,8 +259,8 @@ class Guard:
     def _if_better(self, state: State, trial: State, told: list[Remedy], images: Tensor) -> State:
         """The trial where there is less noise in it, else the state."""
         study = self._study(trial.graph, images, trial.placement, trial.floats)
-        trial = replace(trial, study=study, total_db=study.total_db()).priced()
-        if not (trial.noise < state.noise and trial.total_db > state.total_db - 0.5):
+        trial = replace(trial, study=study, total_db=study.total_db())
+        if trial.total_db <= state.total_db - 0.5 or (trial := trial.priced()).noise >= state.noise:
             return state
         after = (replace(remedy, after_db=trial.total_db) for remedy in told)
         return replace(trial, remedies=(*state.remedies, *after))

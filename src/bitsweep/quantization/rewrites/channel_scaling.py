@@ -2,9 +2,9 @@
 
 If channel i of a tensor has the factor 1 / s_i, the layers that read it make up for that with weights s_i times as
 large. Rectifiers, pooling, and products with a gate let factors through; a sum does where all that is added has the
-same ones, so that the layers along residual connections share them. A layer that yields the tensor takes them into its
-own weights and bias, which costs nothing. Hard-swish and SiLU do not let them through, but their gates do: with
-u = x / s,
+same ones, so that the layers along residual connections share them; what is concatenated keeps its own. A layer that
+yields the tensor takes them into its own weights and bias, which costs nothing. Hard-swish and SiLU do not let them
+through, but their gates do: with u = x / s,
 
     x g(x) / s = u g(s u),
 
@@ -95,7 +95,7 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
             if is_layer(user) and arguments(user)[0] is node and _makes_up(graph, user, count):
                 readers.append(user)
             elif user.target in GATED or _lets_through(node, user, count):
-                left, right = _added_channels(user)
+                left, right = _added_channels(node, user)
                 following[user] = first - left, count + left + right
             else:
                 return None
@@ -124,10 +124,9 @@ def _sources(node: Node, first: int, count: int) -> Iterator[tuple[Node, tuple[i
     Args:
         first, count: the span of the node's own.
     """
-    left, right = _added_channels(node)
     for read in node.all_input_nodes:
-        channels = _channels(read)
-        if channels and (node.target in GATED or _lets_through(read, node, count - left - right)):
+        left, right = _added_channels(read, node)
+        if _channels(read) and (node.target in GATED or _lets_through(read, node, count - left - right)):
             yield read, (first + left, count - left - right)
 
 
@@ -269,6 +268,11 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
     if user.target == aten.add.Tensor:
         added = [each.meta["val"] for each in user.args[:2] if isinstance(each, Node) and each.op != "get_attr"]
         return len(added) == 2 and all(_sizes(each) == _sizes(result) for each in added) and not user.kwargs
+    if user.target == aten.cat.default:
+        parts: list[Node] = list(arguments(user)[0])
+        return (
+            user.args[1:] in ((1,), (1 - value.ndim,)) and len(set(parts)) == len(parts) and all(map(_channels, parts))
+        )
     if user.target == aten.slice.Tensor:
         return bool(arguments(user)[1] % value.ndim > 1)
     if user.target == aten.mul.Tensor:
@@ -284,12 +288,16 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
     return user.target in EQUIVARIANT
 
 
-def _added_channels(node: Node) -> tuple[int, int]:
-    """How many channels of zeros a node puts before and behind those that it reads."""
-    if node.target != aten.pad.default:
+def _added_channels(read: Node, user: Node) -> tuple[int, int]:
+    """How many channels, of zeros or of others that it reads, a node puts before and behind those of one."""
+    if user.target == aten.cat.default:
+        parts: list[Node] = list(arguments(user)[0])
+        place, widths = parts.index(read), [_channels(part) for part in parts]
+        return sum(widths[:place]), sum(widths[place + 1 :])
+    if user.target != aten.pad.default:
         return 0, 0
-    sizes = [int(size) for size in arguments(node)[1]]
-    return (sizes[-2], sizes[-1]) if len(sizes) == 2 * (node.meta["val"].ndim - 1) else (0, 0)
+    sizes = [int(size) for size in arguments(user)[1]]
+    return (sizes[-2], sizes[-1]) if len(sizes) == 2 * (user.meta["val"].ndim - 1) else (0, 0)
 
 
 def _sizes(value: Tensor) -> list[int]:
