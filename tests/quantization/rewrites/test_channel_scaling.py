@@ -65,6 +65,18 @@ class Branches(nn.Module):
         return torch.cat([torch.relu(self.one(x)), nn.functional.max_pool2d(self.other(x), 3, 1, 1)], 1)
 
 
+class Flattened(nn.Module):
+    """A sum of features, of which several share a channel of the layer before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 4, 3, stride=2), nn.Linear(36, 36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)).flatten(1)
+        return torch.cat([torch.relu(x + self.second(x)), x], 1)
+
+
 def _network(between: nn.Module, *after: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), between, *after)
@@ -83,6 +95,7 @@ NETWORKS = {
     "squeeze and excite": _network(nn.Hardswish(), Gate(), POINTWISE),
     "prelu, dense": _network(nn.PReLU(8), POINTWISE),
     "branches": _network(nn.ReLU(), Branches(), POINTWISE),
+    "flattened shortcut": _network(nn.ReLU(), Flattened(), nn.Linear(72, 5)),
     "shortcut": _network(Block(), nn.Conv2d(8, 5, 1)),
     "padded shortcut": _network(Block(), Block(12), nn.Conv2d(12, 5, 1)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),

@@ -82,7 +82,7 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
         node = waiting.pop()
         first, count = spans[node]
         if node is start or is_layer(node):
-            if is_layer(node) and not _owns_parameters(node):
+            if is_layer(node) and not (_owns_parameters(node) and _channels(node) == count):
                 return None
             starts.append(node)
             sources = dict[Node, tuple[int, int]]()
@@ -126,8 +126,10 @@ def _sources(node: Node, first: int, count: int) -> Iterator[tuple[Node, tuple[i
     """
     for read in node.all_input_nodes:
         left, right = _added_channels(read, node)
-        if _channels(read) and (node.target in GATED or _lets_through(read, node, count - left - right)):
-            yield read, (first + left, count - left - right)
+        own, channels = count - left - right, _channels(read)
+        # A channel may have become several, but not the other way round.
+        if own > 0 and channels and channels % own == 0 and (node.target in GATED or _lets_through(read, node, own)):
+            yield read, (first + left, own)
 
 
 def is_depthwise(graph: GraphModule, layer: Node) -> bool:
@@ -264,6 +266,8 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
     """Whether what a node yields of [N, C, ...] has the factors of what it reads; channels may become several."""
     value, result = read.meta["val"], user.meta.get("val")
     if not isinstance(result, Tensor):
+        return False
+    if any(_added_channels(read, user)) and _channels(read) != channels:
         return False
     if user.target == aten.add.Tensor:
         added = [each.meta["val"] for each in user.args[:2] if isinstance(each, Node) and each.op != "get_attr"]
