@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from bitsweep.command_line import checked, did_you_mean
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
-from bitsweep.hydra_app import requirements
+from bitsweep.hydra_app import main, requirements
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -40,6 +41,12 @@ CONF = Path(__file__).parents[1] / "conf"
         (["a#b=c"], "a#b is no key"),
         (["+foo=1"], "no such key"),
         (["+seeds=1"], r"no such key; did you mean seed\?"),
+        (["hydra=null"], "Hydra's settings are set one by one"),
+        (["hydra.searchpath=[nowhere]"], "there is no folder nowhere"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--help=3"], "ignored explicit argument '3'"),
+        (["-sc", "install=foo"], "write -sc install=bash"),
+        (["-sc", "query=bash"], "is what a shell asks"),
         (["+sweep=smoke,engines"], "one named sweep at a time"),
     ],
 )
@@ -54,9 +61,39 @@ def test_what_is_advised_can_be_typed() -> None:
         assert checked([word]) == [word]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a: [1\n", r"a YAML file cannot be read: while parsing .*mine\.yaml"),
+        (b"\x00\xff", "a YAML file is not in UTF-8: "),
+        (b"defaults: [mine]\n", "the defaults of a YAML file lead back to it"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_one_line(
+    text: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bitsweep"])
+    with pytest.raises(SystemExit) as ended:
+        main(["model=mine", "--config-dir", str(tmp_path), "plan=true"])
+    shown = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and re.match(f"error: {message}", shown) and "\n" not in shown, shown
+
+
+def test_a_glob_of_choices_is_hydras() -> None:
+    assert checked(["-m", "model=glob(*net)"]) == ["-m", "model=glob(*net)"]
+
+
+def test_options_may_stand_anywhere() -> None:
+    assert checked(["model=lenet", "-m", "seed=1,2"]) == ["-m", "model=lenet", "seed=1,2"]
+    assert checked(["+model=lenet", "--config-dir", "x", "seed=1"]) == ["--config-dir", "x", "model=lenet", "seed=1"]
+
+
 def test_a_named_sweep_needs_no_plus() -> None:
     assert checked(["sweep=smoke", "precision=int8,fp16"]) == ["+sweep=smoke", "precision=int8,fp16"]
-    assert checked(["+sweep=smoke", "-m"]) == ["+sweep=smoke", "-m"]
+    assert checked(["+sweep=smoke", "-m"]) == ["-m", "+sweep=smoke"]
 
 
 def test_arguments_of_a_network_have_names_of_their_own() -> None:

@@ -4,14 +4,16 @@ They are read by Hydra's own parser, never split at "=".
 """
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Glob, Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -43,10 +45,28 @@ def checked(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a word cannot be read, or asks for what cannot be.
     """
-    options = get_args_parser().parse_args(list(arguments))
+    parser = get_args_parser()
+    parser.error = _refused  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(list(arguments))
+    if options.shell_completion:
+        _check_completion(options.overrides)
+        return list(arguments)
     named = any(word.lstrip("+").startswith(("sweep=", "hydra.mode=MULTIRUN")) for word in options.overrides)
     words = {word: _checked(word, multirun=options.multirun or named) for word in options.overrides}
-    return [words.get(argument, argument) for argument in arguments]
+    # Hydra wants all overrides in one row.
+    return [*(each for each in arguments if each not in words), *words.values()]
+
+
+def _refused(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; `bitsweep run --help` lists what there is")
+
+
+def _check_completion(words: Sequence[str]) -> None:
+    word = " ".join(words)
+    if not re.fullmatch(r"(install|uninstall|query)=(bash|zsh|fish)", word):
+        raise ConfigError(f"-sc {word}: write -sc install=bash, or zsh or fish, or uninstall=bash")
+    if word.startswith("query") and "COMP_LINE" not in os.environ:
+        raise ConfigError(f"-sc {word}: is what a shell asks; write -sc install=bash")
 
 
 def _checked(word: str, *, multirun: bool) -> str:
@@ -61,6 +81,10 @@ def _checked(word: str, *, multirun: bool) -> str:
     needed = _LAUNCHERS.get(str(override.value())) if key == "hydra/launcher" else None
     if needed and version_of(needed[0]) == "absent":
         raise MissingPackage(*needed)
+    if key == "hydra":
+        raise ConfigError(f"{word}: Hydra's settings are set one by one, as in hydra.verbose=true")
+    if key == "hydra.searchpath":
+        _check_folders(override.value(), word)
     if key.startswith("hydra"):
         return word
     if override.is_delete():
@@ -73,8 +97,19 @@ def _checked(word: str, *, multirun: bool) -> str:
         raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
     if any(key == each or key.startswith(f"{each}.") for each in _OPEN) and not override.is_force_add():
         return f"++{word.lstrip('+')}"
-    # A named sweep is no part of a configuration that has none, for which Hydra wants a plus.
-    return f"+{word}" if key == "sweep" and not override.is_add() else word
+    # A named sweep is no part of a configuration that has none, for which Hydra wants a plus; it drops other choices
+    # that have one.
+    if key in _GROUPS:
+        return f"+{word.lstrip('+')}" if key == "sweep" else word.lstrip("+")
+    return word
+
+
+def _check_folders(places: object, word: str) -> None:
+    for place in places if isinstance(places, list) else []:
+        text = str(place.text if isinstance(place, QuotedString) else place)
+        folder = Path(text.removeprefix("file://"))
+        if not text.startswith("pkg://") and not folder.is_dir():
+            raise ConfigError(f"{word}: there is no folder {folder}")
 
 
 def _check_choice(group: str, choice: object, word: str) -> None:
@@ -95,7 +130,7 @@ def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
         raise ConfigError(f"{word}: one named sweep at a time; start one command after the other")
     if override.is_interval_sweep():
         raise ConfigError(f"{word}: an interval has no end of values; name them, as in {key}=0.1,0.2,0.5")
-    if not list(override.sweep_iterator()):
+    if not isinstance(override.value(), Glob) and not list(override.sweep_iterator()):
         raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
     if not multirun:
         path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
@@ -137,6 +172,14 @@ def explain(error: Exception, conf: Path) -> str:
     if match := re.search(r"Key '([^']+)' is not in struct", text):
         return f"{match[1]}: no such key; {did_you_mean(match[1], conf)}`--cfg job` prints all keys"
     return " ".join(text.split())
+
+
+def explain_yaml(error: Exception) -> str:
+    """Why a file of somebody's cannot be read as YAML, in one line."""
+    if isinstance(error, RecursionError):
+        return "the defaults of a YAML file lead back to it; leave one of them out"
+    kind = "is not in UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+    return f"a YAML file {kind}: {' '.join(str(error).split())}"
 
 
 def _no_such_choice(file: str, known: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import hydra
 import pydantic
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -64,6 +65,15 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
         sys.exit(error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {command_line.explain(error, conf)}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        print(f"error: {command_line.explain_yaml(error)}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        hint = "hydra.run.dir and hydra.sweep.dir name the folder of a run"
+        print(f"error: {error.filename}: {error.strerror}; {hint}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

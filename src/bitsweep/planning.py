@@ -40,7 +40,11 @@ def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None
 
     Returns:
         The cells in the order in which to run them: those that need a new baseline first.
+
+    Raises:
+        StoreError: there is a file where the store should be.
     """
+    store.require_folder()
     planned: dict[str, Planned] = {}
     counted: set[tuple[str, str]] = set()
     for cell in cells:

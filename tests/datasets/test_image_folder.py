@@ -172,12 +172,36 @@ def test_images_without_labels_for_calibration(tmp_path: Path) -> None:
         images.source()
     assert dataset(root, calibration=str(given), test_share=1.0, leaks="keep").source() != before
     with pytest.raises(
-        DataError, match=f"dataset.calibration={tmp_path}/nowhere: no such folder; name one with images"
+        DataError, match=f"dataset.calibration={tmp_path}/nowhere: no such folder or file; name one with"
     ):
         dataset(root, calibration=f"{tmp_path}/nowhere").source()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"dataset.calibration=.*empty: holds no images \(.jpg, .png, ...\)"):
         dataset(root, calibration=f"{tmp_path}/empty").source()
+
+
+def test_a_list_of_images_for_calibration(tmp_path: Path) -> None:
+    root, given = put(tmp_path / "root", together(2)), tmp_path / "given"
+    given.mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 7), (100 + number, 0, 0)).save(given / f"{number}.png")
+    (given / "list.csv").write_text("image,taken\n0.png,May\n2.png,June\n")
+    images = dataset(root, calibration=str(given / "list.csv"), test_share=1.0)
+    raw = images.decode()
+    assert raw.calibration is not None
+    assert raw.calibration[np.arange(2)][:, 0, 0, 0].tolist() == [100, 102]
+    before = images.source()
+    Image.new("RGB", (9, 7), (7, 0, 0)).save(given / "2.png")
+    assert images.source() != before
+    for content, message in (
+        ("image\n0.png\n9.png\n", r"1 of 2 files are missing: .*9\.png"),
+        ("0.png\n1.png\n", "no column is called image; call that of the paths image"),
+        ("", r"dataset\.calibration=.*list\.csv"),
+    ):
+        (given / "list.csv").write_text(content)
+        with pytest.raises(DataError, match=message) as caught:
+            images.source()
+        assert str(caught.value).startswith("dataset.calibration=") and "\n" not in str(caught.value)
 
 
 def test_folders_of_some_of_the_classes_of_given_weights(tmp_path: Path) -> None:
@@ -255,7 +279,7 @@ def test_twelve_bits_in_sixteen_fill_all_levels(
     levels = np.unique(raw.train.images[np.arange(len(raw.train))])
     assert len(levels) > 200
     assert (raw.white, levels.max()) == (white, round(255 * largest / white))
-    assert (f"reach {largest}: {white} is white" in capsys.readouterr().out) == (white < 65_535)
+    assert f"reach {largest}: {white} is white, and they are kept in 8 bits" in capsys.readouterr().out
 
 
 def test_files_of_some_test_images_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

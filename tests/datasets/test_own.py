@@ -13,7 +13,7 @@ CODE = """
     import numpy as np
     import torch
     from PIL import Image
-    from torch.utils.data import Dataset
+    from torch.utils.data import Dataset, IterableDataset
 
     class Squares(Dataset):
         \"\"\"Grey images: each has its number everywhere.\"\"\"
@@ -67,6 +67,16 @@ CODE = """
     class Broken(Squares):
         def __getitem__(self, number):
             raise OSError("the drive is gone")
+
+    class Streamed(IterableDataset):
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            return iter(one())
+
+    def streamed():
+        return Streamed()
 
     def broken():
         return Broken("pillow", 0, 4)
@@ -138,6 +148,11 @@ def test_the_key_is_the_code_and_the_version(file: Path) -> None:
         ("given", {"item": "big"}, "item 0 of all has pixels from 256 to 256; they must be from 0 to 255"),
         ("given", {"item": "text"}, r"item 0 of all has an image str \[\]; it must be a picture"),
         ("given", {"item": "stream"}, "all is a list_iterator; give a torch Dataset that has a length and numbers"),
+        (
+            "streamed",
+            {},
+            "all is a Streamed; give a torch Dataset that has a length and .* list of items",
+        ),
         ("given", {"item": "nothing"}, "gives no images"),
         ("given", {"item": "parts"}, "gives training; it must give train and test, test alone, or one Dataset"),
         ("fails", {}, "RuntimeError: no such drive$"),

@@ -91,6 +91,14 @@ def test_what_is_no_factory_is_one_line(factory: str, message: str, nets: Path) 
         model.build(3)
 
 
+def test_a_plan_sees_what_a_file_lacks_without_running_it(nets: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Nett: no such callable in nets_of_mine; it has Net,"):
+        own(f"{nets}:Nett").check()
+    nets.write_text("import sys\nsys.exit(3)\ndef (:\n")
+    with pytest.raises(ConfigError, match=r"nets_of_mine\.py is no Python: line 3: invalid syntax$"):
+        own(f"{nets}:Net").check()
+
+
 def test_a_file_with_the_name_of_another_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "json.py").write_text(NETS)

@@ -1,13 +1,16 @@
 """Callables of the user's own, named by ``file.py:name`` or ``package.module:name``."""
 
+import ast
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError, first_line
 from bitsweep.runtime import fingerprint
 from bitsweep.runtime.module_files import is_absent, module_file
@@ -26,12 +29,25 @@ class Factory:
     named: str
 
     def check(self) -> None:
-        """Whether there is such a file or module.
+        """Whether there is such a file or module, and such a word in it: nothing is run.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it is no Python.
         """
-        self._module()
+        module, name = self._module()
+        file = module_file(module)
+        if file is None or file.suffix != ".py":
+            return
+        source = file.read_bytes()
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError) as error:
+            why = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else first_line(error)
+            raise ConfigError(f"{self.key}={self.named}: {file} is no Python: {why}") from error
+        # Names may come from elsewhere, too, and be made while the module runs.
+        if not re.search(rf"\b{name}\b|import \*|__getattr__".encode(), source):
+            kinds = ast.FunctionDef | ast.ClassDef
+            raise self._absent(module, [each.name for each in tree.body if isinstance(each, kinds)])
 
     def code(self) -> str:
         """A fingerprint of its code, with all that it uses from the user's files.
@@ -39,6 +55,7 @@ class Factory:
         Raises:
             ConfigError: as for `check`.
         """
+        self.check()
         return fingerprint.code_of(*self._module())
 
     def make(self, arguments: Mapping[str, Any], **offered: Any) -> Any:
@@ -72,9 +89,12 @@ class Factory:
             ) from error
         factory = getattr(found, name, None)
         if not callable(factory):
-            known = [each for each, value in vars(found).items() if callable(value) and not each.startswith("_")]
-            raise ConfigError(f"{self.key}={self.named}: no such callable in {module}; it has {', '.join(known)}")
+            raise self._absent(module, [each for each, value in vars(found).items() if callable(value)])
         return factory  # type: ignore[no-any-return]
+
+    def _absent(self, module: str, known: Iterable[str]) -> ConfigError:
+        names = [each for each in known if not each.startswith("_")]
+        return ConfigError(f"{self.key}={self.named}: no such callable in {module}; it has {some(names, 9) or 'none'}")
 
     def _module(self) -> tuple[str, str]:
         """Name of the module, importable from now on, and name in it."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Pixels of a side of an image: what a picture may have at most in most formats.
+LARGEST = 65_535
+
+
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
@@ -23,6 +27,8 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def size_of(value: Any) -> int | tuple[int, int]:
     """One number for both sides, or height and width."""
     sides = list(value) if isinstance(value, list | tuple) else [value]
+    if any(isinstance(side, int) and side > LARGEST for side in sides):
+        raise ValueError(f"should be {LARGEST:,} pixels at most")
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         sides = []
     if len(sides) not in (1, 2):

@@ -79,12 +79,15 @@ def write_start(folder: Path) -> list[Path]:
     """Write the files into a folder, and say which.
 
     Raises:
-        UsageError: one of them is there already; none is written then.
+        UsageError: one of them is there already; none is written then. Or the folder cannot be written.
     """
     paths = [folder / name for name in _FILES]
     if taken := [str(path) for path in paths if path.exists()]:
         raise UsageError(f"{', '.join(taken)}: there already; remove it, or name another folder: bitsweep init FOLDER")
     for path, text in zip(paths, _FILES.values(), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
     return paths

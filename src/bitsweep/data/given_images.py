@@ -42,15 +42,18 @@ def look_through(given: Any, *, what: str) -> Items:
     Raises:
         DataError: it has no length or numbers; an item is no labelled image; it raises an error.
     """
+    no_numbers = DataError(
+        f"{what} is a {type(given).__name__}; give a torch Dataset that has a length and numbers (__len__ and "
+        "__getitem__), or a list of items"
+    )
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
-        raise DataError(
-            f"{what} is a {type(given).__name__}; give a torch Dataset that has a length and numbers (__len__ and "
-            "__getitem__)"
-        )
+        raise no_numbers
     labels, contents, sizes = list[str | int](), list[bytes](), set[tuple[int, int]]()
     for number in range(len(given)):
         try:
             item = given[number]
+        except NotImplementedError as error:  # an IterableDataset inherits a method that does nothing
+            raise no_numbers from error
         except Exception as error:  # whatever code of somebody else's raises
             raise DataError(f"item {number} of {what}: {type(error).__name__}: {first_line(error)}") from error
         place = f"item {number} of {what}"

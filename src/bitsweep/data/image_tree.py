@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
 from bitsweep.errors import DataError
 from bitsweep.runtime.environment import physical_cores
 
@@ -111,6 +113,17 @@ def find_pictures(folder: Path) -> list[str]:
         below = Path(place).relative_to(folder)
         found += [str(below / name) for name in files if name.lower().endswith(_IMAGES) and not name.startswith(".")]
     return sorted(found)
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file is one by the ending of its name, or by its content."""
+    if file.name.lower().endswith(_IMAGES):
+        return True
+    try:
+        Image.open(file).close()
+    except UnidentifiedImageError:
+        return False
+    return True
 
 
 def content_digests(root: Path, names: Sequence[str]) -> list[bytes]:

@@ -16,7 +16,7 @@ from bitsweep.data.image_files import ImageFiles, Picture, blocks_of, largest_of
 from bitsweep.data.image_tree import some
 from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
 from bitsweep.data.sampling import stratified_share
-from bitsweep.data.unlabelled import PictureFolder
+from bitsweep.data.unlabelled import Unlabelled
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, RawSplit
 
@@ -80,7 +80,7 @@ class Arranged:
 
 def arrange(
     listing: Listing,
-    calibration: PictureFolder | None,
+    calibration: Unlabelled | None,
     *,
     classes: Sequence[str],
     test_share: float,
@@ -109,7 +109,7 @@ def arrange(
 
 
 def as_raw_data(
-    listing: Listing, arranged: Arranged, calibration: PictureFolder | None, *, size: tuple[int, int], crop: float
+    listing: Listing, arranged: Arranged, calibration: Unlabelled | None, *, size: tuple[int, int], crop: float
 ) -> RawData:
     """The pictures, which are decoded when they are asked for.
 
@@ -198,7 +198,7 @@ def too_few(labels_N: Array, test_N: Array, names: Sequence[str]) -> str:
 
 
 def _check_leaks(
-    listing: Listing, test_N: Array, calibration: PictureFolder | None, leaks: Literal["refuse", "keep"]
+    listing: Listing, test_N: Array, calibration: Unlabelled | None, leaks: Literal["refuse", "keep"]
 ) -> None:
     images = list(zip(listing.names, listing.contents, test_N, strict=True))
     training = {content: name for name, content, test in images if not test}
@@ -230,6 +230,10 @@ def _white(largest: int, coloured: int, *, key: str) -> int:
             f"{white_of(coloured).bit_length() - 8} would be read: save them in 8 bits, or let them use all 16"
         )
     white = white_of(largest)
-    if white != DEEPEST:
-        print(f"the 16-bit training images reach {largest}: {white} is white", flush=True)
+    if largest or coloured:
+        print(
+            f"the 16-bit training images reach {max(largest, coloured)}: {white} is white, and they are kept in 8 bits "
+            "(16 are kept in archives, dataset=npz)",
+            flush=True,
+        )
     return white

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from bitsweep.config.configurable import NOT_IN_KEYS, Count, Place, configurable
 from bitsweep.config.dataset import Dataset, Part
+from bitsweep.data.calibration_files import find_unlabelled
 from bitsweep.data.class_names import read_classes
 from bitsweep.data.listing import Arranged, Listing, arrange, as_raw_data
-from bitsweep.data.unlabelled import PictureFolder, find_unlabelled
+from bitsweep.data.unlabelled import Unlabelled
 from bitsweep.results import RawData
 from bitsweep.runtime.environment import version_of
 
@@ -27,7 +28,8 @@ class Photographs(Dataset):
         root: where they are.
         classes: names in the order of the outputs of given weights, or a file with them, see
             `bitsweep.data.class_names.read_classes`; there need not be images of all. Empty: those that there are.
-        calibration: folder of images without labels, or one image, to choose ranges on; empty for training images.
+        calibration: folder or list of images without labels, or one image, to choose ranges on; empty for training
+            images.
         test_share: part of each class held out for testing where nothing says which are; equal pictures stay together.
             1: all are for testing, and given weights can be tried on them.
         store_size: height and width of the stored squares, in pixels.
@@ -76,7 +78,7 @@ class Photographs(Dataset):
         size = self.store_size, self.store_size
         return as_raw_data(listing, arranged, calibration, size=size, crop=self.crop)
 
-    def _read(self) -> tuple[Listing, Arranged, PictureFolder | None]:
+    def _read(self) -> tuple[Listing, Arranged, Unlabelled | None]:
         classes = read_classes(self.classes)
         listing = self.listed(classes)
         calibration = find_unlabelled(self.calibration) if self.calibration else None

@@ -26,6 +26,8 @@ _IMAGE = (
 )
 _LABEL = ("label", "labels", "class", "target", "category", "class_name", "label_name", "fine_label", "y")
 _SPLIT = ("split", "part", "set", "subset")
+#: What the ``datasets`` package calls the type of a column, empty where it has none, and the column's usual names.
+_USUAL = {"image": ("Image", _IMAGE), "label": ("ClassLabel", _LABEL), "split": ("", _SPLIT)}
 #: Of a row's part, what it is for: training or testing.
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")
@@ -41,19 +43,23 @@ def find_columns(table: Table, *, image: str, label: str, split: str) -> tuple[s
         DataError: one is missing.
     """
     chosen = []
-    for key, given, kind, usual in (
-        ("image", image, "Image", _IMAGE), ("label", label, "ClassLabel", _LABEL), ("split", split, "", _SPLIT)
-    ):  # fmt: skip
-        of_type = [name for name in table.columns if kind and _type_of(table, name) == kind]
-        named = [name for each in usual for name in table.columns if name.strip().lower() == each]
-        found = [given] if given else [*of_type, *named]
+    for key, given in (("image", image), ("label", label), ("split", split)):
+        found = [given] if given else columns_for(key, table)
         if (given and given not in table.columns) or (not found and key != "split"):
             what = f"dataset.{key}_column={given}: no such column" if given else f"which column is the {key}"
             raise DataError(f"{what}; choose dataset.{key}_column from {some(table.columns, 9)}")
-        if len(of_type) > 1 and not given:
-            print(f"{key}s are those of {of_type[0]}; dataset.{key}_column may be {some(of_type[1:])}", flush=True)
+        if len(found) > 1 and _type_of(table, found[1]) == _USUAL[key][0]:
+            print(f"{key}s are those of {found[0]}; dataset.{key}_column may be {found[1]}", flush=True)
         chosen.append(found[0] if found else "")
     return chosen[0], chosen[1], chosen[2]
+
+
+def columns_for(key: str, table: Table) -> list[str]:
+    """The columns that may hold images, labels or parts (``image``, ``label``, ``split``), the likeliest first."""
+    kind, usual = _USUAL[key]
+    of_type = [name for name in table.columns if kind and _type_of(table, name) == kind]
+    named = [name for each in usual for name in table.columns if name.strip().lower() == each]
+    return [*dict.fromkeys([*of_type, *named])]
 
 
 def labels_of(table: Table, column: str) -> tuple[list[str | int], Sequence[str]]:
@@ -130,31 +136,39 @@ def listing_of(
         OSError: files cannot be read.
     """
     rows, tested = tested_rows(parts) if parts is not None else (range(len(table)), None)
+    names, contents, take = pictures_of(table, folder=folder, image=image, rows=rows)
+    return Listing(
+        names=names,
+        contents=contents,
+        labels=[labels[row] for row in rows],
+        tested=tested,
+        take=take,
+        classes=classes,
+        key=key,
+    )
+
+
+def pictures_of(
+    table: Table, *, folder: Path, image: str, rows: Sequence[int]
+) -> tuple[list[str], list[bytes], Callable[[Sequence[int]], Sequence[Picture]]]:
+    """Names of the pictures in some rows, a digest of each, and what takes them by their numbers.
+
+    Raises:
+        DataError: files are missing.
+        OSError: files cannot be read.
+    """
     take = table.pictures(image, folder)
 
     def chosen(numbers: Sequence[int]) -> Sequence[Picture]:
         return take([rows[number] for number in numbers])
 
     if isinstance(chosen([0])[0], bytes):
-        names = [str(row) for row in rows]
         contents = kept_digests(table.files, len(table), lambda: _digests(take, len(table)))
-        contents = [contents[row] for row in rows]
-    else:
-        paths = [
-            picture for numbers in blocks_of(len(rows)) for picture in chosen(numbers) if isinstance(picture, Path)
-        ]
-        _require_files(paths)
-        names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
-        contents = content_digests(folder, names)
-    return Listing(
-        names=names,
-        contents=contents,
-        labels=[labels[row] for row in rows],
-        tested=tested,
-        take=chosen,
-        classes=classes,
-        key=key,
-    )
+        return [str(row) for row in rows], [contents[row] for row in rows], chosen
+    paths = [picture for numbers in blocks_of(len(rows)) for picture in chosen(numbers) if isinstance(picture, Path)]
+    _require_files(paths)
+    names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
+    return names, content_digests(folder, names), chosen
 
 
 def _type_of(table: Table, column: str) -> str:

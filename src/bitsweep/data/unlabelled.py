@@ -1,63 +1,42 @@
-"""Images without labels, which ranges are chosen on: a folder of pictures, or an array of NumPy."""
+"""Images without labels, which ranges are chosen on: pictures, or an array of NumPy."""
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bitsweep.data.image_files import ImageFiles, files_in
-from bitsweep.data.image_tree import content_digests, find_pictures
+from bitsweep.data.image_files import ImageFiles, Picture
 from bitsweep.data.pixels import StoredForm
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFolder:
-    """The pictures in a folder and in those below it.
+class Unlabelled:
+    """Pictures without labels.
 
     Attributes:
-        names: paths below the folder.
-        contents: SHA-256 of each.
+        names: what they are called.
+        contents: a digest of each.
+        take: the pictures by their numbers.
+        key: of the setting that names them, with its value, for errors.
     """
 
-    folder: Path
     names: Sequence[str]
     contents: Sequence[bytes]
+    take: Callable[[Sequence[int]], Sequence[Picture]]
+    key: str
 
     def source(self) -> str:
-        """SHA-256 of the contents, whatever the files are called."""
+        """SHA-256 of the contents, whatever they are called."""
         return hashlib.sha256(b"".join(sorted(self.contents))).hexdigest()
 
     def images(self, form: StoredForm) -> ImageFiles:
         """The pictures in the form of all others."""
-        return ImageFiles(
-            names=self.names,
-            take=files_in(self.folder, self.names),
-            form=form,
-            place=f"dataset.calibration={self.folder}",
-        )
-
-
-def find_unlabelled(place: str) -> PictureFolder:
-    """The pictures that ``dataset.calibration`` names: those of a folder, or a single one.
-
-    Raises:
-        DataError: there are none.
-    """
-    key, path = f"dataset.calibration={place}", Path(place).expanduser()
-    if not path.exists():
-        raise DataError(f"{key}: no such folder; name one with images, which need no labels")
-    folder, names = (path, find_pictures(path)) if path.is_dir() else (path.parent, [path.name])
-    if not names:
-        raise DataError(f"{key}: holds no images (.jpg, .png, ...)")
-    try:
-        return PictureFolder(folder=folder, names=names, contents=content_digests(folder, names))
-    except OSError as error:
-        raise DataError(f"{key}: cannot be read ({error}); repair it") from error
+        return ImageFiles(names=self.names, take=self.take, form=form, place=self.key)
 
 
 def read_unlabelled(place: str, *, like: Images) -> Array:

@@ -9,10 +9,11 @@ from pydantic import Field
 from bitsweep.config.configurable import NOT_IN_KEYS, Place, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.config.factory import Factory
+from bitsweep.data.calibration_files import find_unlabelled
 from bitsweep.data.class_names import read_classes
 from bitsweep.data.given_images import Items, look_through
 from bitsweep.data.listing import Listing, arrange, as_raw_data
-from bitsweep.data.unlabelled import PictureFolder, find_unlabelled
+from bitsweep.data.unlabelled import Unlabelled
 from bitsweep.errors import DataError
 from bitsweep.results import RawData
 from bitsweep.runtime.environment import version_of
@@ -79,7 +80,7 @@ class OwnDataset(Dataset):
     def _factory(self) -> Factory:
         return Factory("dataset.factory", self.factory)
 
-    def _calibration(self) -> PictureFolder | None:
+    def _calibration(self) -> Unlabelled | None:
         return find_unlabelled(self.calibration) if self.calibration else None
 
     def _parts(self) -> dict[str, Any]:

@@ -61,7 +61,10 @@ class OnnxModel(FileModel):
         """Any size may be left open."""
         from bitsweep.graphs.onnx.reading import image_input, load_onnx, shape_of
 
-        return shape_of(image_input(load_onnx(self._path, tensors=False)))
+        try:
+            return shape_of(image_input(load_onnx(self._path, tensors=False)))
+        except ConfigError as error:
+            raise ConfigError(f"model.file={self.file}: {error}") from error
 
     def build(self, num_classes: int) -> "torch.nn.Module":
         """The network, for any number of images.

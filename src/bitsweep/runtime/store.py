@@ -68,6 +68,16 @@ class Store:
                     f"take the right away (chmod go-w {unsafe}), or choose a folder of your own: store=/another/folder"
                 )
 
+    def require_folder(self) -> None:
+        """Make sure that nothing else is where the store is, or will be.
+
+        Raises:
+            StoreError: there is a file.
+        """
+        there = next(place for place in (self.root, *self.root.parents) if place.exists())
+        if not there.is_dir():
+            raise StoreError(f"store={self.root}: {there} is a file; name a folder, as in store=multirun/store")
+
     def folder(self, kind: str, key: str) -> Path:
         """Where the folder of a key is, or will be."""
         return self.root / kind / key

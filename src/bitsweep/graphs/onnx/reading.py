@@ -141,6 +141,12 @@ def image_input(model: Any) -> Any:
             f"{images.name} is {TensorProto.DataType.Name(kind)} of {rank} dimensions; float images "
             "[N, C, H, W] are needed"
         )
+    _, *outer, last = shape_of(images)
+    if last in (1, 3, 4) and all(size is None or size > 4 for size in outer):
+        raise ConfigError(
+            f"{images.name} is [N, H, W, C], with {last} channels last; [N, C, H, W] is needed: export it with "
+            "channels first (tf2onnx: --inputs-as-nchw)"
+        )
     return images
 
 
