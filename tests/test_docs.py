@@ -87,7 +87,7 @@ def _exists(path: str) -> bool:
 
 @each_page
 def test_files_exist(page: Path) -> None:
-    folders = ("src/", "tests/", "docs/", "conf/", "benchmarks/", ".ci/")
+    folders = ("src/", "tests/", "notebooks/", "docs/", "conf/", "benchmarks/", ".ci/")
     named = {span for span in _spans(page) if re.fullmatch(r"[\w./*-]+", span)}
     named = {span for span in named if span.endswith(".py") or span.startswith(folders)}
     if page.stem == "architecture":
