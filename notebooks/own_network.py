@@ -16,8 +16,8 @@ import bitsweep as bs
 # %% [markdown]
 # ## A network and its data
 #
-# Any `torch.nn.Module` from images [N, C, H, W] to logits [N, K] will do. Here it stands in a file of its own, so that a
-# sweep can find it, too.
+# Any `torch.nn.Module` from images [N, C, H, W] to logits [N, K] will do. Here it stands in a file of its own, so that
+# a sweep can find it, too.
 
 # %%
 Path("nets.py").write_text("""

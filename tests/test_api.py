@@ -101,7 +101,12 @@ def test_a_sweep_is_planned_run_and_read() -> None:
     from bitsweep.options import Options
     again = run_cell(cells[0], Options(), folder=Path("out/second"), sweep_id="second")
     assert again.run_id == cell.row.run_id
-"""
+    # A search finds it as well, and says why it runs nothing else.
+    both = bs.grid("QUICK precision=int8,int4")
+    searched = bs.run(both, folder=Path("out/searched"), search_cells=1).frame()
+    assert list(searched["status"]) == ["reused", "skipped"], searched
+    assert searched["reason"][1].startswith("not run: "), searched
+""".replace("QUICK", QUICK)
     )
     Path("sweep.py").write_text(program)
     ran = subprocess.run([sys.executable, "sweep.py"], capture_output=True, text=True)

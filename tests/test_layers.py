@@ -28,7 +28,7 @@ LAYERS = (
     ("cell_results",),
     ("pipeline",),
     ("planning", "tracking", "report", "expectation"),
-    ("final_race", "options", "ui"),
+    ("final_race", "search", "options", "ui"),
     ("comparison", "cleaning", "loaded"),
     ("launching",),
     ("job",),

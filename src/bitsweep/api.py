@@ -72,12 +72,17 @@ def run(
     remeasure: Literal["none", "noisy", "all"] = "none",
     timeout_s: float = Options.timeout_s,
     memory_gb: float = Options.memory_gb,
+    search_minutes: float | None = None,
+    search_cells: int | None = None,
+    search_seed: int = 0,
 ) -> SweepResults:
     """Run what is missing of some cells one after the other, log it to MLflow, write a report, and read it.
 
     Args:
         folder: of the report; its name is the sweep's id. None: a new one under ``multirun/``.
         store, remeasure, timeout_s, memory_gb: see `bitsweep.options.Options`.
+        search_minutes, search_cells, search_seed: look for the best cell instead of running every cell, see
+            `bitsweep.search.budget.Budget`.
 
     Raises:
         ConfigError: a value is not allowed, or there are no cells.
@@ -86,13 +91,17 @@ def run(
     if not cells:
         raise ConfigError("there are no cells to run")
     try:
-        options = Options(store=store, remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb)
+        budget = {"minutes": search_minutes, "cells": search_cells, "seed": search_seed}
+        options = Options(
+            store=store, remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb,
+            search=budget,  # type: ignore[arg-type]  # checked by the class itself
+        )  # fmt: skip
     except pydantic.ValidationError as error:
         raise invalid(Options, error) from None
     place = own_folder((folder or Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute())
 
     def launch(asked: Sequence[Cell], stage: str) -> list[Outcome]:
-        as_far = options if stage == "cell" else replace(options, stage="baseline")
+        as_far = replace(options, stage=stage)  # type: ignore[arg-type]
         return [run_cell(each, as_far, folder=place, sweep_id=place.name) for each in asked]
 
     run_sweep(cells, options, command=" && ".join(cell.command for cell in cells), folder=place, launch=launch)

@@ -98,6 +98,8 @@ def run_job(config: DictConfig) -> Outcome | None:
                 return None
             return run_cell(cell, options, folder=folder, sweep_id=Path(about.sweep.dir).name)
 
+        if options.search.limited:
+            raise ConfigError("search: chooses among the cells of a grid; add -m, and several values")
         if not options.plan:
             folder = own_folder(folder)
 

@@ -38,8 +38,8 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         baseline_first = options.stage == "baseline" or options.expect.top1 is not None
         outcome = _expected(cell, runner, options.expect) if baseline_first else None
-        if outcome is None or (outcome.status != "failed" and options.stage == "cell"):
-            outcome = pipeline.run(cell, runner)
+        if outcome is None or (outcome.status != "failed" and options.stage != "baseline"):
+            outcome = pipeline.screen(cell, runner) if options.stage == "screening" else pipeline.run(cell, runner)
     try:
         baseline_run_id = ""
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
@@ -72,8 +72,9 @@ def _expected(cell: Cell, runner: pipeline.StageRunner, expect: Expectation) -> 
 
 
 def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
-    name = cell.name if stage == "cell" else f"baseline {cell.model.name} on {cell.dataset.name}"
-    ended = f"{outcome.status:<10}{name}"
+    name = f"baseline {cell.model.name} on {cell.dataset.name}" if stage == "baseline" else cell.name
+    status = "screened" if (stage, outcome.status) == ("screening", "finished") else outcome.status
+    ended = f"{status:<10}{name}"
     if outcome.status == "failed":
         return f"{ended}: {outcome.reason}"
     metrics = outcome.measurement.metrics if outcome.measurement else {}

@@ -8,6 +8,7 @@ from bitsweep.errors import MachineError
 from bitsweep.results import Outcome, Status
 from bitsweep.runtime.environment import current_cpu, current_gpu, physical_cores
 from bitsweep.runtime.store import Store
+from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
 
 #: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
@@ -39,7 +40,12 @@ def require_planned(cell: Cell, planned: str, stage: str) -> None:
 
 
 def _key(cell: Cell, stage: str) -> str:
-    return stages.key_of(cell) if stage == "cell" else stages.BASELINE.key_of(cell)
+    return _made(cell, stage).key_of(cell)
+
+
+def _made(cell: Cell, stage: str) -> Stage:
+    """What a job is to make."""
+    return {"baseline": stages.BASELINE, "screening": stages.SCREENING}.get(stage) or stages.last(cell)
 
 
 def _machine() -> str:
@@ -72,7 +78,7 @@ def launched(
 def _left_behind(cell: Cell, stage: str, connection: Connection, store: Store, since_ms: int) -> Outcome | None:
     """What a job that did not answer has done all the same, by its key; None for nothing."""
     if stage != "cell":
-        there = store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell))
+        there = store.find(_made(cell, stage).name, _key(cell, stage))
         return Outcome(status="finished") if there else None
     run = connection.cells().get(stages.key_of(cell))
     if run is None or (run.info.end_time or 0) < since_ms:

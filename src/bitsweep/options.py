@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bitsweep.config.configurable import configurable
 from bitsweep.expectation import Expectation
+from bitsweep.search.budget import Budget
 
 
 @configurable
@@ -16,22 +17,25 @@ class Options:
 
     Attributes:
         plan: only show what would be run.
-        stage: how far to go: ``cell`` measures, ``baseline`` only trains.
+        stage: how far to go: ``cell`` measures, ``baseline`` only trains, ``screening`` compresses and lets the
+            reference classify validation images, which a search does.
         remeasure: which finished cells to measure again: ``none``, those that are ``noisy``, or ``all``.
         store: folder of the artifact store.
         timeout_s: seconds that compressing, lowering and each measuring pass may take.
         memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
         expect: what baselines must reach, so that their cells go on.
+        search: how much of a grid to run; without a limit, all of it.
         planned: key of the cell and machine where it was planned, see `bitsweep.launching`; empty for no plan.
     """
 
     plan: bool = False
-    stage: Literal["cell", "baseline"] = "cell"
+    stage: Literal["cell", "baseline", "screening"] = "cell"
     remeasure: Literal["none", "noisy", "all"] = "none"
     store: Path = Path("multirun/store")
     timeout_s: Annotated[float, Field(gt=0)] = 3600
     memory_gb: Annotated[float, Field(ge=0)] = 0
     expect: Expectation = Expectation()
+    search: Budget = Budget()
     planned: str = ""
 
     def __post_init__(self) -> None:

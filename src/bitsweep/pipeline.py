@@ -103,6 +103,15 @@ def train(cell: Cell, runner: StageRunner) -> Outcome:
     return _outcome(trained, runner)
 
 
+def screen(cell: Cell, runner: StageRunner) -> Outcome:
+    """Run a cell as far as what its reference makes of validation images."""
+
+    def screened() -> None:
+        runner.build(stages.SCREENING, cell)
+
+    return _outcome(screened, runner)
+
+
 def evidence_of_cell(cell: Cell, runner: StageRunner) -> Evidence:
     """Pictures, records and facts of what was measured. What an earlier start could not make of them is tried again."""
     return _gather(EVIDENCE, stages.last(cell), cell, runner)

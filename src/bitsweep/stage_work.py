@@ -23,6 +23,8 @@ from bitsweep.runtime.progress import Progress
 
 #: Images that the statistics of layers are of.
 _PROBE_IMAGES = 8
+#: Validation images that the reference is screened on, at most: it is slower than any engine.
+_SCREENED_IMAGES = 1000
 #: Signal-to-noise ratio of an uncompressed program's logits to those that were recorded after training, at least.
 _LEAST_SQNR_DB = 20
 
@@ -126,6 +128,38 @@ def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:
             f"({sqnr_db(recorded_NK, logits_NK):.0f} dB): the checkpoint or the code of the model changed; delete the "
             "baseline in the store and run again"
         )
+
+
+def screen(
+    *, model: Model, eval_batch: int, data: Path, baseline: Path, compressed: Path, folder: Path, progress: Progress
+) -> None:
+    """Classify validation images by the reference: about what every engine with this scheme will make of them."""
+    import numpy as np
+
+    from bitsweep.data.preprocessing import normalized, preprocessed
+    from bitsweep.data.sampling import sample_of_validation
+    from bitsweep.data.splits import load_splits
+    from bitsweep.graphs.program import load_program, logits_of
+    from bitsweep.quantization.compressed import load_compressed
+    from bitsweep.training.trained import load_trained
+
+    splits, loaded = normalized(load_splits(data), model), load_compressed(compressed)
+    size_mb = sum(layer.stored_bits for layer in loaded.layers) / 8e6
+    found = {"size_mb": size_mb, "images": 0, "right": 0, "lost": 0, "gained": 0}
+    chosen_N = sample_of_validation(splits, _SCREENED_IMAGES)
+    if len(chosen_N):
+        images = preprocessed(
+            splits.val.images[chosen_N], batch=eval_batch, splits=splits, input_shape=model.input_shape
+        )
+        said_N = logits_of(load_program(loaded.program), map(np.asarray, images)).argmax(1)
+        right_N, before_N = said_N == splits.val.labels[chosen_N], load_trained(baseline).validation_right_N[chosen_N]
+        found |= {
+            "images": len(chosen_N),
+            "right": int(right_N.sum()),
+            "lost": int((before_N & ~right_N).sum()),
+            "gained": int((right_N & ~before_N).sum()),
+        }
+    (folder / "screening.json").write_text(json.dumps(found))
 
 
 def lower(*, backend: Backend, compressed: Path, folder: Path, progress: Progress) -> None:

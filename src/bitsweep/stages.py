@@ -96,6 +96,7 @@ BASELINE = Stage(
     processes=lambda cell: cell.train.devices,
 )
 COMPRESSED = Stage(name="compressed", work=(stage_work.compress,), choices=("model", "dataset", "method", "precision"))
+SCREENING = Stage(name="screening", work=(stage_work.screen,), choices=("model", "dataset"))
 ARTIFACT = Stage(
     name="artifact", work=(stage_work.lower,), choices=("model", "precision", "backend"), machine=_machine_code
 )
@@ -186,10 +187,11 @@ def arguments(work: Work, cell: Cell, *, folders: dict[str, Path], unfinished: P
     return settings_of(work, cell) | found | kept
 
 
-def needs(cell: Cell) -> list[tuple[Stage, Cell]]:
-    """Every stage that the measurement of a cell rests on, in order; also those of its fp32 twin.
+def needs(cell: Cell, stage: Stage | None = None) -> list[tuple[Stage, Cell]]:
+    """A stage of a cell, and every stage that it rests on, in order; also those of its fp32 twin.
 
-    Where the engine cannot run, its files are inspected instead of measured.
+    Args:
+        stage: None for its measurement. Where the engine cannot run, its files are inspected instead.
     """
     found: dict[tuple[str, str], tuple[Stage, Cell]] = {}
 
@@ -199,7 +201,7 @@ def needs(cell: Cell) -> list[tuple[Stage, Cell]]:
                 add(*source)
             found[known] = stage, of
 
-    add(last(cell), cell)
+    add(stage or last(cell), cell)
     return list(found.values())
 
 

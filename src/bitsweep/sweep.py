@@ -158,9 +158,37 @@ def _run_planned(
     for each in todo:
         if each not in runnable:
             entries[each] = _ended(entries[each], broken[stages.BASELINE.key_of(each.cell)])
+    if options.search.limited:
+        _search([*runnable, *reused], entries, options, launch=launch, store=store)
+        return
     outcomes = launch([each.cell for each in runnable], "cell")
     for each, outcome in zip(runnable, outcomes, strict=True):
         entries[each] = _ended(entries[each], outcome)
+
+
+def _search(
+    planned: Sequence[Planned], entries: dict[Planned, "Entry"], options: Options, *, launch: Launch, store: Store
+) -> None:
+    """Run those cells that may be the best, and write down of each how it ended, or why it was not run."""
+    from bitsweep.search.by_running import ByRunning
+    from bitsweep.search.strategy import search
+
+    if not planned:
+        return
+    protocol, require = planned[0].cell.protocol, common(each.cell.require for each in planned)
+    known = {each.cell: each for each in planned}
+    finished = {each.cell for each in planned if each.verdict == "reuse"}
+    evidence = ByRunning([*known], finished=finished, launch=launch, store=store)
+    found = search(
+        evidence.candidates, evidence, require=require, budget=options.search, confidence=protocol.confidence
+    )
+    for cell, each in known.items():
+        if each.verdict == "reuse":
+            continue
+        if outcome := evidence.outcome_of(cell):
+            entries[each] = _ended(entries[each], outcome)
+        else:
+            entries[each] = replace(entries[each], verdict="skip", reason=found.reasons[evidence.name_of(cell)])
 
 
 def _tracked() -> dict[str, str] | None:

@@ -1,0 +1,223 @@
+"""Does a search find the best cell of a grid, and in how little of the grid's time?
+
+    python benchmarks/search.py measure FOLDER   # run a grid of 212 small cells completely, and record it: an hour
+    python benchmarks/search.py                  # search it again and again, with the recorded figures and times
+
+The grid is a convolutional network on digits: ptq, gptq, gpfq and adaround at 8, 4 and 3 bits, with three ways to
+choose ranges and 16 to 256 calibration images, on five engines. Every cell is measured, stage by stage, in one process
+on one core. A search of it asks for the same figures that a sweep would ask for, and pays for each stage what it took.
+It is judged by the best cell of the complete grid: how far is what it found from that, and what share of the time did
+it take?
+
+The recorded grid is `benchmarks/search_grid.json`; docs/search.md has the result.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitsweep import api, stages
+from bitsweep.cell import Cell
+from bitsweep.config.requirement import Requirements
+from bitsweep.errors import BitsweepError
+from bitsweep.measuring.passes import load_measurement
+from bitsweep.report import Row
+from bitsweep.report.choice import cost
+from bitsweep.report.verdict import verdict_of
+from bitsweep.runtime.environment import current_cpu
+from bitsweep.runtime.progress import silent
+from bitsweep.runtime.store import Store
+from bitsweep.search.budget import Budget
+from bitsweep.search.candidates import Candidate, candidate_of
+from bitsweep.search.prospects import Screening, best_row, name_of
+from bitsweep.search.strategy import search
+from bitsweep.stages import Stage
+
+GRID = Path(__file__).parent / "search_grid.json"
+COMMON = (
+    "model=cnn model.image_size=16 model.dropout=0 dataset=digits dataset.val_share=0.4 train=fast protocol=smoke "
+    "protocol.memory=false protocol.threads=1"
+)
+ENGINES = "backend=onnxruntime,openvino,onednn,fbgemm,qnnpack"
+PARTS = (
+    f"method=none precision=fp32 {ENGINES},torch",
+    f"method=ptq precision=fp16 {ENGINES},torch",
+    "method=ptq precision=int8,int4,int3 method.calibration_images=16,64,256 "
+    f"method.activation_range=mse,minmax,percentile {ENGINES}",
+    f"method=gptq precision=int8,int4,int3 method.calibration_images=16,64,256 {ENGINES}",
+    f"method=gpfq,adaround precision=int4,int3 {ENGINES}",
+)
+#: What is wanted of the grid, each a search of its own.
+WANTED = {
+    "latency": {},
+    "latency, drop at most 2 points": {"drop_pp": 2},
+    "size, drop at most 3 points": {"objective": "size", "drop_pp": 3},
+    "latency, at most 0.15 MB": {"size_mb": 0.15},
+    "accuracy, at most 0.15 MB": {"objective": "accuracy", "size_mb": 0.15},
+}
+#: What a search is to reach: how near to the best, in what share of the time, for how many of the seeds.
+NEAR, SHARE, SEEDS, ENOUGH = 0.02, 0.25, 10, 9
+#: Figures that a choice among cells may rest on.
+_KEPT = (
+    "top1", "validation_images", "validation_top1", "validation_drop_pp", "validation_flips", "size_mb", "speedup",
+    "speedup_low", "speedup_high", "latency_p50_ms", "latency_p50_ms_low", "latency_p50_ms_high",
+)  # fmt: skip
+#: Every cell needs these.
+_FREE = (stages.DATA.name, stages.BASELINE.name)
+
+
+# --------------------------------------------------------------------------- measuring the grid
+
+
+def measure(folder: Path) -> None:
+    """Run what is missing of the grid, and record all of it."""
+    import torch
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # some engines would, for all cells after theirs
+    torch.set_num_threads(1)
+    store = Store(folder / "store")
+    cells = [cell for words in PARTS for cell in api.grid(f"{COMMON} {words}")]
+    cpu = current_cpu()
+    recorded: dict[str, Any] = {"cpu": f"{cpu.model} ({cpu.isa})", "stages": {}, "screenings": {}, "cells": []}
+    for cell in cells:
+        if reason := cell.skip_reason():
+            raise SystemExit(f"{cell.name}: {reason}")
+        try:
+            measured = load_measurement(build(stages.MEASUREMENT, cell, store))
+            screened = build(stages.SCREENING, cell, store) / "screening.json"
+        except BitsweepError as error:
+            print(f"{cell.name}: {error}", flush=True)
+            continue
+        needed = [*stages.needs(cell), *stages.needs(cell, stages.SCREENING)]
+        for stage, of in needed:
+            key = stage.key_of(of)
+            recorded["stages"][key] = [stage.name, round(store.seconds(stage.name, key), 3)]
+        candidate = candidate_of(cell)
+        recorded["screenings"][candidate.program] = json.loads(screened.read_text())
+        recorded["cells"].append(
+            {
+                "candidate": asdict(candidate),
+                "metrics": {name: value for name, value in measured.metrics.items() if name in _KEPT},
+                "flags": measured.flags,
+                "verdict": measured.verdict,
+                "needs": [stage.key_of(of) for stage, of in stages.needs(cell)],
+                "screening_needs": [stage.key_of(of) for stage, of in stages.needs(cell, stages.SCREENING)],
+            }
+        )
+        print(cell.name, flush=True)
+    GRID.write_text(json.dumps(recorded, separators=(",", ":")))
+    print(f"{len(recorded['cells'])} cells: {GRID}")
+
+
+def build(stage: Stage, cell: Cell, store: Store) -> Path:
+    """The finished folder of a stage, made in this process if it is not there."""
+    key = stage.key_of(cell)
+    if folder := store.find(stage.name, key):
+        return folder
+    folders = {name: build(*source, store) for name, source in stage.inputs(cell).items()}
+    with store.building(stage.name, key, about=stage.about(cell)) as folder:
+        assert folder
+        for work in stage.work:
+            arguments = stages.arguments(work, cell, folders=folders, unfinished=store.unfinished(stage.name, key))
+            work(**arguments, folder=folder, progress=silent)
+    return store.folder(stage.name, key)
+
+
+# --------------------------------------------------------------------------- searching it
+
+
+@dataclass
+class Recorded:
+    """The figures of the grid, and what it takes to get them."""
+
+    grid: dict[str, Any]
+    rows: dict[str, Row]
+    paid: set[str] = field(default_factory=set)
+
+    def screen(self, candidate: Candidate) -> Screening:
+        """What was recorded of the program."""
+        self._pay(self._cell(candidate)["screening_needs"])
+        return Screening(**self.grid["screenings"][candidate.program])
+
+    def measure(self, candidate: Candidate) -> Row:
+        """What was recorded of the cell."""
+        self._pay(self._cell(candidate)["needs"])
+        return self.rows[name_of(candidate)]
+
+    @property
+    def seconds(self) -> float:
+        """Of all that was asked for."""
+        return sum(self.grid["stages"][key][1] for key in self.paid)
+
+    def _cell(self, candidate: Candidate) -> dict[str, Any]:
+        return next(each for each in self.grid["cells"] if each["candidate"]["choices"] == candidate.choices)
+
+    def _pay(self, keys: Sequence[str]) -> None:
+        self.paid |= {key for key in keys if self.grid["stages"][key][0] not in _FREE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a search ended: its cells, its share of the time, and how far what it found is from the best, as a share."""
+
+    cells: int
+    share: float
+    away: float
+
+
+def run(grid: dict[str, Any], require: Requirements, *, seed: int, share: float = SHARE) -> Result:
+    """Search the grid for a share of the time that all of it took."""
+    candidates = [Candidate(**each["candidate"]) for each in grid["cells"]]
+    rows = {
+        name_of(candidate): Row(
+            cell=candidate.choices, status="finished", metrics=each["metrics"], flags=tuple(each["flags"]),
+            verdict=each["verdict"], command="",
+        )
+        for candidate, each in zip(candidates, grid["cells"], strict=True)
+    }  # fmt: skip
+    everything = Recorded(grid=grid, rows=rows)
+    for candidate in candidates:
+        everything.measure(candidate)
+    evidence = Recorded(grid=grid, rows=rows)
+    budget = Budget(minutes=share * everything.seconds / 60, seed=seed)
+    found = search(candidates, evidence, require=require, budget=budget, confidence=0.95)
+    assert len(found.measured) + len(found.reasons) == len(candidates)
+    best = best_row(list(rows.values()), require)
+    own = best_row([rows[name] for name in found.measured], require)
+    assert best
+    # Where nothing is required of the accuracy, a search has to keep near the best accuracy of the whole grid.
+    spent = evidence.seconds / everything.seconds
+    if own is None or verdict_of(own, require).state != "met":
+        return Result(cells=len(found.measured), share=spent, away=float("inf"))
+    theirs, ours = cost(best, require.objective), cost(own, require.objective)
+    assert theirs is not None and ours is not None
+    return Result(cells=len(found.measured), share=spent, away=(ours - theirs) / abs(theirs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["measure", "search"], default="search")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("search-grid"))
+    arguments = parser.parse_args()
+    if arguments.what == "measure":
+        measure(arguments.folder)
+        return
+    grid = json.loads(GRID.read_text())
+    print(f"{len(grid['cells'])} cells, measured on {grid['cpu']}")
+    for name, wanted in WANTED.items():
+        results = [run(grid, Requirements(**wanted), seed=seed) for seed in range(SEEDS)]
+        good = sum(result.away <= NEAR and result.share <= SHARE for result in results)
+        cells, shares = [result.cells for result in results], [100 * result.share for result in results]
+        away = sorted(100 * result.away for result in results)
+        print(
+            f"{name}: {good} of {SEEDS} seeds within {100 * NEAR:g} % (at most {away[-1]:.1f} %), "
+            f"{min(cells)} to {max(cells)} cells, {min(shares):.0f} to {max(shares):.0f} % of the time"
+        )
+
+
+if __name__ == "__main__":
+    main()

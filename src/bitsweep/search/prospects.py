@@ -1,0 +1,176 @@
+"""What a cell could reach at best, by all that is known of it and of cells that have something in common with it."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitsweep.config.requirement import Requirements
+from bitsweep.report import Row
+from bitsweep.report.choice import TOLERATED_LOSS, cost
+from bitsweep.report.row import AT_CHANCE
+from bitsweep.report.verdict import accuracy, verdict_of
+from bitsweep.search.candidates import Candidate
+
+#: What other formats may gain on an engine over the fastest that was measured there, as a share of its time.
+_OTHER_FORMATS = 0.8
+#: How much faster one more cell with the same kernels may come out by chance, as a share; the less, the more were
+#: measured.
+_CHANCE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """What the reference makes of validation images.
+
+    Attributes:
+        size_mb: what the layers need at their bits.
+        images: that were classified; none where there are no validation images.
+        right, lost, gained: how many of them are right, and against the baseline.
+        failed: why there is nothing of this; empty otherwise.
+    """
+
+    size_mb: float = 0.0
+    images: int = 0
+    right: int = 0
+    lost: int = 0
+    gained: int = 0
+    failed: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that are right."""
+        return self.right / self.images if self.images else 1.0
+
+    @property
+    def baseline_accuracy(self) -> float:
+        """The same of the baseline."""
+        return (self.right + self.lost - self.gained) / self.images if self.images else 1.0
+
+
+class Known:
+    """All that a search has found out so far.
+
+    Attributes:
+        screened: program -> what its reference does.
+        measured: candidate -> its row, for those that have figures.
+    """
+
+    def __init__(self, require: Requirements, confidence: float) -> None:
+        self.require, self.confidence = require, confidence
+        self.screened: dict[str, Screening] = {}
+        self.measured: dict[str, tuple[Candidate, Row]] = {}
+        self._times: dict[str, list[float]] = defaultdict(list)
+        self._twins: dict[str, float] = {}
+        self._engines: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._beside_layers_mb: dict[tuple[str, str], float] = {}
+
+    def learn(self, candidate: Candidate, row: Row) -> None:
+        """Note what was measured of a cell."""
+        self.measured[name_of(candidate)] = candidate, row
+        found, on = self.screened.get(candidate.program), (candidate.network, candidate.engine)
+        if found and (file_mb := row.metrics.get("size_mb")):
+            beside = file_mb - found.size_mb
+            self._beside_layers_mb[on] = min(beside, self._beside_layers_mb.get(on, beside))
+        ms = row.metrics.get("latency_p50_ms")
+        if ms is None:
+            return
+        self._times[candidate.kernels].append(ms)
+        self._engines[on].add(candidate.kernels)
+        if (speedup := row.metrics.get("speedup")) and not candidate.uncompressed:
+            self._twins[candidate.twin_kernels] = ms * speedup
+
+    def fastest_ms(self, candidate: Candidate) -> float:
+        """What its latency could be at best; 0 where its engine has run nothing of the network yet."""
+        if times := self._times.get(candidate.kernels):
+            return statistics.median(times) * (1 - _CHANCE / len(times))
+        if candidate.kernels in self._twins:
+            return self._twins[candidate.kernels] * (1 - _CHANCE)
+        of_engine = self._engines.get((candidate.network, candidate.engine), ())
+        return min((min(self._times[each]) for each in of_engine), default=0.0) * _OTHER_FORMATS
+
+    def size_mb(self, candidate: Candidate) -> float:
+        """What its file needs at the least, known once its program has been made; 0 before."""
+        if (found := self.screened.get(candidate.program)) and not found.failed:
+            return found.size_mb + self._beside_layers_mb.get((candidate.network, candidate.engine), 0.0)
+        return 0.0
+
+    def foreseen(self, candidate: Candidate) -> Row:
+        """The cell as if it had been measured, with its figures at their best."""
+        metrics: dict[str, float] = {}
+        if (ms := self.fastest_ms(candidate)) > 0:
+            metrics |= {"latency_p50_ms": ms, "latency_p50_ms_low": ms, "latency_p50_ms_high": ms}
+        if size_mb := self.size_mb(candidate):
+            metrics["size_mb"] = size_mb
+        found = self.screened.get(candidate.program)
+        if found and found.images:
+            metrics |= {
+                "top1": found.accuracy,
+                "validation_top1": found.accuracy,
+                "validation_images": float(found.images),
+                "validation_drop_pp": 100 * (found.lost - found.gained) / found.images,
+                "validation_flips": float(found.lost + found.gained),
+            }
+        return Row(
+            cell=candidate.choices, status="interrupted", metrics=metrics, command="", confidence=self.confidence
+        )
+
+    def missed(self, candidate: Candidate) -> str:
+        """Which limits it cannot keep, for certain, and by how much; empty where it may keep all."""
+        verdict = verdict_of(self.foreseen(candidate), self.require)
+        if verdict.state == "missed":
+            return str(verdict)
+        found = self.screened.get(candidate.program)
+        free = self.require.drop_pp is None and self.require.top1 is None
+        if found and found.images and free and found.accuracy < found.baseline_accuracy - TOLERATED_LOSS:
+            lost = 100 * (found.baseline_accuracy - found.accuracy)
+            return (
+                f"loses {lost:.2f} points by its reference, more than the one that is tolerated where no limit is set"
+            )
+        return ""
+
+    def keeps_accuracy(self, candidate: Candidate) -> bool:
+        """Whether the reference keeps the limits on accuracy for certain, as far as there are images to tell."""
+        if not self.screened[candidate.program].images:
+            return True
+        judged = verdict_of(self.foreseen(candidate), self.require).judged
+        return all(each.state == "met" for each in judged if each.name in ("drop_pp", "top1"))
+
+    def best_cost(self, candidate: Candidate) -> float:
+        """The objective at its best: the less, the better."""
+        match self.require.objective:
+            case "size":
+                return self.size_mb(candidate)
+            case "accuracy":
+                found = self.screened.get(candidate.program)
+                return -found.accuracy if found and found.images else -1.0
+        return self.fastest_ms(candidate)
+
+    def least_cost(self) -> tuple[float, str]:
+        """The objective of the best that was measured, and its name; infinite where nothing keeps what is required."""
+        chosen = best_row([row for _, row in self.measured.values()], self.require)
+        if chosen is None:
+            return math.inf, ""
+        match self.require.objective:
+            case "size":
+                return chosen.metrics["size_mb"], chosen.name
+            case "accuracy":
+                return -accuracy(chosen), chosen.name
+        return chosen.metrics["latency_p50_ms"], chosen.name
+
+
+def name_of(candidate: Candidate) -> str:
+    """What tells a candidate from all others."""
+    return " ".join(f"{name}={value}" for name, value in candidate.choices.items())
+
+
+def best_row(rows: Sequence[Row], require: Requirements) -> Row | None:
+    """The best by the objective of the rows that keep what is required, or else the accuracy of the best."""
+    sound = [row for row in rows if row.believable and AT_CHANCE not in row.flags]
+    keeping = [row for row in sound if verdict_of(row, require).state == "met"]
+    if require.drop_pp is None and require.top1 is None:
+        most = max(map(accuracy, keeping), default=0.0)
+        keeping = [row for row in keeping if accuracy(row) >= most - TOLERATED_LOSS]
+    keeping = [row for row in keeping if cost(row, require.objective) is not None]
+    return min(keeping, key=lambda row: (cost(row, require.objective), row.metrics["size_mb"]), default=None)
