@@ -1,10 +1,10 @@
 """Does a search find the best cell of a grid, and in how little of the grid's time?
 
-    python benchmarks/search.py measure FOLDER   # run a grid of 212 small cells completely, and record it: an hour
+    python benchmarks/search.py measure FOLDER   # run a grid of 202 small cells completely, and record it: an hour
     python benchmarks/search.py                  # search it again and again, with the recorded figures and times
 
-The grid is a convolutional network on digits: ptq, gptq, gpfq and adaround at 8, 4 and 3 bits, with three ways to
-choose ranges and 16 to 256 calibration images, on five engines. Every cell is measured, stage by stage, in one process
+The grid is a convolutional network on digits: ptq, gptq and gpfq at 8, 4 and 3 bits, with three ways to choose ranges
+and 16 to 256 calibration images, on five engines. Every cell is measured, stage by stage, in one process
 on one core. A search of it asks for the same figures that a sweep would ask for, and pays for each stage what it took.
 It is judged by the best cell of the complete grid: how far is what it found from that, and what share of the time did
 it take?
@@ -49,7 +49,7 @@ PARTS = (
     "method=ptq precision=int8,int4,int3 method.calibration_images=16,64,256 "
     f"method.activation_range=mse,minmax,percentile {ENGINES}",
     f"method=gptq precision=int8,int4,int3 method.calibration_images=16,64,256 {ENGINES}",
-    f"method=gpfq,adaround precision=int4,int3 {ENGINES}",
+    f"method=gpfq precision=int4,int3 {ENGINES}",
 )
 #: What is wanted of the grid, each a search of its own.
 WANTED = {
@@ -95,7 +95,7 @@ def measure(folder: Path) -> None:
         needed = [*stages.needs(cell), *stages.needs(cell, stages.SCREENING)]
         for stage, of in needed:
             key = stage.key_of(of)
-            recorded["stages"][key] = [stage.name, round(store.seconds(stage.name, key), 3)]
+            recorded["stages"][_short(key)] = [stage.name, round(store.seconds(stage.name, key), 3)]
         candidate = candidate_of(cell)
         recorded["screenings"][candidate.program] = json.loads(screened.read_text())
         recorded["cells"].append(
@@ -104,13 +104,17 @@ def measure(folder: Path) -> None:
                 "metrics": {name: value for name, value in measured.metrics.items() if name in _KEPT},
                 "flags": measured.flags,
                 "verdict": measured.verdict,
-                "needs": [stage.key_of(of) for stage, of in stages.needs(cell)],
-                "screening_needs": [stage.key_of(of) for stage, of in stages.needs(cell, stages.SCREENING)],
+                "needs": [_short(stage.key_of(of)) for stage, of in stages.needs(cell)],
+                "screening_needs": [_short(stage.key_of(of)) for stage, of in stages.needs(cell, stages.SCREENING)],
             }
         )
         print(cell.name, flush=True)
     GRID.write_text(json.dumps(recorded, separators=(",", ":")))
     print(f"{len(recorded['cells'])} cells: {GRID}")
+
+
+def _short(key: str) -> str:
+    return key[:16]
 
 
 def build(stage: Stage, cell: Cell, store: Store) -> Path:
