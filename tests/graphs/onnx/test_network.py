@@ -68,14 +68,24 @@ class Calibration(CalibrationDataReader):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [(QuantFormat.QDQ, {}), (QuantFormat.QDQ, {"AddQDQPairToWeight": True}), (QuantFormat.QOperator, {})],
+    ids=["pairs", "pairs behind float weights", "operators"],
+)
 def test_a_quantized_file_has_the_same_codes(
-    form: QuantFormat, per_channel: bool, files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    form: QuantFormat,
+    options: dict[str, bool],
+    per_channel: bool,
+    files: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.ERROR)
     quantize_static(
         files / "any.onnx", tmp_path / "q.onnx", Calibration(), quant_format=form, per_channel=per_channel,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, extra_options={"WeightSymmetric": True},
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        extra_options={"WeightSymmetric": True, **options},
     )  # fmt: skip
     pixels = np.random.default_rng(0).standard_normal((64, 3, SIZE, SIZE), dtype=np.float32)
     with torch.no_grad():
@@ -167,7 +177,7 @@ def _plain(value: object) -> object:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", ["lenet", "resnet20", "mobilenetv3"])
+@pytest.mark.parametrize("choice", ["lenet", "mlp", "cnn", "convnet", "resnet20", "mobilenetv2", "mobilenetv3", "timm"])
 def test_a_network_of_the_package_comes_back(choice: str, tmp_path: Path) -> None:
     """As our own exporter writes it."""
     model = _model(choice)

@@ -71,7 +71,7 @@ class OnnxNetwork(nn.Module):
             if name not in graph.constants:
                 continue
             value = graph.constants[name]
-            if position in operator.fixed or (position in operator.numbers and value.size == 1):
+            if _taken_as_array(operator, position, value):
                 found[position] = value
             elif isinstance(as_value(value), Tensor) or node.op in _KEPT:
                 if name not in self._paths:
@@ -199,7 +199,11 @@ def with_constants_computed(graph: OnnxGraph) -> OnnxGraph:
                 nodes.append(node)
                 continue
             operator = OPERATORS[node.op]
-            known = {at: constants[name] for at, name in enumerate(node.inputs) if at in operator.fixed and name}
+            known = {
+                at: constants[name]
+                for at, name in enumerate(node.inputs)
+                if name and _taken_as_array(operator, at, constants[name])
+            }
             read = {name: as_value(constants[name]) for name in node.inputs if name}
             for name, value in _run(node, operator, known, read).items():
                 constants[name] = as_constant(value)
@@ -227,6 +231,11 @@ def _run(node: OnnxNode, operator: Operator, known: dict[int, Array], values: di
         raise ConfigError(f"{node}: {first_line(error)}") from error
     results = result if isinstance(result, tuple) else (result,)
     return dict(zip(node.outputs, results, strict=False))
+
+
+def _taken_as_array(operator: Operator, position: int, value: Array) -> bool:
+    """Whether an operator takes a constant as an array, in place of a tensor."""
+    return position in operator.fixed or (position in operator.numbers and value.size == 1)
 
 
 def _last_reads(graph: OnnxGraph) -> list[list[str]]:
