@@ -39,6 +39,12 @@ def test_words_are_those_of_the_command_line() -> None:
     assert {cell.backend.name for cell in bs.grid("sweep=smoke")} and len(bs.grid("sweep=smoke")) > 1
 
 
+def test_a_cell_knows_the_value_of_every_knob() -> None:
+    (cell,) = bs.grid("method=three_sigma precision=int8 model=own model.factory=nets.py:net model.arguments={width:2}")
+    knobs = ("method.weight_range", "protocol.batch_sizes", "model.arguments.width", "method.nothing", "backend.name")
+    assert [cell.setting(knob) for knob in knobs] == ["std", "[1]", "2", "", "onnxruntime"]
+
+
 def test_a_folder_of_yamls_of_ones_own_is_found() -> None:
     folder = Path("mine") / "model"
     folder.mkdir(parents=True)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ import pytest
 from PIL import Image
 
 import bitsweep as bs
+from bitsweep.config.requirement import Requirements
+from bitsweep.job import runner_of
+from bitsweep.options import Options
+from bitsweep.tracking.connection import Connection
+from bitsweep.tracking.registry import register
 
 QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "model.image_size=28"]
 
@@ -84,8 +90,9 @@ class Mine(OnnxRuntime):
 @pytest.mark.slow
 def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     words = ["-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none"]
-    output = run(*words)
+    output = run(*words, "register=digits")
     assert output.count("finished  baseline") == 1
+    assert "registered: models:/digits@recommended is version 1, lenet" in output
     rows = cells()
     assert [(row["method"], row["precision"], row["status"]) for row in rows] == [
         ("ptq", "int8", "finished"),
@@ -126,6 +133,8 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "(1, 10)"
+    registered_takes_pictures("digits")
+    registered_once("digits", words[1:])
 
     sweep_id = max(path.parent.name for path in Path("multirun").glob("*/cells.csv"))
     bitsweep = Path(sys.executable).with_name("bitsweep")
@@ -134,6 +143,54 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     )
     assert rebuilt.returncode == 3, rebuilt.stderr
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
+
+
+def registered_takes_pictures(name: str) -> None:
+    """A registered model names the classes that the artifact had, for all kinds of pictures, in a fresh process."""
+    program = f"""
+import io, json, pathlib, numpy as np, mlflow
+from PIL import Image
+model = mlflow.pyfunc.load_model("models:/{name}@recommended")
+run_id = mlflow.MlflowClient().get_model_version_by_alias("{name}", "recommended").run_id
+recorded = np.load(next(pathlib.Path("mlruns").rglob(f"{{run_id}}/artifacts/bundle/recorded.npz")))
+images = recorded["images"]
+Image.fromarray(images[0, ..., 0]).save("picture.png")
+kinds = ["picture.png", pathlib.Path("picture.png"), pathlib.Path("picture.png").read_bytes(),
+         Image.open("picture.png"), images[0], images[0, ..., 0]]
+try:
+    model.predict(["picture.png", b"nothing"])
+except ValueError as error:
+    why = str(error)
+print(json.dumps([model.predict(images), recorded["logits"].argmax(1).tolist(), model.predict(kinds), why]))
+"""
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    named, expected, alike, why = json.loads(loaded.stdout.splitlines()[-1])
+    assert named == [str(label) for label in expected]
+    assert alike == [named[0]] * 6
+    assert why.startswith("picture 1 cannot be read")
+
+
+def registered_once(name: str, words: list[str]) -> None:
+    """The same artifact stays one version, and what a start that was killed has logged is taken up."""
+    connection = Connection()
+    report = bs.load("latest").report
+    report = replace(report, require=Requirements())
+    runner = runner_of(Options(), Path("multirun"))
+
+    def registered() -> str:
+        return register(name, report, bs.grid(words), connection, runner)
+
+    card = connection.client.get_model_version(name, "1").description
+    assert (
+        "Measured on" in card
+        and "python run.py" in card
+        and '\nmodel = mlflow.pyfunc.load_model("models:/digits@recommended")\n' in card
+    )
+    assert "is version 1" in registered() and len(connection.client.search_model_versions()) == 1
+    connection.client.delete_registered_model(name)
+    assert "is version 1" in registered()
+    assert len(list(Path("mlruns").rglob("python_model.pkl")) + list(Path("mlruns").rglob("classifier.py"))) == 1
 
 
 def missing_files() -> set[str]:

@@ -13,6 +13,7 @@ from bitsweep.config.dataset import Dataset
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.method import Method
 from bitsweep.config.model import Model
+from bitsweep.config.overrides import as_word
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
@@ -58,6 +59,16 @@ class Cell:
         """Config group -> name of its choice, and every knob that was set, as MLflow parameters."""
         named = {group: getattr(self, group).name for group in CONFIG_GROUPS}
         return named | {"seed": str(self.seed)} | dict(self.knobs)
+
+    def setting(self, knob: str) -> str:
+        """The value of a knob, set or not, e.g. of ``method.percentile``, as a word; empty where there is no such."""
+        found: Any = self
+        for name in knob.split("."):
+            known = found if isinstance(found, Mapping) else getattr(found, "__dict__", {})
+            if name not in known:
+                return ""
+            found = known[name]
+        return as_word(found)
 
     @property
     def shown_knobs(self) -> tuple[str, ...]:

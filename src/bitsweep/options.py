@@ -1,5 +1,6 @@
 """The settings of a run that change no result."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,9 @@ from pydantic import Field
 from bitsweep.config.configurable import configurable
 from bitsweep.expectation import Expectation
 from bitsweep.search.budget import Budget
+
+#: What addresses of models in MLflow have no other meaning for.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
 @configurable
@@ -25,6 +29,7 @@ class Options:
         memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
         expect: what baselines must reach, so that their cells go on.
         search: how much of a grid to run; without a limit, all of it.
+        register: name of the registered model in MLflow that what is recommended becomes a version of; empty for none.
         planned: key of the cell and machine where it was planned, see `bitsweep.launching`; empty for no plan.
     """
 
@@ -36,11 +41,14 @@ class Options:
     memory_gb: Annotated[float, Field(ge=0)] = 0
     expect: Expectation = Expectation()
     search: Budget = Budget()
+    register: str = ""
     planned: str = ""
 
     def __post_init__(self) -> None:
         if self.store == Path():
             raise ValueError("store=: name a folder, as in store=multirun/store")
+        if self.register and not _MODEL_NAME.fullmatch(self.register):
+            raise ValueError(f"register={self.register}: a name has up to 200 letters, digits and '_', '-', '.' alone")
 
     def measures_again(self, tags: Mapping[str, str]) -> bool:
         """Whether a finished cell, known by its tags, is to be measured again."""

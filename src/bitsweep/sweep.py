@@ -62,9 +62,14 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         was measured nothing is known to keep it.
 
     Raises:
-        ConfigError: cells have different requirements.
+        ConfigError: cells have different requirements, or no one artifact of them can be registered.
+        BitsweepError: what is recommended cannot be registered.
     """
     require = common(cell.require for cell in cells)
+    if options.register:
+        from bitsweep.tracking.registry import check_registrable
+
+        check_registrable(cells)
     machine.check()
     store = Store(options.store)
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
@@ -98,7 +103,8 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
-    entries = {each: _entry(each, reused.get(each, "")) for each in planned}
+    knobs = list(dict.fromkeys(name for each in planned for name, _ in each.cell.knobs))
+    entries = {each: _entry(each, reused.get(each, ""), knobs) for each in planned}
     packages = [package for each in planned for package in each.cell.packages]
     since_ms = int(1000 * time.time())
     run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages, require=require)
@@ -129,6 +135,11 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         sweep_logger.finish(run_id, status, publish(report, folder), report.records())
     if planned and all(each.verdict == "skip" for each in planned):
         return UsageError.exit_code
+    if options.register and not unmet(report):
+        from bitsweep.tracking.registry import register
+
+        own = [each.cell for each in entries]
+        print(register(options.register, report, own, connection, runner_of(options, folder)))
     return UNMET if unmet(report) else int(status != "finished")
 
 
@@ -220,7 +231,12 @@ def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, O
     }
 
 
-def _entry(planned: Planned, run_id: str) -> "Entry":
+def _entry(planned: Planned, run_id: str, knobs: Sequence[str]) -> "Entry":
+    """The line of a cell in the plan that is kept.
+
+    Args:
+        knobs: that any cell sets.
+    """
     from bitsweep.tracking.entries import Entry
 
     cell, skipped = planned.cell, planned.verdict == "skip"
@@ -235,6 +251,7 @@ def _entry(planned: Planned, run_id: str) -> "Entry":
         shown=list(cell.shown_knobs),
         confidence=cell.protocol.confidence,
         batch=cell.protocol.batch_sizes[0],
+        settings={name: value for name in knobs if name not in cell.choices and (value := cell.setting(name))},
         run_id=run_id,
     )
 

@@ -401,3 +401,14 @@ def test_what_was_only_lowered_is_shown_with_its_size_and_why(report: SweepRepor
     assert "- resnet18 ptq int8 onnxruntime: no GPU" in markdown
     assert ">14.4</td>" in page
     assert "<li><b>resnet18 ptq int8 onnxruntime</b>: no GPU</li>" in page
+
+
+def test_a_knob_that_only_other_cells_set_is_shown_with_its_default(report: SweepReport, tmp_path: Path) -> None:
+    one = report.rows[0]
+    given = dataclasses.replace(one, cell=one.cell | {"method.weight_range": "mse"})
+    usual = dataclasses.replace(one, settings={"method.weight_range": "minmax"})
+    both = dataclasses.replace(report, rows=[given, usual])
+    assert both.name_of(usual) == "resnet18 ptq int8 onnxruntime (method.weight_range=minmax)"
+    assert [row["method.weight_range"] for row in both.records()] == ["mse", "minmax"]
+    write(both, tmp_path)
+    assert "<td>minmax</td>" in (tmp_path / "report.html").read_text()

@@ -61,6 +61,12 @@ def by_dataset(report: SweepReport) -> dict[str, list[Row]]:
     return {name: [row for row in report.measured if row.cell["dataset"] == name] for name in datasets}
 
 
+def recommended_rows(report: SweepReport) -> list[Row]:
+    """The rows that are recommended, one a data set where there is one."""
+    chosen = (choose(rows, report.require, report.races).row for rows in by_dataset(report).values())
+    return [row for row in chosen if row is not None]
+
+
 def _by_paired_times(keeping: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Rows that are slower than the same engine's fp32, which is among them, and the rows that may be the fastest.
 

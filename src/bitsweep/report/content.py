@@ -59,7 +59,7 @@ class SweepReport:
     def name_of(self, row: Row) -> str:
         """The name of a row, with what tells it from others of this name on the same data."""
         alike = [each for each in self.rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
-        knobs = [f"{knob}={row.cell[knob]}" for knob in distinguishing(alike) if knob in row.cell]
+        knobs = [f"{knob}={value}" for knob in distinguishing(alike) if (value := row.value(knob))]
         return f"{row.name} ({', '.join(knobs)})" if knobs else row.name
 
     def records(self) -> list[dict[str, str | float]]:
@@ -71,7 +71,7 @@ class SweepReport:
         metrics = sorted({name for row in self.rows for name in row.metrics})
         return [
             {
-                **{name: row.cell.get(name, "") for name in choices},
+                **{name: row.value(name) for name in choices},
                 "status": row.status,
                 "reason": row.reason,
                 "verdict": row.verdict,
@@ -112,7 +112,7 @@ def distinguishing(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for name in names:
             group, dot, _ = name.partition(".")
-            values.setdefault((name, row.cell.get(group, "") if dot else ""), set()).add(row.cell.get(name, ""))
+            values.setdefault((name, row.cell.get(group, "") if dot else ""), set()).add(row.value(name))
     return [name for name in names if any(len(found) > 1 for (of, _), found in values.items() if of == name)]
 
 
@@ -163,7 +163,7 @@ def findings(report: SweepReport) -> list[tuple[str, str, tuple[Path, ...]]]:
 
 
 def _full_name(report: SweepReport, row: Row) -> str:
-    return " ".join(row.cell[group] for group in report.varying_choices if group in row.cell)
+    return " ".join(filter(None, map(row.value, report.varying_choices)))
 
 
 def environment_lines(report: SweepReport) -> list[tuple[str, str]]:

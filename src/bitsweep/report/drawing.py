@@ -19,8 +19,8 @@ _MOST_LINES_NAMED = 20
 
 def along_knob(rows: Sequence[Row], title: str, knob: str) -> Any:
     """Accuracy against a knob whose values are numbers."""
-    rows = [row for row in rows if knob in row.cell]
-    points = [(float(row.cell[knob]), row) for row in rows]
+    rows = [row for row in rows if row.value(knob)]
+    points = [(float(row.value(knob)), row) for row in rows]
     return _along(points, title, knob, apart=[group for group in _varying(rows) if group != knob])
 
 
@@ -40,7 +40,7 @@ def _varying(rows: Sequence[Row]) -> list[str]:
 
 
 def _name(row: Row, groups: Sequence[str]) -> str:
-    return drawable(", ".join(filter(None, (row.cell.get(group) for group in groups))), 60)
+    return drawable(", ".join(filter(None, map(row.value, groups))), 60)
 
 
 def _along(

@@ -7,9 +7,10 @@ from typing import Any
 from bitsweep.metrics import METRICS
 from bitsweep.report import templating
 from bitsweep.report.advice import recommendations
+from bitsweep.report.choice import recommended_rows
 from bitsweep.report.columns import Column, columns
 from bitsweep.report.content import SweepReport, environment_lines, findings
-from bitsweep.report.interactive import plotted, recommended_rows
+from bitsweep.report.interactive import plotted
 from bitsweep.report.pictures import Picture, pictures
 from bitsweep.report.row import Baseline, Row
 from bitsweep.text import write_csv
@@ -87,7 +88,7 @@ def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
         "findings": findings(report),
         "drawn": drawn,
         "illustrated": [
-            (number, " ".join(row.cell.get(group, "") for group in groups), row.pictures)
+            (number, " ".join(map(row.value, groups)), row.pictures)
             for number, row in enumerate(report.measured)
             if row.pictures
         ],
@@ -101,7 +102,7 @@ def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
 def _line(
     number: int, row: Row, groups: list[str], shown: list[Column], *, report: SweepReport, recommended: bool
 ) -> _Line:
-    choices = [_Cell(text=row.cell.get(group, "")) for group in groups]
+    choices = [_Cell(text=row.value(group)) for group in groups]
     figures = [
         _Cell(
             text=column.text(row),

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from bitsweep.metrics import METRICS, batch_of, metric_of
-from bitsweep.report.choice import by_dataset, choose
+from bitsweep.report.choice import recommended_rows
 from bitsweep.report.content import SweepReport
 from bitsweep.report.row import AT_CHANCE, Row
 from bitsweep.report.verdict import LIMITS
@@ -65,12 +65,6 @@ def plotted(report: SweepReport) -> dict[str, Any]:
     }
 
 
-def recommended_rows(report: SweepReport) -> list[Row]:
-    """The rows that are recommended, one a data set where there is one."""
-    chosen = (choose(rows, report.require, report.races).row for rows in by_dataset(report).values())
-    return [row for row in chosen if row is not None]
-
-
 def _values(row: Row) -> dict[str, float]:
     """What can be plotted of a row, in the unit of its axis, also at other batch sizes."""
     named = {name + end for name in AXES for end in _ENDS}
@@ -91,5 +85,5 @@ def _batches(rows: list[Row]) -> list[str]:
 def _groups(report: SweepReport) -> list[str]:
     """Columns of choices that differ between cells, of which colours and shapes can tell."""
     rows = report.measured
-    differing = [name for name in report.varying_choices if len({row.cell.get(name, "") for row in rows}) > 1]
+    differing = [name for name in report.varying_choices if len({row.value(name) for row in rows}) > 1]
     return differing or report.varying_choices[:1]

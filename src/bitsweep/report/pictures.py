@@ -146,7 +146,7 @@ def swept_numbers(rows: Sequence[Row]) -> list[str]:
     """Knobs that have at least three values among the rows, all of them numbers; seeds are repetitions."""
     found = []
     for knob in dict.fromkeys(name for row in rows for name in row.cell if "." in name):
-        values = {row.cell[knob] for row in rows if knob in row.cell}
+        values = {row.value(knob) for row in rows} - {""}
         if len(values) >= 3 and not knob.endswith("seed") and all(map(_is_number, values)):
             found.append(knob)
     return found

@@ -1,6 +1,6 @@
 """A cell in a report, the baseline that it rests on, and the final race that it was in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class Row:
         confidence: how sure its intervals are.
         batch: images of a batch whose latency it has.
         final: its time in the final race, if it was in one.
+        settings: knobs that other cells set, with the value that this one has by default.
         in_grid: whether it is a cell of the grid, or else the uncompressed twin of one, known from their race.
     """
 
@@ -71,7 +72,12 @@ class Row:
     confidence: float = 0.95
     batch: int = 1
     final: RaceTime | None = None
+    settings: dict[str, str] = field(default_factory=dict)
     in_grid: bool = True
+
+    def value(self, name: str) -> str:
+        """Its choice of a group, or its value of a knob; empty where it has none."""
+        return self.cell.get(name) or self.settings.get(name, "")
 
     @property
     def measured(self) -> bool:

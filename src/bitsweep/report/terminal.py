@@ -51,7 +51,7 @@ def _figures(report: SweepReport, width: int) -> Table:
 
 def _filled(report: SweepReport, *, narrow: bool) -> Table:
     figures = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    alike = {group for group in report.varying_choices if len({row.cell.get(group) for row in report.rows}) == 1}
+    alike = {group for group in report.varying_choices if len({row.value(group) for row in report.rows}) == 1}
     groups = [
         group
         for group in report.varying_choices
@@ -69,7 +69,7 @@ def _filled(report: SweepReport, *, narrow: bool) -> Table:
             max_width=_WIDEST if column.title == "requirements" else None,
         )
     for row in report.measured:
-        cells = [Text(plain(row.cell.get(group, ""))) for group in groups]
+        cells = [Text(plain(row.value(group))) for group in groups]
         for column in shown:
             text = plain(column.text(row))
             style = _STYLE.get(text, "yellow" if column.title == "flags" else "")

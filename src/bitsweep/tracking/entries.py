@@ -17,6 +17,7 @@ class Entry:
         shown: knobs that names show.
         confidence: of the intervals of its figures.
         batch: images of a batch whose latency it has.
+        settings: knobs that other cells of the sweep set, with the value that this one has by default.
         run_id: the MLflow run that its figures are in, once there is one.
     """
 
@@ -31,4 +32,5 @@ class Entry:
     shown: list[str] = field(default_factory=list)
     confidence: float = 0.95
     batch: int = 1
+    settings: dict[str, str] = field(default_factory=dict)
     run_id: str = ""

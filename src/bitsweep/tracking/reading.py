@@ -158,7 +158,8 @@ def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
     import mlflow
     import mlflow.exceptions
 
-    models = run.outputs.model_outputs if run.outputs else []
+    outputs = run.outputs.model_outputs if run.outputs else []
+    models = [each for each in outputs if _logged_name(connection, each.model_id) in (MODEL, "")]
     if not models and connection.client.list_artifacts(run.info.run_id, MODEL):
         return Path(connection.client.download_artifacts(run.info.run_id, MODEL, str(scratch)))
     for model in models:  # several where the files of one were lost, and logged again
@@ -175,6 +176,16 @@ def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
     raise UsageError(
         f"RUN_ID={run.info.run_id}: its model is not in MLflow; {again}run it again: {run.data.tags['command']}"
     )
+
+
+def _logged_name(connection: Connection, model_id: str) -> str:
+    """What a model of MLflow is called; empty where it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(connection.client.get_logged_model(model_id).name)
+    except MlflowException:
+        return ""
 
 
 def _tell_command(command: str, file: Path) -> None:
@@ -242,6 +253,7 @@ def _row(entry: Entry, finished: _Finished) -> Row:
         shown=tuple(entry.shown),
         confidence=entry.confidence,
         batch=entry.batch,
+        settings=entry.settings,
         run_id=run.info.run_id if run else "",
     )
 
@@ -265,6 +277,7 @@ def _row_from_store(entry: Entry, measured: Measurement) -> Row:
         shown=tuple(entry.shown),
         confidence=entry.confidence,
         batch=entry.batch,
+        settings=entry.settings,
     )
 
 
