@@ -270,6 +270,7 @@ _STAGES = [
         "dataset": ("decode", "decoding the data"),
         "baseline": ("baseline", "training the baseline"),
         "compressed": ("compress", "compressing"),
+        "screening": ("screen", "running the reference on validation images"),
         "artifact": ("lower", "lowering"),
         "probe": ("probe", "the probe of the kernels"),
         "inspection": ("inspect", "inspecting the files"),
