@@ -67,6 +67,13 @@ def test_only_as_many_batches_are_taken_as_images_are_asked_for(network: torch.n
     assert taken == [0, 1]
 
 
+@pytest.mark.parametrize(("given", "tables"), [(IMAGES, []), ([(IMAGES, torch.arange(16) % 3)], ["stages"])])
+def test_steps_are_evaluated_where_there_are_labels(network: torch.nn.Module, given: Any, tables: list[str]) -> None:
+    told = bs.compress(network, given, method="three_sigma", precision="int8_symmetric").tables
+    assert [name for name in told if name == "stages"] == tables
+    assert not tables or told["stages"].stage[0] == "before"
+
+
 def test_methods_that_learn_take_labels(network: torch.nn.Module) -> None:
     batches = [(IMAGES, torch.arange(16) % 3)] * 2
     learned = bs.compress(network, batches, method="qat", settings="method.epochs=1 method.max_steps=1")

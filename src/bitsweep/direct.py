@@ -150,7 +150,7 @@ def compress(
         images: to choose ranges on, as the network takes them, normalised: all in one tensor or array, or batches,
             such as a ``DataLoader``. As many are used as ``method.calibration_images`` says: of one tensor at random,
             of batches the first ones. Methods that learn need batches of (images, labels), and use all; a tenth is
-            held out to validate on.
+            held out to validate on. ``three_sigma`` evaluates its steps on labelled images.
         method, precision: choices of a sweep, e.g. ``gptq`` and ``int4``.
         backend: engine whose kernels decide what the precision becomes.
         settings: of these choices, as on a command line: ``"method.percentile=99.9 precision.weights.bits=6"``.
@@ -176,9 +176,8 @@ def compress(
     if learns and labels_N is None:
         raise ConfigError(f"method={method}: learns from labels; give batches of (images, labels), or another method")
     copied = copy.deepcopy(network).cpu().eval()
-    splits = splits_of_batches(
-        images_NCHW, labels_N if learns else None, classes=_classes(copied, torch.from_numpy(images_NCHW[:2]))
-    )
+    classes = _classes(copied, torch.from_numpy(images_NCHW[:2]))
+    splits = splits_of_batches(images_NCHW, labels_N, classes=classes, learns=learns is not None)
     channels, height, width = images_NCHW.shape[1:]
     shape = channels, height, width
     with torch.random.fork_rng(devices=[]):

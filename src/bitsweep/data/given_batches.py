@@ -53,29 +53,33 @@ def collected(given: "torch.Tensor | Array | Iterable[Any]", *, most: int | None
     return together, labels_N if labels_N is not None and len(labels_N) == len(together) else None
 
 
-def splits_of_batches(images_NCHW: Array, labels_N: Array | None, *, classes: int) -> Splits:
+def splits_of_batches(images_NCHW: Array, labels_N: Array | None, *, classes: int, learns: bool) -> Splits:
     """The images as a data set whose pixels are taken as they are.
 
     Args:
-        labels_N: None for images to choose ranges on, and nothing else. Of labelled ones some are held out.
+        labels_N: None for images to choose ranges on, and nothing else.
+        learns: whether labelled ones are to be learned from; some of them are held out then. Otherwise ranges are
+            chosen on all of them, and a method that evaluates its steps does so on them.
     """
     images_NHWC = np.ascontiguousarray(images_NCHW.transpose(0, 2, 3, 1))
     none = Split(images=images_NHWC[:0], labels=np.zeros(0, np.int64))
     train = val = none
-    if labels_N is not None:
+    test = none if labels_N is None else Split(images=images_NHWC, labels=labels_N)
+    if labels_N is not None and learns:
         held_out = np.zeros(len(labels_N), bool)
         held_out[stratified_share(labels_N, _VALIDATION_SHARE, 0)] = True
         train, val = (Split(images=images_NHWC[part], labels=labels_N[part]) for part in (~held_out, held_out))
+        test = val
     channels = images_NHWC.shape[3]
     return Splits(
         train=train,
         val=val,
-        test=val,
+        test=test,
         classes=tuple(map(str, range(classes))),
         mean_C=(0.0,) * channels,
         std_C=(1.0,) * channels,
         fingerprint="",
-        unlabelled=images_NHWC if labels_N is None else None,
+        unlabelled=None if learns else images_NHWC,
     )
 
 

@@ -58,7 +58,7 @@ class ThreeSigma(CalibratedMethod):
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
-        """Quantize, and evaluate every step on the test images."""
+        """Quantize, and evaluate every step on the test images, where there are some."""
         import torch
 
         from bitsweep.data.preprocessing import preprocessed
@@ -66,8 +66,10 @@ class ThreeSigma(CalibratedMethod):
         from bitsweep.quantization.integers import IntegerInterpreter
 
         about: dict[str, Any] = {"splits": splits, "input_shape": input_shape, "seed": seed}
-        weights = super().compress(copy.deepcopy(model), scheme=replace(scheme, activations="float32"), **about)
         result = super().compress(copy.deepcopy(model), scheme=scheme, **about)
+        if not len(splits.test):
+            return result
+        weights = super().compress(copy.deepcopy(model), scheme=replace(scheme, activations="float32"), **about)
         integers = IntegerInterpreter(result.program)
         steps: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "before": model,
