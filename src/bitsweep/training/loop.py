@@ -3,8 +3,6 @@
 Shape letters: N images, K classes, C channels, H height, W width.
 """
 
-import contextlib
-import ctypes
 import functools
 import math
 import time
@@ -21,6 +19,7 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Epoch, Shape, Split, Splits
+from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.augmentation import Augmentation
 from bitsweep.training.checkpoint import Unfinished
@@ -29,8 +28,6 @@ from bitsweep.training.schedule import LearningRate, averaged, build_optimizer
 
 #: A process that trains by itself.
 ALONE = DistributedContext()
-#: Parameters of glibc's mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def train(
@@ -64,7 +61,7 @@ def train(
         ConfigError: there are fewer training images than processes.
     """
     device = next(network.parameters()).device
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     shuffle = torch.Generator().manual_seed(seed)
     load = loader(splits, input_shape, device)
@@ -274,14 +271,6 @@ def validate(
 def _state(network: nn.Module) -> dict[str, Tensor]:
     """A copy of everything that a network holds."""
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def _keep_freed_memory() -> None:
-    """Let this process reuse what it frees: faulting gradients in anew costs AlexNet a quarter of a step on a CPU."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(_M_MMAP_MAX, 0)
-        glibc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _taker(split: Split, device: torch.device) -> Callable[[Tensor], Tensor]:
