@@ -11,7 +11,7 @@ import matplotlib.backends.backend_agg  # noqa: E402
 import matplotlib.figure  # noqa: E402, F401
 import onnx  # noqa: E402, F401
 import onnxruntime  # noqa: E402, F401
-import onnxscript  # noqa: E402, F401
+import onnxscript.function_libs.torch_lib.ops  # noqa: E402, F401
 import psutil  # noqa: E402, F401
 import sklearn.metrics  # noqa: E402, F401
 import torch.onnx  # noqa: E402
