@@ -204,7 +204,7 @@ EDITS = [
     ("methods/ptq.py", "supports_half: ClassVar[bool] = True", "supports_half: ClassVar[bool] = False", ""),
     ("methods/gptq.py", "import", "import math, ", ""),
     ("quantization/rounding/gptq.py", "def ", "def _", ""),
-    ("backends/openvino/backend.py", "KEPT = 4", "KEPT = 5", ""),
+    ("backends/openvino/deploy.py", "KEPT = 4", "KEPT = 5", ""),
     # What is said:
     ("errors.py", "is not installed; run", "is missing; run", ""),
     ("errors.py", "the artifact takes float32", "it takes float32", ""),

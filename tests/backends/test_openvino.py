@@ -9,7 +9,8 @@ import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
-from bitsweep.backends.openvino.backend import KEPT, OpenVino
+from bitsweep.backends.openvino.backend import OpenVino
+from bitsweep.backends.openvino.deploy import KEPT
 from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.errors import CompressionError, MissingPackage
 from bitsweep.graphs.program import logits_of

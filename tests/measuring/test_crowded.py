@@ -12,7 +12,7 @@ import pytest
 
 from bitsweep import stats
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.latency import _until_quiet, own_time
+from bitsweep.measuring.timing import own_time, until_quiet
 
 IMAGES = np.ones((1, 3, 4, 4), np.float32)
 QUICK = MeasurementProtocol(name="quick", threads=1, warmup_s=0.01, blocks=6, block_s=0.02, repeats=0)
@@ -40,7 +40,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 def test_crowded_cores_are_seen_and_tried_again() -> None:
     with neighbours(4):
-        _, noise = _until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
+        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
     assert noise["crowded"]
     assert noise["noisy"]
     assert noise["attempts"] == 3
@@ -52,7 +52,7 @@ def test_one_s_own_work_is_no_crowd() -> None:
     if psutil.cpu_percent(0.3) > 10:
         pytest.skip("something else computes on this machine")
     with neighbours(0):
-        _, noise = _until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
+        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
     assert not noise["crowded"]
     assert noise["attempts"] == 1
 

@@ -25,20 +25,6 @@ Device = Literal["cpu", "cuda"]
 InferenceFn = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 
 
-def in_batches_of(size: int, infer: InferenceFn) -> InferenceFn:
-    """A function of any number of images, of one that takes a fixed number at a time; the last are filled up."""
-
-    def run(images: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        import numpy as np
-
-        missing = -len(images) % size
-        filled = np.concatenate([images, images[:1].repeat(missing, 0)]) if missing else images
-        parts = [infer(filled[start : start + size]) for start in range(0, len(filled), size)]
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[: len(images)]
-
-    return run
-
-
 @dataclass(frozen=True, kw_only=True)
 class OnDevice:
     """A run of a batch that lies in a GPU's memory, and whose logits stay there.

@@ -16,7 +16,7 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.latency import (
+from bitsweep.measuring.timing import (
     batch_of,
     block,
     foreign_share,

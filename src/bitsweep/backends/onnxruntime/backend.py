@@ -8,13 +8,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from bitsweep.config.backend import CpuOrGpu, InferenceFn, OnDevice, in_batches_of
+from bitsweep.config.backend import CpuOrGpu, InferenceFn, OnDevice
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
 from bitsweep.errors import ConfigError, DataError, MissingPackage, damaged
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime import gpu
+from bitsweep.runtime.batches import in_batches_of
 from bitsweep.runtime.environment import Cpu, Gpu
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class OnnxRuntime(CpuOrGpu):
     reads_onnx: ClassVar[bool] = True
     package: ClassVar[str] = "onnxruntime"
     deploy_needs: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    deploy_with: ClassVar[tuple[str, ...]] = ("bitsweep.runtime.batches",)
 
     optimization: Literal["all", "basic", "none"] = "all"
 
@@ -160,20 +162,9 @@ class OnnxRuntime(CpuOrGpu):
         self, folder: Path, *, threads: int, profile: Path | None = None, prepacked: bool = True, stream: int = 0
     ) -> Any:
         onnxruntime = self._library()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = {
-            "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-            "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-            "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-        }[self.optimization]
-        options.log_severity_level = 3
-        # Threads wait actively within a run, which is fast, and sleep after it: another session may be running then.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Else signed activations become unsigned ones on x86: their products saturate, and a ReLU is more than a clamp.
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
+        from bitsweep.backends.onnxruntime.deploy import session_options
+
+        options = session_options(threads=threads, optimization=self.optimization)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)

@@ -1,24 +1,22 @@
 """OpenVINO on the CPU: float and 8-bit integer kernels, most of them oneDNN's."""
 
-import functools
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from bitsweep.config.backend import Backend, InferenceFn, in_batches_of
+from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
 from bitsweep.errors import CompressionError, MissingPackage, damaged, require_images
 from bitsweep.results import Array, OpProfile
+from bitsweep.runtime.batches import in_batches_of
 from bitsweep.runtime.environment import Cpu
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-#: Batch sizes for which a compiled model is kept.
-KEPT = 4
 BYTE_TYPES = {"u8", "i8"}
 #: Runs of a batch that the times of kernels are averages of.
 TIMED_RUNS = 9
@@ -40,6 +38,7 @@ class OpenVino(Backend):
     package: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     deploy_needs: ClassVar[tuple[str, ...]] = ("openvino",)
+    deploy_with: ClassVar[tuple[str, ...]] = ("bitsweep.runtime.batches",)
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply codes that fit in a byte: unsigned activations by weights around 0."""
@@ -67,7 +66,7 @@ class OpenVino(Backend):
         form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
         export_onnx(program, folder / self.artifact, **form, bits_of_weights=4)
         try:
-            self._compiled(self._read(folder), batch=1, threads=1)
+            self._engine.compiled_for(self._read(folder), batch=1, threads=1)
         except RuntimeError as error:
             raise CompressionError(f"OpenVINO does not take the program: {_reason(error)}") from error
 
@@ -78,7 +77,7 @@ class OpenVino(Backend):
         write_given(file, folder / self.artifact)
         try:
             model = self._read(folder)
-            self._compiled(model, batch=_fixed_batch(model) or 1, threads=1)
+            self._engine.compiled_for(model, batch=self._engine.fixed_batch(model) or 1, threads=1)
         except RuntimeError as error:
             raise CompressionError(f"OpenVINO does not take the file: {_reason(error)}") from error
 
@@ -92,21 +91,19 @@ class OpenVino(Backend):
             raise damaged(path, _reason(error)) from error
         shape = tuple(model.input(0).get_partial_shape()[1:].to_shape())
 
-        @functools.lru_cache(maxsize=KEPT)
-        def request_for(batch: int) -> Any:
-            return self._compiled(model, batch=batch, threads=threads).create_infer_request()
+        infer = self._engine.inference_fn(model, threads=threads)
 
         def run(images: Array) -> Array:
             require_images(images, shape)
-            logits: Array = request_for(len(images)).infer([images], share_inputs=True)[0]
+            logits: Array = infer(images)
             return logits
 
-        number = _fixed_batch(model)
+        number = self._engine.fixed_batch(model)
         return in_batches_of(number, run) if number else run
 
     def profile(self, folder: Path, images: Array, *, threads: int) -> tuple[OpProfile, ...]:
         """What ran, from the executed graph."""
-        compiled = self._compiled(self._read(folder), batch=len(images), threads=threads, profile=True)
+        compiled = self._engine.compiled_for(self._read(folder), batch=len(images), threads=threads, profile=True)
         request = compiled.create_infer_request()
         for _ in range(TIMED_RUNS):
             request.infer([images])
@@ -114,34 +111,16 @@ class OpenVino(Backend):
         return tuple(_kernel(node, about) for node, about in executed if about["execTimeMcs"] != "not_executed")
 
     def _read(self, folder: Path) -> Any:
+        return self._engine.openvino.Core().read_model(folder / self.artifact)
+
+    @property
+    def _engine(self) -> Any:
+        """What runs artifacts."""
         try:
-            import openvino
+            from bitsweep.backends.openvino import deploy
         except ImportError:
             raise MissingPackage(self.package, self.extra) from None
-        return openvino.Core().read_model(folder / self.artifact)
-
-    def _compiled(self, model: Any, *, batch: int, threads: int, profile: bool = False) -> Any:
-        import openvino
-
-        settings = {
-            # Else float32 becomes bfloat16 or float16 on a CPU that computes these.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            # The protocol says which CPUs to run on, and as many threads as it asks for are to run.
-            "ENABLE_CPU_PINNING": False,
-            "ENABLE_HYPER_THREADING": True,
-            "PERF_COUNT": profile,
-        }
-        model.reshape([batch, *model.input(0).get_partial_shape()[1:]])
-        return openvino.Core().compile_model(model, "CPU", settings)
-
-
-def _fixed_batch(model: Any) -> int:
-    """How many images a file takes at a time; 0 for any number."""
-    number = model.input(0).get_partial_shape()[0]
-    return 0 if number.is_dynamic else int(number.get_length())
+        return deploy
 
 
 def _reason(error: RuntimeError) -> str:

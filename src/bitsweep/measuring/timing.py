@@ -1,0 +1,235 @@
+"""Times the runs of an artifact, and sees how quiet the machine was meanwhile.
+
+It needs numpy and psutil alone, so that a device without this project can do the same.
+"""
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import psutil
+
+from bitsweep import stats
+from bitsweep.errors import first_line, ran_out_of_memory
+from bitsweep.results import Array
+
+if TYPE_CHECKING:
+    from bitsweep.config.backend import InferenceFn
+    from bitsweep.config.protocol import MeasurementProtocol
+
+#: Attempts again, and the pause before each, where others use the cores.
+_CROWDED_REPEATS, _PAUSE_S = 2, 1.0
+#: Share of the time that an engine's threads compute where nothing keeps them from it, at least.
+_LEAST_COMPUTING = 0.5
+#: How often in a second the system takes a core away from a process that has it to itself, at most.
+_MOST_PREEMPTIONS = 10.0
+#: Where samples are kept.
+SAMPLES = "latency_samples.npz"
+T = TypeVar("T")
+
+
+def time_artifacts(
+    loads: "Sequence[Callable[[], InferenceFn]]",
+    examples: Array,
+    protocol: "MeasurementProtocol",
+    *,
+    threads: int,
+    folder: Path,
+    device_ms: Callable[[Array], Array] | None = None,
+) -> dict[str, Any]:
+    """Time an artifact against another one: blocks A B B A, raw samples kept in ``SAMPLES`` of a folder.
+
+    Args:
+        loads: load the one, and the other if there is one.
+        examples: float32 images [N, C, H, W]; repeated where a batch needs more.
+        device_ms: of engines on a GPU, how long that takes itself for runs of a batch.
+
+    Returns:
+        Times of loading and of the first run in ms, and for each batch size how quiet the machine was, or that memory
+        ran out.
+    """
+    pin(threads)
+    infer, load_ms = timed_ms(loads[0])
+    first = batch_of(examples, protocol.batch_sizes[0])
+    _, first_run_ms = timed_ms(lambda: infer(first))
+    artifacts = [infer, *(load() for load in loads[1:])]
+    samples: dict[str, Array] = {}
+    batches: dict[str, dict[str, Any]] = {}
+    for size in protocol.batch_sizes:
+        images = batch_of(examples, size)
+        try:
+            blocks, batches[str(size)] = until_quiet(artifacts, images, protocol, computes=device_ms is None)
+            if device_ms:
+                samples[f"device_b{size}_ms"] = device_ms(images)
+        except Exception as error:
+            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                raise
+            batches[str(size)] = {"out_of_memory": first_line(error)}
+            continue
+        for which, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
+            samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
+            samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
+    np.savez_compressed(folder / SAMPLES, allow_pickle=False, **samples)
+    return {"load_ms": load_ms, "first_run_ms": first_run_ms, "threads": threads, "batches": batches}
+
+
+def pin(threads: int) -> None:
+    """Let this process run on as many CPUs as the engine has threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, _cpus()[:threads])
+
+
+def batch_of(examples: Array, size: int) -> Array:
+    """So many images, repeated where there are fewer."""
+    return np.ascontiguousarray(np.resize(examples, (size, *examples.shape[1:])))
+
+
+def timed_ms(action: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter_ns()
+    result = action()
+    return result, (time.perf_counter_ns() - start) / 1e6
+
+
+def until_quiet(
+    artifacts: "list[InferenceFn]", images: Array, protocol: "MeasurementProtocol", *, computes: bool
+) -> tuple[list[list[Array]], dict[str, Any]]:
+    """Measure until the machine was quiet, or the repeats are used up; the quietest attempt counts.
+
+    Returns:
+        Blocks of latencies in ms for each infer, and what is known of the noise.
+    """
+    best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
+    attempts, attempt = 1 + protocol.repeats, 0
+    while attempt < attempts:
+        attempt += 1
+        before = reference_ms()
+        with foreign_share() as foreign, own_time() as own:
+            blocks = interleaved_blocks(artifacts, images, protocol)
+        drift = stats.drift(before, reference_ms())
+        spread = stats.relative_iqr(np.concatenate(blocks[0]))
+        badness = max(
+            abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign() / protocol.max_foreign_share
+        )
+        computing, preemptions = own()
+        crowded = foreign() > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
+        noise = {
+            "noisy": badness > 1,
+            "crowded": crowded,
+            "drift": drift,
+            "spread": spread,
+            "foreign_share": foreign(),
+            "computing_share": computing,
+            "preemptions_per_s": preemptions,
+        }
+        if best is None or (noise["crowded"], badness) < (best[2]["crowded"], best[0]):
+            best = badness, blocks, noise
+        best[2]["attempts"] = attempt
+        if badness <= 1:
+            break
+        if noise["crowded"]:
+            attempts = max(attempts, 1 + _CROWDED_REPEATS)
+            time.sleep(_PAUSE_S if attempt < attempts else 0)
+    assert best is not None
+    return best[1], best[2]
+
+
+def kept_waiting(computing: float, preemptions: float, *, computes: bool) -> bool:
+    """Whether the threads of a process wait for cores that others use.
+
+    Args:
+        computing: share of the time that it computed.
+        preemptions: how often in a second others took a core away.
+        computes: whether it is its own threads that compute, and not a GPU.
+    """
+    return preemptions > _MOST_PREEMPTIONS or (computes and computing < _LEAST_COMPUTING)
+
+
+@contextlib.contextmanager
+def own_time() -> Iterator[Callable[[], tuple[float, float]]]:
+    """Share of the time that this process computed, and how often in a second others took its cores away."""
+    import resource  # which not every system has that can plan
+
+    def now() -> tuple[float, float, int]:
+        return time.monotonic(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+    start = now()
+    found = (0.0, 0.0)
+    yield lambda: found
+    wall, computed, preempted = (after - before for after, before in zip(now(), start, strict=True))
+    found = computed / wall, preempted / wall
+
+
+def interleaved_blocks(
+    artifacts: "list[InferenceFn]", images: Array, protocol: "MeasurementProtocol"
+) -> list[list[Array]]:
+    """Latencies in ms of each infer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
+    runs = [runs_a_block(infer, images, protocol) for infer in artifacts]
+    blocks: list[list[Array]] = [[] for _ in artifacts]
+    gc.disable()
+    try:
+        for turn in range(protocol.blocks):
+            order = range(len(artifacts)) if turn % 2 == 0 else reversed(range(len(artifacts)))
+            for index in order:
+                blocks[index].append(block(artifacts[index], images, runs[index]))
+    finally:
+        gc.enable()
+    return blocks
+
+
+def runs_a_block(infer: "InferenceFn", images: Array, protocol: "MeasurementProtocol") -> int:
+    """Warm up, and return how many runs fill a block."""
+    end = time.perf_counter() + protocol.warmup_s
+    durations = [timed_ms(lambda: infer(images))[1] for _ in range(3)]
+    while time.perf_counter() < end:
+        durations.append(timed_ms(lambda: infer(images))[1])
+    return max(3, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
+
+
+def block(infer: "InferenceFn", images: Array, runs: int) -> Array:
+    """Latencies in ms of so many runs."""
+    # The first runs of a block meet the other infer's caches and still spinning threads: they are not counted.
+    infer(images)
+    infer(images)
+    samples = np.empty(runs)
+    for index in range(runs):
+        start = time.perf_counter_ns()
+        infer(images)
+        samples[index] = (time.perf_counter_ns() - start) / 1e6
+    return samples
+
+
+def reference_ms() -> float:
+    """Median time of a fixed single-threaded kernel, which shows how fast the machine is at the moment."""
+    values = np.linspace(0, 1, 1 << 16)
+    return float(np.median([timed_ms(lambda: np.sort(np.sin(values)))[1] for _ in range(15)]))
+
+
+@contextlib.contextmanager
+def foreign_share() -> Iterator[Callable[[], float]]:
+    """How much of the time of this process's CPUs others took meanwhile, or the hypervisor: a share in [0, 1].
+
+    A neighbour that is busy all the time slows evenly, so that neither drift nor spread shows it; and it slows a
+    network with more small kernels more than the other.
+    """
+    start, busy, own = time.monotonic(), _busy_s(), time.process_time()
+    share = 0.0
+    yield lambda: share
+    taken = (_busy_s() - busy) - (time.process_time() - own)
+    share = min(1.0, max(0.0, taken / ((time.monotonic() - start) * len(_cpus()))))
+
+
+def _busy_s() -> float:
+    """Seconds that this process's CPUs have been busy, with any process."""
+    times = psutil.cpu_times(percpu=True)
+    idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are in user time already
+    return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in _cpus())
+
+
+def _cpus() -> list[int]:
+    """The CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
