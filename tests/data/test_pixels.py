@@ -16,12 +16,11 @@ from PIL import Image, ImageCms
 from torch.nn.functional import interpolate
 
 from bitsweep.data import pixels
+from bitsweep.data.network_input import network_input, resize_weights
 from bitsweep.data.pixels import (
     StoredForm,
     largest_values,
-    network_input,
     read_picture,
-    resize_weights,
     to_rgb,
     white_of,
 )

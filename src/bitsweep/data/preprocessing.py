@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitsweep.data.pixels import resize_weights
+from bitsweep.data.network_input import resize_weights
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Pixels, Shape, Splits
 
@@ -29,7 +29,7 @@ def preprocess(
     std_C: tuple[float, ...],
     bgr: bool = False,
 ) -> "torch.Tensor":
-    """`bitsweep.data.pixels.network_input` with tensors, bit for bit.
+    """`bitsweep.data.network_input.network_input` with tensors, bit for bit.
 
     Args:
         images_NHWC: uint8 or uint16 [N, H, W, C] with C = 1 or as many channels as the network takes; a tensor keeps

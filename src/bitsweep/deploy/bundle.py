@@ -22,7 +22,12 @@ from bitsweep.runtime.environment import current_cpu, version_of
 from bitsweep.text import plain
 
 #: The programs of every bundle, besides ``engine.py``, and where they come from.
-_PROGRAMS = ("bitsweep.deploy.classify", "bitsweep.deploy.manifest", "bitsweep.data.pixels")
+_PROGRAMS = (
+    "bitsweep.deploy.classify",
+    "bitsweep.deploy.manifest",
+    "bitsweep.data.network_input",
+    "bitsweep.data.pixels",
+)
 #: What ``bundle.json`` holds, at the least, of what is read here.
 _FACTS = frozenset(
     {"cell", "command", "deploy_module", "deploy_with", "backend", "requirements", "scheme", "scheme_why", "cpu"}

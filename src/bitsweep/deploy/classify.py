@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from manifest import check_manifest
-from pixels import StoredForm, network_input, read_picture, why_unreadable
+from network_input import network_input
+from pixels import StoredForm, read_picture, why_unreadable
 
 FOLDER = Path(__file__).parent
 
