@@ -12,18 +12,18 @@ HEAVY = {
     "torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "tensorrt_rtx",
     "torch_tensorrt", "cuda", "sklearn", "matplotlib", "mlflow", "timm",
 }  # fmt: skip
-PLUGINS = ("models", "datasets", "methods", "backends")
+PLUGINS = ("models", "datasets", "methods", "backends", "targets")
 #: Folders and modules of the package from the bottom up. Each may import what stands in its own row or in one below.
 LAYERS = (
     ("results", "errors", "stats", "metrics", "text"),
     ("runtime",),
     ("config", "data"),
-    ("graphs", "training", "models", "datasets"),
+    ("graphs", "training", "models", "datasets", "targets"),
     ("quantization",),
     ("methods", "lowering", "backends"),
     ("measuring", "plots", "deploy"),
     ("evidence",),
-    ("cell", "stage_work"),
+    ("cell", "stage_work", "probing"),
     ("stages",),
     ("cell_results",),
     ("pipeline",),

@@ -18,9 +18,10 @@ from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
 from bitsweep.config.requirement import NOTHING, Requirements
+from bitsweep.config.target import Target
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
-from bitsweep.runtime.environment import current_cpu, current_gpu, version_of
+from bitsweep.runtime.environment import current_gpu, version_of
 
 FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
@@ -48,6 +49,7 @@ class Cell:
     dataset: Dataset
     train: Recipe
     protocol: MeasurementProtocol
+    target: Target
     seed: int
     knobs: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     command: str = field(default="", compare=False)
@@ -86,6 +88,7 @@ class Cell:
                 getattr(self, group).name,
                 *(knobs[name] for name in self.shown_knobs if name.startswith(f"{group}.")),
             ]
+        parts += [] if self.target.here else [self.target.name]
         return "-".join([*parts, f"s{self.seed}"] if self.seed else parts)
 
     @property
@@ -101,7 +104,7 @@ class Cell:
     @property
     def device(self) -> str:
         """Model of the processor that its engine runs on; empty where that is a GPU and there is none."""
-        processor = current_gpu() if self.backend.on_gpu else current_cpu()
+        processor = current_gpu() if self.backend.on_gpu else self.target.cpu
         return processor.model if processor else ""
 
     @functools.cached_property
@@ -123,14 +126,20 @@ class Cell:
 
     @functools.cached_property
     def scheme(self) -> Scheme:
-        """The precision resolved against backend and CPU; of a file that is kept, what is said of it."""
+        """The precision resolved against backend and the CPU that measures; of a kept file, what is said of it."""
         weights, activations = self.precision.weights, self.precision.activations
         if self.method.keeps_files and self.precision.is_integer:
             return Scheme(weights=weights, activations=activations, arithmetic="integer")
-        return self.backend.scheme(self.precision, current_cpu())
+        return self.backend.scheme(self.precision, self.target.cpu)
+
+    def cannot_run(self) -> str | None:
+        """Why its files can be made and not run; None when they can."""
+        return self.backend.cannot_run() if self.target.here else None
 
     def skip_reason(self) -> str | None:
-        """Why this cell cannot run here, with the hint; None when it can."""
+        """Why this cell cannot run, with the hint; None when it can."""
+        if not self.target.here and (reason := self._not_for_elsewhere()):
+            return reason
         # Packages come second: none of them makes up for a GPU, or for kernels.
         if reason := self.backend.unsupported(self.precision):
             return reason
@@ -171,6 +180,15 @@ class Cell:
 
                 channels, *image_size = self.model.input_shape
                 check(steps, channels=channels, image_size=tuple(image_size), key=f"{group}.augment")
+
+    def _not_for_elsewhere(self) -> str | None:
+        """Why its artifact runs on this machine alone; None where it does not."""
+        asked = f"backend={self.backend.name}"
+        if self.backend.on_gpu:
+            return f"target={self.target.name} measures on a CPU: use backend.device=cpu"
+        if not self.backend.deploy_needs or not self.backend.portable:
+            return f"{asked} runs on this machine alone: use backend=onnxruntime or openvino, or target=local"
+        return None
 
     def _missing_images(self) -> str | None:
         """Why what learns has nothing to learn from; None where it has."""

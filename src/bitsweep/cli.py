@@ -101,6 +101,18 @@ def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
     check = command("verify", verify_bundle, "run such a folder in a new environment, and compare")
     check.add_argument("folder", metavar="DIR", type=Path)
     check.add_argument("--here", action="store_true", help="in this environment: install nothing")
+    ask = command(
+        "probe", probe_target, "describe a machine that is reached by ssh, so that target=NAME measures there"
+    )
+    ask.add_argument("host", metavar="HOST", help="as ssh takes it, e.g. user@board")
+    ask.add_argument("--name", default="edge", help="of the target (default: edge)")
+    ask.add_argument("--python", default="python3", help="interpreter there, with numpy, psutil and the engine")
+    ask.add_argument("--folder", default=".cache/bitsweep", help="where files are kept there, from its home folder on")
+    ask.add_argument("--option", metavar="WORD", action="append", default=[], help="of ssh; --option=-p --option=2222")
+    ask.add_argument(
+        "--install", metavar="ENGINE", nargs="*", help="make an environment there with what these engines need"
+    )
+    ask.add_argument("--config-dir", metavar="DIR", type=Path, default=Path("conf"), help="gets target/NAME.yaml")
     return parser, list(commands.choices)
 
 
@@ -129,6 +141,17 @@ def _limits(options: argparse.Namespace) -> "Limits":
     from bitsweep.comparison.judging import Limits
 
     return Limits(drop_pp=options.drop_pp, slower_pct=options.slower_pct, larger_pct=options.larger_pct)
+
+
+def probe_target(options: argparse.Namespace) -> None:
+    """Write the YAML of a machine that is reached by ssh, and say what engines it has."""
+    from bitsweep.probing import Asked, probe
+
+    asked = Asked(
+        host=options.host, name=options.name, python=options.python, folder=options.folder, options=options.option
+    )
+    for line in probe(asked, into=options.config_dir, install=options.install):
+        print(line)
 
 
 def start_here(options: argparse.Namespace) -> None:

@@ -79,6 +79,10 @@ class CellFailed(BitsweepError):
     """The child process that did the work of a stage did not finish it."""
 
 
+class UnreachableTarget(BitsweepError):
+    """The machine that measures does not answer, or the connection to it was lost."""
+
+
 class StoreError(BitsweepError):
     """The artifact store cannot be written or read."""
 

@@ -66,13 +66,13 @@ def hold_races(
 
 
 def _starter(row: Row, known: dict[frozenset[tuple[str, str]], Cell], runner: StageRunner) -> _Starter | None:
-    """What a row races with; None where its files are not in the store any more."""
+    """What a row races with; None where another machine measured it, or its files are not in the store any more."""
     measured = known.get(frozenset(row.cell.items()))
     if row.in_grid:
         shown_by = measured
     else:
         shown_by = next((cell for choices, cell in known.items() if twin_of(dict(choices)) == row.cell), None)
-    if shown_by is None:
+    if shown_by is None or not shown_by.target.here:
         return None
     cell = shown_by if row.in_grid else shown_by.twin
     store = runner.store

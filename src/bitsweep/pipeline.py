@@ -90,7 +90,7 @@ def run(cell: Cell, runner: StageRunner) -> Outcome:
         return load_measurement(runner.build(stages.last(cell), cell))
 
     outcome = _outcome(measured, runner)
-    reason = cell.backend.cannot_run()
+    reason = cell.cannot_run()
     return replace(outcome, status="lowered", reason=reason) if reason and outcome.measurement else outcome
 
 

@@ -56,7 +56,7 @@ def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None
 
 
 def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
-    needs, key, cannot_run = stages.needs(cell), stages.key_of(cell), cell.backend.cannot_run()
+    needs, key, cannot_run = stages.needs(cell), stages.key_of(cell), cell.cannot_run()
     if finished is None and store.find(needs[-1][0].name, key):
         return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
     if finished and key in finished:

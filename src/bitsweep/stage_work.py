@@ -16,6 +16,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
+from bitsweep.config.target import Target
 from bitsweep.data.pixels import Framing
 from bitsweep.errors import StoreError
 from bitsweep.results import Array
@@ -187,6 +188,7 @@ def inspect(
     backend: Backend,
     scheme: Scheme,
     protocol: MeasurementProtocol,
+    target: Target,
     compressed: Path,
     artifact: Path,
     twin: Path,
@@ -198,7 +200,7 @@ def inspect(
     from bitsweep.measuring.passes import Subject
     from bitsweep.quantization.compressed import load_compressed
 
-    subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
+    subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target)
     accuracy.inspect(subject, input_shape=model.input_shape, compressed=load_compressed(compressed), folder=folder)
 
 
@@ -208,6 +210,7 @@ def evaluate(
     backend: Backend,
     scheme: Scheme,
     protocol: MeasurementProtocol,
+    target: Target,
     data: Path,
     baseline: Path,
     compressed: Path,
@@ -228,7 +231,7 @@ def evaluate(
 
     splits = normalized(load_splits(data), model)
     accuracy.evaluate(
-        Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme),
+        Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target),
         test=splits.test,
         validation=splits.val,
         validation_N=sample_of_validation(splits, protocol.validation_images),
@@ -246,6 +249,7 @@ def measure_latency(
     backend: Backend,
     scheme: Scheme,
     protocol: MeasurementProtocol,
+    target: Target,
     artifact: Path,
     twin: Path,
     folder: Path,
@@ -258,7 +262,9 @@ def measure_latency(
     from bitsweep.measuring.passes import Subject
 
     if backend.timed:
-        subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
+        subject = Subject(
+            artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target
+        )
         latency.measure_latency(subject, examples=np.load(folder / "examples.npy"), folder=folder)
 
 
@@ -267,6 +273,7 @@ def measure_memory(
     backend: Backend,
     scheme: Scheme,
     protocol: MeasurementProtocol,
+    target: Target,
     artifact: Path,
     twin: Path,
     folder: Path,
@@ -277,8 +284,64 @@ def measure_memory(
     from bitsweep.measuring.passes import Subject
 
     if protocol.memory and backend.timed:
-        subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme)
+        subject = Subject(
+            artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target
+        )
         memory.measure_memory(subject, examples=folder / "examples.npy", folder=folder)
+
+
+def measure_there(
+    *,
+    model: Model,
+    backend: Backend,
+    scheme: Scheme,
+    protocol: MeasurementProtocol,
+    target: Target,
+    data: Path,
+    baseline: Path,
+    compressed: Path,
+    artifact: Path,
+    twin: Path,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Let another machine run the artifact, and judge here what it computed and how long that took."""
+    import tempfile
+
+    from bitsweep.data.preprocessing import normalized, preprocessed
+    from bitsweep.data.sampling import sample_of_validation
+    from bitsweep.data.splits import load_splits
+    from bitsweep.measuring import elsewhere
+    from bitsweep.measuring.kit import write_kit
+    from bitsweep.measuring.passes import Subject
+    from bitsweep.quantization.compressed import load_compressed
+    from bitsweep.training.trained import load_trained
+
+    splits = normalized(load_splits(data), model)
+    subject = Subject(
+        artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target
+    )  # fmt: skip
+    validation_N = sample_of_validation(splits, protocol.validation_images)
+    with tempfile.TemporaryDirectory(prefix="bitsweep-kit-") as scratch:
+        kit, results = Path(scratch) / "kit", Path(scratch) / "results"
+        for each in (kit, results):
+            each.mkdir()
+        probe = elsewhere.write_probe(subject, Path(scratch)) if scheme.arithmetic == "integer" else None
+        write_kit(
+            kit, subject, input_shape=model.input_shape, splits=splits, validation_N=validation_N, probe=probe
+        )  # fmt: skip
+        target.measure(kit, results, progress)
+        elsewhere.judge(
+            subject,
+            results,
+            probe=probe,
+            splits=splits,
+            validation_N=validation_N,
+            batches=functools.partial(preprocessed, splits=splits, input_shape=model.input_shape),
+            trained=load_trained(baseline),
+            compressed=load_compressed(compressed),
+            folder=folder,
+        )
 
 
 def gather_evidence(
@@ -290,6 +353,7 @@ def gather_evidence(
     backend: Backend,
     scheme: Scheme,
     protocol: MeasurementProtocol,
+    target: Target,
     data: Path,
     baseline: Path,
     compressed: Path,
@@ -317,7 +381,7 @@ def gather_evidence(
     if measurement.logits:
         facts = facts_of(
             splits, measurement.logits, name=name, model=model, dataset=dataset, backend=backend, scheme=scheme,
-            protocol=protocol,
+            protocol=protocol, target=target,
         )  # fmt: skip
         files = {f"{FOLDER}/{file}": write for file, write in facts.items()} | files
     make_files(files, folder)

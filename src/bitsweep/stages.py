@@ -22,7 +22,7 @@ from bitsweep import stage_work
 from bitsweep.cell import Cell
 from bitsweep.config.configurable import identity
 from bitsweep.runtime import fingerprint
-from bitsweep.runtime.environment import current_cpu, current_gpu, physical_cores
+from bitsweep.runtime.environment import current_gpu
 from bitsweep.runtime.file_by_file import note_lost
 
 Work = Callable[..., None]
@@ -74,7 +74,7 @@ class Stage:
 
 
 def _cpu(cell: Cell) -> list[Any]:
-    return [current_cpu().model, current_cpu().isa]
+    return [cell.target.cpu.model, cell.target.cpu.isa]
 
 
 def _machine_code(cell: Cell) -> list[Any]:
@@ -84,7 +84,7 @@ def _machine_code(cell: Cell) -> list[Any]:
 
 def _all_of_the_machine(cell: Cell) -> list[Any]:
     gpu = current_gpu()
-    return [*_cpu(cell), physical_cores(), gpu.model if gpu else ""]
+    return [*_cpu(cell), cell.target.cores, gpu.model if gpu else ""]
 
 
 DATA = Stage(name="dataset", work=(stage_work.load_data,), choices=("dataset",), limited=False)
@@ -110,6 +110,12 @@ MEASUREMENT = Stage(
     choices=("model", "dataset", "backend", "protocol"),
     machine=_all_of_the_machine,
     quiet=True,
+)
+MEASUREMENT_THERE = Stage(
+    name="measurement",
+    work=(stage_work.measure_there,),
+    choices=("model", "dataset", "backend", "protocol", "target"),
+    machine=_cpu,
 )
 EVIDENCE = Stage(
     name="evidence",
@@ -140,6 +146,7 @@ _SETTINGS: dict[str, Callable[[Cell], Any]] = {
     "scheme": lambda cell: cell.scheme,
     "backend": lambda cell: cell.backend,
     "protocol": lambda cell: cell.protocol,
+    "target": lambda cell: cell.target,
     "eval_batch": lambda cell: cell.protocol.eval_batch,
     "parity_images": lambda cell: cell.protocol.parity_images,
 }
@@ -212,7 +219,9 @@ def key_of(cell: Cell) -> str:
 
 def last(cell: Cell) -> Stage:
     """The stage that a cell ends with."""
-    return INSPECTION if cell.backend.cannot_run() else MEASUREMENT
+    if not cell.target.here:
+        return MEASUREMENT_THERE
+    return INSPECTION if cell.cannot_run() else MEASUREMENT
 
 
 def _identity(setting: Any) -> Any:

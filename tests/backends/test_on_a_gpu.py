@@ -23,6 +23,7 @@ from bitsweep.measuring.memory import measure_memory
 from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.runtime import gpu
 from bitsweep.runtime.environment import current_cpu
+from bitsweep.targets.local import ThisMachine
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,6 +86,7 @@ def test_its_own_time_and_memory_are_measured(
         backend=backend,
         protocol=protocol,
         scheme=backend.scheme(fp32, current_cpu()),
+        target=ThisMachine(name="local"),
     )
     np.save(tmp_path / "examples.npy", batch)
     measure_latency(subject, examples=batch, folder=tmp_path)

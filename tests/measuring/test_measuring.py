@@ -20,7 +20,9 @@ from bitsweep.measuring import accuracy, latency, memory
 from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.results import Compressed, LayerRecord, Measurement, OpProfile, Split, Trained
 from bitsweep.runtime.environment import Cpu
+from bitsweep.targets.local import ThisMachine
 
+HERE = ThisMachine(name="local")
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True, per_channel=True),
     activations=Grid(bits=8, signed=False, symmetric=False),
@@ -106,7 +108,7 @@ def raced(subject: Subject, folder: Path) -> Measurement:
 
 def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
     slow, quick = artifact(tmp_path, "slow", ms=4.0), artifact(tmp_path, "quick", ms=2.0)
-    subject = Subject(artifact=quick, twin=slow, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+    subject = Subject(artifact=quick, twin=slow, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE)
     measurement = raced(subject, tmp_path)
     metrics = measurement.metrics
     assert metrics["latency_p50_ms"] == pytest.approx(2.1, abs=0.3)
@@ -123,16 +125,18 @@ def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
 
 def test_equal_artifacts_are_not_distinguished_and_own_twin_has_no_speedup(tmp_path: Path) -> None:
     one, other = artifact(tmp_path, "one", ms=1.0), artifact(tmp_path, "other", ms=1.0)
-    subject = Subject(artifact=one, twin=other, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+    subject = Subject(artifact=one, twin=other, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE)
     metrics = raced(subject, tmp_path).metrics
     assert metrics["speedup"] == pytest.approx(1, abs=0.05)
-    alone = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+    alone = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE)
     assert "speedup" not in raced(alone, tmp_path).metrics
 
 
 def test_further_batch_sizes_are_suffixed(tmp_path: Path) -> None:
     one = artifact(tmp_path, "one", ms=0.5)
-    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(1, 3)), scheme=FLOAT32)
+    subject = Subject(
+        artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(1, 3)), scheme=FLOAT32, target=HERE
+    )
     metrics = raced(subject, tmp_path).metrics
     assert {"latency_p50_ms", "latency_p50_ms_b3", "throughput_ips_b3"} <= set(metrics)
     assert metrics["throughput_ips_b3"] == pytest.approx(3000 / metrics["latency_p50_ms_b3"])
@@ -141,13 +145,15 @@ def test_further_batch_sizes_are_suffixed(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_path: Path) -> None:
     one = artifact(tmp_path, "one", ms=0.2, most_images=4)
     sizes = protocol(batch_sizes=(1, 8, 2), max_spread=1e9, max_drift=1e9, max_foreign_share=1e9)
-    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=sizes, scheme=FLOAT32)
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=sizes, scheme=FLOAT32, target=HERE)
     measurement = raced(subject, tmp_path)
     assert measurement.flags == ("no memory for batch 8",)
     assert {"throughput_ips", "throughput_ips_b2"} <= set(measurement.metrics)
     assert "throughput_ips_b8" not in measurement.metrics
     assert "allocate" in measurement.details["batches"]["8"]["out_of_memory"]
-    small = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(8,)), scheme=FLOAT32)
+    small = Subject(
+        artifact=one, twin=one, backend=Sleeper(), protocol=protocol(batch_sizes=(8,)), scheme=FLOAT32, target=HERE
+    )
     with pytest.raises(MemoryError):
         raced(small, tmp_path)
 
@@ -164,7 +170,7 @@ def test_a_gpu_is_timed_apart_from_the_copies(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(latency.gpu, "elapsed_ms", elapsed_ms)
     one = artifact(tmp_path, "one", ms=4.0)
     both = protocol(batch_sizes=(1, 3), blocks=6)
-    subject = Subject(artifact=one, twin=one, backend=SleeperOnGpu(), protocol=both, scheme=FLOAT32)
+    subject = Subject(artifact=one, twin=one, backend=SleeperOnGpu(), protocol=both, scheme=FLOAT32, target=HERE)
     metrics = raced(subject, tmp_path).metrics
     assert metrics["latency_p50_ms"] > 4
     assert metrics["device_p50_ms"] == pytest.approx(1.1, abs=0.3)
@@ -179,7 +185,9 @@ def test_as_many_cpus_as_threads(threads: int, tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < threads:
         pytest.skip(f"this machine has fewer than {threads} CPUs")
     one = artifact(tmp_path, "one", ms=0.1)
-    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(threads=threads), scheme=FLOAT32)
+    subject = Subject(
+        artifact=one, twin=one, backend=Sleeper(), protocol=protocol(threads=threads), scheme=FLOAT32, target=HERE
+    )
     raced(subject, tmp_path)
     assert len(affinity[-1]) == threads
 
@@ -187,7 +195,7 @@ def test_as_many_cpus_as_threads(threads: int, tmp_path: Path) -> None:
 def test_a_noisy_machine_is_flagged_and_raced_again(tmp_path: Path) -> None:
     one = artifact(tmp_path, "one", ms=0.1)
     strict = protocol(max_spread=1e-9, repeats=2)
-    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=strict, scheme=FLOAT32)
+    subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=strict, scheme=FLOAT32, target=HERE)
     measurement = raced(subject, tmp_path)
     assert measurement.flags == ("noisy",)
     assert measurement.details["batches"]["1"]["attempts"] == 3
@@ -230,7 +238,7 @@ def test_peak_memory_is_what_the_artifact_takes(tmp_path: Path) -> None:
         folder = tmp_path / str(megabytes)
         folder.mkdir()
         one = artifact(folder, "one", ms=0, bytes=megabytes * 10**6)
-        subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32)
+        subject = Subject(artifact=one, twin=one, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE)
         memory.measure_memory(subject, examples=tmp_path / "examples.npy", folder=folder)
         assert load_measurement(folder).metrics["peak_rss_mb"] == pytest.approx(megabytes, abs=10)
 
@@ -264,6 +272,7 @@ def evaluated(
             backend=Sleeper(),
             protocol=protocol(eval_batch=3),
             scheme=scheme,
+            target=HERE,
         ),
         test=test,
         validation=test,
@@ -338,7 +347,7 @@ def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     (lowered / "kernels.json").write_text("[]")
     layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
     accuracy.inspect(
-        Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32),
+        Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE),
         input_shape=(3, 4, 4),
         compressed=Compressed(
             program=tmp_path,
@@ -414,7 +423,7 @@ def compared(
         program=folder, layers=(), curves=(), tables=(), layer_stats=(), reference_N=later_N,
         reference_NK=reference_NK[later_N],
     )  # fmt: skip
-    subject = Subject(artifact=folder, twin=folder, backend=Sleeper(), protocol=protocol(), scheme=INT8)
+    subject = Subject(artifact=folder, twin=folder, backend=Sleeper(), protocol=protocol(), scheme=INT8, target=HERE)
     return accuracy.compare(engine_NK, labels_N, baseline_NK, compressed, subject)
 
 

@@ -16,6 +16,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.precision import Precision
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.recipe import Recipe
+from bitsweep.config.target import Target
 from bitsweep.errors import ConfigError
 
 #: Config group -> what its choices are.
@@ -27,6 +28,7 @@ CONFIG_GROUPS: dict[str, type] = {
     "dataset": Dataset,
     "train": Recipe,
     "protocol": MeasurementProtocol,
+    "target": Target,
 }
 #: The group of requirements, which are no part of what a cell is.
 REQUIRE = "require"

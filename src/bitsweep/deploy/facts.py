@@ -15,9 +15,10 @@ from bitsweep.config.dataset import Dataset
 from bitsweep.config.model import Model
 from bitsweep.config.precision import Scheme
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.config.target import Target
 from bitsweep.data.pixels import StoredForm
 from bitsweep.results import Splits
-from bitsweep.runtime.environment import current_cpu, physical_cores, version_of
+from bitsweep.runtime.environment import version_of
 from bitsweep.runtime.fingerprint import settings
 
 #: Folder of the facts among the files of a cell.
@@ -36,6 +37,7 @@ def facts_of(
     backend: Backend,
     scheme: Scheme,
     protocol: MeasurementProtocol,
+    target: Target,
 ) -> dict[str, Callable[[Path], None]]:
     """What a bundle needs to know: name of a file -> what writes it.
 
@@ -49,14 +51,14 @@ def facts_of(
     height, width, channels = splits.test.images.shape[1:]
     shape = {"height": height, "width": width, "channels": channels}
     framing = vars(splits.framing) if splits.framing else {}
-    cpu = current_cpu()
+    cpu = target.cpu
     about: dict[str, Any] = {
         "cell": name,
         "artifact": backend.artifact,
         "deploy_module": backend.deploy_module,
         "deploy_with": backend.deploy_with,
         "backend": settings(backend),
-        "threads": protocol.threads or physical_cores(),
+        "threads": protocol.threads or target.cores,
         "requirements": [f"{package}=={version_of(package)}" for package in (*backend.deploy_needs, *_NEEDS)],
         "input_shape": model.input_shape,
         "form": asdict(StoredForm(**(framing | shape), crop=splits.crop, white=splits.white)),

@@ -72,7 +72,47 @@ def evaluate(
     """
     infer = subject.backend.load(subject.artifact, threads=subject.threads)
     logits = [infer(np.asarray(images)) for images in batches(test.images, batch=subject.protocol.eval_batch)]
-    logits_NK = np.concatenate(logits).astype(np.float32)
+    parts = np.split(validation_N, range(_BLOCK, len(validation_N), _BLOCK)) if len(validation_N) else []
+    images = (batch for part in parts for batch in batches(validation.images[part], batch=subject.protocol.eval_batch))
+    said = [infer(np.asarray(each)).argmax(1) for each in images]
+    judge(
+        subject,
+        logits_NK=np.concatenate(logits),
+        said_N=np.concatenate(said) if said else np.empty(0, np.int64),
+        test=test,
+        validation=validation,
+        validation_N=validation_N,
+        batches=batches,
+        trained=trained,
+        compressed=compressed,
+        saturates=saturates,
+        calibration_source=calibration_source,
+        folder=folder,
+    )
+
+
+def judge(
+    subject: Subject,
+    *,
+    logits_NK: Array,
+    said_N: Array,
+    test: Split,
+    validation: Split,
+    validation_N: Array,
+    batches: Callable[..., Iterable[Any]],
+    trained: Trained,
+    compressed: Compressed,
+    saturates: bool,
+    calibration_source: str,
+    folder: Path,
+) -> None:
+    """Write what follows from what an artifact computed.
+
+    Args:
+        logits_NK: of the test images.
+        said_N: classes of the validation images.
+    """
+    logits_NK = logits_NK.astype(np.float32)
     np.save(folder / "logits.npy", logits_NK)
     largest = max(subject.protocol.batch_sizes)
     repeated = test.images[np.arange(largest) % len(test)]
@@ -80,13 +120,11 @@ def evaluate(
     np.save(folder / "examples.npy", examples)
 
     metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed, subject)
-    findings, tables = _where_it_diverges(subject, compressed, examples) if "diverges" in flags else ([], [])
+    findings: list[str] = []
+    tables: list[Table] = []
+    if "diverges" in flags and subject.target.here:
+        findings, tables = _where_it_diverges(subject, compressed, examples)
     if len(validation_N):
-        parts = np.split(validation_N, range(_BLOCK, len(validation_N), _BLOCK))
-        images = (
-            batch for part in parts for batch in batches(validation.images[part], batch=subject.protocol.eval_batch)
-        )
-        said_N = np.concatenate([infer(np.asarray(each)).argmax(1) for each in images])
         before_N, right_N = trained.validation_right_N[validation_N], said_N == validation.labels[validation_N]
         metrics |= {
             "validation_images": float(len(right_N)),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bitsweep.measuring.passes import Subject, write_pass
+from bitsweep.measuring.resident import peak_mb, resident_mb
 from bitsweep.runtime import gpu
 
 
@@ -35,16 +36,11 @@ def print_peaks(subject: Subject, examples: Path) -> None:
     On a GPU also by how many the memory in use grew there, which engines keep as long as they are loaded.
     """
     images, on_gpu = np.load(examples)[: subject.protocol.batch_sizes[0]], subject.backend.on_gpu
-    before = _status_kb("VmRSS")
+    before = resident_mb()
     before_mb = gpu.used_mb() if on_gpu else 0.0
     infer = subject.backend.load(subject.artifact, threads=subject.threads)
     infer(images)
-    peaks = {"peak_rss_mb": (_status_kb("VmHWM") - before) * 1024 / 1e6}
+    peaks = {"peak_rss_mb": peak_mb() - before}
     if on_gpu:
         peaks["peak_device_mb"] = gpu.used_mb() - before_mb
     print(json.dumps(peaks))
-
-
-def _status_kb(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

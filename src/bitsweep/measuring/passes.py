@@ -11,8 +11,8 @@ import numpy as np
 from bitsweep.config.backend import Backend
 from bitsweep.config.precision import Scheme
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.config.target import Target
 from bitsweep.results import Measurement, Table
-from bitsweep.runtime.environment import physical_cores
 
 _PASSES = ("inspect", "evaluate", "measure_latency", "measure_memory")
 
@@ -26,11 +26,12 @@ class Subject:
     backend: Backend
     protocol: MeasurementProtocol
     scheme: Scheme
+    target: Target
 
     @property
     def threads(self) -> int:
         """Threads of the engine."""
-        return self.protocol.threads or physical_cores()
+        return self.protocol.threads or self.target.cores
 
 
 def write_pass(

@@ -66,4 +66,9 @@ def saturates(backend: Backend, scheme: Scheme) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         backend.lower(program, Path(folder))
         logits = backend.load(Path(folder), threads=1)(images)
-    return not np.allclose(logits, inference_fn(program)(images), rtol=TOLERANCE)
+    return are_wrong(logits, inference_fn(program)(images))
+
+
+def are_wrong(logits: Array, expected: Array) -> bool:
+    """Whether logits differ from what they should be by more than rounding explains."""
+    return not np.allclose(logits, expected, rtol=TOLERANCE)

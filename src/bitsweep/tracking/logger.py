@@ -186,8 +186,8 @@ class RunLogger:
             "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
             "flags": ", ".join(measured.flags) if measured else "",
             "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
-            "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": environment.current_cpu().isa,
-            "cpu": environment.current_cpu().model, TWIN: ARTIFACT.key_of(cell.twin), MEASURED: self._measured(cell),
+            "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": cell.target.cpu.isa,
+            "cpu": cell.target.cpu.model, TWIN: ARTIFACT.key_of(cell.twin), MEASURED: self._measured(cell),
         }  # fmt: skip
         with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
             now = int(time.time() * 1000)
@@ -195,7 +195,7 @@ class RunLogger:
                 **cell.choices, "scheme": str(cell.scheme), "weight_bits": _bits(cell.scheme.weights),
                 "activation_bits": _bits(cell.scheme.activations), "device": cell.device,
                 "image_size": cell.model.image_size, "batch": cell.protocol.batch_sizes[0],
-                **_flat("method", cell.method), "threads": cell.protocol.threads or environment.physical_cores(),
+                **_flat("method", cell.method), "threads": cell.protocol.threads or cell.target.cores,
             }  # fmt: skip
             if measured and (used := measured.metrics.get("calibration_images")):
                 params["method.calibration_images"] = int(used)  # fewer than were asked for, where there are no more

@@ -1,0 +1,91 @@
+"""What another machine computed, judged here as if it had been computed here."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsweep.errors import CellFailed
+from bitsweep.graphs.program import inference_fn
+from bitsweep.measuring import accuracy, latency, saturation
+from bitsweep.measuring.passes import Subject, write_pass
+from bitsweep.measuring.timing import SAMPLES
+from bitsweep.results import Array, Compressed, Splits, Trained
+
+#: Logits that the probe should give, beside its images.
+_EXPECTED = "expected.npy"
+#: Flag of a processor that was slowed down while it measured.
+THROTTLED = "throttled"
+
+
+def write_probe(subject: Subject, scratch: Path) -> Path:
+    """Lower the program whose sums may saturate, with its images and what they should give."""
+    program, images = saturation.largest_products(subject.scheme)
+    (folder := scratch / "probe").mkdir()
+    subject.backend.lower(program, folder)
+    np.save(folder / "probe.npy", images)
+    np.save(scratch / _EXPECTED, inference_fn(program)(images))
+    return folder
+
+
+def judge(
+    subject: Subject,
+    results: Path,
+    *,
+    probe: Path | None,
+    splits: Splits,
+    validation_N: Array,
+    batches: Callable[..., Iterable[Any]],
+    trained: Trained,
+    compressed: Compressed,
+    folder: Path,
+) -> None:
+    """Write all passes of a measurement from the files that came back.
+
+    Raises:
+        CellFailed: they are not what was asked for.
+    """
+    try:
+        notes = json.loads((results / "notes.json").read_text())
+        logits_NK = _loaded(results / "test.npy", (len(splits.test), len(splits.classes)))
+        said_N = np.empty(0, np.int64)
+        if len(validation_N):
+            said_N = _loaded(results / "validation.npy", (len(validation_N), len(splits.classes))).argmax(1)
+        wrong = probe is not None and saturation.are_wrong(
+            np.load(results / "probe.npy", allow_pickle=False), np.load(probe.parent / _EXPECTED)
+        )
+        (folder / SAMPLES).write_bytes((results / SAMPLES).read_bytes())
+        metrics, flags, details = latency.figures_of(notes, folder, subject.protocol)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CellFailed(f"target={subject.target.name} sent other results than were asked for: {error}") from error
+    accuracy.judge(
+        subject,
+        logits_NK=logits_NK,
+        said_N=said_N,
+        test=splits.test,
+        validation=splits.val,
+        validation_N=validation_N,
+        batches=batches,
+        trained=trained,
+        compressed=compressed,
+        saturates=wrong,
+        calibration_source=splits.calibration_source,
+        folder=folder,
+    )
+    findings = [latency.CROWDED_FINDING] if latency.CROWDED in flags else []
+    if notes.get("throttled"):
+        flags.append(THROTTLED)
+        findings.append("the processor was slowed down while it measured: cool it, and measure again (remeasure=all)")
+    details["machine"] = notes.get("machine", {})
+    write_pass(folder, "measure_latency", metrics, flags, details, findings=findings)
+    if "peak_rss_mb" in notes:
+        write_pass(folder, "measure_memory", {"peak_rss_mb": float(notes["peak_rss_mb"])}, [], {})
+
+
+def _loaded(file: Path, shape: tuple[int, ...]) -> Array:
+    logits: Array = np.load(file, allow_pickle=False)
+    if logits.shape != shape:
+        raise ValueError(f"{file.name} is {logits.shape}, not {shape}")
+    return logits

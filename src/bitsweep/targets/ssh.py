@@ -1,0 +1,214 @@
+"""A machine that is reached by ssh, and measures what was made for it here."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Annotated, ClassVar, final
+
+from pydantic import Field
+
+from bitsweep.config.configurable import NOT_IN_KEYS, Count, configurable
+from bitsweep.config.target import Target
+from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
+from bitsweep.runtime.environment import Cpu
+from bitsweep.runtime.progress import Progress
+
+#: Options of every connection: nobody is there to be asked for a password or about a new host.
+_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-T")
+#: Exit code of ssh where it is the connection that failed.
+_NO_CONNECTION = 255
+#: Files that come back.
+_RESULTS = ("test.npy", "validation.npy", "probe.npy", "latency_samples.npz", "notes.json")
+#: Begins a line of the program there that says how many images are done.
+_STEP = b"step "
+
+
+@final
+@configurable
+class SshMachine(Target):
+    """A machine that is reached by ssh. ``bitsweep probe`` writes its YAML.
+
+    Attributes:
+        host: as ssh takes it, such as ``user@board``; its key must be known, and no password be asked for.
+        options: further options of ssh, such as ``[-p, "2222"]``.
+        python: the interpreter there, with NumPy, psutil and the engine: a name, or a path from ``/`` or ``~/`` on.
+        folder: where files are kept there, from the home folder on.
+        cpu_model, architecture, flags: its processor.
+        physical_cores: as many threads does an engine have, unless ``protocol.threads`` says otherwise.
+    """
+
+    here: ClassVar[bool] = False
+
+    host: Annotated[str, NOT_IN_KEYS, Field(pattern=r"^[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*$")]
+    options: Annotated[tuple[str, ...], NOT_IN_KEYS] = ()
+    python: Annotated[str, NOT_IN_KEYS] = "python3"
+    folder: Annotated[str, NOT_IN_KEYS] = ".cache/bitsweep"
+    cpu_model: str
+    architecture: str
+    flags: tuple[str, ...]
+    physical_cores: Count
+
+    @property
+    def cpu(self) -> Cpu:
+        """As it was when it was probed."""
+        return Cpu(model=self.cpu_model, architecture=self.architecture, flags=frozenset(self.flags))
+
+    @property
+    def cores(self) -> int:
+        """As when it was probed."""
+        return self.physical_cores
+
+    def measure(self, kit: Path, results: Path, progress: Progress) -> None:
+        """Send what is not there yet, run it, and fetch the results."""
+        about = json.loads((kit / "kit.json").read_text())
+        connection, job = Connection(self), f"jobs/{uuid.uuid4().hex}"
+        try:
+            for part in about["parts"]:
+                connection.send(kit / "parts" / part, f"parts/{part}")
+            connection.send(kit / "job", job)
+            with progress(f"{self.name}: images", about["images"]) as advance:
+                done = 0
+
+                def seen(line: bytes) -> None:
+                    nonlocal done
+                    if line.startswith(_STEP) and line[len(_STEP) :].strip().isdigit():
+                        now = int(line[len(_STEP) :])
+                        advance(now - done)
+                        done = now
+
+                connection.run(about["code"], [job], seen)
+            connection.fetch(f"{job}/results", results)
+        except UnreachableTarget as error:
+            raise UnreachableTarget(f"lowered, not measured: {error}; the same command goes on from here") from error
+        finally:
+            connection.remove(job)
+
+
+class Connection:
+    """Commands on a machine that is reached by ssh."""
+
+    def __init__(self, target: SshMachine) -> None:
+        self._target = target
+
+    def send(self, source: Path, name: str) -> None:
+        """Copy a folder, unless it is there; a copy that is cut off is none.
+
+        Raises:
+            UnreachableTarget: the machine does not answer.
+            CellFailed: it cannot take the files.
+        """
+        if self._ssh(f"test -d {name} && echo there", missing_folder=True).strip() == b"there":
+            return
+        new = f"{name}.{uuid.uuid4().hex}"
+        unpack = f"mkdir {new} && tar -xf - -C {new} && mv -T {new} {name} || {{ rm -rf {new}; exit 1; }}"
+
+        def pack(pipe: IO[bytes]) -> None:
+            with tarfile.open(fileobj=pipe, mode="w|") as archive:
+                archive.add(source, arcname=".")
+
+        self._ssh(unpack, give=pack)
+
+    def run(self, code: str, arguments: list[str], seen: Callable[[bytes], None] = lambda line: None) -> bytes:
+        """Run the program that measures, with the code of a part; returns what it prints.
+
+        Args:
+            arguments: of the program; folders from ``folder`` on.
+            seen: called with every line as it is printed.
+        """
+        module = "bitsweep.measuring.on_device"
+        words = " ".join(shlex.quote(word) for word in arguments)
+        return self._ssh(f"PYTHONPATH=parts/{code} exec {self._python} -B -m {module} {words}", seen=seen)
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy the files of results from there; nothing but these is taken, whatever is offered."""
+        packed = self._ssh(f"tar -cf - -C {name} .")
+        scratch = folder / "results.tar"
+        scratch.write_bytes(packed)
+        with tarfile.open(scratch) as archive:
+            for member in archive:
+                wanted = Path(member.name).name
+                if member.isreg() and wanted in _RESULTS and (source := archive.extractfile(member)):
+                    (folder / wanted).write_bytes(source.read())
+        scratch.unlink()
+
+    def remove(self, name: str) -> None:
+        """Delete a folder there; where the machine is gone by now, it stays."""
+        try:
+            self._ssh(f"rm -rf {name}")
+        except (UnreachableTarget, CellFailed):
+            return
+
+    def install(self, packages: list[str]) -> str:
+        """Make an environment of its own there and install packages into it; returns its interpreter."""
+        self._ssh(
+            f"{self._python} -m venv environment && environment/bin/python -m pip install -q {' '.join(packages)}"
+        )
+        return self._ssh("echo $PWD/environment/bin/python").decode().strip()
+
+    @property
+    def _python(self) -> str:
+        python = self._target.python
+        return shlex.quote(python) if not python.startswith("~/") else f"~/{shlex.quote(python[2:])}"
+
+    def _ssh(
+        self,
+        command: str,
+        *,
+        give: Callable[[IO[bytes]], None] | None = None,
+        seen: Callable[[bytes], None] = lambda line: None,
+        missing_folder: bool = False,
+    ) -> bytes:
+        """Run a shell command in the folder there.
+
+        Raises:
+            UnreachableTarget: there is no connection, or it was lost.
+            CellFailed: the command failed.
+        """
+        target, folder = self._target, shlex.quote(self._target.folder)
+        line = f"mkdir -p {folder}/parts {folder}/jobs && cd {folder} && {{ {command}; }}"
+        where = f"target={target.name} ({target.host})"
+        asked = ["ssh", *_OPTIONS, *target.options, "--", target.host, line]
+        if shutil.which("ssh") is None:
+            raise UsageError(f"{where}: there is no ssh here; install OpenSSH's client")
+        stdin = subprocess.PIPE if give else subprocess.DEVNULL
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(asked, stdin=stdin, stdout=subprocess.PIPE, stderr=errors) as process,
+        ):
+            if give and process.stdin:
+                try:
+                    give(process.stdin)
+                    process.stdin.close()
+                except BrokenPipeError:
+                    pass  # why is in what it says
+            printed = []
+            assert process.stdout
+            for each in process.stdout:
+                printed.append(each)
+                seen(each)
+            process.wait()
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()
+        if process.returncode == 0 or (missing_folder and process.returncode == 1):
+            return b"".join(printed)
+        last = next((text for text in reversed(said) if text.strip()), f"exit code {process.returncode}")
+        if process.returncode == _NO_CONNECTION:
+            raise UnreachableTarget(f"{where} cannot be reached: {last}")
+        raise CellFailed(f"{where} {_explained(last, target.python)}")
+
+
+def _explained(last: str, python: str) -> str:
+    """What a last line of another machine means, with what to do."""
+    if "No space left" in last:
+        return f"has no space left: {last}"
+    if python.removeprefix("~/") in last and ("not found" in last or "No such file" in last):
+        return f"has no {python}: set target.python to its interpreter"
+    if "No module named" in last:
+        return f"lacks a package ({last.strip()}): install it there, or run bitsweep probe --install"
+    return last
