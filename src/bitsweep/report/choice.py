@@ -56,9 +56,16 @@ def choose(rows: Sequence[Row], require: Requirements, races: Sequence[Race] = (
 
 
 def by_dataset(report: SweepReport) -> dict[str, list[Row]]:
-    """Data set -> the rows of it that were measured."""
-    datasets = dict.fromkeys(row.cell["dataset"] for row in report.rows)
-    return {name: [row for row in report.measured if row.cell["dataset"] == name] for name in datasets}
+    """Data set -> the rows of it that were measured; those of every machine apart, of which it tells the name."""
+    found: dict[str, list[Row]] = {_place(row.cell): [] for row in report.rows}
+    for row in report.measured:
+        found[_place(row.cell)].append(row)
+    return found
+
+
+def _place(cell: dict[str, str]) -> str:
+    """Times of unlike machines are not compared."""
+    return f"{cell['dataset']} on {cell['target']}" if "target" in cell else cell["dataset"]
 
 
 def recommended_rows(report: SweepReport) -> list[Row]:
@@ -124,7 +131,7 @@ def finalists(rows: Sequence[Row], require: Requirements) -> list[list[Row]]:
 
 def heat(cell: dict[str, str]) -> tuple[str, ...]:
     """What cells have in common whose times are compared: the network, the data and the protocol."""
-    same = ("dataset", "model", "protocol")
+    same = ("dataset", "model", "protocol", "target")
     return tuple(f"{name}={value}" for name, value in cell.items() if name.partition(".")[0] in same)
 
 
