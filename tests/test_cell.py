@@ -15,7 +15,7 @@ from bitsweep.stages import COMPRESSED, key_of
 CONF = Path(__file__).parents[1] / "conf"
 DEFAULTS = {
     "model": "resnet18", "method": "ptq", "precision": "int8", "backend": "onnxruntime", "dataset": "digits",
-    "train": "default", "protocol": "default", "require": "none",
+    "train": "default", "protocol": "default", "target": "local", "require": "none",
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_a_method_that_compresses_floats_has_fp32_cells_of_its_own() -> None:
 def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def on(*flags: str) -> Cell:
         cpu = Cpu(model="some", architecture="x86_64", flags=frozenset(flags))
-        monkeypatch.setattr(cell_module, "current_cpu", lambda: cpu)
+        monkeypatch.setattr("bitsweep.targets.local.current_cpu", lambda: cpu)
         bound = cell()
         assert bound.scheme
         return bound

@@ -82,7 +82,7 @@ def test_a_job_on_another_machine_refuses(pair: list[Cell], monkeypatch: pytest.
     require_planned(cell, "", "cell")
     planned = as_planned(cell, "cell")
     monkeypatch.setattr("bitsweep.launching.physical_cores", lambda: 64)
-    monkeypatch.setattr(stages, "physical_cores", lambda: 64)
+    monkeypatch.setattr("bitsweep.targets.local.physical_cores", lambda: 64)
     (again,) = bs.grid("model=mlp precision=fp32")
     with pytest.raises(MachineError, match=r"planned on .* cores?.*, but this is .*64 cores: run the command in a job"):
         require_planned(again, planned, "cell")

@@ -84,7 +84,7 @@ def test_half_precision_programs_are_shared_between_cpus(precision: str, monkeyp
     programs, reasons = set(), set()
     for flags in (["avx2"], ["avx2", "avx512_vnni"]):
         cpu = Cpu(model="some", architecture="x86_64", flags=frozenset(flags))
-        monkeypatch.setattr(cell_module, "current_cpu", lambda cpu=cpu: cpu)
+        monkeypatch.setattr("bitsweep.targets.local.current_cpu", lambda cpu=cpu: cpu)
         bound = cell(precision=precision, backend="openvino")
         programs.add(COMPRESSED.key_of(bound))
         reasons.add(bound.scheme.why)

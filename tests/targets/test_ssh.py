@@ -1,0 +1,248 @@
+"""Measuring on a machine that is reached by ssh: a real server on this one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from bitsweep.cli import main
+from bitsweep.config.precision import Precision
+from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.data.network_input import network_input
+from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
+from bitsweep.measuring import elsewhere, kit
+from bitsweep.measuring.passes import Subject
+from bitsweep.methods.none import NoCompression
+from bitsweep.probing import Asked, probe
+from bitsweep.results import Split, Splits
+from bitsweep.runtime.environment import current_cpu, physical_cores
+from bitsweep.runtime.progress import silent
+from bitsweep.targets.ssh import SshMachine
+from tests.backends.conftest import CLASSES, SIZE, SmallNet
+from tests.test_sweep import cells, run
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+pytestmark = pytest.mark.skipif(
+    not Path(SSHD).exists() or shutil.which("ssh") is None or os.getuid() != 0,
+    reason="no OpenSSH server, or not root: apt-get install openssh-server",
+)
+FP32 = Precision(name="fp32", weights="float32", activations="float32")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server of this user's, and how to reach it."""
+
+    folder: Path
+    port: int
+    options: tuple[str, ...]
+
+    def start(self) -> None:
+        subprocess.run([SSHD, "-f", str(self.folder / "sshd_config")], check=True)
+        for _ in range(100):
+            if (self.folder / "pid").exists():
+                return
+            time.sleep(0.05)
+        raise AssertionError("the server does not start")
+
+    def stop(self) -> None:
+        process = int((self.folder / "pid").read_text())
+        os.kill(process, 15)
+        while (self.folder / "pid").exists():
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("sshd")
+    for name in ("identity", "host"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    Path("/run/sshd").mkdir(exist_ok=True)
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile {folder}/pid\n"
+        f"AuthorizedKeysFile {folder}/identity.pub\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
+    )
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    options = ("-F", "none", "-i", f"{folder}/identity", "-p", str(port), "-o", f"UserKnownHostsFile={folder}/known")
+    server = Server(folder, port, options)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def target(server: Server, tmp_path: Path) -> SshMachine:
+    cpu = current_cpu()
+    return SshMachine(
+        name="edge",
+        host="root@127.0.0.1",
+        options=server.options,
+        python=sys.executable,
+        folder=str(tmp_path / "there"),
+        cpu_model=cpu.model,
+        architecture=cpu.architecture,
+        flags=tuple(sorted(cpu.flags)),
+        physical_cores=1,
+    )
+
+
+@pytest.fixture
+def prepared(target: SshMachine, tmp_path: Path) -> tuple[Path, Subject, Splits]:
+    """A kit of a small float network, which is its own twin."""
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    backend = OnnxRuntime(name="onnxruntime")
+    scheme = backend.scheme(FP32, target.cpu)
+    splits = _splits()
+    method = NoCompression(name="none")
+    network = SmallNet().eval()
+    backend.lower(
+        method.compress(network, splits, input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program, artifact
+    )
+    protocol = MeasurementProtocol(name="quick", warmup_s=0.01, blocks=6, block_s=0.01, repeats=0, eval_batch=24)
+    subject = Subject(
+        artifact=artifact, twin=artifact, backend=backend, protocol=protocol, scheme=scheme, target=target
+    )  # fmt: skip
+    (folder := tmp_path / "kit").mkdir()
+    kit.write_kit(
+        folder, subject, input_shape=(3, SIZE, SIZE), splits=splits, validation_N=np.array([3, 5, 8]), probe=None
+    )
+    return folder, subject, splits
+
+
+def _splits() -> Splits:
+    images = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), dtype=np.uint8)
+    split = Split(images=images, labels=np.arange(64) % CLASSES)
+    classes, third = tuple(map(str, range(CLASSES))), (0.25, 0.5, 0.75)
+    return Splits(train=split, val=split, test=split, classes=classes, mean_C=third, std_C=third, fingerprint="")
+
+
+def _measured(target: SshMachine, folder: Path, results: Path) -> dict[str, object]:
+    results.mkdir()
+    target.measure(folder, results, silent)
+    return json.loads((results / "notes.json").read_text())
+
+
+def test_the_same_is_computed_there_and_sent_once(
+    target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
+) -> None:
+    folder, subject, splits = prepared
+    notes = _measured(target, folder, tmp_path / "first")
+    assert {file.name for file in (tmp_path / "first").iterdir()} == {
+        "test.npy", "validation.npy", "latency_samples.npz", "notes.json",
+    }  # fmt: skip
+    images = network_input(
+        np.asarray(splits.test.images), input_shape=(3, SIZE, SIZE), mean_C=splits.mean_C, std_C=splits.std_C
+    )
+    infer = subject.backend.load(subject.artifact, threads=1)
+    expected = np.concatenate([infer(images[start : start + 24]) for start in range(0, len(images), 24)])
+    np.testing.assert_array_equal(np.load(tmp_path / "first" / "test.npy"), expected)
+    chosen = np.load(tmp_path / "first" / "validation.npy")
+    np.testing.assert_allclose(chosen, expected[[3, 5, 8]], rtol=1e-4, atol=1e-5)
+    assert notes["threads"] == 1
+    assert notes["peak_rss_mb"] > 0  # type: ignore[operator]
+    assert notes["batches"]["1"]["computing_share"] > 0  # type: ignore[index]
+    there = tmp_path / "there"
+    assert not list((there / "jobs").iterdir())
+    sent = {part: part.stat().st_ctime_ns for part in (there / "parts").iterdir()}
+    _measured(target, folder, tmp_path / "again")
+    assert {part: part.stat().st_ctime_ns for part in (there / "parts").iterdir()} == sent
+
+
+def test_what_is_missing_there_is_said_in_a_line(
+    target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
+) -> None:
+    folder, _, _ = prepared
+
+    def reason(kind: type[Exception], **changed: object) -> str:
+        (results := tmp_path / f"results{len(list(tmp_path.iterdir()))}").mkdir()
+        with pytest.raises(kind) as raised:
+            replace(target, **changed).measure(folder, results, silent)  # type: ignore[arg-type]
+        assert not list(results.iterdir())
+        return str(raised.value)
+
+    assert "has no python7: set target.python" in reason(CellFailed, python="python7")
+    assert "lacks a package" in reason(CellFailed, python=_bare_python(tmp_path))
+    assert "Host key verification failed" in reason(UnreachableTarget, options=target.options[:-2])
+    (tmp_path / "file").write_text("")
+    assert "File exists" in reason(CellFailed, folder=str(tmp_path / "file"))
+    request = json.loads((folder / "job" / "request.json").read_text())
+    request["requirements"]["numpy"] = "1.0"
+    (folder / "job" / "request.json").write_text(json.dumps(request))
+    assert "what is measured needs: pip install numpy==1.0" in reason(CellFailed)
+    assert not list((tmp_path / "there" / "jobs").iterdir())
+
+
+def _bare_python(tmp_path: Path) -> str:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    return str(tmp_path / "bare" / "bin" / "python")
+
+
+def test_a_server_that_is_gone(
+    server: Server, target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
+) -> None:
+    server.stop()
+    try:
+        (results := tmp_path / "results").mkdir()
+        with pytest.raises(UnreachableTarget, match=r"lowered, not measured: .*Connection refused; the same command"):
+            target.measure(prepared[0], results, silent)
+    finally:
+        server.start()
+    _measured(target, prepared[0], tmp_path / "later")
+
+
+def test_other_results_than_were_asked_for(tmp_path: Path, prepared: tuple[Path, Subject, Splits]) -> None:
+    (tmp_path / "notes.json").write_text("{}")
+    np.save(tmp_path / "test.npy", np.zeros((1, 2)))
+    with pytest.raises(CellFailed, match=r"target=edge sent other results than .*test.npy is \(1, 2\), not \(64, 10\)"):
+        elsewhere.judge(
+            prepared[1], tmp_path, probe=None, splits=prepared[2], validation_N=np.array([]), batches=None,
+            trained=None, compressed=None, folder=tmp_path,
+        )  # type: ignore[arg-type] # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "a b", "", "a;b"])
+def test_no_host_is_taken_for_an_option(host: str, tmp_path: Path) -> None:
+    asked = Asked(host=host, name="edge", python="python3", folder="there", options=())
+    with pytest.raises(UsageError, match="host="):
+        list(probe(asked, into=tmp_path, install=None))
+
+
+@pytest.mark.slow
+def test_a_grid_on_two_machines(server: Server, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Described by the real command, planned, measured on both, and reused."""
+    option = [f"--option={word}" for word in server.options]
+    python, there = f"--python={sys.executable}", f"--folder={workplace}/there"
+    main(["probe", "root@127.0.0.1", *option, python, there, "--config-dir", "mine"])
+    assert "onnxruntime" in capsys.readouterr().out
+    written = yaml.safe_load((workplace / "mine" / "target" / "edge.yaml").read_text())
+    assert (written["cpu_model"], written["physical_cores"]) == (current_cpu().model, physical_cores())
+    words = (
+        "-m", "--config-dir", "mine", "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20",
+        "protocol=smoke", "precision=int8", "target=local,edge",
+    )  # fmt: skip
+    run(*words)
+    here, edge = cells()
+    assert (here["target"], edge["target"]) == ("local", "edge")
+    assert edge["status"] == "finished"
+    assert (edge["top1"], edge["parity_sqnr_db"]) == (here["top1"], here["parity_sqnr_db"])
+    assert float(edge["latency_p50_ms"]) > 0
+    text = next((workplace / "multirun").glob("2*/report.md")).read_text()
+    assert "digits on edge: deploy" in text
+    assert "2 reuse" in run(*words, "plan=true")
+    refused = run(*words, "backend=torch", "target=edge", "plan=true")
+    assert "backend=" in refused
