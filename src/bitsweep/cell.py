@@ -58,12 +58,8 @@ class Cell:
 
     @property
     def choices(self) -> dict[str, str]:
-        """Config group -> name of its choice, and every knob that was set, as MLflow parameters.
-
-        The target is among them where it is not this machine.
-        """
-        groups = [group for group in CONFIG_GROUPS if group != "target" or not self.target.here]
-        named = {group: getattr(self, group).name for group in groups}
+        """Config group -> name of its choice, and every knob that was set, as MLflow parameters."""
+        named = {group: getattr(self, group).name for group in CONFIG_GROUPS}
         return named | {"seed": str(self.seed)} | dict(self.knobs)
 
     def setting(self, knob: str) -> str:

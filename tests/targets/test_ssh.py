@@ -179,7 +179,7 @@ def test_what_is_missing_there_is_said_in_a_line(
     assert "lacks a package" in reason(CellFailed, python=_bare_python(tmp_path))
     assert "Host key verification failed" in reason(UnreachableTarget, options=target.options[:-2])
     (tmp_path / "file").write_text("")
-    assert "File exists" in reason(CellFailed, folder=str(tmp_path / "file"))
+    assert "cannot create directory" in reason(CellFailed, folder=str(tmp_path / "file"))
     request = json.loads((folder / "job" / "request.json").read_text())
     request["requirements"]["numpy"] = "1.0"
     (folder / "job" / "request.json").write_text(json.dumps(request))

@@ -10,7 +10,7 @@ from typing import Literal
 from bitsweep.comparison.evidence import MEASURED, CellEvidence, SweepEvidence
 from bitsweep.comparison.judging import Judged, Limits, judge
 from bitsweep.config.requirement import NOTHING, Requirements
-from bitsweep.report.row import Row
+from bitsweep.report.row import HERE, Row
 from bitsweep.report.verdict import Judged as JudgedLimit
 from bitsweep.report.verdict import verdict_of
 
@@ -125,7 +125,7 @@ def _missed(cell: CellEvidence | None, require: Requirements, confidence: float)
 
 
 def _identity(cell: CellEvidence) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(cell.cell.items()))
+    return tuple(sorted({"target": HERE, **cell.cell}.items()))
 
 
 def _one_measurement(old: CellEvidence, new: CellEvidence) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bitsweep.config.requirement import Requirements
 from bitsweep.report.content import SweepReport
-from bitsweep.report.row import AT_CHANCE, Race, Row
+from bitsweep.report.row import AT_CHANCE, HERE, Race, Row
 from bitsweep.report.twins import twin_of, twins
 from bitsweep.report.verdict import accuracy, verdict_of
 
@@ -65,7 +65,8 @@ def by_dataset(report: SweepReport) -> dict[str, list[Row]]:
 
 def _place(cell: dict[str, str]) -> str:
     """Times of unlike machines are not compared."""
-    return f"{cell['dataset']} on {cell['target']}" if "target" in cell else cell["dataset"]
+    target = cell.get("target", HERE)
+    return cell["dataset"] if target == HERE else f"{cell['dataset']} on {target}"
 
 
 def recommended_rows(report: SweepReport) -> list[Row]:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from bitsweep.results import RaceTime
 
 RowStatus = Literal["finished", "reused", "lowered", "failed", "skipped", "interrupted"]
+#: The target that is this machine; sweeps from before there were targets name none.
+HERE = "local"
 #: Config groups that every table shows; the others only where they differ between cells.
 SHOWN_GROUPS = ("model", "method", "precision", "backend")
 #: Flags of cells whose figures are not those of the model that was meant.
