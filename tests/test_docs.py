@@ -131,6 +131,8 @@ def _compose_each(words: list[str]) -> None:
     words = [PLACEHOLDER.sub("lenet", word) if word == "model=NAME" else word for word in words]
     if {"--help", "--cfg"} & set(words):
         return
+    # YAMLs of other machines are written by `bitsweep probe`.
+    words = ["target=local" if word.startswith("target=") else word for word in words]
     for launcher in [word for word in words if word.startswith("hydra/launcher=")]:  # it may be no more than an extra
         assert (CONF / "hydra" / "launcher" / f"{launcher.partition('=')[2]}.yaml").exists()
         words = [word for word in words if word != launcher]
