@@ -56,8 +56,11 @@ def probe(asked: Asked, *, into: Path, install: Sequence[str] | None) -> Iterato
     found = _described(asked)
     cpu = found["cpu"]
     target = _target(asked, cpu, found["physical_cores"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(_yaml(target))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_yaml(target))
+    except OSError as error:
+        raise UsageError(f"--config-dir={into}: cannot be written ({error.strerror}); name another folder") from error
     yield f"{cpu['model']} ({target.cpu.isa}), {target.cores} cores, {found['platform']}, Python {found['python']}"
     for engine, package in _ENGINES.items():
         there, here = found["versions"][package], version_of(package)

@@ -91,7 +91,8 @@ class SweepReport:
         import pandas
 
         frame = pandas.DataFrame(self.records())
-        metrics = [name for name in frame.columns if name in METRICS or name == "final_p50_ms"]
+        named = {"final_p50_ms"}.union(*(row.metrics for row in self.rows))
+        metrics = [name for name in frame.columns if name in named]
         frame[metrics] = frame[metrics].apply(pandas.to_numeric)
         return frame
 

@@ -26,7 +26,7 @@ class Candidate:
         program: key of what the engine gets, which all engines with the same scheme share.
         family: what programs have in common that differ in effort alone.
         effort: how much work of a method is asked for, in no unit; more takes longer.
-        engine: the engine with its settings.
+        engine: the engine with its settings, on the machine that measures.
         kernels: what cells have in common that one engine runs by the same kernels, on weights and activations of the
             same formats: they are equally fast, but for chance.
         bits: of a weight.
@@ -61,7 +61,7 @@ def candidate_of(cell: Cell) -> Candidate:
     network = digest(BASELINE.key_of(cell), identity(cell.protocol), [cell.dataset.name, cell.model.name])
     weights, activations = cell.scheme.weights, cell.scheme.activations
     formats = [asdict(each) if isinstance(each, Grid) else each for each in (weights, activations)]
-    engine = digest(identity(cell.backend))
+    engine = digest(identity(cell.backend), identity(cell.target))
     return Candidate(
         choices=cell.choices,
         network=network,

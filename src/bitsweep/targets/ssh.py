@@ -25,6 +25,8 @@ _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAlive
 _NO_CONNECTION = 255
 #: Files that come back.
 _RESULTS = ("test.npy", "validation.npy", "probe.npy", "latency_samples.npz", "notes.json")
+#: The last file of every copy, by which one that was cut off is known.
+_LAST = ".complete"
 #: Begins a line of the program there that says how many images are done.
 _STEP = b"step "
 
@@ -106,11 +108,13 @@ class Connection:
         if self._ssh(f"test -d {name} && echo there", missing_folder=True).strip() == b"there":
             return
         new = f"{name}.{uuid.uuid4().hex}"
-        unpack = f"mkdir {new} && tar -xf - -C {new} && mv -T {new} {name} || {{ rm -rf {new}; exit 1; }}"
+        whole = f"tar -xf - -C {new} && test -e {new}/{_LAST}"
+        unpack = f"mkdir {new} && {whole} && mv -T {new} {name} || {{ rm -rf {new}; exit 1; }}"
 
         def pack(pipe: IO[bytes]) -> None:
             with tarfile.open(fileobj=pipe, mode="w|") as archive:
                 archive.add(source, arcname=".")
+                archive.addfile(tarfile.TarInfo(_LAST))
 
         self._ssh(unpack, give=pack)
 
