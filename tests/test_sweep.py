@@ -261,7 +261,7 @@ def test_classes_may_be_called_anything(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failing_cell_fails_alone(workplace: Path) -> None:
-    words = ["-m", *QUICK, "precision=fp32", "backend=onnxruntime,torch,reference", "timeout_s=600", "memory_gb=0"]
+    words = ["-m", *QUICK, "precision=fp32", "backend=onnxruntime,torch", "timeout_s=600", "memory_gb=0"]
     output = run(*words)
     assert "failed" not in output
     assert output.count("final race: ") == 1
@@ -370,7 +370,7 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         (["precision=int8,fp16"], "error: precision=int8,fp16: several values are a grid; add -m"),
         (["train.lr=-1"], "error: train.lr=-1: should be greater than 0"),
         (["-m", "train.lr=0.1,fast"], "error: train.lr=fast: should be a valid number"),
-        (["stage=nothing"], "error: stage=nothing: should be 'cell' or 'baseline'"),
+        (["stage=nothing"], "error: stage=nothing: should be 'cell', 'baseline' or 'screening'"),
         (["precision=int16"], "backend=reference"),
         (["dataset=mnist", "dataset.root=/nowhere"], "dataset.root"),
         (["store=/proc/store"], r"error: store=/proc/store: cannot be written .* choose a folder"),

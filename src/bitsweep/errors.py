@@ -3,6 +3,7 @@
 BitsweepError                 exit code 1
 ├── CompressionError          a network cannot be traced or compressed as it is
 ├── CellFailed                a child process crashed, was killed, or ran out of time or memory
+├── UnreachableTarget         the machine that measures does not answer
 ├── StoreError                the artifact store or the disk under it cannot be used
 ├── MachineError              what keeps cells of one machine apart cannot be used
 ├── TrackingError             MLflow does not answer

@@ -41,7 +41,7 @@ def write_facts(of: Cell, splits: Splits, logits_NK: Array, folder: Path) -> Non
     np.save(folder / "logits.npy", logits_NK)
     facts = facts_of(
         splits, folder / "logits.npy", name=of.name, model=of.model, dataset=of.dataset, backend=of.backend,
-        scheme=of.scheme, protocol=of.protocol,
+        scheme=of.scheme, protocol=of.protocol, target=of.target,
     )  # fmt: skip
     for name, write in facts.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -88,8 +88,8 @@ def run(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
 def test_it_does_what_was_recorded(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, said = verified(made, capsys)
     assert before == (
-        f"{made}: every file is as its manifest.json says; runs a copy of classify.py, engine.py, manifest.py, "
-        "pixels.py in this environment\n"
+        f"{made}: every file is as its manifest.json says; runs a copy of batches.py, classify.py, engine.py, "
+        "manifest.py, network_input.py, pixels.py in this environment\n"
     )
     assert said.startswith("16 of 16 predictions as recorded; largest difference of logits 0.0e+00 of the largest")
 

@@ -16,7 +16,7 @@ from bitsweep.config.backend import Backend, InferenceFn, OnDevice
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring import accuracy, latency, memory
+from bitsweep.measuring import accuracy, latency, memory, timing
 from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.results import Compressed, LayerRecord, Measurement, OpProfile, Split, Trained
 from bitsweep.runtime.environment import Cpu
@@ -227,7 +227,7 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 def test_blocks_alternate() -> None:
     turns: list[str] = []
     artifacts = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
-    blocks = latency.interleaved_blocks(artifacts, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
+    blocks = timing.interleaved_blocks(artifacts, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
     assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
     assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2
 

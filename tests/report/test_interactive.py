@@ -80,11 +80,11 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         # A filter applies to the table and to the points.
         page.get_by_label("filter by precision").fill("int8|fp16")
         page.get_by_label("filter by p50 ms").fill("<= 2")
-        page.wait_for_function("document.querySelectorAll('#chart .point').length < 500")
         expected = [
             row for row in rows if row.cell["precision"] in ("int8", "fp16") and row.metrics["latency_p50_ms"] <= 2
         ]
-        assert points.count() == shown.count() == len(expected)
+        page.wait_for_function(f"document.querySelectorAll('#chart .point').length === {len(expected)}")
+        assert shown.count() == len(expected)
         assert page.inner_text("#count span") == f"{len(expected)} of 500 cells"
         page.get_by_role("button", name="show all").click()
         assert points.count() == 500

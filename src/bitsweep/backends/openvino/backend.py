@@ -117,6 +117,8 @@ class OpenVino(Backend):
     def _engine(self) -> Any:
         """What runs artifacts."""
         try:
+            import openvino  # noqa: F401 - what deploy.py imports only once
+
             from bitsweep.backends.openvino import deploy
         except ImportError:
             raise MissingPackage(self.package, self.extra) from None
