@@ -383,6 +383,7 @@ def test_bad_input_is_one_clear_line(words: list[str], message: str, workplace: 
     assert re.search(message, "\n".join(errors)), output
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_does_not_answer(workplace: Path) -> None:
     output = run("precision=int8", code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert output.strip() == (

@@ -288,6 +288,7 @@ def test_facts_that_are_lacking_are_named(lacking: str, made: Path, tmp_path: Pa
         bundle.verify(changed, here=True)
 
 
+@pytest.mark.slow
 def test_a_program_of_pytorch_is_read_as_data(
     splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

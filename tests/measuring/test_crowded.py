@@ -38,6 +38,7 @@ def neighbours(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
+@pytest.mark.slow
 def test_crowded_cores_are_seen_and_tried_again() -> None:
     with neighbours(4):
         _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)

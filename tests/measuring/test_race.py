@@ -81,6 +81,7 @@ def test_nobody_runs_while_another_does_and_the_quickest_wins(tmp_path: Path) ->
     assert quick.p50_ms < middle.p50_ms < slow.p50_ms
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_the_race_for_all(tmp_path: Path) -> None:
     with pytest.raises(CellFailed, match="race was killed by SIGKILL"):
         held(tmp_path, entrant(tmp_path, "a", 1.0, Sleeper()), entrant(tmp_path, "b", 1.0, Mortal(name="mortal")))

@@ -66,6 +66,7 @@ def test_html_shows_names_as_they_are(odd: SweepReport, tmp_path: Path) -> None:
     assert "\x1b" not in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_markdown_has_no_element_that_a_name_made(odd: SweepReport, tmp_path: Path) -> None:
     write(odd, tmp_path)
     text = (tmp_path / "report.md").read_text()
@@ -85,6 +86,7 @@ def test_a_terminal_gets_no_control_characters(odd: SweepReport) -> None:
     assert "\\x1b[31mred" in text
 
 
+@pytest.mark.slow
 def test_files_have_plain_names_and_pictures_are_all_drawn(odd: SweepReport, tmp_path: Path) -> None:
     written = write(odd, tmp_path)
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", path.name) for path in written)
@@ -109,6 +111,7 @@ def test_markdown_is_escaped_where_it_would_mean_something(text: str, shown: str
     assert escaped(text) == shown
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_runs_nothing_of_a_name(odd: SweepReport, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright

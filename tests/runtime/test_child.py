@@ -186,6 +186,7 @@ def test_a_traceback_is_in_the_log(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_child as t\n"

@@ -137,6 +137,7 @@ def _measured(target: SshMachine, folder: Path, results: Path) -> dict[str, obje
     return json.loads((results / "notes.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_same_is_computed_there_and_sent_once(
     target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_the_same_is_computed_there_and_sent_once(
     assert {part: part.stat().st_ctime_ns for part in (there / "parts").iterdir()} == sent
 
 
+@pytest.mark.slow
 def test_what_is_missing_there_is_said_in_a_line(
     target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
 ) -> None:
@@ -192,6 +194,7 @@ def _bare_python(tmp_path: Path) -> str:
     return str(tmp_path / "bare" / "bin" / "python")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone(
     server: Server, target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def train(digits: Splits, unfinished: Path | None, kill_before: int = 99) -> tup
     return network, [epoch.val_loss for epoch in history], epochs
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_if_it_had_not_been(
     digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
         assert torch.equal(network.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_passed_over(
     digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_file_that_cannot_be_read_is_passed_over(
     assert "training anew" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_stops_nothing(
     digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

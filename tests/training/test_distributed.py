@@ -74,6 +74,7 @@ def test_two_processes_learn_what_one_does(digits: Splits, tmp_path: Path, knobs
     assert losses[0, 0] > 1.05 * losses[-1, 0]
 
 
+@pytest.mark.slow
 def test_the_figures_do_not_depend_on_luck(digits: Splits, tmp_path: Path) -> None:
     """Half the batches, or statistics of half the images, would be seen in the losses."""
     losses = trained(digits, tmp_path / "one", recipe())[0]
