@@ -79,7 +79,7 @@ def _described(asked: Asked) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         part = kit.code(Path(scratch))
         connection.send(Path(scratch) / "parts" / part, f"parts/{part}")
-        said = connection.run(part, ["--describe", *kit.NEEDS, *_ENGINES.values()])
+        said = connection.run(kit.PROGRAM, ["--describe", *kit.NEEDS, *_ENGINES.values()], code=part)
     try:
         found: dict[str, Any] = json.loads(said.splitlines()[-1])
         _target(asked, found["cpu"], found["physical_cores"])

@@ -6,7 +6,9 @@ folders of stages before it. So they also say what is in the stage's key, see `b
 
 import functools
 import json
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitsweep.config.backend import Backend
 from bitsweep.config.dataset import Dataset
@@ -19,8 +21,12 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.config.target import Target
 from bitsweep.data.pixels import Framing
 from bitsweep.errors import StoreError
+from bitsweep.measuring.passes import Subject
 from bitsweep.results import Array
 from bitsweep.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from bitsweep.measuring.accuracy import Material
 
 #: Images that the statistics of layers are of.
 _PROBE_IMAGES = 8
@@ -197,7 +203,6 @@ def inspect(
 ) -> None:
     """Record size and kernels of an artifact that cannot be run here."""
     from bitsweep.measuring import accuracy
-    from bitsweep.measuring.passes import Subject
     from bitsweep.quantization.compressed import load_compressed
 
     subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target)
@@ -221,26 +226,34 @@ def evaluate(
     progress: Progress,
 ) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
+    from bitsweep.measuring import accuracy
+
+    accuracy.evaluate(
+        Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target),
+        _material(model, protocol, data=data, baseline=baseline, compressed=compressed),
+        saturates=probed is not None and json.loads((probed / "probe.json").read_text())["saturates"],
+        folder=folder,
+    )
+
+
+def _material(
+    model: Model, protocol: MeasurementProtocol, *, data: Path, baseline: Path, compressed: Path
+) -> "Material":
+    """What an artifact is judged by."""
     from bitsweep.data.preprocessing import normalized, preprocessed
     from bitsweep.data.sampling import sample_of_validation
     from bitsweep.data.splits import load_splits
-    from bitsweep.measuring import accuracy
-    from bitsweep.measuring.passes import Subject
+    from bitsweep.measuring.accuracy import Material
     from bitsweep.quantization.compressed import load_compressed
     from bitsweep.training.trained import load_trained
 
     splits = normalized(load_splits(data), model)
-    accuracy.evaluate(
-        Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target),
-        test=splits.test,
-        validation=splits.val,
+    return Material(
+        splits=splits,
         validation_N=sample_of_validation(splits, protocol.validation_images),
         batches=functools.partial(preprocessed, splits=splits, input_shape=model.input_shape),
         trained=load_trained(baseline),
         compressed=load_compressed(compressed),
-        saturates=probed is not None and json.loads((probed / "probe.json").read_text())["saturates"],
-        calibration_source=splits.calibration_source,
-        folder=folder,
     )
 
 
@@ -259,7 +272,6 @@ def measure_latency(
     import numpy as np
 
     from bitsweep.measuring import latency
-    from bitsweep.measuring.passes import Subject
 
     if backend.timed:
         subject = Subject(
@@ -281,7 +293,6 @@ def measure_memory(
 ) -> None:
     """Measure peak memory."""
     from bitsweep.measuring import memory
-    from bitsweep.measuring.passes import Subject
 
     if protocol.memory and backend.timed:
         subject = Subject(
@@ -306,42 +317,19 @@ def measure_there(
     progress: Progress,
 ) -> None:
     """Let another machine run the artifact, and judge here what it computed and how long that took."""
-    import tempfile
-
-    from bitsweep.data.preprocessing import normalized, preprocessed
-    from bitsweep.data.sampling import sample_of_validation
-    from bitsweep.data.splits import load_splits
     from bitsweep.measuring import elsewhere
     from bitsweep.measuring.kit import write_kit
-    from bitsweep.measuring.passes import Subject
-    from bitsweep.quantization.compressed import load_compressed
-    from bitsweep.training.trained import load_trained
 
-    splits = normalized(load_splits(data), model)
-    subject = Subject(
-        artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target
-    )  # fmt: skip
-    validation_N = sample_of_validation(splits, protocol.validation_images)
+    material = _material(model, protocol, data=data, baseline=baseline, compressed=compressed)
+    subject = Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target)
     with tempfile.TemporaryDirectory(prefix="bitsweep-kit-") as scratch:
         kit, results = Path(scratch) / "kit", Path(scratch) / "results"
         for each in (kit, results):
             each.mkdir()
         probe = elsewhere.write_probe(subject, Path(scratch)) if scheme.arithmetic == "integer" else None
-        write_kit(
-            kit, subject, input_shape=model.input_shape, splits=splits, validation_N=validation_N, probe=probe
-        )  # fmt: skip
+        write_kit(kit, subject, material, input_shape=model.input_shape, probe=probe)
         target.measure(kit, results, progress)
-        elsewhere.judge(
-            subject,
-            results,
-            probe=probe,
-            splits=splits,
-            validation_N=validation_N,
-            batches=functools.partial(preprocessed, splits=splits, input_shape=model.input_shape),
-            trained=load_trained(baseline),
-            compressed=load_compressed(compressed),
-            folder=folder,
-        )
+        elsewhere.judge(subject, material, results, probe=probe, folder=folder)
 
 
 def gather_evidence(

@@ -18,7 +18,7 @@ from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring import accuracy, latency, memory, timing
 from bitsweep.measuring.passes import Subject, load_measurement
-from bitsweep.results import Compressed, LayerRecord, Measurement, OpProfile, Split, Trained
+from bitsweep.results import USUAL_CALIBRATION, Compressed, LayerRecord, Measurement, OpProfile, Split, Splits, Trained
 from bitsweep.runtime.environment import Cpu
 from bitsweep.targets.local import ThisMachine
 
@@ -255,7 +255,7 @@ def evaluated(
     saturates: bool = False,
     guesses: bool = False,
     watched: int = 0,
-    source: str = "training images",
+    source: str = USUAL_CALIBRATION,
     sample: Sequence[int] = range(10),
     judged: Sequence[int] = (),
     **about: Any,
@@ -274,31 +274,40 @@ def evaluated(
             scheme=scheme,
             target=HERE,
         ),
-        test=test,
-        validation=test,
-        validation_N=np.array(judged, np.int64),
-        batches=_batches,
-        trained=Trained(
-            checkpoint=tmp_path,
-            history=(),
-            best_epoch=0,
-            val_top1=1,
-            device="cpu",
-            test_logits_NK=np.zeros_like(exact) if guesses else exact,
-            validation_right_N=values != 9,
-        ),
-        compressed=Compressed(
-            program=tmp_path,
-            layers=(layer,),
-            curves=(),
-            tables=(),
-            layer_stats=(),
-            reference_N=np.array(sample),
-            reference_NK=exact[sample],
-            calibrated_on=watched,
+        accuracy.Material(
+            splits=Splits(
+                train=test,
+                val=test,
+                test=test,
+                classes=("a", "b"),
+                mean_C=(0.5,),
+                std_C=(0.5,),
+                fingerprint="",
+                unlabelled=None if source == USUAL_CALIBRATION else test.images,
+            ),
+            validation_N=np.array(judged, np.int64),
+            batches=_batches,
+            trained=Trained(
+                checkpoint=tmp_path,
+                history=(),
+                best_epoch=0,
+                val_top1=1,
+                device="cpu",
+                test_logits_NK=np.zeros_like(exact) if guesses else exact,
+                validation_right_N=values != 9,
+            ),
+            compressed=Compressed(
+                program=tmp_path,
+                layers=(layer,),
+                curves=(),
+                tables=(),
+                layer_stats=(),
+                reference_N=np.array(sample),
+                reference_NK=exact[sample],
+                calibrated_on=watched,
+            ),
         ),
         saturates=saturates,
-        calibration_source=source,
         folder=tmp_path,
     )
     return load_measurement(tmp_path)

@@ -22,6 +22,7 @@ from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.data.network_input import network_input
 from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
 from bitsweep.measuring import elsewhere, kit
+from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
 from bitsweep.methods.none import NoCompression
 from bitsweep.probing import Asked, probe
@@ -101,7 +102,7 @@ def target(server: Server, tmp_path: Path) -> SshMachine:
 
 
 @pytest.fixture
-def prepared(target: SshMachine, tmp_path: Path) -> tuple[Path, Subject, Splits]:
+def prepared(target: SshMachine, tmp_path: Path) -> tuple[Path, Subject, Material]:
     """A kit of a small float network, which is its own twin."""
     artifact = tmp_path / "artifact"
     artifact.mkdir()
@@ -118,10 +119,11 @@ def prepared(target: SshMachine, tmp_path: Path) -> tuple[Path, Subject, Splits]
         artifact=artifact, twin=artifact, backend=backend, protocol=protocol, scheme=scheme, target=target
     )  # fmt: skip
     (folder := tmp_path / "kit").mkdir()
-    kit.write_kit(
-        folder, subject, input_shape=(3, SIZE, SIZE), splits=splits, validation_N=np.array([3, 5, 8]), probe=None
-    )
-    return folder, subject, splits
+    material = Material(
+        splits=splits, validation_N=np.array([3, 5, 8]), batches=iter, trained=None, compressed=None,
+    )  # type: ignore[arg-type] # fmt: skip
+    kit.write_kit(folder, subject, material, input_shape=(3, SIZE, SIZE), probe=None)
+    return folder, subject, material
 
 
 def _splits() -> Splits:
@@ -139,9 +141,10 @@ def _measured(target: SshMachine, folder: Path, results: Path) -> dict[str, obje
 
 @pytest.mark.slow
 def test_the_same_is_computed_there_and_sent_once(
-    target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
+    target: SshMachine, prepared: tuple[Path, Subject, Material], tmp_path: Path
 ) -> None:
-    folder, subject, splits = prepared
+    folder, subject, material = prepared
+    splits = material.splits
     notes = _measured(target, folder, tmp_path / "first")
     assert {file.name for file in (tmp_path / "first").iterdir()} == {
         "test.npy", "validation.npy", "latency_samples.npz", "notes.json",
@@ -166,7 +169,7 @@ def test_the_same_is_computed_there_and_sent_once(
 
 @pytest.mark.slow
 def test_what_is_missing_there_is_said_in_a_line(
-    target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
+    target: SshMachine, prepared: tuple[Path, Subject, Material], tmp_path: Path
 ) -> None:
     folder, _, _ = prepared
 
@@ -196,7 +199,7 @@ def _bare_python(tmp_path: Path) -> str:
 
 @pytest.mark.slow
 def test_a_server_that_is_gone(
-    server: Server, target: SshMachine, prepared: tuple[Path, Subject, Splits], tmp_path: Path
+    server: Server, target: SshMachine, prepared: tuple[Path, Subject, Material], tmp_path: Path
 ) -> None:
     server.stop()
     try:
@@ -208,14 +211,11 @@ def test_a_server_that_is_gone(
     _measured(target, prepared[0], tmp_path / "later")
 
 
-def test_other_results_than_were_asked_for(tmp_path: Path, prepared: tuple[Path, Subject, Splits]) -> None:
+def test_other_results_than_were_asked_for(tmp_path: Path, prepared: tuple[Path, Subject, Material]) -> None:
     (tmp_path / "notes.json").write_text("{}")
     np.save(tmp_path / "test.npy", np.zeros((1, 2)))
     with pytest.raises(CellFailed, match=r"target=edge sent other results than .*test.npy is \(1, 2\), not \(64, 10\)"):
-        elsewhere.judge(
-            prepared[1], tmp_path, probe=None, splits=prepared[2], validation_N=np.array([]), batches=None,
-            trained=None, compressed=None, folder=tmp_path,
-        )  # type: ignore[arg-type] # fmt: skip
+        elsewhere.judge(prepared[1], prepared[2], tmp_path, probe=None, folder=tmp_path)
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "a b", "", "a;b"])

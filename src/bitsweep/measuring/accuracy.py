@@ -1,6 +1,7 @@
 """Accuracy, parity with the reference, size, and the kernels that were executed."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bitsweep.errors import BitsweepError
 from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
-from bitsweep.results import USUAL_CALIBRATION, Array, Compressed, OpProfile, Shape, Split, Table, Trained
+from bitsweep.results import USUAL_CALIBRATION, Array, Compressed, OpProfile, Shape, Splits, Table, Trained
 from bitsweep.runtime.store import MANIFEST
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
@@ -28,6 +29,24 @@ _BLOCK = 512
 LEAST_AGREEMENT = 0.99
 #: Parity with the reference in dB below which it is not, and from which on it is; sums that saturate leave 17.
 LEAST_SQNR_DB, SUFFICIENT_SQNR_DB = 20.0, 25.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What an artifact is judged by.
+
+    Attributes:
+        splits: what is chosen among cells is not to be chosen on the test images, so that validation images count too.
+        validation_N: numbers of the validation images to classify, int64 in rising order.
+        batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
+        trained, compressed: the baseline and the reference, with what they make of the test images.
+    """
+
+    splits: Splits
+    validation_N: Array
+    batches: Callable[..., Iterable[Any]]
+    trained: Trained
+    compressed: Compressed
 
 
 def inspect(subject: Subject, *, input_shape: Shape, compressed: Compressed, folder: Path) -> None:
@@ -46,86 +65,50 @@ def inspect(subject: Subject, *, input_shape: Shape, compressed: Compressed, fol
     write_pass(folder, "inspect", metrics | more_metrics, flags, details | more_details, tables=[table])
 
 
-def evaluate(
-    subject: Subject,
-    *,
-    test: Split,
-    validation: Split,
-    validation_N: Array,
-    batches: Callable[..., Iterable[Any]],
-    trained: Trained,
-    compressed: Compressed,
-    saturates: bool,
-    calibration_source: str,
-    folder: Path,
-) -> None:
+def evaluate(subject: Subject, material: Material, *, saturates: bool, folder: Path) -> None:
     """Measure top-1 on the whole test split from the artifact itself, and compare it with baseline and reference.
 
-    What is chosen among cells is not to be chosen on these images, so that validation images are classified as well.
-
     Args:
-        validation_N: numbers of the validation images to classify, int64 in rising order.
-        batches: ``(images, batch=N)`` gives stored images as the network takes them, N at a time.
         saturates: whether the engine's kernels were seen to fail on the largest sums of the scheme.
-        calibration_source: which images the method may have watched.
         folder: gets ``logits.npy`` of the test images and ``examples.npy`` for the other passes.
     """
-    infer = subject.backend.load(subject.artifact, threads=subject.threads)
-    logits = [infer(np.asarray(images)) for images in batches(test.images, batch=subject.protocol.eval_batch)]
-    parts = np.split(validation_N, range(_BLOCK, len(validation_N), _BLOCK)) if len(validation_N) else []
-    images = (batch for part in parts for batch in batches(validation.images[part], batch=subject.protocol.eval_batch))
+    infer, size = subject.backend.load(subject.artifact, threads=subject.threads), subject.protocol.eval_batch
+    batches, chosen_N = material.batches, material.validation_N
+    logits = [infer(np.asarray(images)) for images in batches(material.splits.test.images, batch=size)]
+    parts = np.split(chosen_N, range(_BLOCK, len(chosen_N), _BLOCK)) if len(chosen_N) else []
+    images = (batch for part in parts for batch in batches(material.splits.val.images[part], batch=size))
     said = [infer(np.asarray(each)).argmax(1) for each in images]
-    judge(
-        subject,
-        logits_NK=np.concatenate(logits),
-        said_N=np.concatenate(said) if said else np.empty(0, np.int64),
-        test=test,
-        validation=validation,
-        validation_N=validation_N,
-        batches=batches,
-        trained=trained,
-        compressed=compressed,
-        saturates=saturates,
-        calibration_source=calibration_source,
-        folder=folder,
-    )
+    said_N = np.concatenate(said) if said else np.empty(0, np.int64)
+    judge(subject, material, logits_NK=np.concatenate(logits), said_N=said_N, saturates=saturates, folder=folder)
 
 
 def judge(
-    subject: Subject,
-    *,
-    logits_NK: Array,
-    said_N: Array,
-    test: Split,
-    validation: Split,
-    validation_N: Array,
-    batches: Callable[..., Iterable[Any]],
-    trained: Trained,
-    compressed: Compressed,
-    saturates: bool,
-    calibration_source: str,
-    folder: Path,
+    subject: Subject, material: Material, *, logits_NK: Array, said_N: Array, saturates: bool, folder: Path
 ) -> None:
     """Write what follows from what an artifact computed.
 
     Args:
         logits_NK: of the test images.
         said_N: classes of the validation images.
+        saturates, folder: see `evaluate`.
     """
+    test, compressed = material.splits.test, material.compressed
     logits_NK = logits_NK.astype(np.float32)
     np.save(folder / "logits.npy", logits_NK)
     largest = max(subject.protocol.batch_sizes)
     repeated = test.images[np.arange(largest) % len(test)]
-    (examples,) = (np.asarray(images) for images in batches(repeated, batch=largest))
+    (examples,) = (np.asarray(images) for images in material.batches(repeated, batch=largest))
     np.save(folder / "examples.npy", examples)
 
-    metrics, flags = compare(logits_NK, test.labels, trained.test_logits_NK, compressed, subject)
+    metrics, flags = compare(logits_NK, test.labels, material.trained.test_logits_NK, compressed, subject)
     findings: list[str] = []
     tables: list[Table] = []
     if "diverges" in flags and subject.target.here:
         findings, tables = _where_it_diverges(subject, compressed, examples)
-    if len(validation_N):
-        before_N, right_N = trained.validation_right_N[validation_N], said_N == validation.labels[validation_N]
+    if len(said_N):
+        chosen_N = material.validation_N
+        before_N = material.trained.validation_right_N[chosen_N]
+        right_N = said_N == material.splits.val.labels[chosen_N]
         metrics |= {
             "validation_images": float(len(right_N)),
             "validation_top1": float(right_N.mean()),
@@ -134,12 +117,13 @@ def judge(
         }
     if compressed.calibrated_on:
         metrics["calibration_images"] = float(compressed.calibrated_on)
+    source = material.splits.calibration_source
     count, few = compressed.calibrated_on, 0 < compressed.calibrated_on < _FEW_IMAGES
-    if few or (count and calibration_source != USUAL_CALIBRATION):
+    if few or (count and source != USUAL_CALIBRATION):
         advice = (
             ": ranges are those of few pictures; raise method.calibration_images, or give more of them" if few else ""
         )
-        findings.append(f"calibrated on {count} {calibration_source}{advice}")
+        findings.append(f"calibrated on {count} {source}{advice}")
     if metrics["top1_drop_pp"] >= _EXPLAINED_DROP_PP:
         findings += why_less_accurate(compressed.tables)
     if saturates:

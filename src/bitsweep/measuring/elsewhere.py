@@ -1,9 +1,7 @@
 """What another machine computed, judged here as if it had been computed here."""
 
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from bitsweep.graphs.program import inference_fn
 from bitsweep.measuring import accuracy, latency, saturation
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.timing import SAMPLES
-from bitsweep.results import Array, Compressed, Splits, Trained
+from bitsweep.results import Array
 
 #: Logits that the probe should give, beside its images.
 _EXPECTED = "expected.npy"
@@ -30,29 +28,19 @@ def write_probe(subject: Subject, scratch: Path) -> Path:
     return folder
 
 
-def judge(
-    subject: Subject,
-    results: Path,
-    *,
-    probe: Path | None,
-    splits: Splits,
-    validation_N: Array,
-    batches: Callable[..., Iterable[Any]],
-    trained: Trained,
-    compressed: Compressed,
-    folder: Path,
-) -> None:
+def judge(subject: Subject, material: accuracy.Material, results: Path, *, probe: Path | None, folder: Path) -> None:
     """Write all passes of a measurement from the files that came back.
 
     Raises:
         CellFailed: they are not what was asked for.
     """
+    classes, chosen = len(material.splits.classes), len(material.validation_N)
     try:
         notes = json.loads((results / "notes.json").read_text())
-        logits_NK = _loaded(results / "test.npy", (len(splits.test), len(splits.classes)))
+        logits_NK = _loaded(results / "test.npy", (len(material.splits.test), classes))
         said_N = np.empty(0, np.int64)
-        if len(validation_N):
-            said_N = _loaded(results / "validation.npy", (len(validation_N), len(splits.classes))).argmax(1)
+        if chosen:
+            said_N = _loaded(results / "validation.npy", (chosen, classes)).argmax(1)
         wrong = probe is not None and saturation.are_wrong(
             np.load(results / "probe.npy", allow_pickle=False), np.load(probe.parent / _EXPECTED)
         )
@@ -60,20 +48,7 @@ def judge(
         metrics, flags, details = latency.figures_of(notes, folder, subject.protocol)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CellFailed(f"target={subject.target.name} sent other results than were asked for: {error}") from error
-    accuracy.judge(
-        subject,
-        logits_NK=logits_NK,
-        said_N=said_N,
-        test=splits.test,
-        validation=splits.val,
-        validation_N=validation_N,
-        batches=batches,
-        trained=trained,
-        compressed=compressed,
-        saturates=wrong,
-        calibration_source=splits.calibration_source,
-        folder=folder,
-    )
+    accuracy.judge(subject, material, logits_NK=logits_NK, said_N=said_N, saturates=wrong, folder=folder)
     findings = [latency.CROWDED_FINDING] if latency.CROWDED in flags else []
     if notes.get("throttled"):
         flags.append(THROTTLED)

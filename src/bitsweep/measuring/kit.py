@@ -1,6 +1,6 @@
 """A folder that measures an artifact on another machine: its files, images, and what of this project that needs.
 
-kit.json            the parts, and the job
+kit.json            parts, the program to run, how many images it takes, and what it leaves
 parts/HASH/...      what does not change with every job: code, artifacts, images; each is sent once
 job/request.json    what to measure
 """
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from bitsweep.config.backend import Backend
+from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
-from bitsweep.results import Array, Pixels, Shape, Splits
+from bitsweep.measuring.timing import SAMPLES
+from bitsweep.results import Array, Pixels, Shape
 from bitsweep.runtime.environment import version_of
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import MANIFEST
@@ -28,18 +30,17 @@ from bitsweep.runtime.store import MANIFEST
 PROGRAM = "bitsweep.measuring.on_device"
 #: What that needs besides the engine.
 NEEDS = ("numpy", "psutil")
+#: Files of its results.
+RESULTS = ("test.npy", "validation.npy", "probe.npy", SAMPLES, "notes.json")
 #: Stored images that are copied at a time.
 _BLOCK = 512
 
 
-def write_kit(
-    folder: Path, subject: Subject, *, input_shape: Shape, splits: Splits, validation_N: Array, probe: Path | None
-) -> None:
+def write_kit(folder: Path, subject: Subject, material: Material, *, input_shape: Shape, probe: Path | None) -> None:
     """Write all that a target needs to measure an artifact.
 
     Args:
         folder: an empty one.
-        validation_N: numbers of the validation images to classify.
         probe: folder with an artifact whose sums may saturate, and its images ``probe.npy``.
     """
     job = folder / "job"
@@ -50,6 +51,7 @@ def write_kit(
     if probe:
         parts["probe"] = _copied(folder, probe)
         shutil.copyfile(probe / "probe.npy", job / "probe.npy")
+    splits, validation_N = material.splits, material.validation_N
     images = {"test": _images(folder, splits.test.images, np.arange(len(splits.test)))}
     if len(validation_N):
         images["validation"] = _images(folder, splits.val.images, validation_N)
@@ -65,7 +67,10 @@ def write_kit(
     }
     (job / "request.json").write_text(json.dumps(request))
     steps = len(splits.test) + len(validation_N)
-    about = {"code": parts["code"], "parts": sorted({*parts.values(), *images.values()}), "images": steps}
+    about = {
+        "program": PROGRAM, "code": parts["code"], "parts": sorted({*parts.values(), *images.values()}),
+        "images": steps, "results": RESULTS,
+    }  # fmt: skip
     (folder / "kit.json").write_text(json.dumps(about))
 
 

@@ -25,9 +25,8 @@ from bitsweep.measuring.resident import peak_mb, resident_mb
 from bitsweep.measuring.timing import batch_of, time_artifacts
 from bitsweep.runtime.environment import describe, physical_cores, version_of
 from bitsweep.runtime.machine import private_folder
+from bitsweep.runtime.progress import STEP
 
-#: Begins a line that says how many images are done.
-STEP = "step "
 #: Below this share of its frequency before, a processor was slowed down while it measured.
 _THROTTLED = 0.9
 Infer = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]

@@ -7,6 +7,8 @@ from typing import TextIO
 
 #: Of a title and a number of steps makes a context; its value is called with the number of steps that were done.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+#: Begins a line by which a program on another machine says how many steps are done.
+STEP = "step "
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Annotated, ClassVar, final
 
@@ -17,18 +17,14 @@ from bitsweep.config.configurable import NOT_IN_KEYS, Count, configurable
 from bitsweep.config.target import Target
 from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
 from bitsweep.runtime.environment import Cpu
-from bitsweep.runtime.progress import Progress
+from bitsweep.runtime.progress import STEP, Progress
 
 #: Options of every connection: nobody is there to be asked for a password or about a new host.
 _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-T")
 #: Exit code of ssh where it is the connection that failed.
 _NO_CONNECTION = 255
-#: Files that come back.
-_RESULTS = ("test.npy", "validation.npy", "probe.npy", "latency_samples.npz", "notes.json")
 #: The last file of every copy, by which one that was cut off is known.
 _LAST = ".complete"
-#: Begins a line of the program there that says how many images are done.
-_STEP = b"step "
 
 
 @final
@@ -79,13 +75,13 @@ class SshMachine(Target):
 
                 def seen(line: bytes) -> None:
                     nonlocal done
-                    if line.startswith(_STEP) and line[len(_STEP) :].strip().isdigit():
-                        now = int(line[len(_STEP) :])
+                    if line.startswith(STEP.encode()) and line[len(STEP) :].strip().isdigit():
+                        now = int(line[len(STEP) :])
                         advance(now - done)
                         done = now
 
-                connection.run(about["code"], [job], seen)
-            connection.fetch(f"{job}/results", results)
+                connection.run(about["program"], [job], code=about["code"], seen=seen)
+            connection.fetch(f"{job}/results", results, wanted=about["results"])
         except UnreachableTarget as error:
             raise UnreachableTarget(f"lowered, not measured: {error}; the same command goes on from here") from error
         finally:
@@ -105,7 +101,7 @@ class Connection:
             UnreachableTarget: the machine does not answer.
             CellFailed: it cannot take the files.
         """
-        if self._ssh(f"test -d {name} && echo there", missing_folder=True).strip() == b"there":
+        if self._ssh(f"if test -d {name}; then echo there; fi").strip() == b"there":
             return
         new = f"{name}.{uuid.uuid4().hex}"
         whole = f"tar -xf - -C {new} && test -e {new}/{_LAST}"
@@ -118,27 +114,28 @@ class Connection:
 
         self._ssh(unpack, give=pack)
 
-    def run(self, code: str, arguments: list[str], seen: Callable[[bytes], None] = lambda line: None) -> bytes:
-        """Run the program that measures, with the code of a part; returns what it prints.
+    def run(
+        self, program: str, arguments: list[str], *, code: str, seen: Callable[[bytes], None] = lambda line: None
+    ) -> bytes:
+        """Run a module of the part that has the code; returns what it prints.
 
         Args:
             arguments: of the program; folders from ``folder`` on.
             seen: called with every line as it is printed.
         """
-        module = "bitsweep.measuring.on_device"
         words = " ".join(shlex.quote(word) for word in arguments)
-        return self._ssh(f"PYTHONPATH=parts/{code} exec {self._python} -B -m {module} {words}", seen=seen)
+        return self._ssh(f"PYTHONPATH=parts/{code} exec {self._python} -B -m {program} {words}", seen=seen)
 
-    def fetch(self, name: str, folder: Path) -> None:
-        """Copy the files of results from there; nothing but these is taken, whatever is offered."""
+    def fetch(self, name: str, folder: Path, *, wanted: Collection[str]) -> None:
+        """Copy files of a folder there; nothing but what is wanted is taken, whatever is offered."""
         packed = self._ssh(f"tar -cf - -C {name} .")
         scratch = folder / "results.tar"
         scratch.write_bytes(packed)
         with tarfile.open(scratch) as archive:
             for member in archive:
-                wanted = Path(member.name).name
-                if member.isreg() and wanted in _RESULTS and (source := archive.extractfile(member)):
-                    (folder / wanted).write_bytes(source.read())
+                file = Path(member.name).name
+                if member.isreg() and file in wanted and (source := archive.extractfile(member)):
+                    (folder / file).write_bytes(source.read())
         scratch.unlink()
 
     def remove(self, name: str) -> None:
@@ -166,7 +163,6 @@ class Connection:
         *,
         give: Callable[[IO[bytes]], None] | None = None,
         seen: Callable[[bytes], None] = lambda line: None,
-        missing_folder: bool = False,
     ) -> bytes:
         """Run a shell command in the folder there.
 
@@ -199,7 +195,7 @@ class Connection:
             process.wait()
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()
-        if process.returncode == 0 or (missing_folder and process.returncode == 1):
+        if process.returncode == 0:
             return b"".join(printed)
         last = next((text for text in reversed(said) if text.strip()), f"exit code {process.returncode}")
         if process.returncode == _NO_CONNECTION:
