@@ -29,7 +29,7 @@ from bitsweep.probing import Asked, probe
 from bitsweep.results import Split, Splits
 from bitsweep.runtime.environment import current_cpu, physical_cores
 from bitsweep.runtime.progress import silent
-from bitsweep.targets.ssh import SshMachine
+from bitsweep.targets.ssh import SshMachine, why_it_failed
 from tests.backends.conftest import CLASSES, SIZE, SmallNet
 from tests.test_sweep import cells, run
 
@@ -216,6 +216,13 @@ def test_other_results_than_were_asked_for(tmp_path: Path, prepared: tuple[Path,
     np.save(tmp_path / "test.npy", np.zeros((1, 2)))
     with pytest.raises(CellFailed, match=r"target=edge sent other results than .*test.npy is \(1, 2\), not \(64, 10\)"):
         elsewhere.judge(prepared[1], prepared[2], tmp_path, probe=None, folder=tmp_path)
+
+
+def test_a_full_disk_is_told_before_what_follows_from_it() -> None:
+    full = "tar: ./images.npy: Cannot write: No space left on device"
+    assert why_it_failed([full, "tar: Exiting with failure status due to previous errors", ""]) == full
+    assert why_it_failed(["first", "last", ""]) == "last"
+    assert why_it_failed([]) == ""
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "a b", "", "a;b"])

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Annotated, ClassVar, final
 
@@ -197,10 +197,16 @@ class Connection:
             said = errors.read().decode(errors="replace").strip().splitlines()
         if process.returncode == 0:
             return b"".join(printed)
-        last = next((text for text in reversed(said) if text.strip()), f"exit code {process.returncode}")
+        last = why_it_failed(said) or f"exit code {process.returncode}"
         if process.returncode == _NO_CONNECTION:
             raise UnreachableTarget(f"{where} cannot be reached: {last}")
         raise CellFailed(f"{where} {_explained(last, target.python)}")
+
+
+def why_it_failed(said: Sequence[str]) -> str:
+    """The line that tells most of what a command printed while it failed: that of a full disk, else the last."""
+    lines = [line for line in said if line.strip()]
+    return next((line for line in lines if "No space left" in line), lines[-1] if lines else "")
 
 
 def _explained(last: str, python: str) -> str:
