@@ -13,7 +13,7 @@ import numpy as np
 
 from bitsweep.errors import UsageError
 from bitsweep.report import Row, SweepReport
-from bitsweep.results import Array
+from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.logger import LABELS
 
@@ -144,7 +144,7 @@ class CellResults:
         """
         import pandas
 
-        samples = self._read("latency_samples.npz", _arrays)
+        samples = self._read(LATENCY_SAMPLES, _arrays)
         parts = []
         for name in samples:
             which, _, batch = name.removesuffix("_ms").partition("_b")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 #: What methods are calibrated on where nothing else was given.
 USUAL_CALIBRATION = "training images"
+#: File of the latency of every run that was timed.
+LATENCY_SAMPLES = "latency_samples.npz"
 #: Channels, height and width of the images that a network takes.
 Shape = tuple[int, int, int]
 
@@ -389,7 +391,7 @@ class Measurement:
     @property
     def latency_samples(self) -> Path | None:
         """Raw latencies, ``.npz``; None where nothing was timed."""
-        file = self.folder / "latency_samples.npz"
+        file = self.folder / LATENCY_SAMPLES
         return file if file.exists() else None
 
 

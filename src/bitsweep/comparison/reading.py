@@ -11,7 +11,7 @@ import numpy as np
 
 from bitsweep.comparison.evidence import CellEvidence, SweepEvidence, Timing, read_accepted
 from bitsweep.report.row import Row
-from bitsweep.results import Array
+from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.logger import LABELS, TWIN
 from bitsweep.tracking.reading import find_sweep, read_rows
@@ -19,7 +19,7 @@ from bitsweep.tracking.reading import find_sweep, read_rows
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_LOGITS, _SAMPLES = "logits.npy", "latency_samples.npz"
+_LOGITS = "logits.npy"
 
 
 def read_evidence(word: str, connection: Connection | None = None) -> SweepEvidence:
@@ -66,11 +66,11 @@ def _judgeable(connection: Connection, known: CellEvidence, run: "Run") -> CellE
         there = {file.path for file in connection.client.list_artifacts(run.info.run_id)}
         files = {
             name: Path(connection.client.download_artifacts(run.info.run_id, name, scratch))
-            for name in (_LOGITS, LABELS, _SAMPLES)
+            for name in (_LOGITS, LABELS, LATENCY_SAMPLES)
             if name in there
         }
         # Latencies are never twice the same: they tell measurements apart also where one was logged again.
-        identity = files.get(_SAMPLES) or files.get(_LOGITS)
+        identity = files.get(LATENCY_SAMPLES) or files.get(_LOGITS)
         correct = None
         if _LOGITS in files and LABELS in files:
             correct = np.load(files[_LOGITS]).argmax(1) == np.load(files[LABELS])
@@ -81,7 +81,7 @@ def _judgeable(connection: Connection, known: CellEvidence, run: "Run") -> CellE
             twin_key=tags.get(TWIN, ""),
             images=_images(run),
             correct_N=correct,
-            timings=_timings(files[_SAMPLES]) if _SAMPLES in files else {},
+            timings=_timings(files[LATENCY_SAMPLES]) if LATENCY_SAMPLES in files else {},
         )
 
 

@@ -9,8 +9,7 @@ from bitsweep.errors import CellFailed
 from bitsweep.graphs.program import inference_fn
 from bitsweep.measuring import accuracy, latency, saturation
 from bitsweep.measuring.passes import Subject, write_pass
-from bitsweep.measuring.timing import SAMPLES
-from bitsweep.results import Array
+from bitsweep.results import LATENCY_SAMPLES, Array
 
 #: Logits that the probe should give, beside its images.
 _EXPECTED = "expected.npy"
@@ -44,7 +43,7 @@ def judge(subject: Subject, material: accuracy.Material, results: Path, *, probe
         wrong = probe is not None and saturation.are_wrong(
             np.load(results / "probe.npy", allow_pickle=False), np.load(probe.parent / _EXPECTED)
         )
-        (folder / SAMPLES).write_bytes((results / SAMPLES).read_bytes())
+        (folder / LATENCY_SAMPLES).write_bytes((results / LATENCY_SAMPLES).read_bytes())
         metrics, flags, details = latency.figures_of(notes, folder, subject.protocol)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CellFailed(f"target={subject.target.name} sent other results than were asked for: {error}") from error

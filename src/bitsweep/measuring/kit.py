@@ -20,8 +20,7 @@ import numpy as np
 from bitsweep.config.backend import Backend
 from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
-from bitsweep.measuring.timing import SAMPLES
-from bitsweep.results import Array, Pixels, Shape
+from bitsweep.results import LATENCY_SAMPLES, Array, Pixels, Shape
 from bitsweep.runtime.environment import version_of
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import MANIFEST
@@ -31,7 +30,7 @@ PROGRAM = "bitsweep.measuring.on_device"
 #: What that needs besides the engine.
 NEEDS = ("numpy", "psutil")
 #: Files of its results.
-RESULTS = ("test.npy", "validation.npy", "probe.npy", SAMPLES, "notes.json")
+RESULTS = ("test.npy", "validation.npy", "probe.npy", LATENCY_SAMPLES, "notes.json")
 #: Stored images that are copied at a time.
 _BLOCK = 512
 

@@ -11,8 +11,8 @@ from bitsweep.config.backend import InferenceFn
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.causes import Profile, why_not_faster
 from bitsweep.measuring.passes import Subject, write_pass
-from bitsweep.measuring.timing import SAMPLES, batch_of, time_artifacts, timed_ms
-from bitsweep.results import Array
+from bitsweep.measuring.timing import batch_of, time_artifacts, timed_ms
+from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.runtime import gpu
 
 #: Runs of a quick look at a latency.
@@ -60,7 +60,7 @@ def figures_of(
     """Metrics, flags and details of what was timed, whose samples lie in a folder."""
     metrics: dict[str, float] = {"load_ms": timed["load_ms"], "first_run_ms": timed["first_run_ms"]}
     flags: list[str] = []
-    with np.load(folder / SAMPLES, allow_pickle=False) as stored:
+    with np.load(folder / LATENCY_SAMPLES, allow_pickle=False) as stored:
         samples = dict(stored)
     for size in protocol.batch_sizes:
         noise, suffix = timed["batches"][str(size)], "" if size == protocol.batch_sizes[0] else f"_b{size}"

@@ -16,7 +16,7 @@ import psutil
 
 from bitsweep import stats
 from bitsweep.errors import first_line, ran_out_of_memory
-from bitsweep.results import Array
+from bitsweep.results import LATENCY_SAMPLES, Array
 
 if TYPE_CHECKING:
     from bitsweep.config.backend import InferenceFn
@@ -28,8 +28,6 @@ _CROWDED_REPEATS, _PAUSE_S = 2, 1.0
 _LEAST_COMPUTING = 0.5
 #: How often in a second the system takes a core away from a process that has it to itself, at most.
 _MOST_PREEMPTIONS = 10.0
-#: Where samples are kept.
-SAMPLES = "latency_samples.npz"
 T = TypeVar("T")
 
 
@@ -42,7 +40,7 @@ def time_artifacts(
     folder: Path,
     device_ms: Callable[[Array], Array] | None = None,
 ) -> dict[str, Any]:
-    """Time an artifact against another one: blocks A B B A, raw samples kept in ``SAMPLES`` of a folder.
+    """Time an artifact against another one: blocks A B B A, raw samples kept in ``LATENCY_SAMPLES`` of a folder.
 
     Args:
         loads: load the one, and the other if there is one.
@@ -74,7 +72,7 @@ def time_artifacts(
         for which, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
             samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
             samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
-    np.savez_compressed(folder / SAMPLES, allow_pickle=False, **samples)
+    np.savez_compressed(folder / LATENCY_SAMPLES, allow_pickle=False, **samples)
     return {"load_ms": load_ms, "first_run_ms": first_run_ms, "threads": threads, "batches": batches}
 
 

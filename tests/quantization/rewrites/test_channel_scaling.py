@@ -9,13 +9,11 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.graphs import tracing
 from bitsweep.graphs.folding import fold_hard_sigmoid
+from bitsweep.quantization.rewrites.channel_groups import ScalingGroup, group_of, layer_groups
 from bitsweep.quantization.rewrites.channel_scaling import (
-    ScalingGroup,
     even_factors,
     expected_reach,
-    group_of,
     is_depthwise,
-    layer_groups,
     reader_weights,
     scale_channels,
 )

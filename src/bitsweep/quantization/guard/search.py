@@ -29,16 +29,8 @@ from bitsweep.quantization.guard.remedies import (
 )
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import Placement
-from bitsweep.quantization.rewrites.channel_scaling import (
-    GATED,
-    ScalingGroup,
-    even_factors,
-    expected_reach,
-    group_of,
-    layer_groups,
-    reader_weights,
-    scale_channels,
-)
+from bitsweep.quantization.rewrites.channel_groups import GATED, ScalingGroup, group_of, layer_groups
+from bitsweep.quantization.rewrites.channel_scaling import even_factors, expected_reach, reader_weights, scale_channels
 from bitsweep.quantization.weights import Codes
 from bitsweep.results import Table
 

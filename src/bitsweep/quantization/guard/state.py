@@ -11,7 +11,7 @@ from bitsweep.graphs.ops import arguments, attribute, is_layer
 from bitsweep.quantization.analysis.noise import NoiseStudy, Source
 from bitsweep.quantization.guard.remedies import Remedy
 from bitsweep.quantization.placement import Placement
-from bitsweep.quantization.rewrites.channel_scaling import ScalingGroup
+from bitsweep.quantization.rewrites.channel_groups import ScalingGroup
 
 #: What alone leaves more than this, in dB, is not worth any remedy.
 HARMLESS_DB = 35.0
