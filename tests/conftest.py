@@ -1,10 +1,14 @@
 """What tests share: real sample data where there is some, and a folder of their own to work in."""
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # How long an example takes says nothing on a busy machine.
@@ -12,6 +16,9 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).parents[1]
+#: What makes the cells of a sweep as small as they get, and the grid that tests share.
+QUICK = ("train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "model.image_size=28")
+GRID = ("-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,11 +38,44 @@ def sample_data() -> Path:
     return Path(folder)
 
 
+def _furnish(folder: Path) -> None:
+    """Put the command and its configuration there."""
+    for name in ("run.py", "conf"):
+        (folder / name).symlink_to(REPOSITORY / name)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the command and its configuration in an empty folder, which is the working directory."""
-    (tmp_path / "run.py").symlink_to(REPOSITORY / "run.py")
-    (tmp_path / "conf").symlink_to(REPOSITORY / "conf")
+    """The command and its configuration in an empty folder, which is the working directory."""
+    _furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder where the command has measured `GRID`: once for all processes of the suite."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "measured"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            made = folder.with_suffix(".unfinished")
+            made.mkdir()
+            _furnish(made)
+            environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+            command = [sys.executable, "run.py", *GRID, "register=digits"]
+            done = subprocess.run(command, cwd=made, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (made / "output.txt").write_text(done.stdout)
+            made.rename(folder)
+    return folder
+
+
+@pytest.fixture
+def measured(_measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a copy of a project where `GRID` was measured, with what the command printed then."""
+    shutil.copytree(_measured, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path

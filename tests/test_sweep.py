@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,13 @@ import pytest
 from PIL import Image
 
 import bitsweep as bs
+from bitsweep import cli
 from bitsweep.config.requirement import Requirements
 from bitsweep.job import runner_of
 from bitsweep.options import Options
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.registry import register
-
-QUICK = ["train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "model.image_size=28"]
+from tests.conftest import GRID, QUICK
 
 
 def command(*words: str) -> list[str]:
@@ -88,9 +89,8 @@ class Mine(OnnxRuntime):
 
 
 @pytest.mark.slow
-def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
-    words = ["-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none"]
-    output = run(*words, "register=digits")
+def test_a_grid_is_measured_reported_and_reused(measured: Path) -> None:
+    output = Path("output.txt").read_text()
     assert output.count("finished  baseline") == 1
     assert "registered: models:/digits@recommended is version 1, lenet" in output
     rows = cells()
@@ -120,7 +120,7 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     assert {"auc", "ece", "brier", "log_loss", "f1_macro", "balanced_accuracy", "bits_per_parameter"} <= set(int8)
     assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
 
-    again = run(*words, "require.size_mb=0.01", code=3)
+    again = run(*GRID, "require.size_mb=0.01", code=3)
     assert "finished  " not in again
     assert "no cell is known to keep require.size_mb=0.01" in again
     assert [row["requirements"].partition(" by ")[0] for row in cells()] == ["misses size_mb", "", "misses size_mb"]
@@ -134,14 +134,12 @@ def test_a_grid_is_measured_reported_and_reused(workplace: Path) -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "(1, 10)"
     registered_takes_pictures("digits")
-    registered_once("digits", words[1:])
+    registered_once("digits", GRID[1:])
 
     sweep_id = max(path.parent.name for path in Path("multirun").glob("*/cells.csv"))
-    bitsweep = Path(sys.executable).with_name("bitsweep")
-    rebuilt = subprocess.run(
-        [bitsweep, "report", sweep_id, "--folder", "rebuilt"], capture_output=True, text=True, check=False
-    )
-    assert rebuilt.returncode == 3, rebuilt.stderr
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", sweep_id, "--folder", "rebuilt"])
+    assert ended.value.code == 3
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
 
 
@@ -171,7 +169,7 @@ print(json.dumps([model.predict(images), recorded["logits"].argmax(1).tolist(), 
     assert why.startswith("picture 1 cannot be read")
 
 
-def registered_once(name: str, words: list[str]) -> None:
+def registered_once(name: str, words: Sequence[str]) -> None:
     """The same artifact stays one version, and what a start that was killed has logged is taken up."""
     connection = Connection()
     report = bs.load("latest").report
@@ -260,24 +258,21 @@ def test_classes_may_be_called_anything(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_cell_fails_alone(workplace: Path) -> None:
-    words = ["-m", *QUICK, "precision=fp32", "backend=onnxruntime,torch", "timeout_s=600", "memory_gb=0"]
-    output = run(*words)
-    assert "failed" not in output
+def test_a_failing_cell_fails_alone(measured: Path) -> None:
+    words = ["-m", *QUICK, "precision=fp32", "backend=onnxruntime,torch"]
+    # Making the other engine's program takes longer than a tenth of a second.
+    output = run(*words, "timeout_s=0.1", code=1)
+    assert "took longer than timeout_s=0.1 and was stopped" in output
+    assert [row["status"] for row in cells()] == ["reused", "failed"]
+    assert ("cell", "FAILED") in statuses()
+    assert "final race: " not in output
+    output = run(*words, "timeout_s=600", "memory_gb=0")
+    assert [row["status"] for row in cells()] == ["reused", "finished"]
+    assert 0 < float(cells()[1]["top1"]) <= 100
     assert output.count("final race: ") == 1
     again = run(*words)
-    assert "final race: " not in again
+    assert "failed" not in again and "final race: " not in again
     assert "engines from the fastest, in a final race" in " ".join(again.split())
-    # Compressing to int8 takes longer than a tenth of a second.
-    output = run("-m", *QUICK, "precision=int8", "timeout_s=0.1", code=1)
-    assert "compress took longer than timeout_s=0.1 and was stopped" in output
-    (row,) = cells()
-    assert row["status"] == "failed"
-    assert ("cell", "FAILED") in statuses()
-    run("-m", *QUICK, "precision=int8")
-    (row,) = cells()
-    assert row["status"] == "finished"
-    assert 0 < float(row["top1"]) <= 100
 
 
 @pytest.mark.slow
@@ -316,9 +311,10 @@ def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(workplace: Path) -> None:
-    words = ["model=lenet", "model.image_size=16", "precision=fp32", "train=smoke", "train.max_steps=20",
-             "protocol=smoke", "hydra.run.dir=out"]  # fmt: skip
+def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*QUICK, "precision=fp32", "hydra.run.dir=out"]
     run(*words)
     first = Path("out/cells.csv").read_text()
     output = run(*words, "hydra.job.chdir=true", "remeasure=all")
@@ -328,25 +324,26 @@ def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(w
     assert Path("out-2/cells.csv").exists()
     assert "reuse" in run(*words, "hydra.run.dir=elsewhere")
     assert [path.name for path in Path().rglob("mlflow.db")] == ["mlflow.db"]
-    assert statuses().count(("cell", "FINISHED")) == 2
+    assert statuses().count(("cell", "FINISHED")) == 3
     assert "reuse" in run("--experimental-rerun", "out/.hydra/config.pickle")
 
-    measured = bs.compare("out", "out-2", slower_pct=500)
-    (cell,) = measured.cells
+    compared = bs.compare("out", "out-2", slower_pct=500)
+    (cell,) = compared.cells
     assert {figure.metric: figure.verdict for figure in cell.figures}["top1"] == "same"
-    assert cell.became in ("same", "better", "undecided") and not measured.regressions
+    assert cell.became in ("same", "better", "undecided") and not compared.regressions
     (cell,) = bs.compare("out-2", "elsewhere").cells
     assert (cell.became, cell.figures) == ("reused", ())
-    accept = [Path(sys.executable).with_name("bitsweep"), "accept", "latest"]
-    subprocess.run(accept, check=True, capture_output=True)
-    gate = [*accept[:1], "gate", "out", "--against", "baseline.json", "--slower-pct", "500", "--junit", "junit.xml"]
-    assert subprocess.run(gate, capture_output=True, env=os.environ | {"GITHUB_STEP_SUMMARY": "s.md"}).returncode == 0
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "s.md")
+    cli.main(["accept", "latest"])
+    gate = ["gate", "out", "--against", "baseline.json", "--slower-pct", "500", "--junit", "junit.xml"]
+    cli.main(gate)
     kept = json.loads(Path("baseline.json").read_text())
     kept["cells"].append(kept["cells"][0] | {"cell": {"model": "another"}})
     Path("baseline.json").write_text(json.dumps(kept))
-    gone = subprocess.run(gate, capture_output=True, text=True)
-    assert gone.returncode == 1
-    assert "regression: another" in gone.stdout and 'failures="1"' in Path("junit.xml").read_text()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(gate)
+    assert ended.value.code == 1
+    assert "regression: another" in capsys.readouterr().out and 'failures="1"' in Path("junit.xml").read_text()
 
 
 def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:

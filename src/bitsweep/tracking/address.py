@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 VARIABLE = "MLFLOW_TRACKING_URI"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlruns"
-_TABLES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+_TABLES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
