@@ -13,22 +13,16 @@ import pytest
 
 from bitsweep import cli
 from bitsweep.tracking.connection import Connection
+from tests.conftest import QUICK
 
 pytestmark = pytest.mark.slow
-WORDS = ["model=mlp", "model.image_size=32", "train=smoke", "train.max_steps=20", "protocol=smoke", "precision=fp32"]
 
 
-def sweep(name: str) -> list[dict[str, str]]:
-    """Run a sweep of one cell; gives the rows of its report."""
-    command = [sys.executable, "run.py", *WORDS, f"hydra.run.dir=multirun/{name}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return rows(Path("multirun") / name)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
+def fp32_of(folder: Path) -> dict[str, str]:
+    """The row of the float cell in a report."""
     with (folder / "cells.csv").open() as file:
-        return list(csv.DictReader(file))
+        (row,) = (row for row in csv.DictReader(file) if (row["method"], row["precision"]) == ("none", "fp32"))
+    return row
 
 
 def figures(row: dict[str, str]) -> dict[str, str]:
@@ -39,40 +33,45 @@ def artifacts(run_id: str) -> set[str]:
     return {file.name for file in Path("mlruns").rglob(f"{run_id}/artifacts/**/*") if file.is_file()}
 
 
-def test_nothing_that_was_measured_is_lost(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (first,) = sweep("first")
+def test_nothing_that_was_measured_is_lost(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = Path("multirun").glob("*/cells.csv")
+    name = folder.parent.name
+    first = fp32_of(folder.parent)
     logged = artifacts(first["run_id"])
     assert {"bundle.json", "config.json", "logits.npy"} <= logged
 
     # Artifacts that were deleted are logged again from the store; reused cells belong to the new sweep, too.
     shutil.rmtree("mlruns")
-    (second,) = sweep("second")
+    command = [sys.executable, "run.py", *QUICK, "precision=fp32", "hydra.run.dir=multirun/second"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    second = fp32_of(Path("multirun/second"))
     assert (second["status"], second["run_id"]) == ("reused", first["run_id"])
     assert figures(second) == figures(first)
     assert artifacts(first["run_id"]) >= logged - {"environment.json"}
     connection = Connection(read_only=True)
-    for name, how in (("first", "measured"), ("second", "reused")):
-        (run,) = connection.search(f"tags.`sweep.{name}` = '{how}'")
-        assert run.info.run_id == first["run_id"]
+    for sweep, how in ((name, "measured"), ("second", "reused")):
+        runs = {run.info.run_id for run in connection.search(f"tags.`sweep.{sweep}` = '{how}'")}
+        assert first["run_id"] in runs
 
     # The whole project moves.
-    moved = workplace.with_name(f"{workplace.name} moved")
-    shutil.move(workplace, moved)
+    moved = measured.with_name(f"{measured.name} moved")
+    shutil.move(measured, moved)
     os.chdir(moved)
     cli.main(["export", first["run_id"], "bundle"])
     assert Path("bundle/model.onnx").exists()
 
     # A deleted run is in the trash, and then gone for good: it was measured all the same.
     Connection().client.delete_run(first["run_id"])
-    cli.main(["report", "first"])
-    assert figures(rows(Path("multirun/first"))[0]) == figures(first)
+    cli.main(["report", name])
+    assert figures(fp32_of(folder.parent)) == figures(first)
     with closing(sqlite3.connect("mlflow.db")) as database, database:
         for table in ("params", "metrics", "latest_metrics", "tags", "runs"):
             database.execute(f"delete from {table} where run_uuid = ?", (first["run_id"],))
-    cli.main(["report", "first", "--folder", "again"])
-    (row,) = rows(Path("again"))
-    assert (row["status"], row["run_id"]) == ("finished", "")
-    assert figures(row) == figures(first)
+    cli.main(["report", name, "--folder", "again"])
+    again = fp32_of(Path("again"))
+    assert (again["status"], again["run_id"]) == ("finished", "")
+    assert figures(again) == figures(first)
 
     # With the store gone, too, a report that was complete is kept.
     shutil.rmtree("multirun/store")
