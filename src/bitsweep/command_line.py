@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
+from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.options import Options
 from bitsweep.runtime.environment import version_of
@@ -167,10 +168,8 @@ def explain(error: Exception, conf: Path) -> str:
     text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, error.options or [])
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: no such key; {did_you_mean(match[1], conf)}`--cfg job` prints all keys"
-    if match := re.search(r"Key '([^']+)' is not in struct", text):
-        return f"{match[1]}: no such key; {did_you_mean(match[1], conf)}`--cfg job` prints all keys"
+    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        return _no_such_key(match[1] or match[2], conf)
     return " ".join(text.split())
 
 
@@ -196,6 +195,22 @@ def _no_such_choice(file: str, known: Sequence[str]) -> str:
     return f"{group}={choice}: no such choice; {hint}choose from {', '.join(known)}"
 
 
+def _no_such_key(key: str, conf: Path) -> str:
+    group, _, name = key.partition(".")
+    having = [choice for choice, knobs in _knobs(group, conf).items() if name.partition(".")[0] in knobs]
+    if name and having:
+        return (
+            f"{key}: a choice of {group} here has no such key, only {some(sorted(having), 5)}: give the others in a "
+            "command of their own"
+        )
+    return f"{key}: no such key; {did_you_mean(key, conf)}`--cfg job` prints all keys"
+
+
+def _knobs(group: str, conf: Path) -> dict[str, set[str]]:
+    """What can be set of every choice of a group."""
+    return {file.stem: set(map(str, OmegaConf.load(file))) for file in (conf / group).glob("*.yaml")}
+
+
 def did_you_mean(key: str, conf: Path = _CONF) -> str:
     """The known key that is like one that is not known, as a question; empty where none is."""
     group, _, name = key.partition(".")
@@ -204,6 +219,5 @@ def did_you_mean(key: str, conf: Path = _CONF) -> str:
         return f"did you mean {close[0]}? " if close else ""
     if group not in (*CONFIG_GROUPS, REQUIRE):
         return did_you_mean(group, conf)
-    knobs = {knob for file in (conf / group).glob("*.yaml") for knob in map(str, OmegaConf.load(file))}
-    close = difflib.get_close_matches(name, knobs, n=1)
+    close = difflib.get_close_matches(name, {knob for knobs in _knobs(group, conf).values() for knob in knobs}, n=1)
     return f"did you mean {group}.{close[0]}? " if close else ""

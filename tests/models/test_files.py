@@ -152,7 +152,7 @@ def quantized(files: Path) -> Path:
 
 def cell_of(*words: str) -> Cell:
     with initialize_config_dir(str(hydra_app.CONF.resolve()), version_base="1.3"):
-        config = compose("config", ["model=onnx", "train=pretrained", *words], return_hydra_config=True)
+        config = compose("config", ["model=onnx", *words], return_hydra_config=True)
         return hydra_app.read(config, config.hydra)[0]
 
 
