@@ -367,7 +367,7 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         (["+train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),
         (
             ["model.file=net.onnx"],
-            "error: model.file: a choice of model here has no such key, only exported, onnx: give",
+            "error: model.file: a choice of model here has no such key, only exported, onnx",
         ),
         (["precision=int8,fp16"], "error: precision=int8,fp16: several values are a grid; add -m"),
         (["train.lr=-1"], "error: train.lr=-1: should be greater than 0"),
