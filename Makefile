@@ -1,9 +1,10 @@
 # make sweep   set up .venv and run the main job
 # make test    set up .venv and pass the tests
+# make docs    write the documentation as a site, build/site/docs/index.html
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test fast lint types smoke clean
+.PHONY: sweep test fast lint types docs smoke clean
 
 sweep: .venv/ready
 	$(BIN)/python run.py -m model=alexnet,resnet18,mobilenetv3 precision=int8,fp16
@@ -23,6 +24,9 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/site
 
 smoke: .venv/ready
 	$(BIN)/python run.py sweep=smoke
