@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bitsweep.config import backend as backend_module
 from bitsweep.errors import ConfigError
 from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
 from bitsweep.stages import COMPRESSED, key_of
+from bitsweep.targets.ssh import SshMachine
 
 CONF = Path(__file__).parents[1] / "conf"
 DEFAULTS = {
@@ -67,6 +69,34 @@ def test_the_scheme_follows_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exact.scheme.weights.bits == 8  # type: ignore[union-attr]
     assert exact.scheme.why == ""
     assert key_of(saturating) != key_of(exact)
+
+
+def test_half_precision_is_what_the_cpu_that_measures_computes() -> None:
+    def measured_on(*flags: str) -> Cell:
+        there = SshMachine(
+            name="there", host="user@board", cpu_model="any", architecture="x86_64", flags=flags, physical_cores=2
+        )
+        return replace(cell(precision="bf16", backend="openvino"), target=there)
+
+    computed, stored = measured_on("avx2", "avx512_bf16"), measured_on("avx2")
+    assert (computed.scheme.arithmetic, computed.scheme.why) == ("bfloat16", "")
+    assert stored.scheme.arithmetic == "float32"
+    assert "OpenVINO on this CPU (avx2) has no bfloat16 arithmetic: weights are stored" in stored.scheme.why
+    assert COMPRESSED.key_of(computed) != COMPRESSED.key_of(stored)
+
+
+def test_float_islands_change_integer_cells_and_not_their_twins() -> None:
+    chosen = {"backend": "openvino", "backend__float_islands": "bf16"}
+    plain, own = cell(backend="openvino"), cell(**chosen)
+    assert key_of(own) != key_of(plain)
+    assert COMPRESSED.key_of(own) == COMPRESSED.key_of(plain)
+    assert own.twin == plain.twin == cell(precision="fp32", **chosen)
+    knobs = (("backend.float_islands", "bf16"), ("backend.name", "openvino"))
+    bound = bind(composed(precision="fp32", **chosen), knobs=knobs)
+    assert bound.knobs == knobs[1:]
+    reason = cell(precision="bf16", **chosen).skip_reason()
+    assert reason is not None
+    assert "use backend.float_islands=fp32, and precision=bf16" in reason
 
 
 def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,9 @@ class Cell:
         """The uncompressed cell on the same engine, which this one is timed against; itself if it is that one."""
         if self.method.keeps_files and isinstance(self.model, FileModel):
             original = self.model.original
-            return self if original is self.model else replace(self, model=original, precision=FP32)
+            if original is self.model:
+                return self
+            return replace(self, model=original, precision=FP32, backend=self.backend.for_floats)
         return self._uncompressed if self._compresses else self
 
     @property
@@ -121,8 +123,14 @@ class Cell:
 
     @property
     def _uncompressed(self) -> "Cell":
-        kept = tuple(knob for knob in self.knobs if not knob[0].startswith(("method.", "precision.")))
-        return replace(self, method=NoCompression(name="none"), precision=FP32, knobs=kept)
+        plain = replace(self, method=NoCompression(name="none"), precision=FP32, backend=self.backend.for_floats)
+        groups = ("method.", "precision.")
+        kept = [
+            (name, value)
+            for name, value in self.knobs
+            if not name.startswith(groups) and plain.setting(name) == self.setting(name)
+        ]
+        return replace(plain, knobs=tuple(kept))
 
     @functools.cached_property
     def scheme(self) -> Scheme:

@@ -37,4 +37,5 @@ def test_what_was_executed_is_told_with_its_products(capfd: pytest.CaptureFixtur
 def test_a_line_of_its_log(sizes: str, operation: str, macs: int, source: str, integer: bool) -> None:
     line = f"onednn_verbose,v1,primitive,exec,cpu,{operation},jit:avx2,undef,{source}::x wei:s8::x,,,{sizes},0.1\n"
     kernel = onednn.parse(line, name="first")
-    assert (kernel.name, kernel.op, kernel.macs, kernel.integer) == ("first", f"{operation} jit:avx2", macs, integer)
+    told = f"{operation} jit:avx2 {source.removeprefix('src:')}"
+    assert (kernel.name, kernel.op, kernel.macs, kernel.integer) == ("first", told, macs, integer)

@@ -22,6 +22,7 @@ from bitsweep.results import USUAL_CALIBRATION, Compressed, LayerRecord, Measure
 from bitsweep.runtime.environment import Cpu
 from bitsweep.targets.local import ThisMachine
 
+BFLOAT16 = Scheme(weights="bfloat16", activations="bfloat16", arithmetic="bfloat16")
 HERE = ThisMachine(name="local")
 INT8 = Scheme(
     weights=Grid(bits=8, signed=True, symmetric=True, per_channel=True),
@@ -424,7 +425,13 @@ def test_logits_that_are_not_finite_are_flagged(tmp_path: Path) -> None:
 
 
 def compared(
-    engine_NK: np.ndarray, labels_N: np.ndarray, baseline_NK: np.ndarray, reference_NK: np.ndarray, folder: Path
+    engine_NK: np.ndarray,
+    labels_N: np.ndarray,
+    baseline_NK: np.ndarray,
+    reference_NK: np.ndarray,
+    folder: Path,
+    *,
+    scheme: Scheme = INT8,
 ) -> tuple[dict[str, float], list[str]]:
     """Metrics and flags of an engine whose reference was run on the second half of the images, from ``N / 2`` on."""
     later_N = np.arange(len(labels_N) // 2, len(labels_N))
@@ -432,26 +439,30 @@ def compared(
         program=folder, layers=(), curves=(), tables=(), layer_stats=(), reference_N=later_N,
         reference_NK=reference_NK[later_N],
     )  # fmt: skip
-    subject = Subject(artifact=folder, twin=folder, backend=Sleeper(), protocol=protocol(), scheme=INT8, target=HERE)
+    subject = Subject(artifact=folder, twin=folder, backend=Sleeper(), protocol=protocol(), scheme=scheme, target=HERE)
     return accuracy.compare(engine_NK, labels_N, baseline_NK, compressed, subject)
 
 
 @pytest.mark.parametrize(
-    ("quantization_db", "engine_db", "flagged"),
+    ("scheme", "rounding_db", "engine_db", "flagged"),
     [
-        (math.inf, 40, False),
-        (math.inf, 24, True),  # fp32: nothing is rounded that an engine could round another way
-        (35, 26, False),
-        (35, 24, True),
-        (22, 23.5, False),  # sums in another order, where rounding alone leaves 22 dB
-        (22, 21, True),
-        (22, 17, True),  # sums that saturate
-        (10, 19, True),
-        (10, 21, False),
+        (FLOAT32, math.inf, 40, False),
+        (FLOAT32, math.inf, 24, True),  # nothing is rounded that an engine could round another way
+        (INT8, 35, 26, False),
+        (INT8, 35, 24, True),
+        (INT8, 22, 23.5, False),  # sums in another order, where rounding alone leaves 22 dB
+        (INT8, 22, 21, True),
+        (INT8, 22, 17, True),  # sums that saturate
+        (INT8, 10, 19, True),
+        (INT8, 10, 21, False),
+        (BFLOAT16, 40, 24, True),
+        (BFLOAT16, 28, 23, False),  # rounded after other operations
+        (BFLOAT16, 28, 21, True),
+        (BFLOAT16, 22, 19, True),
     ],
 )
-def test_an_engine_may_not_add_more_noise_than_quantization_does(
-    quantization_db: float, engine_db: float, flagged: bool, tmp_path: Path
+def test_an_engine_may_not_add_more_noise_than_rounding_does(
+    scheme: Scheme, rounding_db: float, engine_db: float, flagged: bool, tmp_path: Path
 ) -> None:
     noise_3NK = np.random.default_rng(0).normal(size=(3, 1000, 10))
     labels_N = np.arange(1000) % 10
@@ -460,9 +471,9 @@ def test_an_engine_may_not_add_more_noise_than_quantization_does(
     def with_noise(logits_NK: np.ndarray, noise_NK: np.ndarray, db: float) -> np.ndarray:
         return logits_NK + noise_NK * np.linalg.norm(logits_NK) / np.linalg.norm(noise_NK) * 10 ** (-db / 20)
 
-    reference_NK = with_noise(baseline_NK, noise_3NK[1], quantization_db)
+    reference_NK = with_noise(baseline_NK, noise_3NK[1], rounding_db)
     engine_NK = with_noise(reference_NK, noise_3NK[2], engine_db)
-    _, flags = compared(engine_NK, labels_N, baseline_NK, reference_NK, tmp_path)
+    _, flags = compared(engine_NK, labels_N, baseline_NK, reference_NK, tmp_path, scheme=scheme)
     assert flags == (["diverges"] if flagged else [])
 
 

@@ -69,6 +69,11 @@ class Backend(Choice, ABC):
     def unsupported(self, precision: Precision) -> str | None:
         """Why this engine cannot run a precision, with the hint; None when it can."""
 
+    @property
+    def for_floats(self) -> "Backend":
+        """This engine without the knobs that change integer networks only."""
+        return self
+
     def cannot_run(self) -> str | None:
         """Why this engine's files cannot be run on this machine, although they can be made here; None when they can."""
         return None

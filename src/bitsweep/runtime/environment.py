@@ -51,8 +51,8 @@ class Cpu:
 
     @property
     def computes_fp16(self) -> bool:
-        """Whether the CPU multiplies and adds half-precision vectors (AVX512-FP16, ARM FP16)."""
-        return bool(self.flags & {"avx512_fp16", "asimdhp"})
+        """Whether the CPU multiplies and adds half-precision vectors (AVX512-FP16, AMX-FP16, ARM FP16)."""
+        return bool(self.flags & {"avx512_fp16", "amx_fp16", "asimdhp"})
 
     @property
     def computes_bf16(self) -> bool:

@@ -39,18 +39,19 @@ def executed(run: Callable[[], object]) -> tuple[OpProfile, ...]:
 
 
 def parse(line: str, *, name: str) -> OpProfile:
-    """A kernel from a line of oneDNN's log.
+    """A kernel from a line of oneDNN's log; its operation ends with the type of the values that it reads.
 
     After ``onednn_verbose,v1,primitive,exec,cpu`` it has: operation, implementation, kind of propagation, tensors with
     their types and layouts, attributes, algorithm, sizes, and milliseconds.
     """
     *_, operation, implementation, _, tensors, _, _, sizes, _ = line.strip().split(",")
     types = dict(tensor.split(":", 2)[:2] for tensor in tensors.split())
+    read = types.get("src", types.get("src_0", ""))
     return OpProfile(
         name=name,
-        op=f"{operation} {implementation}",
+        op=f"{operation} {implementation} {read}".strip(),
         macs=_macs(operation, sizes),
-        integer=types.get("src", types.get("src_0")) in BYTE_TYPES,
+        integer=read in BYTE_TYPES,
     )
 
 

@@ -3,11 +3,11 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 
 from bitsweep.config.backend import Backend, InferenceFn
-from bitsweep.config.configurable import configurable
-from bitsweep.config.precision import Grid, Precision, Scheme
+from bitsweep.config.configurable import IN_NAMES, configurable
+from bitsweep.config.precision import FloatFormat, Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
 from bitsweep.errors import CompressionError, MissingPackage, damaged, require_images
 from bitsweep.results import Array, OpProfile
@@ -22,6 +22,7 @@ BYTE_TYPES = {"u8", "i8"}
 TIMED_RUNS = 9
 CONVOLUTIONS = {"Convolution", "Deconvolution"}
 PRODUCTS = {"FullyConnected", "MatMul"}
+ISLANDS: dict[str, FloatFormat] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @final
@@ -31,6 +32,10 @@ class OpenVino(Backend):
 
     The file takes any batch. It is compiled for each batch size when that size first comes: kernels for a size that is
     known are faster.
+
+    Attributes:
+        float_islands: arithmetic of what is left in float between the codes of an integer network. There is no fp16:
+            some of OpenVINO's kernels between codes yield noise in it.
     """
 
     artifact: ClassVar[str] = "model.onnx"
@@ -40,13 +45,25 @@ class OpenVino(Backend):
     deploy_needs: ClassVar[tuple[str, ...]] = ("openvino",)
     deploy_with: ClassVar[tuple[str, ...]] = ("bitsweep.runtime.batches",)
 
+    float_islands: Annotated[Literal["fp32", "bf16"], IN_NAMES] = "fp32"
+
+    @property
+    def for_floats(self) -> "OpenVino":
+        """The same with nothing said of islands."""
+        return replace(self, float_islands="fp32")
+
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply codes that fit in a byte: unsigned activations by weights around 0."""
         if reason := beyond_byte_kernels(precision, self.name):
             return reason
         weights, activations = precision.weights, precision.activations
         if not isinstance(weights, Grid) or not isinstance(activations, Grid):
-            return None
+            if self.float_islands == "fp32":
+                return None
+            return (
+                f"backend.float_islands={self.float_islands}: {precision.name} has no codes to lie between; use "
+                f"backend.float_islands=fp32, and precision={self.float_islands} for such arithmetic"
+            )
         if not weights.symmetric:
             return f"OpenVINO computes {weights} weights in float32: use backend=onnxruntime"
         if activations.signed:
@@ -54,17 +71,26 @@ class OpenVino(Backend):
         return None
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
-        """Half precision is storage only; weights have 7 bits where sums of products would saturate."""
-        if precision.is_integer:
-            return replace(reduce_range(precision, cpu), fuses_functions=True)
-        return storage_only(precision, computes=False, where=f"OpenVINO set to compute in float32 ({cpu.isa})")
+        """Half precision where the CPU computes it, bfloat16 on x86 only; weights have 7 bits where sums of products
+        would saturate."""
+        bfloat16 = cpu.architecture == "x86_64" and cpu.computes_bf16
+        if not precision.is_integer:
+            computes = cpu.computes_fp16 if precision.weights == "float16" else bfloat16
+            return storage_only(precision, computes=computes, where=f"OpenVINO on this {cpu}")
+        scheme = replace(reduce_range(precision, cpu), fuses_functions=True)
+        if self.float_islands == "fp32":
+            return scheme
+        islands = "floats between codes are computed in bfloat16"
+        if not bfloat16:
+            islands = f"OpenVINO on this {cpu} has no bfloat16 arithmetic: floats between codes are computed in float32"
+        return replace(scheme, why="; ".join(filter(None, [scheme.why, islands])))
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.export import export_onnx
 
         form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
-        export_onnx(program, folder / self.artifact, **form, bits_of_weights=4)
+        export_onnx(program, folder / self.artifact, **form, bits_of_weights=4, floats=ISLANDS[self.float_islands])
         try:
             self._engine.compiled_for(self._read(folder), batch=1, threads=1)
         except RuntimeError as error:
@@ -74,7 +100,7 @@ class OpenVino(Backend):
         """Keep the graph, and compile it once to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.given import write_given
 
-        write_given(file, folder / self.artifact)
+        write_given(file, folder / self.artifact, floats=ISLANDS[self.float_islands])
         try:
             model = self._read(folder)
             self._engine.compiled_for(model, batch=self._engine.fixed_batch(model) or 1, threads=1)

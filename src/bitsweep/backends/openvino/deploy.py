@@ -10,6 +10,10 @@ import openvino
 
 #: Batch sizes that a loaded artifact is kept compiled for.
 KEPT = 4
+#: Where a file says what its floats are computed in: it is the exporter that writes this.
+ARITHMETIC = ["framework", "float_arithmetic"]
+#: Such types -> what OpenVINO calls the setting, and the capability of a CPU.
+HALVES = {"bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
 def load(folder: Path, about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
@@ -35,8 +39,7 @@ def inference_fn(model: openvino.Model, *, threads: int) -> Callable[[np.ndarray
 def compiled_for(model: openvino.Model, *, batch: int, threads: int, profile: bool = False) -> openvino.CompiledModel:
     """A model made ready for batches of one size."""
     settings = {
-        # Else float32 becomes bfloat16 or float16 on a CPU that computes these.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": float_arithmetic(model),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
@@ -47,6 +50,16 @@ def compiled_for(model: openvino.Model, *, batch: int, threads: int, profile: bo
     }
     model.reshape([batch, *model.input(0).get_partial_shape()[1:]])
     return openvino.Core().compile_model(model, "CPU", settings)
+
+
+def float_arithmetic(model: openvino.Model) -> str:
+    """What floats are computed in: the type that the file names, where this CPU has it, and else float32.
+
+    OpenVINO itself would compute float32 in bfloat16 or float16 on such a CPU.
+    """
+    named = model.get_rt_info(ARITHMETIC).astype(str) if model.has_rt_info(ARITHMETIC) else ""
+    setting, capability = HALVES.get(named, ("f32", "FP32"))
+    return setting if capability in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def fixed_batch(model: openvino.Model) -> int:

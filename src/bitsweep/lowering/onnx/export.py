@@ -15,13 +15,17 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch.export import ExportedProgram
 
+from bitsweep.config.precision import FloatFormat
 from bitsweep.errors import CompressionError, first_line
 from bitsweep.lowering.onnx import rewrites
 from bitsweep.lowering.onnx.operators import translations
 
 #: The first opset with 4-bit codes and 16-bit ones.
 OPSET = 21
+HALVES: dict[int | None, FloatFormat] = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 INPUT, OUTPUT = "images", "logits"
+#: Name of the note in a file on what its floats are computed in, for engines that are told so apart from the graph.
+ARITHMETIC = "float_arithmetic"
 
 
 def export_onnx(
@@ -34,6 +38,7 @@ def export_onnx(
     pointwise_linear: bool = False,
     pairs_after_joins: bool = True,
     bits_of_weights: int = 8,
+    floats: FloatFormat = "float32",
 ) -> None:
     """Write a program to one ONNX file with a dynamic batch; the same program gives the same bytes.
 
@@ -50,6 +55,8 @@ def export_onnx(
         pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one.
         bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
             followed by a cast to bytes, for engines that do this once, when they load the file.
+        floats: what the file says that floats between codes are computed in; a program in half precision says so
+            itself.
 
     Raises:
         CompressionError: ONNX cannot express an operation of the program.
@@ -72,6 +79,7 @@ def export_onnx(
         rewrites.convolve_linear_layers(model.graph)
     rewrites.narrow_weights(model, bits_of_weights)
     _strip(model)
+    model.metadata_props[ARITHMETIC] = HALVES.get(_computed_in(model.graph), floats)
     ir.save(model, path)
 
 
@@ -135,7 +143,14 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
+def _computed_in(graph: ir.Graph) -> int:
+    """The type that images are cast to before anything is done with them."""
+    (images,) = graph.inputs
+    readers = [reader for reader, _ in images.uses()]
+    return readers[0].attributes.get_int("to") if [each.op_type for each in readers] == ["Cast"] else ir.DataType.FLOAT
+
+
 def _widens_half(node: ir.Node) -> bool:
     """Whether folding a node would store half-precision parameters in twice their size."""
     source = node.inputs[0] if node.op_type == "Cast" else None
-    return source is not None and source.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    return source is not None and source.dtype in HALVES

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import onnx
 
+from bitsweep.config.precision import FloatFormat
 from bitsweep.errors import CompressionError
 from bitsweep.graphs.onnx.reading import image_input, load_onnx
-from bitsweep.lowering.onnx.export import INPUT, OUTPUT
+from bitsweep.lowering.onnx.export import ARITHMETIC, INPUT, OUTPUT
 
 
-def write_given(file: Path, path: Path) -> None:
+def write_given(file: Path, path: Path, *, floats: FloatFormat = "float32") -> None:
     """Copy a graph and its weights into one file.
+
+    Args:
+        floats: what the copy says that floats between codes are computed in.
 
     Raises:
         CompressionError: it has several outputs, or other tensors have the names that the engines know.
@@ -32,4 +36,5 @@ def write_given(file: Path, path: Path) -> None:
     for value in model.graph.input:
         value.name = renamed.get(value.name, value.name)
     model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, None))
+    onnx.helper.set_model_props(model, {ARITHMETIC: floats})
     onnx.save(model, path)
