@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.export import ExportedProgram
@@ -15,8 +17,10 @@ from bitsweep.backends.inductor import onednn
 from bitsweep.config.backend import Backend
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.graphs.program import logits_of
+from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.runtime.environment import Cpu, current_cpu
 from tests.backends.conftest import skip_unless_lowered
+from tests.quantization.networks import noise_splits
 
 CONF = Path(__file__).parents[2] / "conf"
 BACKENDS: dict[str, Backend] = {
@@ -101,14 +105,27 @@ def test_storage_alone_is_computed_in_float32(
 
 
 @pytest.mark.parametrize("islands", ["fp32", "bf16"])
-def test_islands_between_codes_are_of_the_type_that_is_told(
-    islands: str, program_of: Callable[[Scheme], ExportedProgram], images: np.ndarray, tmp_path: Path
-) -> None:
+def test_islands_between_codes_are_of_the_type_that_is_told(islands: str, tmp_path: Path) -> None:
     backend = replace(BACKENDS["openvino"], float_islands=islands)  # type: ignore[call-arg]
     skip_unless_lowered(backend, PRECISIONS["int8"])
     scheme = backend.scheme(PRECISIONS["int8"], current_cpu())
-    backend.lower(program_of(scheme), tmp_path)
-    kernels = [kernel.op for kernel in backend.profile(tmp_path, images, threads=1)]
+    backend.lower(_with_softmax(replace(scheme, why="")), tmp_path)
+    kernels = backend.profile(tmp_path, np.ones((1, 3, 16, 16), np.float32), threads=1)
+    (island,) = {kernel.op.split("_")[-1] for kernel in kernels if kernel.op.startswith("Softmax")}
     computed = "floats between codes are computed in bfloat16" in scheme.why
     assert computed == (islands == "bf16" and current_cpu().computes_bf16)
-    assert any(kernel.endswith("bf16") for kernel in kernels) == computed
+    assert island == ("bf16" if computed else "f32")
+    assert all(kernel.integer for kernel in kernels if kernel.macs)
+
+
+@cache
+def _with_softmax(scheme: Scheme) -> ExportedProgram:
+    """A network with a softmax, which OpenVINO has no integer kernel for, between convolutions."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Softmax(1), torch.nn.Conv2d(8, 4, 14),
+        torch.nn.Flatten(),
+    )  # fmt: skip
+    method = PostTrainingQuantization(name="ptq", calibration_images=32)
+    splits = noise_splits(16)
+    return method.compress(network.eval(), splits, input_shape=(3, 16, 16), scheme=scheme, seed=0).program
