@@ -1,6 +1,7 @@
 """Jobs of real launchers: they are what was planned, and one that is lost is one failed cell."""
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,10 +12,10 @@ import bitsweep as bs
 from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.errors import MachineError
-from bitsweep.launching import as_planned, launched, require_planned
+from bitsweep.launching import as_planned, launched, prepare, require_planned
 from bitsweep.results import Outcome
 from bitsweep.runtime import environment
-from bitsweep.runtime.store import Store
+from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
 from tests.test_sweep import cells, run
 
@@ -94,7 +95,7 @@ def test_a_job_on_another_machine_refuses(pair: list[Cell], monkeypatch: pytest.
 
 def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pair: list[Cell]) -> None:
     """The launcher loses all jobs, of which one had done its work; later it loses the other alone."""
-    connection, store, asked = Connection(), Store(Path("store")), []
+    connection, asked = Connection(), []
 
     def log(cell: Cell) -> str:
         tags = {"kind": "cell", "cell_key": stages.key_of(cell), "status": "finished"}
@@ -112,8 +113,31 @@ def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pai
             done.append(log(cells[0]))
         return [Outcome(status="failed", reason="lost", lost=True) for _ in cells]
 
-    outcomes = launched(launch, pair, "cell", connection=connection, store=store, since_ms=since_ms)
+    outcomes = launched(launch, pair, "cell", connection=connection, is_there=_nothing, since_ms=since_ms)
     assert asked == [2, 1]
     assert [(each.status, each.run_id) for each in outcomes] == [("finished", done[0]), ("failed", "")]
     assert replace(outcomes[1], lost=False) == Outcome(status="failed", reason="lost")
-    assert launched(launch, [], "cell", connection=connection, store=store, since_ms=0) == []
+    assert launched(launch, [], "cell", connection=connection, is_there=_nothing, since_ms=0) == []
+
+
+def _nothing(stage: Stage, key: str) -> bool:
+    return False
+
+
+def test_programs_are_made_before_anything_is_measured_and_each_once() -> None:
+    """Two engines share a program; a cell that fails is not prepared any further."""
+    cells = bs.grid("model=lenet,mlp precision=fp32 backend=onnxruntime,openvino")
+    made: list[str] = []
+    waves: list[list[str]] = []
+
+    def launch(asked: Sequence[Cell], stage: str) -> list[Outcome]:
+        assert stage == "artifact"
+        waves.append([f"{cell.model.name} {cell.backend.name}" for cell in asked])
+        good = [cell for cell in asked if cell.model.name != "mlp"]
+        made.extend(made_by.key_of(cell) for cell in good for made_by in (stages.COMPRESSED, stages.ARTIFACT))
+        return [Outcome(status="finished" if cell in good else "failed") for cell in asked]
+
+    failed = prepare(cells, launch, lambda stage, key: key in made)
+    assert waves == [["lenet openvino", "mlp openvino"], ["lenet onnxruntime", "mlp onnxruntime"]]
+    assert [cell.name for cell in failed] == ["mlp-none-fp32-openvino-digits", "mlp-none-fp32-onnxruntime-digits"]
+    assert prepare([], launch, _nothing) == {}

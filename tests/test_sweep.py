@@ -372,10 +372,10 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         (["precision=int8,fp16"], "error: precision=int8,fp16: several values are a grid; add -m"),
         (["train.lr=-1"], "error: train.lr=-1: should be greater than 0"),
         (["-m", "train.lr=0.1,fast"], "error: train.lr=fast: should be a valid number"),
-        (["stage=nothing"], "error: stage=nothing: should be 'cell', 'baseline' or 'screening'"),
+        (["stage=nothing"], "error: stage=nothing: should be 'cell', 'baseline', 'artifact' or 'screening'"),
         (["precision=int16"], "backend=reference"),
         (["dataset=mnist", "dataset.root=/nowhere"], "dataset.root"),
-        (["store=/proc/store"], r"error: store=/proc/store: cannot be written .* choose a folder"),
+        (["store.folder=/proc/store"], r"error: store.folder=/proc/store: cannot be written .* choose a folder"),
     ],
 )
 def test_bad_input_is_one_clear_line(words: list[str], message: str, workplace: Path) -> None:

@@ -31,7 +31,7 @@ from bitsweep.direct import compress, lower
 from bitsweep.errors import ConfigError
 from bitsweep.job import run_cell
 from bitsweep.loaded import SweepResults
-from bitsweep.options import Options
+from bitsweep.options import Keeping, Options
 from bitsweep.planning import Planned, describe
 from bitsweep.planning import plan as plan_cells
 from bitsweep.results import Outcome
@@ -59,7 +59,7 @@ def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> l
     return cells_of([*found, *searched])
 
 
-def plan(cells: Sequence[Cell], *, store: Path = Options.store) -> list[Planned]:
+def plan(cells: Sequence[Cell], *, store: Path = Keeping.folder) -> list[Planned]:
     """What is to be done with each cell, judged by the store: run, reuse, or skip for a reason. Nothing is computed."""
     return plan_cells(cells, Store(store), None)
 
@@ -68,7 +68,8 @@ def run(
     cells: Sequence[Cell],
     *,
     folder: Path | None = None,
-    store: Path = Options.store,
+    store: Path = Keeping.folder,
+    fetch: bool = Keeping.fetch,
     remeasure: Literal["none", "noisy", "all"] = "none",
     timeout_s: float = Options.timeout_s,
     memory_gb: float = Options.memory_gb,
@@ -80,7 +81,8 @@ def run(
 
     Args:
         folder: of the report; its name is the sweep's id. None: a new one under ``multirun/``.
-        store, remeasure, timeout_s, memory_gb: see `bitsweep.options.Options`.
+        store, fetch: see `bitsweep.options.Keeping`.
+        remeasure, timeout_s, memory_gb: see `bitsweep.options.Options`.
         search_minutes, search_cells, search_seed: look for the best cell instead of running every cell, see
             `bitsweep.search.budget.Budget`.
 
@@ -93,7 +95,7 @@ def run(
     try:
         budget = {"minutes": search_minutes, "cells": search_cells, "seed": search_seed}
         options = Options(
-            store=store, remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb,
+            store=Keeping(folder=store, fetch=fetch), remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb,
             search=budget,  # type: ignore[arg-type]  # checked by the class itself
         )  # fmt: skip
     except pydantic.ValidationError as error:

@@ -94,7 +94,7 @@ def run_job(config: DictConfig) -> Outcome | None:
         cell, options = read(config, about)
         if about.mode == RunMode.MULTIRUN:
             if options.plan:  # a sweeper that plans nothing itself
-                print(describe(plan([cell], Store(options.store), None)))
+                print(describe(plan([cell], Store(options.store.folder), None)))
                 return None
             return run_cell(cell, options, folder=folder, sweep_id=Path(about.sweep.dir).name)
 

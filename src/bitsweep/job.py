@@ -1,19 +1,26 @@
 """One cell, run as far as the options say, and logged to MLflow."""
 
 import contextlib
+import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitsweep import pipeline, stages
 from bitsweep.cell import Cell
 from bitsweep.errors import BitsweepError
 from bitsweep.expectation import Expectation
-from bitsweep.launching import require_planned
+from bitsweep.launching import made, require_planned
 from bitsweep.options import Options
 from bitsweep.planning import duration
 from bitsweep.results import Outcome
 from bitsweep.runtime import machine
 from bitsweep.runtime.store import Store
+
+if TYPE_CHECKING:
+    from bitsweep.tracking.shared import SharedResults
+
+log = logging.getLogger(__name__)
 
 
 def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:
@@ -24,12 +31,14 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     """
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
+    from bitsweep.tracking.shared import SharedResults
 
     machine.check()
     require_planned(cell, options.planned, options.stage)
-    store = Store(options.store)
-    runner = runner_of(options, folder)
+    store = Store(options.store.folder)
     connection = Connection()
+    shared = SharedResults(connection, store) if options.store.fetch else None
+    runner = runner_of(options, folder, shared)
     logger = RunLogger(connection, store)
     if options.remeasure != "none" and options.stage == "cell":
         run = connection.cells().get(stages.key_of(cell))
@@ -39,12 +48,15 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         baseline_first = options.stage == "baseline" or options.expect.top1 is not None
         outcome = _expected(cell, runner, options.expect) if baseline_first else None
         if outcome is None or (outcome.status != "failed" and options.stage != "baseline"):
-            outcome = pipeline.screen(cell, runner) if options.stage == "screening" else pipeline.run(cell, runner)
+            if options.stage == "cell":
+                outcome = pipeline.run(cell, runner)
+            else:
+                outcome = pipeline.run_as_far_as(made(cell, options.stage), cell, runner)
     try:
         baseline_run_id = ""
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
-            baseline_run_id = logger.log_baseline(cell, pipeline.evidence_of_baseline(cell, runner))
-        if options.stage == "cell":
+            baseline_run_id = logger.log_baseline(cell, lambda: pipeline.evidence_of_baseline(cell, runner))
+        if options.stage == "cell" or (options.stage == "artifact" and outcome.status == "failed"):
             evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
             run_id, evidence = logger.log_cell(
                 cell, outcome, evidence, runner=runner, sweep_id=sweep_id, baseline_run_id=baseline_run_id
@@ -53,27 +65,41 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
             outcome = replace(outcome, run_id=run_id, reason=reason)
     except BitsweepError as error:
         outcome = replace(outcome, status="failed", reason=str(error))
+    if shared:
+        try:
+            shared.offer(cell)
+        except BitsweepError as error:
+            log.warning("other machines cannot fetch what was made for %s: %s", cell.name, error)
     print(_summary(cell, outcome, options.stage), flush=True)
     return outcome
 
 
-def runner_of(options: Options, folder: Path) -> pipeline.StageRunner:
-    """What starts the processes of stages, with their log in a folder."""
-    return pipeline.StageRunner(
-        store=Store(options.store), log=folder / "log.txt", timeout_s=options.timeout_s, memory_gb=options.memory_gb
+def runner_of(options: Options, folder: Path, shared: "SharedResults | None" = None) -> pipeline.StageRunner:
+    """What starts the processes of stages, with their log in a folder.
+
+    Args:
+        shared: where results may be that the store lacks.
+    """
+    runner = pipeline.StageRunner(
+        store=Store(options.store.folder),
+        log=folder / "log.txt",
+        timeout_s=options.timeout_s,
+        memory_gb=options.memory_gb,
     )
+    return replace(runner, fetch=shared.fetch) if shared else runner
 
 
 def _expected(cell: Cell, runner: pipeline.StageRunner, expect: Expectation) -> Outcome:
     """Train the baseline of a cell, or fail where it is another network than was meant."""
-    outcome = pipeline.train(cell, runner)
+    outcome = pipeline.run_as_far_as(stages.BASELINE, cell, runner)
     reason = "" if outcome.status == "failed" else expect.unmet(cell, runner.store)
     return replace(outcome, status="failed", reason=reason) if reason else outcome
 
 
 def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
     name = f"baseline {cell.model.name} on {cell.dataset.name}" if stage == "baseline" else cell.name
-    status = "screened" if (stage, outcome.status) == ("screening", "finished") else outcome.status
+    done = {"screening": "screened", "artifact": "lowered"}.get(stage, "finished")
+    status = done if outcome.status == "finished" else outcome.status
     ended = f"{status:<10}{name}"
     if outcome.status == "failed":
         return f"{ended}: {outcome.reason}"

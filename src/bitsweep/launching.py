@@ -7,12 +7,17 @@ from bitsweep.cell import Cell
 from bitsweep.errors import MachineError
 from bitsweep.results import Outcome, Status
 from bitsweep.runtime.environment import current_cpu, current_gpu, physical_cores
-from bitsweep.runtime.store import Store
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
 
 #: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
 Launch = Callable[[Sequence[Cell], str], Sequence[Outcome]]
+#: Whether the result of a stage with a key is there, for whoever needs it.
+IsThere = Callable[[Stage, str], bool]
+
+
+#: What jobs make that do not measure.
+_WAVES = {stage.name: stage for stage in (stages.BASELINE, stages.ARTIFACT, stages.SCREENING)}
 
 
 def as_planned(cell: Cell, stage: str) -> str:
@@ -40,12 +45,12 @@ def require_planned(cell: Cell, planned: str, stage: str) -> None:
 
 
 def _key(cell: Cell, stage: str) -> str:
-    return _made(cell, stage).key_of(cell)
+    return made(cell, stage).key_of(cell)
 
 
-def _made(cell: Cell, stage: str) -> Stage:
+def made(cell: Cell, stage: str) -> Stage:
     """What a job is to make."""
-    return {"baseline": stages.BASELINE, "screening": stages.SCREENING}.get(stage) or stages.last(cell)
+    return _WAVES.get(stage) or stages.last(cell)
 
 
 def _machine() -> str:
@@ -54,7 +59,7 @@ def _machine() -> str:
 
 
 def launched(
-    launch: Launch, cells: Sequence[Cell], stage: str, *, connection: Connection, store: Store, since_ms: int
+    launch: Launch, cells: Sequence[Cell], stage: str, *, connection: Connection, is_there: IsThere, since_ms: int
 ) -> list[Outcome]:
     """Run cells as far as a stage, and see what became of each, whatever happened to the launcher.
 
@@ -68,18 +73,32 @@ def launched(
     if len(cells) > 1 and all(outcome.lost for outcome in outcomes):
         outcomes = []
         for cell in cells:
-            outcomes.append(_left_behind(cell, stage, connection, store, since_ms) or launch([cell], stage)[0])
+            outcomes.append(_left_behind(cell, stage, connection, is_there, since_ms) or launch([cell], stage)[0])
     return [
-        (outcome.lost and _left_behind(cell, stage, connection, store, since_ms)) or outcome
+        (outcome.lost and _left_behind(cell, stage, connection, is_there, since_ms)) or outcome
         for cell, outcome in zip(cells, outcomes, strict=True)
     ]
 
 
-def _left_behind(cell: Cell, stage: str, connection: Connection, store: Store, since_ms: int) -> Outcome | None:
+def prepare(cells: Sequence[Cell], launch: Launch, is_there: IsThere) -> dict[Cell, Outcome]:
+    """Compress and lower what is to be measured later, many at once, and the same never twice at once.
+
+    Returns:
+        How those ended that failed.
+    """
+    failed: dict[Cell, Outcome] = {}
+    for stage in (stages.COMPRESSED, stages.ARTIFACT):
+        todo = {stage.key_of(cell): cell for cell in cells if cell not in failed}
+        missing = [cell for key, cell in todo.items() if not is_there(stage, key)]
+        outcomes = launch(missing, stages.ARTIFACT.name)
+        failed |= {cell: each for cell, each in zip(missing, outcomes, strict=True) if each.status == "failed"}
+    return failed
+
+
+def _left_behind(cell: Cell, stage: str, connection: Connection, is_there: IsThere, since_ms: int) -> Outcome | None:
     """What a job that did not answer has done all the same, by its key; None for nothing."""
     if stage != "cell":
-        there = store.find(_made(cell, stage).name, _key(cell, stage))
-        return Outcome(status="finished") if there else None
+        return Outcome(status="finished") if is_there(made(cell, stage), _key(cell, stage)) else None
     run = connection.cells().get(stages.key_of(cell))
     if run is None or (run.info.end_time or 0) < since_ms:
         return None

@@ -16,15 +16,33 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
 @configurable
+class Keeping:
+    """Where finished work is kept.
+
+    Attributes:
+        folder: of the artifact store.
+        fetch: whether baselines, programs and artifacts that the store lacks are taken from MLflow, and those that it
+            has are put there, for machines that share no folder.
+    """
+
+    folder: Path = Path("multirun/store")
+    fetch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.folder == Path():
+            raise ValueError("folder=: name a folder, as in store.folder=multirun/store")
+
+
+@configurable
 class Options:
     """The settings of a run that change no result, so that no key contains them.
 
     Attributes:
         plan: only show what would be run.
-        stage: how far to go: ``cell`` measures, ``baseline`` only trains, ``screening`` compresses and lets the
-            reference classify validation images, which a search does.
+        stage: how far to go: ``cell`` measures, ``baseline`` only trains, ``artifact`` also compresses and lowers,
+            ``screening`` compresses and lets the reference classify validation images, which a search does.
         remeasure: which finished cells to measure again: ``none``, those that are ``noisy``, or ``all``.
-        store: folder of the artifact store.
+        store: where finished work is kept.
         timeout_s: seconds that compressing, lowering and each measuring pass may take.
         memory_gb: how far the data of such a process may grow, in 10^9 bytes; 0 for any.
         expect: what baselines must reach, so that their cells go on.
@@ -34,9 +52,9 @@ class Options:
     """
 
     plan: bool = False
-    stage: Literal["cell", "baseline", "screening"] = "cell"
+    stage: Literal["cell", "baseline", "artifact", "screening"] = "cell"
     remeasure: Literal["none", "noisy", "all"] = "none"
-    store: Path = Path("multirun/store")
+    store: Keeping = Keeping()
     timeout_s: Annotated[float, Field(gt=0)] = 3600
     memory_gb: Annotated[float, Field(ge=0)] = 0
     expect: Expectation = Expectation()
@@ -45,8 +63,6 @@ class Options:
     planned: str = ""
 
     def __post_init__(self) -> None:
-        if self.store == Path():
-            raise ValueError("store=: name a folder, as in store=multirun/store")
         if self.register and not _MODEL_NAME.fullmatch(self.register):
             raise ValueError(f"register={self.register}: a name has up to 200 letters, digits and '_', '-', '.' alone")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bitsweep import stages
 from bitsweep.cell import Cell
-from bitsweep.errors import BitsweepError, StoreError, UsageError
+from bitsweep.errors import BitsweepError, StoreError, UnreachableTarget, UsageError
 from bitsweep.results import Evidence, Measurement, Outcome
 from bitsweep.runtime import child
 from bitsweep.runtime.containment import tail
@@ -29,12 +29,14 @@ class StageRunner:
     Attributes:
         timeout_s, memory_gb: limits of each pass after training; 0 for none.
         log: file that the children's output is appended to.
+        fetch: brings the result of a stage that the store lacks from elsewhere; gives None where there is none.
     """
 
     store: Store
     log: Path
     timeout_s: float = 0
     memory_gb: float = 0
+    fetch: Callable[[Stage, str], Path | None] = lambda stage, key: None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def build(self, stage: Stage, cell: Cell) -> Path:
@@ -44,7 +46,7 @@ class StageRunner:
             BitsweepError: the stage failed.
         """
         key = stage.key_of(cell)
-        if folder := self.store.find(stage.name, key):
+        if folder := self.store.find(stage.name, key) or self.fetch(stage, key):
             return folder
         inputs = stage.inputs(cell)
         folders = {name: self.build(*source) for name, source in inputs.items()}
@@ -94,22 +96,13 @@ def run(cell: Cell, runner: StageRunner) -> Outcome:
     return replace(outcome, status="lowered", reason=reason) if reason and outcome.measurement else outcome
 
 
-def train(cell: Cell, runner: StageRunner) -> Outcome:
-    """Run a cell as far as its baseline."""
+def run_as_far_as(stage: Stage, cell: Cell, runner: StageRunner) -> Outcome:
+    """Run a cell to the end of a stage, which measures nothing."""
 
-    def trained() -> None:
-        runner.build(stages.BASELINE, cell)
+    def made() -> None:
+        runner.build(stage, cell)
 
-    return _outcome(trained, runner)
-
-
-def screen(cell: Cell, runner: StageRunner) -> Outcome:
-    """Run a cell as far as what its reference makes of validation images."""
-
-    def screened() -> None:
-        runner.build(stages.SCREENING, cell)
-
-    return _outcome(screened, runner)
+    return _outcome(made, runner)
 
 
 def evidence_of_cell(cell: Cell, runner: StageRunner) -> Evidence:
@@ -145,6 +138,8 @@ def _gather(stage: Stage, of: Stage, cell: Cell, runner: StageRunner) -> Evidenc
 def _outcome(work: Callable[[], Measurement | None], runner: StageRunner) -> Outcome:
     try:
         return Outcome(status="finished", measurement=work(), seconds=runner.seconds)
+    except UnreachableTarget as error:
+        return Outcome(status="lowered", reason=str(error), seconds=runner.seconds)
     except UsageError as error:
         return Outcome(status="failed", reason=str(error), seconds=runner.seconds)
     except BitsweepError as error:

@@ -1,7 +1,7 @@
 """What is to be done with each cell: run, lower, reuse or skip."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,11 +32,18 @@ class Planned:
     trains: bool = False
 
 
-def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None) -> list[Planned]:
+def plan(
+    cells: Sequence[Cell],
+    store: Store,
+    finished: Mapping[str, str] | None,
+    *,
+    shared: Collection[tuple[str, str]] = (),
+) -> list[Planned]:
     """Decide for each cell whether to run, lower, reuse or skip it. Duplicates are dropped; nothing is computed.
 
     Args:
         finished: cell key -> MLflow run of every finished cell; None to judge by the store of artifacts alone.
+        shared: kind and key of results that need not be made, since they can be fetched.
 
     Returns:
         The cells in the order in which to run them: those that need a new baseline first.
@@ -46,7 +53,7 @@ def plan(cells: Sequence[Cell], store: Store, finished: Mapping[str, str] | None
     """
     store.require_folder()
     planned: dict[str, Planned] = {}
-    counted: set[tuple[str, str]] = set()
+    counted = {*shared}
     for cell in cells:
         if reason := cell.skip_reason():
             planned[cell.name + reason] = Planned(cell=cell, verdict="skip", reason=reason)

@@ -356,7 +356,7 @@ class RaceTime:
     crowded: bool = False
 
 
-#: ``lowered``: compressed and made into the engine's file, which cannot be run on this machine.
+#: ``lowered``: compressed and made into the engine's file, which cannot be run here, or whose target was away.
 Status = Literal["finished", "lowered", "failed"]
 
 
@@ -415,8 +415,9 @@ class Evidence:
 class Outcome:
     """How a cell ended. ``reason`` is empty for a finished cell; ``log_tail`` holds the end of a failed one's log.
 
-    The measurement of a lowered cell holds what its files say: size and kernels, no accuracy and no latency. A failed
-    cell is ``lost`` where its job ended without an answer.
+    The measurement of a lowered cell holds what its files say: size and kernels, no accuracy and no latency. Where its
+    target was away it has none, and the same command goes on. A failed cell is ``lost`` where its job ended without an
+    answer.
     """
 
     status: Status

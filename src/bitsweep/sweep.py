@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from bitsweep.config.requirement import common
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.expectation import Expectation
 from bitsweep.job import runner_of
-from bitsweep.launching import Launch, launched
+from bitsweep.launching import Launch, launched, prepare
 from bitsweep.options import Options
 from bitsweep.planning import TO_DO, Planned, describe, plan
 from bitsweep.results import Outcome
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bitsweep.report import SweepReport
     from bitsweep.tracking.entries import Entry
     from bitsweep.tracking.logger import RunLogger
+    from bitsweep.tracking.shared import SharedResults
 
 
 #: Exit code of a sweep, or of its report, where nothing is known to keep what is required.
@@ -50,16 +51,19 @@ def own_folder(wanted: Path) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: Path, launch: Launch) -> int:
+def run_sweep(
+    cells: Sequence[Cell], options: Options, *, command: str, folder: Path, launch: Launch, at_once: bool = False
+) -> int:
     """Plan cells, train their baselines, run them, and report.
 
     Args:
         command: the command line that started this, for the report.
         folder: where the report is written, see ``own_folder``; its name is the sweep's id.
+        at_once: whether cells are run many at once: then all are lowered before any is measured.
 
     Returns:
-        Exit code: 0; 1 if a cell failed; 2 if every cell had to be skipped; 3 if something is required, and of what
-        was measured nothing is known to keep it.
+        Exit code: 0; 1 if a cell failed or could not be measured; 2 if every cell had to be skipped; 3 if something is
+        required, and of what was measured nothing is known to keep it.
 
     Raises:
         ConfigError: cells have different requirements, or no one artifact of them can be registered.
@@ -71,12 +75,12 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
 
         check_registrable(cells)
     machine.check()
-    store = Store(options.store)
+    store = Store(options.store.folder)
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         by_store = plan(cells, store, None)
         if options.plan:
-            known = _tracked()
-            print(describe(by_store if known is None else plan(cells, store, known)))
+            tracked = _tracked(store, fetch=options.store.fetch)
+            print(describe(plan(cells, store, tracked[0], shared=tracked[1]) if tracked else by_store))
             return 0
     store.check()
     computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
@@ -86,9 +90,11 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.reading import read_sweep
+    from bitsweep.tracking.shared import SharedResults
     from bitsweep.tracking.sweep_logger import SweepLogger
 
     connection = Connection()
+    shared = SharedResults(connection, store) if options.store.fetch else None
     logger, sweep_logger = RunLogger(connection, store), SweepLogger(connection, store)
     finished = {
         key: run.info.run_id
@@ -96,7 +102,7 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
         if not (options.measures_again(run.data.tags) or logger.can_complete(run))
     }
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
-        planned = plan(cells, store, finished)
+        planned = plan(cells, store, finished, shared=shared.known() if shared else ())
     print(describe(planned), flush=True)
     if options.stage == "baseline":
         outcomes = launch(_baselines(planned, options.expect), "baseline")
@@ -108,7 +114,8 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     packages = [package for each in planned for package in each.cell.packages]
     since_ms = int(1000 * time.time())
     run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages, require=require)
-    launch = functools.partial(launched, launch, connection=connection, store=store, since_ms=since_ms)
+    is_there = functools.partial(_is_there, store, shared)
+    launch = functools.partial(launched, launch, connection=connection, is_there=is_there, since_ms=since_ms)
     report, status = None, "killed"
 
     def reported() -> "SweepReport":
@@ -118,8 +125,12 @@ def run_sweep(cells: Sequence[Cell], options: Options, *, command: str, folder: 
     try:
         for known in reused.values():
             logger.adopt(known, sweep_id=folder.name)
-        _run_planned(planned, entries, options, launch=launch, logger=logger, store=store)
-        ended = "failed" if any(entry.verdict == "failed" for entry in entries.values()) else "finished"
+        ready = functools.partial(prepare, launch=launch, is_there=is_there) if at_once else _nothing_failed
+        _run_planned(planned, entries, options, launch=launch, prepare=ready, logger=logger, store=store)
+        for entry in entries.values():  # also those of a job that an earlier sweep has started
+            if entry.run_id:
+                logger.adopt(entry.run_id, sweep_id=folder.name)
+        ended = "finished" if all(map(_as_planned, entries, entries.values())) else "failed"
         report = reported()
         races, reason = hold_races(
             report, [each.cell for each in entries], runner_of(options, folder), options.remeasure
@@ -149,12 +160,16 @@ def _run_planned(
     options: Options,
     *,
     launch: Launch,
+    prepare: Callable[[Sequence[Cell]], Mapping[Cell, Outcome]],
     logger: "RunLogger",
     store: Store,
 ) -> None:
     """Run what is to be run, baselines first, and write down in its entry how each cell ended.
 
     What a reused cell has lost in MLflow is logged again.
+
+    Args:
+        prepare: does what comes before measuring; gives the outcome of those cells that failed.
     """
     reused = {each: entries[each].run_id for each in planned if each.verdict == "reuse"}
     lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
@@ -172,9 +187,11 @@ def _run_planned(
     if options.search.limited:
         _search([*runnable, *reused], entries, options, launch=launch, store=store)
         return
-    outcomes = launch([each.cell for each in runnable], "cell")
-    for each, outcome in zip(runnable, outcomes, strict=True):
-        entries[each] = _ended(entries[each], outcome)
+    failed = prepare([each.cell for each in runnable]) if len(runnable) > 1 else {}
+    ready = [each.cell for each in runnable if each.cell not in failed]
+    outcomes = {**failed, **dict(zip(ready, launch(ready, "cell"), strict=True))}
+    for each in runnable:
+        entries[each] = _ended(entries[each], outcomes[each.cell])
 
 
 def _search(
@@ -202,12 +219,33 @@ def _search(
             entries[each] = replace(entries[each], verdict="skip", reason=found.reasons[evidence.name_of(cell)])
 
 
-def _tracked() -> dict[str, str] | None:
-    """Cell key -> its run, of all finished cells; None where nothing was tracked yet, or cannot be seen."""
+def _nothing_failed(cells: Sequence[Cell]) -> dict[Cell, Outcome]:
+    """What comes before measuring is done by each cell itself, one after the other."""
+    return {}
+
+
+def _is_there(store: Store, shared: "SharedResults | None", stage: stages.Stage, key: str) -> bool:
+    return bool(store.find(stage.name, key) or (shared and shared.has(stage, key)))
+
+
+def _as_planned(planned: Planned, entry: "Entry") -> bool:
+    """Whether nothing is left to do for a cell: it did not fail, and its target was not away."""
+    return entry.verdict != "failed" and (entry.verdict != "lowered" or planned.verdict == "lower")
+
+
+def _tracked(store: Store, *, fetch: bool) -> tuple[dict[str, str], set[tuple[str, str]]] | None:
+    """Cell key -> its run, of all finished cells, and what can be fetched; None where nothing can be seen."""
     from bitsweep.tracking.connection import Connection
+    from bitsweep.tracking.shared import SharedResults
 
     try:
-        return {key: run.info.run_id for key, run in Connection(read_only=True).cells().items()}
+        connection = Connection(read_only=True)
+        known = {key: run.info.run_id for key, run in connection.cells().items()}
+        shared: set[tuple[str, str]] = set()
+        if fetch:
+            with contextlib.suppress(UsageError):
+                shared = SharedResults(connection, store, read_only=True).known()
+        return known, shared
     except UsageError:
         return None
     except TrackingError as error:

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 import logging
@@ -149,7 +150,7 @@ def test_a_store_that_others_may_write_is_refused(
     os.chown(tmp_path / name, owner, owner)
     if refused:
         with pytest.raises(
-            StoreError, match=r"others may write .*; take the right away \(chmod go-w .*store=/another/"
+            StoreError, match=r"others may write .*; take the right away \(chmod go-w .*store.folder=/another/"
         ):
             store.check()
     else:
@@ -251,7 +252,7 @@ def test_durations_may_be_missing_altogether(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"store=.*file/store: cannot be written .*choose a folder"):
+    with pytest.raises(StoreError, match=r"store.folder=.*file/store: cannot be written .*choose a folder"):
         Store(tmp_path / "file" / "store").check()
 
 
@@ -263,3 +264,32 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         assert folder
         with Path("/dev/full").open("wb") as full:
             full.write(b"x")
+
+
+def test_what_another_store_finished_is_taken_whole_or_not_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
+    with theirs.building("baseline", "key", about={}, rests_on=[("dataset", "d")]) as folder:
+        assert folder
+        (folder / "net").mkdir()
+        (folder / "net" / "weights.pt").write_bytes(b"weights")
+
+    def bring(folder: Path, changed: str = "") -> None:
+        shutil.copytree(theirs.folder("baseline", "key"), folder, dirs_exist_ok=True)
+        if changed:
+            (folder / changed).write_bytes(b"others")
+
+    for changed in ("net/weights.pt", "manifest.json"):
+        assert ours.take("baseline", "key", functools.partial(bring, changed=changed)) is None
+        assert "is damaged" in caplog.text
+        assert not list((tmp_path / "ours" / "baseline").iterdir())
+    taken = ours.take("baseline", "key", bring)
+    assert taken == ours.find("baseline", "key")
+    assert taken and (taken / "net" / "weights.pt").read_bytes() == b"weights"
+    assert ours.seconds("baseline", "key") == theirs.seconds("baseline", "key")
+
+    def never(folder: Path) -> None:
+        raise AssertionError("it is there")
+
+    assert ours.take("baseline", "key", never) == taken

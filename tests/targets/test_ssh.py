@@ -204,7 +204,7 @@ def test_a_server_that_is_gone(
     server.stop()
     try:
         (results := tmp_path / "results").mkdir()
-        with pytest.raises(UnreachableTarget, match=r"lowered, not measured: .*Connection refused; the same command"):
+        with pytest.raises(UnreachableTarget, match=r"cannot be reached: .*Connection refused; the same command"):
             target.measure(prepared[0], results, silent)
     finally:
         server.start()

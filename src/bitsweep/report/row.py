@@ -83,8 +83,8 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether there are figures."""
-        return self.status in ("finished", "reused", "lowered")
+        """Whether there are figures; a lowered cell whose target was away has none."""
+        return self.status in ("finished", "reused") or (self.status == "lowered" and bool(self.metrics))
 
     @property
     def not_run(self) -> bool:

@@ -20,7 +20,7 @@ import shutil
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,9 @@ class Store:
             folders = [self.root, *(each for each in self.root.iterdir() if each.is_dir())]
             if keeps_modes and (unsafe := next(filter(_open_to_others, folders), None)):
                 raise StoreError(
-                    f"store={self.root}: others may write {unsafe}, and what is in a store is loaded and run; "
-                    f"take the right away (chmod go-w {unsafe}), or choose a folder of your own: store=/another/folder"
+                    f"store.folder={self.root}: others may write {unsafe}, and what is in a store is loaded and run; "
+                    f"take the right away (chmod go-w {unsafe}), or choose a folder of your own: "
+                    "store.folder=/another/folder"
                 )
 
     def require_folder(self) -> None:
@@ -76,7 +77,7 @@ class Store:
         """
         there = next(place for place in (self.root, *self.root.parents) if place.exists())
         if not there.is_dir():
-            raise StoreError(f"store={self.root}: {there} is a file; name a folder, as in store=multirun/store")
+            raise StoreError(f"store.folder={self.root}: {there} is a file; name a folder")
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the folder of a key is, or will be."""
@@ -93,16 +94,45 @@ class Store:
         and it is built again.
         """
         folder = self.folder(kind, key)
-        try:
-            reason = damaged(folder, _manifest(folder)["files"], seen=folder.with_suffix(".seen"))
-        except FileNotFoundError:
+        if not (folder / MANIFEST).exists():
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            reason = f"{MANIFEST}: {error}"
+        reason = self._damage(folder, kind, key)
         if reason is None:
             return folder
         log.warning("%s is damaged (%s); it will be built again", folder, reason)
         return None
+
+    def _damage(self, folder: Path, kind: str, key: str) -> str | None:
+        """What keeps a folder from being the finished one of a key; None for nothing."""
+        try:
+            return damaged(folder, _manifest(folder)["files"], seen=self.folder(kind, key).with_suffix(".seen"))
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{MANIFEST}: {error}"
+
+    def take(self, kind: str, key: str, bring: Callable[[Path], None]) -> Path | None:
+        """The finished folder of a key; where there is none, one that another store finished.
+
+        Like everything that is read it does not count if files are missing or have other bytes than were written.
+
+        Args:
+            bring: copies such a folder, with its manifest, into an empty one.
+
+        Returns:
+            None where what was brought is damaged, which a warning says.
+
+        Raises:
+            StoreError: the disk is full or the store cannot be written.
+        """
+        with self.holding(kind, key):
+            if found := self.find(kind, key):
+                return found
+            with self._partial(kind, key) as partial, self._explained():
+                bring(partial)
+                if reason := self._damage(partial, kind, key):
+                    log.warning("the %s %s that was brought is damaged (%s)", kind, key, reason)
+                    return None
+                self._publish(partial, kind, key)
+        return self.folder(kind, key)
 
     def discard(self, kind: str, key: str) -> None:
         """Throw the finished folder of a key away, so that it is built again."""
@@ -126,32 +156,35 @@ class Store:
         Raises:
             StoreError: the disk is full or the store cannot be written.
         """
-        partial = self.folder(kind, key).with_name(f"{key}.{_HOST}.{os.getpid()}.partial")
         with self.holding(kind, key):
             if self.find(kind, key):
                 yield None
                 return
-            with self._explained():
-                for left in partial.parent.glob(f"{key}.{_HOST}.*.partial"):
-                    _remove(left)
-                _make(partial)
             start = time.monotonic()
-            try:
-                with self._explained():
-                    yield partial
-                    seconds = time.monotonic() - start
-                    seen = digests(partial)
-                    files = {name: digest for name, (_, digest) in seen.items()}
-                    manifest = {
-                        "about": about, "seconds": seconds, "files": files, "rests_on": [*map(list, rests_on)],
-                    }  # fmt: skip
-                    (partial / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
-                    if self._publish(partial, kind, key):
-                        remember(seen, self.folder(kind, key).with_suffix(".seen"))
-                    self.unfinished(kind, key).unlink(missing_ok=True)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            with self._partial(kind, key) as partial, self._explained():
+                yield partial
+                seconds = time.monotonic() - start
+                seen = digests(partial)
+                files = {name: digest for name, (_, digest) in seen.items()}
+                manifest = {"about": about, "seconds": seconds, "files": files, "rests_on": [*map(list, rests_on)]}
+                (partial / MANIFEST).write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
+                if self._publish(partial, kind, key):
+                    remember(seen, self.folder(kind, key).with_suffix(".seen"))
+                self.unfinished(kind, key).unlink(missing_ok=True)
             self._remember(kind, about, seconds)
+
+    @contextlib.contextmanager
+    def _partial(self, kind: str, key: str) -> Iterator[Path]:
+        """An empty folder beside that of a key, gone in the end. Its lock must be held."""
+        partial = self.folder(kind, key).with_name(f"{key}.{_HOST}.{os.getpid()}.partial")
+        with self._explained():
+            for left in partial.parent.glob(f"{key}.{_HOST}.*.partial"):
+                _remove(left)
+            _make(partial)
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     @contextlib.contextmanager
     def holding(self, kind: str, key: str) -> Iterator[None]:
@@ -228,9 +261,10 @@ class Store:
             yield
         except OSError as error:
             if ran_out_of_space(error):
-                why = f"the disk under {self.root} is full; free some space, or move the store: store=/another/folder"
+                why = f"the disk under {self.root} is full; free some space, or move it: store.folder=/another/folder"
             else:
-                why = f"store={self.root}: cannot be written ({error.strerror or error}); choose a folder that can be"
+                told = error.strerror or error
+                why = f"store.folder={self.root}: cannot be written ({told}); choose a folder that can be"
             raise StoreError(why) from error
 
 

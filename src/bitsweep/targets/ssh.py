@@ -83,7 +83,7 @@ class SshMachine(Target):
                 connection.run(about["program"], [job], code=about["code"], seen=seen)
             connection.fetch(f"{job}/results", results, wanted=about["results"])
         except UnreachableTarget as error:
-            raise UnreachableTarget(f"lowered, not measured: {error}; the same command goes on from here") from error
+            raise UnreachableTarget(f"{error}; the same command goes on from here") from error
         finally:
             connection.remove(job)
 

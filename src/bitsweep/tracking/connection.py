@@ -51,7 +51,7 @@ class Connection:
         with self.explained():
             prepare_database(self.address, read_only=read_only)
             self.client: MlflowClient = client_of(self.address)
-            self.experiment_id = self._experiment(read_only=read_only)
+            self.experiment_id = self.experiment(EXPERIMENT, read_only=read_only)
             if not read_only:
                 self._end_abandoned()
 
@@ -60,16 +60,22 @@ class Connection:
         """The address as it may be shown, without a password."""
         return self.address.shown
 
-    def _experiment(self, *, read_only: bool) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+    def experiment(self, name: str, *, read_only: bool = False) -> str:
+        """The id of an experiment, which is created where it is missing.
+
+        Raises:
+            UsageError: it is only to be read, and is not there.
+            TrackingError: it was deleted.
+        """
+        found = self.client.get_experiment_by_name(name)
         if found is None and read_only:
-            raise UsageError(f"{self.address.named}: holds no experiment {EXPERIMENT}: nothing was measured there yet")
+            raise UsageError(f"{self.address.named}: holds no experiment {name}: nothing was measured there yet")
         if found is None:
             where = self.address.artifacts
-            return str(self.client.create_experiment(EXPERIMENT, where and f"{where}/{EXPERIMENT}"))
+            return str(self.client.create_experiment(name, where and f"{where}/{name}"))
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
-                f"{self.address.named}: the experiment {EXPERIMENT} was deleted; restore it: {VARIABLE}={self.uri} "
+                f"{self.address.named}: the experiment {name} was deleted; restore it: {VARIABLE}={self.uri} "
                 f"mlflow experiments restore --experiment-id {found.experiment_id}"
             )
         return str(found.experiment_id)
@@ -87,11 +93,13 @@ class Connection:
         """Turn what MLflow and its database raise within into one line, see `explained`."""
         return explained(self.address)
 
-    def search(self, condition: str) -> "Iterable[Run]":
-        """All runs that meet a condition of MLflow's query language."""
+    def search(self, condition: str, *, experiment_id: str = "") -> "Iterable[Run]":
+        """All runs that meet a condition of MLflow's query language, of an experiment or of that of the cells."""
         token = None
         while True:
-            page = self.client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
+            page = self.client.search_runs(
+                [experiment_id or self.experiment_id], condition, max_results=1000, page_token=token
+            )
             yield from page
             token = page.token
             if not token:

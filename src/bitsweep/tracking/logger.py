@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,13 +77,21 @@ class RunLogger:
                 raise
             self._client.set_terminated(run_id, status, end_time=now)
 
-    def log_baseline(self, cell: Cell, evidence: Evidence) -> str:
-        """Log a trained baseline with its curves and checkpoint, unless it is there; returns its run id."""
+    def log_baseline(self, cell: Cell, gather: Callable[[], Evidence]) -> str:
+        """Log a trained baseline with its curves and checkpoint, unless it is there; returns its run id.
+
+        Args:
+            gather: makes the files that its figures are believed by, where they are needed.
+        """
         from mlflow.entities import Param
 
         known = self._connection.baselines().get(BASELINE.key_of(cell))
         if known and not self.is_lost(known.info.run_id):
-            return self._completed(known, evidence)
+            if known.data.tags.get(MISSING) and (evidence := gather()).folder:
+                with self._connection.explained():
+                    self._log_evidence(known.info.run_id, evidence)
+            return str(known.info.run_id)
+        evidence = gather()
         trained = cell_results.trained_of(cell, self._store)
         splits = cell_results.splits_of(cell, self._store)
         seconds = self._store.seconds("baseline", BASELINE.key_of(cell))
@@ -105,13 +113,6 @@ class RunLogger:
             self._log_evidence(run_id, evidence)
             self._log_input(run_id, cell, "train")
         return run_id
-
-    def _completed(self, run: "Run", evidence: Evidence) -> str:
-        """Add the files that a run is missing."""
-        if run.data.tags.get(MISSING) and evidence.folder:
-            with self._connection.explained():
-                self._log_evidence(run.info.run_id, evidence)
-        return str(run.info.run_id)
 
     def log_cell(
         self,
@@ -179,7 +180,7 @@ class RunLogger:
         from mlflow.entities import Param
 
         measured = outcome.measurement
-        status = "FAILED" if outcome.status == "failed" else "FINISHED"
+        status = "FINISHED" if measured else "FAILED" if outcome.status == "failed" else "SCHEDULED"
         tags = {
             "cell_key": key_of(cell), "sweep": sweep_id, f"sweep.{sweep_id}": "measured",
             "status": outcome.status, "reason": outcome.reason[:5000],
@@ -227,9 +228,10 @@ class RunLogger:
         return evidence
 
     def adopt(self, run_id: str, *, sweep_id: str) -> None:
-        """Let the run of a reused cell belong to one more sweep."""
+        """Let the run of a cell belong to one more sweep, unless it does."""
         with self._connection.explained():
-            self._client.set_tag(run_id, f"sweep.{sweep_id}", "reused")
+            if f"sweep.{sweep_id}" not in self._client.get_run(run_id).data.tags:
+                self._client.set_tag(run_id, f"sweep.{sweep_id}", "reused")
 
     def is_lost(self, run_id: str) -> bool:
         """Whether the artifacts of a run were deleted."""

@@ -46,8 +46,13 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             jobs = [[*overrides_of[cell], *own, f"planned={as_word(as_planned(cell, stage))}"] for cell in cells]
             return self._launch(jobs)
 
-        cells = [cell for cell, _ in bound]
-        sys.exit(run_sweep(cells, options, command=typed_command(), folder=folder, launch=launch))
+        cells, at_once = [cell for cell, _ in bound], self._chosen_launcher != "basic"
+        sys.exit(run_sweep(cells, options, command=typed_command(), folder=folder, launch=launch, at_once=at_once))
+
+    @property
+    def _chosen_launcher(self) -> str:
+        assert self.config is not None
+        return str(self.config.hydra.runtime.choices["hydra/launcher"])
 
     def _launch(self, jobs: list[list[str]]) -> list[Outcome]:
         assert self.launcher is not None
@@ -58,7 +63,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=start)
         except Exception as error:  # a launcher that loses its workers must not lose the report
-            reason = f"hydra/launcher={self.config.hydra.runtime.choices['hydra/launcher']}: {error}"
+            reason = f"hydra/launcher={self._chosen_launcher}: {error}"
             return [Outcome(status="failed", reason=" ".join(reason.split())[:500], lost=True)] * len(jobs)
         outcomes = []
         for job in returns:
