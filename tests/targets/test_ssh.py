@@ -1,11 +1,14 @@
 """Measuring on a machine that is reached by ssh: a real server on this one."""
 
+import contextlib
 import json
+import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -198,17 +201,58 @@ def _bare_python(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_gone(
+def test_a_connection_that_is_cut_in_a_copy(
     server: Server, target: SshMachine, prepared: tuple[Path, Subject, Material], tmp_path: Path
 ) -> None:
-    server.stop()
-    try:
-        (results := tmp_path / "results").mkdir()
-        with pytest.raises(UnreachableTarget, match=r"cannot be reached: .*Connection refused; the same command"):
-            target.measure(prepared[0], results, silent)
-    finally:
-        server.start()
+    """What arrived in part is nothing, and the next try sends it again."""
+    (results := tmp_path / "results").mkdir()
+    bulk = next(part for part in (prepared[0] / "parts").iterdir() if (part / "images.npy").exists())
+    np.save(bulk / "more.npy", np.random.default_rng(0).integers(0, 256, 4_000_000, dtype=np.uint8))
+    with _cut_after(1_000_000, to=server.port) as port:
+        known = ("-o", f"HostKeyAlias=[127.0.0.1]:{server.port}")
+        options = (*server.options[:5], str(port), *server.options[6:], *known)
+        with pytest.raises(UnreachableTarget, match="cannot be reached: .*; the same command goes on from here"):
+            replace(target, options=options).measure(prepared[0], results, silent)
+    assert not list(results.iterdir())
+    there = tmp_path / "there" / "parts"
+    end = time.monotonic() + 20  # the other side cleans up when it sees the end of the connection
+    while (left := [part for part in there.iterdir() if "." in part.name]) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not left
+    assert not (there / bulk.name).exists()
     _measured(target, prepared[0], tmp_path / "later")
+    assert (there / bulk.name / "more.npy").read_bytes() == (bulk / "more.npy").read_bytes()
+
+
+@contextlib.contextmanager
+def _cut_after(sent: int, *, to: int) -> Iterator[int]:
+    """A port that passes connections on to another, and cuts each off after as many bytes were sent."""
+
+    def pass_on(source: socket.socket, sink: socket.socket, most: float) -> None:
+        with contextlib.suppress(OSError):
+            while most > 0 and (data := source.recv(65_536)):
+                sink.sendall(data)
+                most -= len(data)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def serve(caller: socket.socket) -> None:
+        with caller, socket.create_connection(("127.0.0.1", to)) as server:
+            back = threading.Thread(target=pass_on, args=(server, caller, math.inf))
+            back.start()
+            pass_on(caller, server, sent)
+            back.join()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],)).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_other_results_than_were_asked_for(tmp_path: Path, prepared: tuple[Path, Subject, Material]) -> None:
@@ -245,7 +289,16 @@ def test_a_cell_is_measured_there(server: Server, workplace: Path, capsys: pytes
         "-m", "--config-dir", "mine", "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20",
         "protocol=smoke", "precision=int8", "target=edge",
     )  # fmt: skip
-    run(*words)
+    server.stop()
+    try:
+        assert "lowered   mlp-ptq-int8-onnxruntime-digits-edge" in run(*words, code=1)
+    finally:
+        server.start()
+    (away,) = cells()
+    assert (away["status"], "top1" in away) == ("lowered", False)
+    assert away["reason"].endswith("Connection refused; the same command goes on from here")
+    output = run(*words)
+    assert "finished  baseline" not in output
     (edge,) = cells()
     assert (edge["target"], edge["status"]) == ("edge", "finished")
     assert float(edge["parity_agreement"]) > 0.99

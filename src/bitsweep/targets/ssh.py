@@ -1,5 +1,6 @@
 """A machine that is reached by ssh, and measures what was made for it here."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -182,11 +183,10 @@ class Connection:
             subprocess.Popen(asked, stdin=stdin, stdout=subprocess.PIPE, stderr=errors) as process,
         ):
             if give and process.stdin:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # why is in what it says
                     give(process.stdin)
+                with contextlib.suppress(BrokenPipeError):  # of what was not yet sent
                     process.stdin.close()
-                except BrokenPipeError:
-                    pass  # why is in what it says
             printed = []
             assert process.stdout
             for each in process.stdout:
