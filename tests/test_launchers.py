@@ -1,6 +1,9 @@
 """Jobs of real launchers: they are what was planned, and one that is lost is one failed cell."""
 
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,7 +15,7 @@ import bitsweep as bs
 from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.errors import MachineError
-from bitsweep.launching import as_planned, launched, prepare, require_planned
+from bitsweep.launching import GaveUp, as_planned, launched, prepare, require_planned
 from bitsweep.results import Outcome
 from bitsweep.runtime import environment
 from bitsweep.stages import Stage
@@ -39,7 +42,8 @@ class Dies(OnnxRuntime):
 """
 
 
-def _has(package: str) -> bool:
+def has(package: str) -> bool:
+    """Whether a package of a launcher is installed."""
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:
@@ -50,8 +54,9 @@ def _has(package: str) -> bool:
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param(name, marks=pytest.mark.skipif(not _has(package), reason=f"the launcher of {name} is missing"))
+        pytest.param(name, marks=pytest.mark.skipif(not has(package), reason=f"the launcher of {name} is missing"))
         for name, package in LAUNCHERS.items()
+        if name != "local"  # see tests/cluster
     ],
 )
 def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
@@ -94,7 +99,7 @@ def test_a_job_on_another_machine_refuses(pair: list[Cell], monkeypatch: pytest.
 
 
 def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pair: list[Cell]) -> None:
-    """The launcher loses all jobs, of which one had done its work; later it loses the other alone."""
+    """The launcher gives up all jobs, of which one had done its work; later it loses the other alone."""
     connection, asked = Connection(), []
 
     def log(cell: Cell) -> str:
@@ -111,7 +116,7 @@ def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pai
         asked.append(len(cells))
         if len(cells) > 1:
             done.append(log(cells[0]))
-        return [Outcome(status="failed", reason="lost", lost=True) for _ in cells]
+        raise GaveUp("lost")
 
     outcomes = launched(launch, pair, "cell", connection=connection, is_there=_nothing, since_ms=since_ms)
     assert asked == [2, 1]
@@ -141,3 +146,42 @@ def test_programs_are_made_before_anything_is_measured_and_each_once() -> None:
     assert waves == [["lenet openvino", "mlp openvino"], ["lenet onnxruntime", "mlp onnxruntime"]]
     assert [cell.name for cell in failed] == ["mlp-none-fp32-openvino-digits", "mlp-none-fp32-onnxruntime-digits"]
     assert prepare([], launch, _nothing) == {}
+
+
+#: A program that lets jobs wait for a file, and prints what they answer.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.bitsweep_launchers import LocalLauncher
+
+class Waits(LocalLauncher):
+    def __call__(self, overrides, *more):
+        Path(f"{overrides[0]} starts").open("x").close()
+        while not Path("go").exists():
+            time.sleep(0.05)
+        answer = JobReturn(status=JobStatus.COMPLETED)
+        answer.return_value = overrides[0]
+        return answer
+
+launcher = Waits(submitit_folder=f"{sys.argv[1]}/%j", known_jobs="jobs", parameters={"timeout_min": 5}, lowering={})
+told = [[name, f"hydra.sweep.dir={sys.argv[1]}"] for name in sys.argv[2:]]
+print([job.return_value for job in launcher.launch(told, 0)], flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has(LAUNCHERS["local"]), reason="the launcher of local is missing")
+def test_the_same_command_waits_for_the_jobs_of_one_that_was_killed(workplace: Path) -> None:
+    Path("program.py").write_text(PROGRAM)
+    start = [sys.executable, "program.py"]
+    with subprocess.Popen([*start, "first", "a", "b"]) as killed:
+        while not all(Path(f"{name} starts").exists() for name in "ab"):
+            time.sleep(0.05)
+        killed.kill()
+    with subprocess.Popen([*start, "second", "a", "b", "c"], stdout=subprocess.PIPE, text=True) as again:
+        assert again.stdout
+        assert "waiting for 2 of the jobs" in again.stdout.readline()
+        Path("go").touch()
+        assert again.stdout.read() == "['a', 'b', 'c']\n"
+    assert not list(Path("jobs").iterdir())

@@ -30,7 +30,7 @@ LAYERS = (
     ("planning", "tracking", "report", "expectation"),
     ("final_race", "search", "options", "ui"),
     ("comparison", "cleaning", "loaded"),
-    ("launching",),
+    ("launching", "submitted"),
     ("job",),
     ("sweep",),
     ("command_line",),

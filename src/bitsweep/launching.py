@@ -10,7 +10,7 @@ from bitsweep.runtime.environment import current_cpu, current_gpu, physical_core
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
 
-#: Runs cells as far as a stage, somewhere; gives an outcome, or the error that prevented one, for each.
+#: Runs cells as far as a stage, somewhere; gives an outcome for each, or raises `GaveUp`.
 Launch = Callable[[Sequence[Cell], str], Sequence[Outcome]]
 #: Whether the result of a stage with a key is there, for whoever needs it.
 IsThere = Callable[[Stage, str], bool]
@@ -58,26 +58,39 @@ def _machine() -> str:
     return f"{cpu.model} ({cpu.isa}), {cores} core{'s' * (cores != 1)}{f', {gpu.model}' if gpu else ''}"
 
 
+class GaveUp(Exception):
+    """A launcher gave up all jobs, because of one perhaps, while some may have done their work."""
+
+
 def launched(
     launch: Launch, cells: Sequence[Cell], stage: str, *, connection: Connection, is_there: IsThere, since_ms: int
 ) -> list[Outcome]:
     """Run cells as far as a stage, and see what became of each, whatever happened to the launcher.
 
-    Where a launcher gives up all jobs because it lost one, those that have left no result are run one by one: so the
-    one that is lost is lost alone.
+    Where a launcher gives up all jobs, those that have left no result are run again in two halves, and so on: the one
+    that is lost is lost alone in the end.
 
     Args:
         since_ms: when the sweep started; runs from before are none of its.
     """
-    outcomes = list(launch(cells, stage)) if cells else []
-    if len(cells) > 1 and all(outcome.lost for outcome in outcomes):
-        outcomes = []
-        for cell in cells:
-            outcomes.append(_left_behind(cell, stage, connection, is_there, since_ms) or launch([cell], stage)[0])
-    return [
-        (outcome.lost and _left_behind(cell, stage, connection, is_there, since_ms)) or outcome
-        for cell, outcome in zip(cells, outcomes, strict=True)
-    ]
+
+    def left_behind(cell: Cell) -> Outcome | None:
+        return _left_behind(cell, stage, connection, is_there, since_ms)
+
+    def run(asked: Sequence[Cell]) -> dict[Cell, Outcome]:
+        try:
+            return dict(zip(asked, launch(asked, stage) if asked else (), strict=True))
+        except GaveUp as error:
+            lost = Outcome(status="failed", reason=str(error), lost=True)
+        found = {cell: outcome for cell in asked if (outcome := left_behind(cell))}
+        rest = [cell for cell in asked if cell not in found]
+        if len(asked) == 1:
+            return found or {asked[0]: lost}
+        middle = (len(rest) + 1) // 2
+        return found | run(rest[:middle]) | run(rest[middle:])
+
+    outcomes = run(cells)
+    return [(outcomes[cell].lost and left_behind(cell)) or outcomes[cell] for cell in cells]
 
 
 def prepare(cells: Sequence[Cell], launch: Launch, is_there: IsThere) -> dict[Cell, Outcome]:

@@ -211,7 +211,7 @@ def test_a_connection_that_is_cut_in_a_copy(
     with _cut_after(1_000_000, to=server.port) as port:
         known = ("-o", f"HostKeyAlias=[127.0.0.1]:{server.port}")
         options = (*server.options[:5], str(port), *server.options[6:], *known)
-        with pytest.raises(UnreachableTarget, match="cannot be reached: .*; the same command goes on from here"):
+        with pytest.raises(UnreachableTarget, match=r"cannot be reached: .*; the same command goes on from here"):
             replace(target, options=options).measure(prepared[0], results, silent)
     assert not list(results.iterdir())
     there = tmp_path / "there" / "parts"

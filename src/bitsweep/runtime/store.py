@@ -6,6 +6,7 @@
 <root>/<kind>/<key>.seen          hashes of its files, remembered until one of them is touched
 <root>/notes/<id>/                documents that are kept elsewhere, too
 <root>/locks/<kind>-<key>.lock    held while building
+<root>/jobs/                      which jobs of a cluster a command waits for
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from bitsweep.errors import StoreError
 from bitsweep.runtime.store import MANIFEST, Store
 
 #: Folders of a store that hold no results.
-_APART = ("locks", "notes")
+_APART = ("jobs", "locks", "notes")
 
 
 @dataclass(frozen=True, kw_only=True)

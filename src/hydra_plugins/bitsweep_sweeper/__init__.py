@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from bitsweep.cell import Cell
 from bitsweep.config.overrides import as_word
 from bitsweep.hydra_app import grid_overrides, read, typed_command
-from bitsweep.launching import as_planned
+from bitsweep.launching import GaveUp, as_planned
 from bitsweep.results import Outcome
 from bitsweep.sweep import own_folder, run_sweep
 
@@ -63,13 +63,16 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=start)
         except Exception as error:  # a launcher that loses its workers must not lose the report
-            reason = f"hydra/launcher={self._chosen_launcher}: {error}"
-            return [Outcome(status="failed", reason=" ".join(reason.split())[:500], lost=True)] * len(jobs)
+            raise GaveUp(_one_line(f"hydra/launcher={self._chosen_launcher}: {error}")) from error
         outcomes = []
         for job in returns:
             try:
                 outcomes.append(job.return_value)
             except Exception as error:
-                reason = f"its job was lost ({type(error).__name__}: {error})"
-                outcomes.append(Outcome(status="failed", reason=" ".join(reason.split())[:500], lost=True))
+                reason = _one_line(f"its job was lost ({type(error).__name__}: {error})")
+                outcomes.append(Outcome(status="failed", reason=reason, lost=True))
         return outcomes
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())[:500]

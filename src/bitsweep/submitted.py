@@ -1,0 +1,102 @@
+"""Jobs of submitit that outlive the command which submitted them: they are known by what they were told to do."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import submitit
+from submitit.local.local import LocalJob
+from submitit.slurm.slurm import SlurmInfoWatcher
+
+#: What differs between commands that do the same.
+_OF_ONE_COMMAND = "hydra.sweep.dir="
+#: Seconds after which Slurm is asked again at the latest.
+_ASK_S = 15
+
+
+class Queue(SlurmInfoWatcher):  # type: ignore[misc]
+    """Asks Slurm's queue for the state of jobs, which needs no accounting: a lost job is seen within seconds.
+
+    A job that the queue does not know any more has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(delay_s=_ASK_S)
+
+    def _make_command(self) -> list[str] | None:
+        if not self._registered - self._finished:
+            return None
+        return ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T"]
+
+    def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+        """Job id -> its state, of all jobs that were asked for."""
+        text = string.decode() if isinstance(string, bytes) else string
+        listed = dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
+        return {job: {"JobID": job, "State": listed.get(job, "ENDED")} for job in self._registered}
+
+
+class KnownJobs:
+    """The jobs that a command waits for, in a folder, so that the same command finds them if that one was killed."""
+
+    def __init__(self, folder: Path, executor: str) -> None:
+        self._folder, self._executor = folder, executor
+
+    def attach(self, overrides: Sequence[str]) -> Any:
+        """The job that was told the same and has not ended; None where there is none."""
+        try:
+            about = json.loads(self._file(overrides).read_text())
+            job = self._job(str(about["folder"]), str(about["id"]))
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            return None
+        return None if job.done(force_check=True) else job
+
+    def remember(self, overrides: Sequence[str], folder: Path, job: Any) -> None:
+        """Write down which job was told something.
+
+        Args:
+            folder: of its files, as submitit was told.
+        """
+        file = self._file(overrides)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps({"folder": str(folder.absolute()), "id": job.job_id}))
+        partial.replace(file)
+
+    def forget(self, overrides: Sequence[str]) -> None:
+        """Nobody needs to find the job any more."""
+        self._file(overrides).unlink(missing_ok=True)
+
+    def _file(self, overrides: Sequence[str]) -> Path:
+        told = [self._executor, *(word for word in overrides if not word.startswith(_OF_ONE_COMMAND))]
+        return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()}.json"
+
+    def _job(self, folder: str, job_id: str) -> Any:
+        if self._executor == "slurm":
+            return submitit.SlurmJob(folder, job_id)
+        return LocalJob(folder, job_id, process=_LocalProcess(int(job_id)))
+
+
+class _LocalProcess:
+    """The process of a job of this machine that another process started, as submitit uses such."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        if "submitit.local._local" not in self._process.cmdline():
+            raise psutil.NoSuchProcess(pid)  # the number is that of another one by now
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        running = self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        return None if running else 0
+
+    def send_signal(self, signal: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(signal)
+
+
+def watch_the_queue() -> None:
+    """Let submitit ask Slurm's queue instead of its accounting."""
+    submitit.SlurmJob.watcher = Queue()
