@@ -1,0 +1,135 @@
+"""Many workers at once, some of which are killed: are cells lost or logged twice, and what do they cost beside that?
+
+    MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python benchmarks/many_workers.py --cells 1000 --workers 50
+
+One cell is run. Then a sweep of many has real jobs of a launcher, a real store and a real server, while its stages are
+replaced by sleeps: each waits as long as it took, and leaves copies of the files that it made. Each worker is a machine
+of its own: it does not wait until others have measured. A job kills its worker by chance, in the middle of a stage. If
+cells are lost, the same command is given again, as a user would. Ideal is the time that the sleeps alone need.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from bitsweep import hydra_app, stages
+from bitsweep.results import Outcome
+from bitsweep.runtime import child, machine
+from bitsweep.runtime.store import MANIFEST
+from bitsweep.tracking.connection import Connection
+
+#: Where this benchmark works; jobs find it by this variable.
+PLACE = "BITSWEEP_BENCHMARK"
+#: Share of the cells in whose jobs the worker is killed.
+KILLED = "BITSWEEP_BENCHMARK_KILLED"
+CELL = (
+    "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20", "protocol=smoke", "precision=int8",
+)  # fmt: skip
+#: Cells that share a baseline.
+SHARED = 20
+STAGES = (
+    stages.DATA, stages.BASELINE, stages.COMPRESSED, stages.ARTIFACT, stages.PROBE, stages.MEASUREMENT,
+    stages.EVIDENCE, stages.BASELINE_EVIDENCE,
+)  # fmt: skip
+#: Function -> its stage, and how many functions that has.
+_STAGE_OF = {work.__name__: (stage.name, len(stage.work)) for stage in STAGES for work in stage.work}
+
+
+def sleep_instead(function: Callable[..., None], arguments: Mapping[str, Any], *, folder: Path, **given: Any) -> None:
+    """Stand for a stage: wait as long as it took, and leave its files."""
+    if function.__name__ not in _STAGE_OF:
+        return
+    kind, functions = _STAGE_OF[function.__name__]
+    example = min((Path(os.environ[PLACE]) / "example" / kind).glob(f"*/{MANIFEST}")).parent
+    seconds = json.loads((example / MANIFEST).read_text())["seconds"] / functions
+    if function.__name__ in ("compress", "evaluate") and random.random() < float(os.environ[KILLED]) / 2:
+        time.sleep(seconds / 2)
+        (Path(os.environ[PLACE]) / "killed" / f"{time.time_ns()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(seconds)
+    shutil.copytree(example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    with (Path(os.environ[PLACE]) / "slept").open("a") as slept:
+        slept.write(f"{seconds}\n")
+
+
+def simulated_job(config: DictConfig) -> Outcome | None:
+    """A job of a sweep with sleeps instead of stages, on what stands for a machine of its own."""
+    own = Path(os.environ[PLACE]) / "locks" / str(os.getpid())
+    own.mkdir(parents=True, exist_ok=True)
+    os.environ[machine.VARIABLE] = str(own)
+    child.call = sleep_instead
+    return hydra_app.run_job(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=1000, help=f"a multiple of {SHARED}")
+    parser.add_argument("--workers", type=int, default=50)
+    parser.add_argument("--killed", type=float, default=0.05, help="share of the cells whose worker is killed")
+    options = parser.parse_args()
+    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        parser.error("MLFLOW_TRACKING_URI: give the address of a server")
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+        for name in ("killed", "locks"):
+            Path(name).mkdir()
+        os.environ |= {PLACE: place, KILLED: str(options.killed)}
+        _command([*CELL, "store.folder=example", f"seed={SHARED * 1000}"])
+        hydra_app.run_job = simulated_job
+        words = [
+            "-m", *CELL, f"seed=range({options.cells // SHARED})", f"method.calibration_seed=range({SHARED})",
+            "hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.workers}",
+        ]  # fmt: skip
+        began, used, commands = time.monotonic(), _cpu_s(), 1
+        while _command(words) == 1:
+            commands += 1
+        wall_s, cpu_s = time.monotonic() - began, _cpu_s() - used
+        slept_s = sum(map(float, Path("slept").read_text().split()))
+        killed = len(list(Path("killed").iterdir()))
+        _tell(options, wall_s=wall_s, cpu_s=cpu_s, slept_s=slept_s, killed=killed, commands=commands)
+
+
+def _command(words: list[str]) -> int:
+    """Run a command in this process; returns its exit code."""
+    try:
+        hydra_app.main(words)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _tell(
+    options: argparse.Namespace, *, wall_s: float, cpu_s: float, slept_s: float, killed: int, commands: int
+) -> None:
+    """Print what was found, from what the server has."""
+    found = Connection()
+    runs = list(found.search("tags.kind = 'cell' and attributes.status = 'FINISHED'"))
+    counted = Counter(run.data.tags["cell_key"] for run in runs if int(run.data.params["seed"]) < SHARED * 1000)
+    ideal_s = slept_s / options.workers
+    print(f"{options.cells} cells on {options.workers} workers, {killed} workers killed, {commands} commands")
+    print(f"cells with one finished run: {sum(count == 1 for count in counted.values())}")
+    print(f"lost: {options.cells - len(counted)}, double: {sum(count > 1 for count in counted.values())}")
+    print(f"wall {wall_s:.0f} s, slept {slept_s:.0f} s, ideal {ideal_s:.0f} s: {100 * ideal_s / wall_s:.0f} % of it")
+    print(f"CPU {cpu_s / options.cells:.2f} s a cell on {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
