@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -62,17 +61,29 @@ def sleep_instead(function: Callable[..., None], arguments: Mapping[str, Any], *
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(seconds)
     shutil.copytree(example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    with (Path(os.environ[PLACE]) / "slept").open("a") as slept:
-        slept.write(f"{seconds}\n")
+    _note("slept", seconds)
+
+
+def _note(what: str, seconds: float) -> None:
+    with (Path(os.environ[PLACE]) / what).open("a") as file:
+        file.write(f"{seconds}\n")
+
+
+def _sum_of(what: str) -> float:
+    return sum(map(float, (Path(os.environ[PLACE]) / what).read_text().split()))
 
 
 def simulated_job(config: DictConfig) -> Outcome | None:
     """A job of a sweep with sleeps instead of stages, on what stands for a machine of its own."""
+    used = time.process_time()
     own = Path(os.environ[PLACE]) / "locks" / str(os.getpid())
     own.mkdir(parents=True, exist_ok=True)
     os.environ[machine.VARIABLE] = str(own)
     child.call = sleep_instead
-    return hydra_app.run_job(config)
+    try:
+        return hydra_app.run_job(config)
+    finally:
+        _note("used", time.process_time() - used)
 
 
 def main() -> None:
@@ -87,19 +98,18 @@ def main() -> None:
         for name in ("killed", "locks"):
             Path(name).mkdir()
         os.environ |= {PLACE: place, KILLED: str(options.killed)}
-        _command([*CELL, "store.folder=example", f"seed={SHARED * 1000}"])
+        first = 1 + random.randrange(2**31)  # cells that the server does not know
+        _command([*CELL, "store.folder=example", f"seed={first - 1}"])
         hydra_app.run_job = simulated_job
         words = [
-            "-m", *CELL, f"seed=range({options.cells // SHARED})", f"method.calibration_seed=range({SHARED})",
+            "-m", *CELL, f"seed=range({first},{first + options.cells // SHARED})",
+            f"method.calibration_seed=range({SHARED})",
             "hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.workers}",
         ]  # fmt: skip
-        began, used, commands = time.monotonic(), _cpu_s(), 1
+        began, commands = time.monotonic(), 1
         while _command(words) == 1:
             commands += 1
-        wall_s, cpu_s = time.monotonic() - began, _cpu_s() - used
-        slept_s = sum(map(float, Path("slept").read_text().split()))
-        killed = len(list(Path("killed").iterdir()))
-        _tell(options, wall_s=wall_s, cpu_s=cpu_s, slept_s=slept_s, killed=killed, commands=commands)
+        _tell(options, first, wall_s=time.monotonic() - began, commands=commands)
 
 
 def _command(words: list[str]) -> int:
@@ -111,24 +121,19 @@ def _command(words: list[str]) -> int:
     return 0
 
 
-def _cpu_s() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def _tell(
-    options: argparse.Namespace, *, wall_s: float, cpu_s: float, slept_s: float, killed: int, commands: int
-) -> None:
+def _tell(options: argparse.Namespace, first: int, *, wall_s: float, commands: int) -> None:
     """Print what was found, from what the server has."""
+    slept_s, killed = _sum_of("slept"), len(list(Path("killed").iterdir()))
     found = Connection()
     runs = list(found.search("tags.kind = 'cell' and attributes.status = 'FINISHED'"))
-    counted = Counter(run.data.tags["cell_key"] for run in runs if int(run.data.params["seed"]) < SHARED * 1000)
+    seeds = range(first, first + options.cells // SHARED)
+    counted = Counter(run.data.tags["cell_key"] for run in runs if int(run.data.params["seed"]) in seeds)
     ideal_s = slept_s / options.workers
     print(f"{options.cells} cells on {options.workers} workers, {killed} workers killed, {commands} commands")
     print(f"cells with one finished run: {sum(count == 1 for count in counted.values())}")
     print(f"lost: {options.cells - len(counted)}, double: {sum(count > 1 for count in counted.values())}")
     print(f"wall {wall_s:.0f} s, slept {slept_s:.0f} s, ideal {ideal_s:.0f} s: {100 * ideal_s / wall_s:.0f} % of it")
-    print(f"CPU {cpu_s / options.cells:.2f} s a cell on {os.cpu_count()} cores")
+    print(f"CPU of jobs beside their work: {_sum_of('used') / options.cells:.2f} s a cell, on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,15 @@ class Dies(OnnxRuntime):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().cannot_run()
 """
+#: An engine that makes nothing.
+BREAKS = """
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from bitsweep.errors import CompressionError
+
+class Breaks(OnnxRuntime):
+    def lower(self, program, folder):
+        raise CompressionError("it breaks")
+"""
 
 
 def has(package: str) -> bool:
@@ -48,6 +57,15 @@ def has(package: str) -> bool:
         return find_spec(package) is not None
     except ModuleNotFoundError:
         return False
+
+
+def add_engines(workplace: Path, **sources: str) -> None:
+    """Let engines of one's own, a class each, be choices in ``--config-dir mine``."""
+    (folder := workplace / "mine" / "backend").mkdir(parents=True)
+    for name, source in sources.items():
+        (workplace / f"{name}.py").write_text(source)
+        yaml = f"defaults: [onnxruntime, _self_]\n_target_: {name}.{name.title()}\nname: {name}\n"
+        (folder / f"{name}.yaml").write_text(yaml)
 
 
 @pytest.mark.slow
@@ -60,20 +78,19 @@ def has(package: str) -> bool:
     ],
 )
 def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
-    Path("dies.py").write_text(DIES)
-    (workplace / "mine" / "backend").mkdir(parents=True)
-    yaml = "defaults: [onnxruntime, _self_]\n_target_: dies.Dies\nname: dies\n"
-    (workplace / "mine" / "backend" / "dies.yaml").write_text(yaml)
+    add_engines(workplace, dies=DIES, breaks=BREAKS)
     words = [
         "-m", "--config-dir", "mine", "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20",
-        "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=dies,onnxruntime",
+        "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=dies,breaks,onnxruntime",
         f"hydra/launcher={launcher}",
     ]  # fmt: skip
     output = run(*words, code=1)
     assert "UserWarning" not in output
-    assert [(row["backend"], row["status"]) for row in cells()] == [("dies", "failed"), ("onnxruntime", "finished")]
+    statuses = {"dies": "failed", "breaks": "failed", "onnxruntime": "finished"}
+    assert {row["backend"]: row["status"] for row in cells()} == statuses
     with sqlite3.connect("mlflow.db") as database:
-        assert list(database.execute("select count(*) from tags where key = 'cell_key'")) == [(1,)]
+        query = "select r.status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'cell_key'"
+        assert sorted(database.execute(query)) == [("FAILED",), ("FINISHED",)]  # that of breaks, which is not lost
 
 
 @pytest.fixture
@@ -168,6 +185,18 @@ launcher = Waits(submitit_folder=f"{sys.argv[1]}/%j", known_jobs="jobs", paramet
 told = [[name, f"hydra.sweep.dir={sys.argv[1]}"] for name in sys.argv[2:]]
 print([job.return_value for job in launcher.launch(told, 0)], flush=True)
 """
+
+
+@pytest.mark.skipif(not has(LAUNCHERS["local"]), reason="the launcher of local is missing")
+def test_a_job_has_ended_if_the_queue_says_so_or_does_not_know_it() -> None:
+    from bitsweep.submitted import Queue
+
+    queue = Queue()
+    for job in ("7_0", "7_1", "7_2", "8"):
+        queue.register_job(job)
+    told = queue.read_info(b"7_0|CONFIGURING\n7_1|NODE_FAIL\n7_2|PENDING\n9|RUNNING\n")
+    states = {job: about["State"] for job, about in told.items()}
+    assert states == {"7_0": "RUNNING", "7_1": "ENDED", "7_2": "RUNNING", "8": "ENDED"}
 
 
 @pytest.mark.slow

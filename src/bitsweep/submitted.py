@@ -1,5 +1,6 @@
 """Jobs of submitit that outlive the command which submitted them: they are known by what they were told to do."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 
 #: What differs between commands that do the same.
 _OF_ONE_COMMAND = "hydra.sweep.dir="
+#: States of jobs that will not run any more, as Slurm's queue names them.
+_ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
+}  # fmt: skip
 #: Seconds after which Slurm is asked again at the latest.
 _ASK_S = 15
 
@@ -32,10 +37,11 @@ class Queue(SlurmInfoWatcher):  # type: ignore[misc]
         return ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T"]
 
     def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-        """Job id -> its state, of all jobs that were asked for."""
+        """Job id -> whether it runs, or will, of all jobs that were asked for."""
         text = string.decode() if isinstance(string, bytes) else string
         listed = dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
-        return {job: {"JobID": job, "State": listed.get(job, "ENDED")} for job in self._registered}
+        alive = {job for job, state in listed.items() if state not in _ENDED}
+        return {job: {"JobID": job, "State": "RUNNING" if job in alive else "ENDED"} for job in self._registered}
 
 
 class KnownJobs:
@@ -93,8 +99,9 @@ class _LocalProcess:
         return None if running else 0
 
     def send_signal(self, signal: int) -> None:
-        """Send it a signal."""
-        self._process.send_signal(signal)
+        """Send it a signal, unless it has ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.send_signal(signal)
 
 
 def watch_the_queue() -> None:

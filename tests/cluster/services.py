@@ -15,8 +15,8 @@ from pathlib import Path
 
 #: Where Debian has PostgreSQL's programs, by version.
 _POSTGRES = Path("/usr/lib/postgresql")
-#: Seconds in which a service is expected to answer.
-_PATIENCE_S = 120
+#: Seconds in which a service, or a job, is expected to do what it does.
+_PATIENCE_S = 300
 _SLURM_CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

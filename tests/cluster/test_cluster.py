@@ -8,7 +8,7 @@ import pytest
 
 from bitsweep.tracking.connection import Connection
 from tests.cluster.services import wait_until
-from tests.test_launchers import DIES, LAUNCHERS, has
+from tests.test_launchers import DIES, LAUNCHERS, add_engines, has
 from tests.test_sweep import cells, command, run
 
 #: An engine whose cells wait for a file before they go on, but for the process that plans them.
@@ -35,11 +35,7 @@ QUICK = [
 def project(workplace: Path, tracking: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, whose cells no other test has, with the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
-    for name, source in {"dies": DIES, "waits": WAITS}.items():
-        (workplace / f"{name}.py").write_text(source)
-        yaml = workplace / "mine" / "backend" / f"{name}.yaml"
-        yaml.parent.mkdir(parents=True, exist_ok=True)
-        yaml.write_text(f"defaults: [onnxruntime, _self_]\n_target_: {name}.{name.title()}\nname: {name}\n")
+    add_engines(workplace, dies=DIES, waits=WAITS)
     return workplace
 
 
@@ -76,8 +72,10 @@ def test_jobs_of_a_command_that_was_killed_are_waited_for(slurm: None, project: 
     ]  # fmt: skip
     log = Path("first.txt")
     with log.open("w") as output, subprocess.Popen(command(*words), stdout=output, stderr=output) as submitter:
-        wait_until(Path("waiting").exists, log)
-        submitter.kill()
+        try:
+            wait_until(Path("waiting").exists, log)
+        finally:
+            submitter.kill()
     with subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True) as again:
         assert again.stdout
         said = iter(again.stdout.readline, "")
