@@ -272,10 +272,10 @@ def _require_scheme(program: Program, taken: Scheme, backend: str) -> None:
             f"backend={backend}: takes {taken}, and the program has {made}, for {program.backend}: "
             f"compress with backend={backend}"
         )
-    if made.fuses_functions != taken.fuses_functions:
+    if (made.fuses_functions, made.yields_floats) != (taken.fuses_functions, taken.yields_floats):
         raise ConfigError(
-            f"backend={backend}: computes activation functions before it rounds or after it, other than "
-            f"{program.backend}, which the program is made for: compress with backend={backend}"
+            f"backend={backend}: rounds at other places between layers and functions than {program.backend}, which "
+            f"the program is made for: compress with backend={backend}"
         )
 
 

@@ -10,6 +10,8 @@ from bitsweep.graphs.folding import fold_batch_norm
 from bitsweep.results import Split, Splits
 
 SIZE = 8
+#: Channels of the tokens of the transformer.
+WIDTH = 8
 
 
 class Mixed(nn.Module):
@@ -31,6 +33,41 @@ class Mixed(nn.Module):
         x = torch.relu(x + self.point(y))
         x = torch.relu(self.down(x)).mean((2, 3))
         return self.head(torch.relu(self.hidden(x)))
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each behind a layer normalisation and added to what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.behind = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.hidden, self.out = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        N, T, _ = x.shape
+        q, k, v = self.qkv(self.before(x)).reshape(N, T, 3, 2, WIDTH // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, WIDTH)
+        x = x + self.proj(y)
+        return x + self.out(torch.relu(self.hidden(self.behind(x))))
+
+
+class Transformer(nn.Module):
+    """Patches with a token for the class, a block, and a layer that reads that token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.token = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.block, self.last, self.head = Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.last(self.block(x))[:, 0])
 
 
 def mixed() -> GraphModule:

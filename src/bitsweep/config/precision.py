@@ -76,6 +76,7 @@ class Scheme:
         arithmetic: what multiplications are done in.
         fuses_functions: whether the engine computes hard-swish, SiLU and the like on the sums of the layer before, so
             that nothing is rounded between the two.
+        yields_floats: whether integer kernels of linear layers can yield floats.
         why: in what the scheme differs from the precision asked for, and for what reason; empty when it does not.
     """
 
@@ -83,6 +84,7 @@ class Scheme:
     activations: Grid | FloatFormat
     arithmetic: Literal["float32", "float16", "bfloat16", "integer", "simulated"]
     fuses_functions: bool = False
+    yields_floats: bool = True
     why: Annotated[str, NOT_IN_KEYS] = ""
 
     def __str__(self) -> str:

@@ -7,6 +7,10 @@ A pair of quantize and dequantize stands where an integer engine needs one to ru
 - on inputs and outputs of additions and products of two activations, averages and smooth activation functions;
 - the same pair, with one scale, before and after operations that only select or move values, such as max pooling.
 
+Where nothing that follows computes on codes, a pair would only cost accuracy and time. So a sum that a layer
+normalisation reads has none, nor its terms: the residual stream of a transformer stays float. Nor has the output of a
+linear layer that only attention, such a sum or a smooth function reads, on engines whose kernels yield floats there.
+
 One tensor has one pair, whichever nodes take it; a ``Placement`` says which have none. Some functions are constant
 beyond certain bounds (hard-swish is 0 below -3): codes are spread within those bounds only.
 """
@@ -14,6 +18,7 @@ beyond certain bounds (hard-swish is 0 below -3): codes are spread within those 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import Any
 
 import torch
@@ -60,6 +65,14 @@ MOVES = {
     aten.slice.Tensor,
 }
 PAIRS = {aten.add.Tensor, aten.mul.Tensor}
+#: Operations that are computed in float.
+FLOATS = {
+    aten.layer_norm.default, aten.scaled_dot_product_attention.default, aten.matmul.default, aten.softmax.int,
+}  # fmt: skip
+#: Operations that yield parts of what they read, which are not on codes.
+_PARTS = {aten.unbind.int, aten.select.int, aten.split.Tensor, aten.chunk.default, aten.unflatten.int, getitem}
+#: Functions that engines compute in float.
+SMOOTH = frozenset(ELEMENTWISE - RECTIFIERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +82,22 @@ class Placement:
     Attributes:
         fuses_functions: whether there is none between a layer and a function that alone reads it, because the engine
             computes the function on the sums of the layer.
+        yields_floats: whether integer kernels of linear layers can yield floats.
         floats: names of the nodes whose outputs have none.
         bounds: by the name of a node, what nobody that reads it can tell values beyond from.
     """
 
     fuses_functions: bool = False
+    yields_floats: bool = True
     floats: frozenset[str] = frozenset()
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def stays_float(self, node: Node) -> bool:
         """Whether the output of a node has no pair."""
-        return node.name in self.floats or (self.fuses_functions and _computed_on_sums(node))
+        if node.name in self.floats or (self.fuses_functions and _computed_on_sums(node)):
+            return True
+        is_linear = is_layer(node) and LAYER_KINDS[node.target] == "linear"
+        return is_linear and self.yields_floats and _ends_in_floats(node, SMOOTH)
 
 
 #: Pairs wherever operations have them.
@@ -102,10 +120,12 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate(node, inputs=node.args[:1], quantizes_output=not _makes_logits(node))
             elif _leads_to_logits(node):
                 continue
-            elif node.target in PAIRS and all(_is_activation(argument) for argument in node.args[:2]):
+            elif _on_codes(node):
                 self._annotate(node, inputs=node.args[:2])
             elif node.target in RECTIFIERS and _fuses(node):
                 self._annotate(node, inputs=())
+            elif (_moves(node) or node.target == aten.cat.default) and _ends_in_floats(node):
+                continue
             elif _moves(node) and _is_activation(node.args[0]):
                 self._share(node, node.args[:1])
             elif node.target in FUNCTIONS and _is_activation(node.args[0]):
@@ -150,7 +170,30 @@ def _computed_on_sums(node: Node) -> bool:
     if node.target not in LAYER_KINDS or len(node.users) != 1:
         return False
     (user,) = node.users
-    return user.target in ELEMENTWISE - RECTIFIERS
+    return user.target in SMOOTH
+
+
+def _on_codes(node: Node) -> bool:
+    """Whether a node is a sum or a product of two activations that is computed on codes."""
+    return (
+        node.target in PAIRS
+        and all(map(_is_activation, node.args[:2]))
+        and not (node.target == aten.add.Tensor and any(user.target == aten.layer_norm.default for user in node.users))
+    )
+
+
+def _ends_in_floats(node: Node, also: frozenset[Any] = frozenset()) -> bool:
+    """Whether all that reads what a node yields, as it is, moved or in parts, computes in float.
+
+    Args:
+        also: what counts as computing in float, too.
+    """
+    return all(
+        user.target in FLOATS | also
+        or (user.target in PAIRS and not _on_codes(user))
+        or ((_moves(user) or user.target in _PARTS or user.target == aten.cat.default) and _ends_in_floats(user))
+        for user in node.users
+    )
 
 
 def _fuses(node: Node) -> bool:

@@ -180,8 +180,9 @@ class QuantizingMethod(Method):
         from bitsweep.quantization.weights import nearest_codes
 
         grid = scheme.weights
+        placement = Placement(fuses_functions=scheme.fuses_functions, yields_floats=scheme.yields_floats)
         if not self.guard or not isinstance(grid, Grid):
-            return Guarded(graph=graph, placement=Placement(fuses_functions=scheme.fuses_functions))
+            return Guarded(graph=graph, placement=placement)
         choose_range = self.choose_weight_range()
 
         def rounded(weight: torch.Tensor) -> torch.Tensor:
@@ -192,7 +193,7 @@ class QuantizingMethod(Method):
             weights=grid,
             activations=scheme.activations if isinstance(scheme.activations, Grid) else None,
             choose_range=self.choose_activation_range(),
-            fuses_functions=scheme.fuses_functions,
+            placement=placement,
         ).protect(graph, torch.cat(list(batches[: -(-IMAGES // len(batches[0]))]))[:IMAGES])
 
     def finished(

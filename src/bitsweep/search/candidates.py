@@ -66,7 +66,7 @@ def candidate_of(cell: Cell) -> Candidate:
         choices=cell.choices,
         network=network,
         program=COMPRESSED.key_of(cell),
-        family=digest(network, method, formats, cell.scheme.fuses_functions),
+        family=digest(network, method, formats, cell.scheme.fuses_functions, cell.scheme.yields_floats),
         effort=effort,
         engine=engine,
         kernels=digest(network, engine, *formats, "" if plain else method),

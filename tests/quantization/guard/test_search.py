@@ -17,6 +17,7 @@ from bitsweep.quantization.guard.search import FLOAT_SHARE, SUFFICIENT_DB, Guard
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import Placement
 from bitsweep.quantization.weights import nearest_codes
+from tests.quantization.networks import WIDTH, Transformer
 
 SIZE = 16
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
@@ -115,7 +116,7 @@ def _guard(*, weights: Grid = WEIGHTS, activations: Grid | None = ACTIVATIONS, f
     rounded = partial(nearest_codes, grid=weights, choose_range=minmax_weight_range)
     return Guard(
         round_weights=lambda weight: rounded(weight).values, weights=weights, activations=activations,
-        choose_range=mse_range, fuses_functions=fuses,
+        choose_range=mse_range, placement=Placement(fuses_functions=fuses),
     )  # fmt: skip
 
 
@@ -244,3 +245,27 @@ def test_coarse_weights_are_told_and_not_mended() -> None:
     assert {row[2] for row in channels.rows} == {"shift of the mean / std"}
     assert noise.name == "noise" and {str(row[0]) for row in noise.rows} > {"the weights of stem"}
     assert all("precision.weights.bits" in str(row[-1]) for row in noise.rows)
+
+
+def test_a_transformer_made_hard_is_nearly_as_good_as_before() -> None:
+    network = Transformer()
+    images = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    easy = _guard().protect(tracing.trace(network, input_shape=(3, SIZE, SIZE)), images)
+    block, factors = network.block, torch.logspace(-1.5, 1.5, WIDTH)
+    with torch.no_grad():
+        for norm, reader in ((block.before, block.qkv), (block.behind, block.hidden)):
+            norm.weight *= factors
+            norm.bias *= factors
+            reader.weight /= factors
+        block.qkv.weight[-WIDTH:] *= factors[:, None]
+        block.qkv.bias[-WIDTH:] *= factors
+        block.proj.weight /= factors
+    guard, graph = _guard(), tracing.trace(network, input_shape=(3, SIZE, SIZE))
+    logits, before = graph(images), guard._study(graph, images, guard.placement).total_db()
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
+    after, meant = (
+        guard._study(each.graph, images, each.placement, each.floats).total_db() for each in (guarded, easy)
+    )
+    assert before < SUFFICIENT_DB and after > meant - 3
+    assert not guarded.floats and not guarded.placement.floats

@@ -49,7 +49,8 @@ class ExecuTorch(Backend):
         if not isinstance(weights, Grid) or not isinstance(activations, Grid):
             return storage_only(precision, computes=False, where=f"XNNPACK set to compute in float32 ({cpu.isa})")
         why = "" if activations.signed else "XNNPACK's kernels read signed activations"
-        return Scheme(weights=weights, activations=replace(activations, signed=True), arithmetic="integer", why=why)
+        signed = replace(activations, signed=True)
+        return Scheme(weights=weights, activations=signed, arithmetic="integer", yields_floats=False, why=why)
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, layers and most of what is between them delegated to XNNPACK."""

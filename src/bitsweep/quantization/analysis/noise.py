@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, is_layer
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, is_layer
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
 from bitsweep.quantization.placement import Placement, observe
@@ -186,7 +186,8 @@ def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
 
 def _by_channel(values: Tensor, node: Node) -> Tensor:
     """Values as [C, M]."""
-    axis = -1 if LAYER_KINDS.get(node.target) == "linear" or values.ndim < 2 else 1
+    last = LAYER_KINDS.get(node.target) == "linear" or node.target == aten.layer_norm.default or values.ndim in (1, 3)
+    axis = -1 if last else 1
     return values.detach().movedim(axis, 0).flatten(1)
 
 
@@ -247,6 +248,8 @@ class _Priced(Interpreter):
         result = super().run_node(n)
         if n.op == "get_attr" and isinstance(result, Tensor):
             return result.detach()
+        if n.op == "call_module" and not result.requires_grad:
+            result = result.detach().requires_grad_()  # what does not depend on the images is rounded, too
         with torch.no_grad():
             if n.op == "call_module" and n.target in self._study.qparams:
                 self._price_activation(n, result)

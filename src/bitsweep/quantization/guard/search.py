@@ -28,9 +28,10 @@ from bitsweep.quantization.guard.remedies import (
     remedy_table,
 )
 from bitsweep.quantization.guard.state import State
-from bitsweep.quantization.placement import Placement
+from bitsweep.quantization.placement import EVERYWHERE, Placement
 from bitsweep.quantization.rewrites.channel_groups import GATED, ScalingGroup, group_of, layer_groups
 from bitsweep.quantization.rewrites.channel_scaling import even_factors, expected_reach, reader_weights, scale_channels
+from bitsweep.quantization.rewrites.token_groups import token_groups
 from bitsweep.quantization.weights import Codes
 from bitsweep.results import Table
 
@@ -94,14 +95,14 @@ class Guard:
         round_weights: from the weights of a layer to what they become; None where layers get other weights.
         weights, activations: the grids; the activations' is None in float.
         choose_range: of activations.
-        fuses_functions: see ``Placement``.
+        placement: of the pairs without remedies.
     """
 
     round_weights: Callable[[Tensor], Tensor] | None
     weights: Grid
     activations: Grid | None
     choose_range: ChooseRange
-    fuses_functions: bool = False
+    placement: Placement = EVERYWHERE
 
     def protect(self, graph: GraphModule, images: Tensor) -> Guarded:
         """The network with the remedies that it needs; the same graph where it needs none.
@@ -110,9 +111,8 @@ class Guard:
             graph: a traced network without batch normalisation.
             images: a few calibration images, float32 [N, C, H, W].
         """
-        placement = Placement(fuses_functions=self.fuses_functions)
-        study = self._study(graph, images, placement)
-        start = State(graph=graph, placement=placement, study=study, total_db=study.total_db())
+        study = self._study(graph, images, self.placement)
+        start = State(graph=graph, placement=self.placement, study=study, total_db=study.total_db())
         if start.total_db >= SUFFICIENT_DB:
             return self._guarded(start, tables=self._noise_of_coarse_weights(start))
         state = start = start.priced()
@@ -161,7 +161,7 @@ class Guard:
             if joined and state.total_db >= SUFFICIENT_DB:
                 break
             trial, told = state.copied(), list[Remedy]()
-            for group in self._free_groups(state.graph):
+            for group in self._free_groups(state.graph, images):
                 if (len(group.starts) > 1) is joined and (harm := state.harm_of(group)):
                     trial = self._scaled(trial, state, group)
                     told.append(_scaling(state, group, harm[0], price=FREE))
@@ -171,7 +171,7 @@ class Guard:
 
     def _scale_at_a_price(self, state: State, images: Tensor) -> State:
         """Even out the channels around hard-swish and SiLU, whose gates become convolutions, one tensor at a time."""
-        tried, able = set[str](), self.weights.per_channel and not self.fuses_functions
+        tried, able = set[str](), self.weights.per_channel and not self.placement.fuses_functions
         while state.total_db < SUFFICIENT_DB and len(tried) < TRIALS and able:
             candidates = [
                 (harm[0], group)
@@ -222,10 +222,11 @@ class Guard:
 
     # ------------------------------------------------------------------ trials
 
-    def _free_groups(self, graph: GraphModule) -> Iterator[ScalingGroup]:
+    def _free_groups(self, graph: GraphModule, images: Tensor) -> Iterator[ScalingGroup]:
         """Tensors that can be scaled without an operation more, as the engine computes them."""
+        yield from token_groups(graph, images)
         yield from (group for group in layer_groups(graph) if not group.gated)
-        for node in graph.graph.nodes if self.fuses_functions else ():
+        for node in graph.graph.nodes if self.placement.fuses_functions else ():
             if node.target in GATED and is_layer(node.args[0]) and len(node.args[0].users) == 1:
                 group = group_of(graph, node)
                 if group is not None and not group.gated:
@@ -233,12 +234,15 @@ class Guard:
 
     def _scaled(self, trial: State, state: State, group: ScalingGroup) -> State:
         """The trial, whose graph is changed in place, with a group of the state scaled."""
-        own = {node.name: node for node in trial.graph.graph.nodes}
-        same = group_of(trial.graph, own[group.start.name])
-        assert same is not None
-        reach_C = torch.stack([_reach(group, source) for source in state.watched(group)]).amax(0)
-        reach_C = expected_reach(trial.graph, same, reach_C)
-        factor_C = even_factors(reach_C, reader_weights(trial.graph, same))
+        same = group.within(trial.graph)
+        if (reach_C := group.reach_C) is None:
+            reach_C = torch.stack([_reach(group, source) for source in state.watched(group)]).amax(0)
+        expected_C = expected_reach(trial.graph, same, reach_C)
+        if group.reach_C is not None:  # the other channels have no factor
+            expected_C = torch.where(reach_C > 0, expected_C, 0)
+        factor_C = even_factors(expected_C, reader_weights(trial.graph, same))
+        if group.reach_C is not None:
+            factor_C = torch.where(reach_C > 0, factor_C, 1)
         placement = trial.placement
         if not group.starts_with_layer:
             placement = replace(placement, floats=placement.floats | {group.start.name})

@@ -6,13 +6,13 @@ so that the layers along residual connections share them; what is concatenated k
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.im2col import groups_of
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, attribute, is_layer
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, attribute, ensure_bias, is_layer
 from bitsweep.quantization.rewrites.equalization import EQUIVARIANT
 
 #: Functions x g(x), each with its gate g as slope and offset before a function from 0 to 1.
@@ -31,6 +31,8 @@ class ScalingGroup:
         gated: those of these nodes that are functions with a gate.
         readers: the layers that make up for the factors.
         channels: number of factors.
+        reach_C: how far each channel reaches in what the readers read, 0 for those that have no factor; None where the
+            tensors tell.
     """
 
     starts: tuple[Node, ...]
@@ -38,6 +40,7 @@ class ScalingGroup:
     gated: tuple[Node, ...]
     readers: tuple[Node, ...]
     channels: int
+    reach_C: Tensor | None = None
 
     @property
     def start(self) -> Node:
@@ -46,8 +49,25 @@ class ScalingGroup:
 
     @property
     def starts_with_layer(self) -> bool:
-        """Whether layers take the factors into their weights."""
-        return is_layer(self.start)
+        """Whether layers, or a layer normalisation, take the factors into their parameters."""
+        return is_layer(self.start) or self.start.target == aten.layer_norm.default
+
+    def within(self, graph: GraphModule) -> "ScalingGroup":
+        """The same group in a copy of its graph, or in one that was rewritten elsewhere."""
+        own = {node.name: node for node in graph.graph.nodes}
+        starts, gated, readers = (
+            tuple(own[node.name] for node in nodes) for nodes in (self.starts, self.gated, self.readers)
+        )
+        carriers = {own[node.name]: span for node, span in self.carriers.items()}
+        return replace(self, starts=starts, carriers=carriers, gated=gated, readers=readers)
+
+
+def parameters_of_start(graph: GraphModule, start: Node) -> tuple[Node, Node | None]:
+    """Weight and bias of a layer, which gets a bias where it has none, or of a layer normalisation."""
+    if start.target == aten.layer_norm.default:
+        weight, bias = (*arguments(start)[2:4], None)[:2]
+        return weight, bias
+    return arguments(start)[1], ensure_bias(graph, start)
 
 
 def layer_groups(graph: GraphModule) -> list[ScalingGroup]:
@@ -70,7 +90,7 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
         node = waiting.pop()
         first, count = spans[node]
         if node is start or is_layer(node):
-            if is_layer(node) and not (_owns_parameters(node) and _channels(node) == count):
+            if is_layer(node) and not (owns_parameters(node) and _channels(node) == count):
                 return None
             starts.append(node)
             sources = dict[Node, tuple[int, int]]()
@@ -80,7 +100,7 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
                 return None
         following = dict[Node, tuple[int, int]]()
         for user in node.users:
-            if is_layer(user) and arguments(user)[0] is node and _makes_up(graph, user, count):
+            if is_layer(user) and arguments(user)[0] is node and makes_up(graph, user, count):
                 readers.append(user)
             elif user.target in GATED or _lets_through(node, user, count):
                 left, right = _added_channels(node, user)
@@ -177,12 +197,14 @@ def _sizes(value: Tensor) -> list[int]:
     return [int(size) for size in value.shape[1:]]
 
 
-def _makes_up(graph: GraphModule, reader: Node, channels: int) -> bool:
+def makes_up(graph: GraphModule, reader: Node, channels: int) -> bool:
     """Whether channel i is a block of consecutive inputs of a layer, of which nobody shares the parameters."""
     weight = attribute(graph, arguments(reader)[1])
     inputs, groups = weight.shape[1] * groups_of(reader), groups_of(reader)
-    return _owns_parameters(reader) and inputs % channels == 0 and channels % groups == 0
+    return owns_parameters(reader) and inputs % channels == 0 and channels % groups == 0
 
 
-def _owns_parameters(layer: Node) -> bool:
-    return all(len(each.users) == 1 for each in layer.args[1:3] if isinstance(each, Node))
+def owns_parameters(layer: Node) -> bool:
+    """Whether no other node reads the parameters of a layer or of a layer normalisation."""
+    first = 2 if layer.target == aten.layer_norm.default else 1
+    return all(len(each.users) == 1 for each in layer.args[first : first + 2] if isinstance(each, Node))

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.im2col import groups_of
-from bitsweep.graphs.ops import arguments, aten, attribute, bias_of, ensure_bias, is_layer, set_attribute
-from bitsweep.quantization.rewrites.channel_groups import ScalingGroup
+from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute
+from bitsweep.quantization.rewrites.channel_groups import ScalingGroup, parameters_of_start
 from bitsweep.quantization.rewrites.equalization import by_input_channel, from_input_channels
 
 #: Factors of channels stay within this of the largest, so that dead ones do not become infinite.
@@ -49,8 +49,11 @@ def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> 
     expected_C = reach_C.clone()
     for start in group.starts if group.starts_with_layer else ():
         span = group.carriers[start]
-        largest = attribute(graph, arguments(start)[1]).flatten(1).abs().amax(1)
-        if (bias := bias_of(start)) is not None:
+        weight, bias = parameters_of_start(graph, start)
+        largest = (
+            attribute(graph, weight).flatten(1).abs().amax(1) if is_layer(start) else attribute(graph, weight).abs()
+        )
+        if bias is not None:
             largest = torch.maximum(largest, attribute(graph, bias).abs())
         live = (reach_C[span] > 0) & (largest > 0)
         if live.any():
@@ -92,13 +95,13 @@ def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) ->
         set_attribute(graph, path, from_input_channels(columns * multiplied_C.view(-1, 1, 1), weight, reader))
     for start in group.starts:
         divided_C = factor_C[group.carriers[start]]
-        if not is_layer(start):
+        if not group.starts_with_layer:
             _multiply_after(graph, start, 1 / divided_C)
             continue
-        weight, bias = arguments(start)[1], bias_of(start) or ensure_bias(graph, start)
-        rows = attribute(graph, weight)
-        set_attribute(graph, str(weight.target), rows / divided_C.view(-1, *[1] * (rows.ndim - 1)))
-        set_attribute(graph, str(bias.target), attribute(graph, bias) / divided_C)
+        for parameter in parameters_of_start(graph, start):
+            if parameter is not None:
+                rows = attribute(graph, parameter)
+                set_attribute(graph, str(parameter.target), rows / divided_C.view(-1, *[1] * (rows.ndim - 1)))
     for function in group.gated:
         _write_gate(graph, function, factor_C)
     graph.recompile()
