@@ -74,44 +74,44 @@ def test_what_is_not_there_is_an_error() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_is_planned_run_and_read() -> None:
-    (program,) = re.findall(r"```python\n(import bitsweep as bs\n\nif .*?)```", DOCS.read_text(), re.DOTALL)
+    (program,) = re.findall(r"```python\n(import bitsweep as bs\n\ncells.*?)```", DOCS.read_text(), re.DOTALL)
     program = re.sub(r"model=lenet .*?(?=\")", f"{QUICK} precision=int8", program)
     program = program.replace("bs.run(cells)", 'bs.run(cells, folder=Path("out/first"))')
     program = (
         f"from pathlib import Path\n{program}"
         + """
-    assert sweep.frame().equals(bs.load("first", folder=Path("out/first")).frame())
-    assert [each.verdict for each in bs.plan(cells)] == ["reuse"]
-    assert list(bs.load("latest", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
-    sweep.frame().to_pickle("frame.pkl")
-    assert sweep.cell(0).row == cell.row
-    predicted, samples = cell.predictions, cell.latency_samples
-    assert (predicted.label == predicted.predicted).mean() == cell.metrics["top1"]
-    assert len(cell.logits) == len(predicted) == cell.metrics["test_images"]
-    ours = samples[(samples.of == "cell") & (samples.batch == 1)]
-    assert abs(ours.ms.median() / cell.metrics["latency_p50_ms"] - 1) < 1e-9 and ours.block.nunique() == 6
-    assert set(samples.of) == {"cell", "fp32"} and len(cell.layers) == 3
-    assert "confusion.png" in [picture.name for picture in cell.pictures] and cell.pictures[0].exists()
-    for wrong, said in (
-        ({"presicion": "int8"}, "did you mean precision?"),
-        ({"precision": "int4"}, "cell(precision=int4): no such cell; in this sweep precision is int8"),
-    ):
-        try:
-            sweep.cell(**wrong)
-        except ValueError as error:
-            assert said in str(error)
-        else:
-            raise AssertionError(wrong)
-    # Another sweep that was planned before this one ended finds the measurement, and logs it no second time.
-    from bitsweep.job import run_cell
-    from bitsweep.options import Options
-    again = run_cell(cells[0], Options(), folder=Path("out/second"), sweep_id="second")
-    assert again.run_id == cell.row.run_id
-    # A search finds it as well, and says why it runs nothing else.
-    both = bs.grid("QUICK precision=int8,int4")
-    searched = bs.run(both, folder=Path("out/searched"), search_cells=1).frame()
-    assert list(searched["status"]) == ["reused", "skipped"], searched
-    assert searched["reason"][1].startswith("not run: "), searched
+assert sweep.frame().equals(bs.load("first", folder=Path("out/first")).frame())
+assert [each.verdict for each in bs.plan(cells)] == ["reuse"]
+assert list(bs.load("latest", require="require.size_mb=100").frame()["requirements"]) == ["meets"]
+sweep.frame().to_pickle("frame.pkl")
+assert sweep.cell(0).row == cell.row
+predicted, samples = cell.predictions, cell.latency_samples
+assert (predicted.label == predicted.predicted).mean() == cell.metrics["top1"]
+assert len(cell.logits) == len(predicted) == cell.metrics["test_images"]
+ours = samples[(samples.of == "cell") & (samples.batch == 1)]
+assert abs(ours.ms.median() / cell.metrics["latency_p50_ms"] - 1) < 1e-9 and ours.block.nunique() == 6
+assert set(samples.of) == {"cell", "fp32"} and len(cell.layers) == 3
+assert "confusion.png" in [picture.name for picture in cell.pictures] and cell.pictures[0].exists()
+for wrong, said in (
+    ({"presicion": "int8"}, "did you mean precision?"),
+    ({"precision": "int4"}, "cell(precision=int4): no such cell; in this sweep precision is int8"),
+):
+    try:
+        sweep.cell(**wrong)
+    except ValueError as error:
+        assert said in str(error)
+    else:
+        raise AssertionError(wrong)
+# Another sweep that was planned before this one ended finds the measurement, and logs it no second time.
+from bitsweep.job import run_cell
+from bitsweep.options import Options
+again = run_cell(cells[0], Options(), folder=Path("out/second"), sweep_id="second")
+assert again.run_id == cell.row.run_id
+# A search finds it as well, and says why it runs nothing else.
+both = bs.grid("QUICK precision=int8,int4")
+searched = bs.run(both, folder=Path("out/searched"), search_cells=1).frame()
+assert list(searched["status"]) == ["reused", "skipped"], searched
+assert searched["reason"][1].startswith("not run: "), searched
 """.replace("QUICK", QUICK)
     )
     Path("sweep.py").write_text(program)

@@ -4,13 +4,11 @@ See `bitsweep.direct` for a network that is at hand.
 
     import bitsweep as bs
 
-    if __name__ == "__main__":
-        cells = bs.grid("model=lenet precision=int8,fp16")
-        print(bs.describe(bs.plan(cells)))
-        print(bs.run(cells).frame()[["precision", "top1", "latency_p50_ms"]])
+    cells = bs.grid("model=lenet precision=int8,fp16")
+    print(bs.describe(bs.plan(cells)))
+    print(bs.run(cells).frame()[["precision", "top1", "latency_p50_ms"]])
 
-Cells run in processes of their own. They import the file that was started, so that a program, other than a notebook,
-needs the line with ``__main__``.
+Cells run in processes of their own, which import none of the file that was started.
 """
 
 import shlex

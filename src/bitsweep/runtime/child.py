@@ -11,11 +11,13 @@ import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -30,6 +32,8 @@ _PRELOAD = "bitsweep.runtime.preload"
 #: Where children only draw the pictures of a report, they need none of the heavy packages.
 FOR_PICTURES = "bitsweep.report.pictures"
 _TEARDOWN_S = 10
+#: One thread at a time hides the main module.
+_MAIN_MODULE = threading.Lock()
 #: Seconds in which the processes that work together are expected to see that one of them has failed.
 _COMPANION_S = 1
 _SIGNAL_MEANING = {
@@ -58,7 +62,7 @@ def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerConte
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
-    # Every child imports the main module of its parent, and so what that has imported of this package.
+    # What the parent has imported of this package is what its children need of it.
     own = sorted(name for name in sys.modules if name.partition(".")[0] == "bitsweep")
     context.set_forkserver_preload([preload, *own])  # says nothing to a server that runs already
     return context
@@ -148,7 +152,8 @@ class _Child:
         receiver, sender = context.Pipe(duplex=False)
         end, lifeline = context.Pipe(duplex=False)
         process = context.Process(target=_main, args=(sender, end, *asked), daemon=False)
-        process.start()
+        with contextlib.nullcontext() if b"__main__" in pickle.dumps(asked) else _hidden_main_module():
+            process.start()
         sender.close()
         end.close()
         return cls(process, receiver, lifeline)
@@ -172,6 +177,20 @@ class _Child:
             self.process.kill()
         self.process.join()
         self.receiver.close()
+
+
+@contextlib.contextmanager
+def _hidden_main_module() -> Iterator[None]:
+    """Let children not import the file that was started: they need nothing of it, and it may start cells at once."""
+    main = sys.modules["__main__"]
+    with _MAIN_MODULE:
+        names: dict[str, Any] = vars(main)
+        hidden: dict[str, Any] = {name: names.pop(name) for name in ("__file__", "__spec__") if name in names}
+        names["__spec__"] = None
+        try:
+            yield
+        finally:
+            names.update(hidden)
 
 
 def _answered(children: list[_Child], timeout_s: float) -> list[_Child]:
