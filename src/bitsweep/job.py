@@ -1,7 +1,6 @@
 """One cell, run as far as the options say, and logged to MLflow."""
 
 import contextlib
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ from bitsweep.runtime.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.tracking.shared import SharedResults
-
-log = logging.getLogger(__name__)
 
 
 def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Outcome:
@@ -66,10 +63,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     except BitsweepError as error:
         outcome = replace(outcome, status="failed", reason=str(error))
     if shared:
-        try:
-            shared.offer(cell)
-        except BitsweepError as error:
-            log.warning("other machines cannot fetch what was made for %s: %s", cell.name, error)
+        shared.offer(cell)
     print(_summary(cell, outcome, options.stage), flush=True)
     return outcome
 

@@ -125,6 +125,8 @@ def run_sweep(
     try:
         for known in reused.values():
             logger.adopt(known, sweep_id=folder.name)
+        if shared:
+            shared.offer(*(each.cell for each in reused))
         ready = functools.partial(prepare, launch=launch, is_there=is_there) if at_once else _nothing_failed
         _run_planned(planned, entries, options, launch=launch, prepare=ready, logger=logger, store=store)
         for entry in entries.values():  # also those of a job that an earlier sweep has started

@@ -49,9 +49,10 @@ def slurm(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("launcher", "seed"), [("joblib", "1"), ("local", "2"), ("ray", "3"), ("slurm", "4")])
 def test_a_grid_with_jobs_that_are_lost(
-    launcher: str, seed: str, project: Path, request: pytest.FixtureRequest
+    launcher: str, seed: str, project: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _require(launcher)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # paths of its sockets must be short
     if launcher == "slurm":
         request.getfixturevalue("slurm")
     output = run(
@@ -90,8 +91,10 @@ def test_jobs_of_a_command_that_was_killed_are_waited_for(slurm: None, project: 
 
 def test_two_hosts_with_a_store_each(project: Path) -> None:
     """The second host has another store, and trains and compresses nothing again."""
+    first = ["-m", *QUICK, "seed=200", "precision=int8", "store.folder=first"]
+    run(*first)
+    assert "1 reuse" in run(*first, "store.fetch=true")  # which hands on what was made before
     words = ["-m", *QUICK, "seed=200", "store.fetch=true"]
-    run(*words, "precision=int8", "store.folder=first")
     output = run(*words, "precision=fp32,int8", "store.folder=second")
     assert "baselines to train: none" in output
     assert sorted(row["status"] for row in cells()) == ["finished", "reused"]

@@ -67,16 +67,15 @@ class SharedResults:
             log.warning("the %s %s cannot be fetched, and is made again: %s", stage.name, key, error)
             return None
 
-    def offer(self, cell: Cell) -> None:
-        """Put the results that a cell rests on, and that the store has, where others find them.
-
-        Raises:
-            TrackingError: MLflow does not answer.
-        """
-        for stage, of in needs(cell):
-            key = stage.key_of(of)
-            if stage in SHARED and (folder := self._store.find(stage.name, key)) and not self.has(stage, key):
-                self._upload(stage, key, folder)
+    def offer(self, *cells: Cell) -> None:
+        """Put the results that cells rest on, and that the store has, where others find them; a warning where not."""
+        results = {(stage.name, stage.key_of(of)): stage for cell in cells for stage, of in needs(cell)}
+        try:
+            for (kind, key), stage in results.items():
+                if stage in SHARED and (folder := self._store.find(kind, key)) and not self.has(stage, key):
+                    self._upload(stage, key, folder)
+        except TrackingError as error:
+            log.warning("other machines cannot fetch what was made here: %s", error)
 
     def _upload(self, stage: Stage, key: str, folder: Path) -> None:
         tags = {_RESULT: f"{stage.name}/{key}", **owner()}
