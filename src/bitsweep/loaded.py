@@ -15,7 +15,7 @@ from bitsweep.errors import UsageError
 from bitsweep.report import Row, SweepReport
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.tracking.connection import Connection
-from bitsweep.tracking.logger import LABELS
+from bitsweep.tracking.described import LABELS
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,7 @@ from bitsweep.comparison.evidence import CellEvidence, SweepEvidence, Timing, re
 from bitsweep.report.row import Row
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.tracking.connection import Connection
-from bitsweep.tracking.logger import LABELS, TWIN
+from bitsweep.tracking.described import LABELS, TWIN
 from bitsweep.tracking.reading import find_sweep, read_rows
 
 if TYPE_CHECKING:

@@ -1,46 +1,40 @@
 """Writing baselines and cells into the tracking store."""
 
 import contextlib
-import json
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitsweep import cell_results
 from bitsweep.cell import Cell
-from bitsweep.config.binding import CONFIG_GROUPS
-from bitsweep.config.precision import Grid
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring.scores import scores
 from bitsweep.pipeline import StageRunner
 from bitsweep.results import Compressed, Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
-from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import Store
-from bitsweep.stages import ARTIFACT, BASELINE, COMPRESSED, DATA, INSPECTION, MEASUREMENT, key_of, last
+from bitsweep.stages import BASELINE, INSPECTION, MEASUREMENT, key_of, last
 from bitsweep.tracking.connection import Connection, owner
-from bitsweep.tracking.figures import allowed, compression_curves, figures, training_curves
+from bitsweep.tracking.described import (
+    LABELS,
+    LONGEST_TAG,
+    MEASURED,
+    MISSING,
+    EndedCell,
+    data_of,
+    params_of_baseline,
+    settings_of,
+)
+from bitsweep.tracking.figures import compression_curves, figures, training_curves
 from bitsweep.tracking.model import MODEL, log_onnx_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-#: As many letters as MLflow keeps of a parameter.
-_LONGEST_PARAM = 6000
-#: Tag of a run that says which of its files could not be made, and why; empty where there are all.
-MISSING = "missing_files"
-#: Tag of the key of the fp32 artifact that a cell is timed against.
-TWIN = "twin_key"
-#: Tag of the measurement that a run has.
-MEASURED = "measured"
-#: File of the labels of the test images, beside the logits.
-LABELS = "labels.npy"
 
 
 class RunLogger:
@@ -83,8 +77,6 @@ class RunLogger:
         Args:
             gather: makes the files that its figures are believed by, where they are needed.
         """
-        from mlflow.entities import Param
-
         known = self._connection.baselines().get(BASELINE.key_of(cell))
         if known and not self.is_lost(known.info.run_id):
             if known.data.tags.get(MISSING) and (evidence := gather()).folder:
@@ -103,11 +95,7 @@ class RunLogger:
             if np.isfinite(trained.test_logits_NK).all():
                 found |= scores(trained.test_logits_NK, splits.test.labels)
             metrics = [*training_curves(trained.history, started), *figures(found, started)]
-            params = {
-                "model": cell.model.name, "dataset": cell.dataset.name, "train": cell.train.name, "seed": cell.seed,
-                "image_size": cell.model.image_size, **_flat("train", cell.train),
-            }  # fmt: skip
-            self._client.log_batch(run_id, metrics, [Param(key, str(value)) for key, value in params.items()])
+            self._client.log_batch(run_id, metrics, params_of_baseline(cell))
             self._client.log_dict(run_id, environment.describe(*cell.packages), "environment.json")
             self._client.log_artifact(run_id, str(trained.checkpoint))
             self._log_evidence(run_id, evidence)
@@ -130,100 +118,65 @@ class RunLogger:
             evidence: None where nothing was measured.
             runner: starts the process that logs the model.
         """
-
+        ended = EndedCell(
+            cell=cell,
+            outcome=outcome,
+            sweep_id=sweep_id,
+            measurement_id=str(self._store.finished_ns(last(cell).name, key_of(cell))),
+            baseline_run_id=baseline_run_id,
+        )
         if not evidence:
-            return self._log_new_cell(cell, outcome, None, runner, sweep_id, baseline_run_id)
+            return self._log_new(ended, None, runner)
         # Another sweep may be about to log the same measurement.
         with self._store.holding("run", key_of(cell)):
-            return self._log_measured(cell, outcome, evidence, runner, sweep_id, baseline_run_id)
+            return self._log_measured(ended, evidence, runner)
 
-    def _log_measured(
-        self,
-        cell: Cell,
-        outcome: Outcome,
-        evidence: Evidence,
-        runner: StageRunner,
-        sweep_id: str,
-        baseline_run_id: str,
-    ) -> tuple[str, Evidence | None]:
+    def _log_measured(self, ended: EndedCell, evidence: Evidence, runner: StageRunner) -> tuple[str, Evidence | None]:
         """Log a cell with figures, unless the run of this measurement is there: that one gets what it lacks."""
-        known = self._connection.cells().get(key_of(cell))
-        if known and (known.data.tags.get(MEASURED) == self._measured(cell) or MEASUREMENT.name not in outcome.seconds):
-            run_id, missing = str(known.info.run_id), known.data.tags.get(MISSING, "")
+        known = self._connection.cells().get(key_of(ended.cell))
+        if known is None:
+            return self._log_new(ended, evidence, runner)
+        run_id, tags = str(known.info.run_id), known.data.tags
+        is_this = tags.get(MEASURED) == ended.measurement_id
+        if is_this or MEASUREMENT.name not in ended.outcome.seconds:
             if self.is_lost(run_id):
                 with self._connection.explained():
-                    return run_id, self._log_files(run_id, cell, outcome, evidence, runner)
-            if missing:
+                    return run_id, self._log_files(run_id, ended, evidence, runner)
+            if missing := tags.get(MISSING):
                 with self._connection.explained():
                     if missing.startswith(f"{MODEL} is missing"):
-                        evidence = self._log_model(run_id, cell, outcome, evidence, runner)
+                        evidence = self._log_model(run_id, ended, evidence, runner)
                     self._log_evidence(run_id, evidence)
                 return run_id, evidence
-            if known.data.tags.get(MEASURED) == self._measured(cell):
-                self.adopt(run_id, sweep_id=sweep_id)
+            if is_this:
+                self.adopt(run_id, sweep_id=ended.sweep_id)
                 return run_id, evidence
-        return self._log_new_cell(cell, outcome, evidence, runner, sweep_id, baseline_run_id)
+        return self._log_new(ended, evidence, runner)
 
-    def _measured(self, cell: Cell) -> str:
-        """Which measurement of a cell the store has."""
-        return str(self._store.finished_ns(last(cell).name, key_of(cell)))
-
-    def _log_new_cell(
-        self,
-        cell: Cell,
-        outcome: Outcome,
-        evidence: Evidence | None,
-        runner: StageRunner,
-        sweep_id: str,
-        baseline_run_id: str,
-    ) -> tuple[str, Evidence | None]:
-        from mlflow.entities import Param
-
-        measured = outcome.measurement
-        status = "FINISHED" if measured else "FAILED" if outcome.status == "failed" else "SCHEDULED"
-        tags = {
-            "cell_key": key_of(cell), "sweep": sweep_id, f"sweep.{sweep_id}": "measured",
-            "status": outcome.status, "reason": outcome.reason[:5000],
-            "baseline_run_id": baseline_run_id, "verdict": measured.verdict if measured else "",
-            "flags": ", ".join(measured.flags) if measured else "",
-            "findings": "\n".join(measured.findings) if measured else "", "scheme_why": cell.scheme.why,
-            "arithmetic": cell.scheme.arithmetic, "command": cell.command, "isa": cell.target.cpu.isa,
-            "cpu": cell.target.cpu.model, TWIN: ARTIFACT.key_of(cell.twin), MEASURED: self._measured(cell),
-        }  # fmt: skip
-        with self._run(cell.name, "cell", tags, status, sum(outcome.seconds.values())) as run_id:
-            now = int(time.time() * 1000)
-            params = {
-                **cell.choices, "scheme": str(cell.scheme), "weight_bits": _bits(cell.scheme.weights),
-                "activation_bits": _bits(cell.scheme.activations), "device": cell.device,
-                "image_size": cell.model.image_size, "batch": cell.protocol.batch_sizes[0],
-                **_flat("method", cell.method), "threads": cell.protocol.threads or cell.target.cores,
-            }  # fmt: skip
-            if measured and (used := measured.metrics.get("calibration_images")):
-                params["method.calibration_images"] = int(used)  # fewer than were asked for, where there are no more
-            seconds = {f"{stage}_s": value for stage, value in outcome.seconds.items()}
-            metrics = {**seconds, **(measured.metrics if measured else {})}
-            self._client.log_batch(
-                run_id,
-                figures(metrics, now),
-                [Param(allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in params.items()],
-            )
-            evidence = self._log_files(run_id, cell, outcome, evidence, runner)
+    def _log_new(self, ended: EndedCell, evidence: Evidence | None, runner: StageRunner) -> tuple[str, Evidence | None]:
+        """Log a cell in a run of its own."""
+        took, measured = ended.outcome.seconds, ended.outcome.measurement
+        with self._run(ended.cell.name, "cell", ended.tags, ended.status, sum(took.values())) as run_id:
+            metrics = {f"{stage}_s": value for stage, value in took.items()} | (measured.metrics if measured else {})
+            self._client.log_batch(run_id, figures(metrics, int(time.time() * 1000)), ended.params)
+            evidence = self._log_files(run_id, ended, evidence, runner)
             if evidence:
-                self._log_curves(run_id, cell_results.compressed_of(cell, self._store))
+                self._log_curves(run_id, cell_results.compressed_of(ended.cell, self._store))
         return run_id, evidence
 
     def _log_files(
-        self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence | None, runner: StageRunner
+        self, run_id: str, ended: EndedCell, evidence: Evidence | None, runner: StageRunner
     ) -> Evidence | None:
         """Log the settings of a cell, and all files that it has led to; returns what the run got of these."""
-        self._client.log_dict(run_id, _resolved(cell), "config.json")
+        cell, outcome = ended.cell, ended.outcome
+        self._client.log_dict(run_id, settings_of(cell), "config.json")
         self._client.log_dict(run_id, environment.describe(*cell.packages), "environment.json")
         if outcome.log_tail:
             self._client.log_text(run_id, outcome.log_tail, "log.txt")
         if evidence:
             if outcome.measurement and outcome.status != "lowered":
                 self._log_predictions(run_id, cell, outcome.measurement)
-            evidence = self._log_model(run_id, cell, outcome, evidence, runner)
+            evidence = self._log_model(run_id, ended, evidence, runner)
             self._log_evidence(run_id, evidence)
         return evidence
 
@@ -242,7 +195,7 @@ class RunLogger:
         """Log the files that figures are believed by, and say which are missing."""
         if evidence.folder:
             self._client.log_artifacts(run_id, str(evidence.folder))
-        self._client.set_tag(run_id, MISSING, str(evidence)[:5000])
+        self._client.set_tag(run_id, MISSING, str(evidence)[:LONGEST_TAG])
 
     def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
         """Log what the artifact computed, and for which data."""
@@ -259,14 +212,13 @@ class RunLogger:
         for start in range(0, len(metrics), 1000):  # more are refused
             self._client.log_batch(run_id, metrics[start : start + 1000])
 
-    def _log_model(
-        self, run_id: str, cell: Cell, outcome: Outcome, evidence: Evidence, runner: StageRunner
-    ) -> Evidence:
+    def _log_model(self, run_id: str, ended: EndedCell, evidence: Evidence, runner: StageRunner) -> Evidence:
         """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files.
 
         Returns:
             The evidence; where MLflow cannot make a model of the artifact, that is missing there.
         """
+        cell, outcome = ended.cell, ended.outcome
         artifact = cell_results.artifact_of(cell, self._store)
         file = artifact / cell.backend.artifact
         if file.suffix != ".onnx" or outcome.status == "lowered" or not outcome.measurement:
@@ -287,37 +239,4 @@ class RunLogger:
         return evidence
 
     def _log_input(self, run_id: str, cell: Cell, context: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        splits = cell_results.splits_of(cell, self._store)
-        profile = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
-        dataset = Dataset(
-            name=cell.dataset.name,
-            digest=splits.fingerprint[:36],
-            source_type="code",
-            source=json.dumps(settings(cell.dataset)),
-            profile=json.dumps(profile | {"classes": len(splits.classes)}),
-        )
-        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-
-
-def _flat(prefix: str, configured: Any) -> dict[str, Any]:
-    knobs = settings(configured)
-    return {f"{prefix}.{name}": value for name, value in knobs.items() if name not in ("class", "name")}
-
-
-def _bits(numbers: Grid | str) -> int:
-    """Bits of a number format."""
-    return numbers.bits if isinstance(numbers, Grid) else int(re.sub(r"\D", "", numbers))
-
-
-def _resolved(cell: Cell) -> dict[str, Any]:
-    keys = {f"{stage.name}_key": stage.key_of(cell) for stage in (DATA, BASELINE, COMPRESSED, ARTIFACT)}
-    choices = {group: settings(getattr(cell, group)) for group in CONFIG_GROUPS}
-    return {
-        **choices,
-        "seed": cell.seed,
-        "scheme": settings(cell.scheme),
-        "keys": keys | {"key": key_of(cell)},
-        "knobs": dict(cell.knobs),
-    }
+        self._client.log_inputs(run_id, [data_of(cell, cell_results.splits_of(cell, self._store), context)])

@@ -19,9 +19,9 @@ from bitsweep.report import Baseline, Race, Row, RowStatus, SweepReport
 from bitsweep.results import Measurement
 from bitsweep.runtime.store import MANIFEST, Store
 from bitsweep.tracking.connection import Connection
+from bitsweep.tracking.described import MISSING
 from bitsweep.tracking.entries import RACES, Entry
 from bitsweep.tracking.figures import figures_of
-from bitsweep.tracking.logger import MISSING
 from bitsweep.tracking.model import MODEL
 
 if TYPE_CHECKING:
