@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitsweep.quantization.layerwise import UnitInputs
     from bitsweep.quantization.weights import Codes
 
+_TRADE_OFF = ("network", "weights MB", "top-1 %", "expected to become wrong, %")
 Bits = Annotated[int, Field(ge=2, le=16)]
 
 
@@ -29,12 +30,13 @@ Bits = Annotated[int, Field(ge=2, le=16)]
 class MixedPrecision(QuantizingMethod):
     """Measures what every layer does to the network at every number of bits, and gives bits where they help most.
 
-    Under a budget of accuracy it takes the smallest network on the way from most to fewest bits that keeps it, which is
-    measured with all its layers rounded; under one of size, the first that fits.
+    Under a budget of accuracy it takes the smallest network on the way from most to fewest bits that keeps it, as the
+    noise in its logits with all layers rounded lets expect; under one of size, the first that fits.
 
     Attributes:
         bits: those that layers can have, besides the precision's own; more than these are left out.
-        drop_pp: percentage points of top-1 that may be lost on the studied images; used with ``accuracy``.
+        drop_pp: percentage points of top-1 that fewer bits may lose, as expected from the studied images; used with
+            ``accuracy``.
         size_share: of the size of all weights with the precision's own bits; used with ``size``.
         rounding: ``nearest``, or ``gptq`` on the network rounded so far.
         damping: of GPTQ.
@@ -145,15 +147,14 @@ class MixedPrecision(QuantizingMethod):
                     f"the weights take {study.megabytes(steps[-1]):.3g} MB, not {limit:.3g}; allow fewer bits"
                 )
             chosen = fitting[0]
-            tried = [("chosen", study.megabytes(chosen), 100 * study.effect(chosen).top1)]
+            tried = [_tried("chosen", study, chosen)]
         else:
-            exact = 100 * study.effect({}).top1
-            tried = [("float", study.megabytes({}), exact)]
+            tried = [_tried("float", study, {}), _tried("most bits", study, steps[0])]
+            allowed = tried[-1][3] + self.drop_pp
 
             def holds(index: int) -> bool:
-                top1 = 100 * study.effect(steps[index]).top1
-                tried.append((f"step {index} of {len(steps) - 1}", study.megabytes(steps[index]), top1))
-                return top1 >= exact - self.drop_pp
+                tried.append(_tried(f"step {index} of {len(steps) - 1}", study, steps[index]))
+                return tried[-1][3] <= allowed
 
             chosen = steps[last_that(holds, len(steps))]
             tried.sort(key=lambda row: -row[1])
@@ -163,5 +164,11 @@ class MixedPrecision(QuantizingMethod):
         )
         return chosen, (
             Table(name="bits", columns=("layer", "bits", "divergence alone, millinats"), rows=bits),
-            Table(name="trade_off", columns=("network", "weights MB", "top-1 %"), rows=tuple(tried)),
+            Table(name="trade_off", columns=_TRADE_OFF, rows=tuple(tried)),
         )
+
+
+def _tried(name: str, study: "Study", chosen: Mapping[str, Grid]) -> tuple[str, float, float, float]:
+    """A row of the table of networks that were tried."""
+    effect = study.effect(chosen)
+    return name, study.megabytes(chosen), 100 * effect.top1, 100 * effect.expected_loss

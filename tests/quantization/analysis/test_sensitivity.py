@@ -1,6 +1,7 @@
 """What rounding single layers does, against rounding them in a network."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bitsweep.quantization.analysis.sensitivity import (
     Effect,
     Rounding,
     effects,
+    expected_loss,
     input_qparams,
     layer_paths,
     sensitivity_table,
@@ -40,10 +42,14 @@ def restated(changed: set[str]) -> Effect:
         exact, logits = (torch.cat([each(batch) for batch, _ in LABELLED]).double() for each in (graph, rounded))
     labels = torch.cat([labels for _, labels in LABELLED])
     p = exact.softmax(1)
+    N = torch.arange(len(labels))
+    others = exact.index_put((N, labels), torch.tensor(-math.inf, dtype=exact.dtype)).argmax(1)
+    ahead, noisy = (each[N, labels] - each[N, others] for each in (exact, logits))
     return Effect(
         sqnr_db=grids.sqnr_db(exact, logits),
         divergence=float((p * (p.log() - logits.log_softmax(1))).sum(1).mean()),
         top1=float((logits.argmax(1) == labels).double().mean()),
+        expected_loss=expected_loss(ahead, noisy - ahead),
     )
 
 
@@ -51,6 +57,16 @@ def assert_alike(one: Effect, other: Effect) -> None:
     assert one.sqnr_db == pytest.approx(other.sqnr_db, abs=1e-3)
     assert one.divergence == pytest.approx(other.divergence, rel=1e-3, abs=1e-9)
     assert one.top1 == other.top1
+    assert one.expected_loss == pytest.approx(other.expected_loss, abs=1e-4)
+
+
+def test_the_expected_loss_is_that_of_many_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    margin = torch.randn(40, generator=generator, dtype=torch.float64) + 1
+    noise = 0.7 * torch.randn(2000, 40, generator=generator, dtype=torch.float64)
+    lost = ((margin > 0) & (margin + noise < 0)).double().mean().item()
+    assert expected_loss(margin, noise[:50].flatten()) == pytest.approx(lost, abs=0.01)
+    assert expected_loss(margin, torch.zeros(40)) == 0
 
 
 def test_one_layer_at_a_time_and_all_but_one() -> None:
