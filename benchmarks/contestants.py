@@ -8,7 +8,7 @@ All start from one network and one set of calibration images. Peers:
     torchao inductor               PT2E with the X86 inductor quantizer, compiled with freezing
     onnxruntime                    the file of torch.onnx.export
     quantize_static                ONNX Runtime's own: QDQ, u8 activations, s8 weights per channel, ranges by min-max
-    openvino                       the model that openvino makes of the same file
+    openvino                       its model of the same file, computed in bf16 where the CPU has that
     nncf                           its quantize(), default settings, on OpenVINO
 """
 
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep.config.backend import InferenceFn
-from bitsweep.config.precision import Grid, Precision
+from bitsweep.config.precision import Precision
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.results import Array, Shape, Splits
 from bitsweep.runtime.allocation import keep_freed_memory
@@ -115,12 +115,12 @@ def built(build: Build, task: Task) -> InferenceFn | str:
 
 
 def ours() -> "dict[str, Build]":
-    """Every engine of this project that is more than a simulation, in fp32 and int8."""
+    """Every engine of this project that is more than a simulation, in fp32, bf16 and int8."""
     engines = [file.stem for file in sorted((CONF / "backend").glob("*.yaml")) if file.stem != "reference"]
     return {
         f"bitsweep {engine} {precision}": Ours(engine, precision)
         for engine in engines
-        for precision in ("fp32", "int8")
+        for precision in ("fp32", "bf16", "int8")
     }
 
 
@@ -138,10 +138,12 @@ class Ours:
         if reason := backend.unsupported(precision):
             raise LeftOut(reason)
         scheme = backend.scheme(precision, current_cpu())
-        if isinstance(scheme.weights, Grid):
-            method = configured("method", "ptq", calibration_images=len(task.splits.train))
-        else:
+        if precision.weights == "bfloat16" and scheme.arithmetic != "bfloat16":
+            raise LeftOut(scheme.why)
+        if scheme.weights == "float32":
             method = configured("method", "none")
+        else:
+            method = configured("method", "ptq", calibration_images=len(task.splits.train))
         keep_freed_memory()  # as the stage that compresses does
         compression = method.compress(task.network, task.splits, input_shape=task.input_shape, scheme=scheme, seed=0)
         backend.lower(compression.program, task.folder)
