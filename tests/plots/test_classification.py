@@ -83,7 +83,7 @@ def test_examples_say_what_became_of_them(drawn: list[Any], tmp_path: Path) -> N
     changed, unchanged = drawn[0].axes
     said_2N = given.said_2N
     flipped = (said_2N[0] != said_2N[1]).sum()
-    assert f"{flipped} images changed their class" in drawn[0].get_suptitle()
+    assert f"images with another class: {flipped};" in drawn[0].get_suptitle()
     assert len(changed.images) == len(texts(changed)) == 8
     surest = max(given.confidences_2N[1][said_2N[0] != said_2N[1]])
     assert texts(changed)[0].endswith(f"{100 * surest:.0f} % sure")

@@ -158,7 +158,7 @@ def draw_examples(verdicts: Verdicts, path: Path, *, name: str) -> None:
     groups = [np.flatnonzero(flipped), np.flatnonzero(wrong & ~flipped)]
     channels = verdicts.test.images.shape[3]
     few = "" if channels in (1, 3) else f" (channel{'s 1 to 3' if channels > 3 else ' 1'} of {channels})"
-    title = f"{name}: {len(groups[0])} images changed their class, {len(groups[1])} kept a wrong one{few}"
+    title = f"{name}: images with another class: {len(groups[0])}; with the same wrong one: {len(groups[1])}{few}"
     figure, rows = panels(title, rows=2, width=1.3 * _EXAMPLES, height=1.15, left=0.3, right=0.1, bottom=0.1, top=0.55)
     for axes, chosen, what in zip(rows, groups, ("changed", "unchanged, wrong"), strict=True):
         ordered = chosen[np.argsort(-after_p_N[chosen], kind="stable")][:_EXAMPLES]
