@@ -15,9 +15,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.backend import Backend
-from bitsweep.graphs import ops, tracing
+from bitsweep.graphs import ops
+from bitsweep.graphs.lifting import program_of
 from bitsweep.graphs.ops import quantized
-from bitsweep.graphs.program import image_shape, inference_fn
+from bitsweep.graphs.program import inference_fn
 from bitsweep.results import Array, Table
 
 #: Least norm that errors are put in relation to.
@@ -53,7 +54,7 @@ def tap(program: ExportedProgram) -> Tapped:
         output.args = (graph.graph.call_function(ops.aten.cat.default, (flat, 1)),)
     graph.recompile()
     return Tapped(
-        program=tracing.export(graph, input_shape=image_shape(program)),
+        program=program_of(graph),
         names=tuple(tapped),
         sizes=tuple(math.prod(map(int, node.meta["val"].shape[1:])) for node in tapped.values()),
     )

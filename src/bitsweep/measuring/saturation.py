@@ -51,9 +51,7 @@ def largest_products(scheme: Scheme) -> tuple[ExportedProgram, Array]:
     codes = round_weights(graph, partial(nearest_codes, grid=scheme.weights, choose_range=minmax_weight_range))
     if isinstance(scheme.activations, Grid):
         graph, clipped = quantize_activations(graph, scheme.activations, minmax_range, [images])
-    return stored(
-        graph, codes, originals=originals, clipped=clipped, input_shape=(3, SIZE, SIZE)
-    ).program, images.numpy()
+    return stored(graph, codes, originals=originals, clipped=clipped).program, images.numpy()
 
 
 def saturates(backend: Backend, scheme: Scheme) -> bool:

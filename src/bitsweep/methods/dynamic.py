@@ -43,6 +43,7 @@ class DynamicQuantization(Method):
         """Round the weights of linear layers, and quantize their inputs."""
         from bitsweep.graphs import ops, tracing
         from bitsweep.graphs.folding import fold_batch_norm
+        from bitsweep.graphs.lifting import program_of
         from bitsweep.quantization import dynamic
         from bitsweep.quantization.calibration import ranges
         from bitsweep.quantization.layer_records import layer_records
@@ -71,9 +72,7 @@ class DynamicQuantization(Method):
             else replace(record, reason="only linear layers are quantized at run time")
             for record in layer_records(graph, originals)
         )
-        return Compression(
-            program=tracing.export(graph, input_shape=input_shape), layers=records, tables=(_coverage(records, macs),)
-        )
+        return Compression(program=program_of(graph), layers=records, tables=(_coverage(records, macs),))
 
 
 def _coverage(records: Iterable[LayerRecord], macs: Iterable[int]) -> Table:

@@ -84,7 +84,8 @@ class Factorize(QuantizingMethod):
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Factorise, correct biases, and quantize or cast."""
-        from bitsweep.graphs import ops, tracing
+        from bitsweep.graphs import ops
+        from bitsweep.graphs.lifting import program_of
         from bitsweep.quantization import casting
         from bitsweep.quantization.layer_records import layer_records
         from bitsweep.quantization.layerwise import parameters_of
@@ -110,12 +111,12 @@ class Factorize(QuantizingMethod):
                 seed=seed, frozen_share=0.3, learned_scales=True, originals=layers, start=codes,
             )  # fmt: skip
         elif isinstance(scheme.weights, Grid):
-            made = self.finished(prepared, codes, originals=layers, scheme=scheme, input_shape=input_shape)
+            made = self.finished(prepared, codes, originals=layers, scheme=scheme)
         else:
             assert not isinstance(scheme.activations, Grid)
             casting.cast(graph, scheme.weights, scheme.activations)
             records = layer_records(graph, layers)
-            made = Compression(program=tracing.export(graph, input_shape=input_shape), layers=records)
+            made = Compression(program=program_of(graph), layers=records)
         named = {path.removesuffix(".weight"): chain for path, chain in chains.items()}
         reasons = {name: chain.reason for name, chain in named.items()}
         records = tuple(replace(record, reason=reasons.get(record.name, record.reason)) for record in made.layers)

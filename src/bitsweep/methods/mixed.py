@@ -85,9 +85,7 @@ class MixedPrecision(QuantizingMethod):
         codes = prepared.guarded.kept(graph, self._round(graph, chosen, batches), parameters)
         if prepared.guarded.corrected:
             correct_biases(graph, parameters, batches, only=prepared.guarded.corrected)
-        return self.finished(
-            prepared, codes, originals=originals, scheme=scheme, input_shape=input_shape, tables=tables
-        )
+        return self.finished(prepared, codes, originals=originals, scheme=scheme, tables=tables)
 
     def _round_for_every_choice(
         self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"

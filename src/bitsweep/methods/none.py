@@ -28,9 +28,10 @@ class NoCompression(Method):
         """Export the float network."""
         from bitsweep.graphs import ops, tracing
         from bitsweep.graphs.folding import fold_batch_norm
+        from bitsweep.graphs.lifting import program_of
         from bitsweep.quantization.layer_records import layer_records
 
         graph = tracing.trace(model, input_shape=input_shape)
         fold_batch_norm(graph)
         layers = layer_records(graph, ops.layers(graph))
-        return Compression(program=tracing.export(graph, input_shape=input_shape), layers=layers)
+        return Compression(program=program_of(graph), layers=layers)

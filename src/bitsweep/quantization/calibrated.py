@@ -74,6 +74,4 @@ class CalibratedMethod(QuantizingMethod):
         if self.correct_bias or prepared.guarded.corrected:
             only = None if self.correct_bias else prepared.guarded.corrected
             correction.correct_biases(graph, parameters, batches, only=only)
-        return self.finished(
-            prepared, codes, originals=originals, scheme=scheme, input_shape=input_shape, tables=tables
-        )
+        return self.finished(prepared, codes, originals=originals, scheme=scheme, tables=tables)

@@ -55,7 +55,6 @@ def stored(
     *,
     originals: "tuple[Layer, ...]",
     clipped: Mapping[str, float],
-    input_shape: Shape,
     curves: tuple[Curve, ...] = (),
     tables: tuple[Table, ...] = (),
     remedies: Mapping[str, str] = MappingProxyType({}),
@@ -68,7 +67,7 @@ def stored(
         clipped: share of each activation's values that lay beyond its range, by the name of its node.
         remedies: what the guard did to layers, by their names.
     """
-    from bitsweep.graphs import tracing
+    from bitsweep.graphs.lifting import program_of
     from bitsweep.quantization.biases import store_biases
     from bitsweep.quantization.layer_records import layer_records
     from bitsweep.quantization.weights import store_codes
@@ -77,9 +76,7 @@ def stored(
     records = tuple(
         replace(record, remedy=remedies.get(record.name, "")) for record in layer_records(graph, originals, clipped)
     )
-    return Compression(
-        program=tracing.export(graph, input_shape=input_shape), layers=records, curves=curves, tables=tables
-    )
+    return Compression(program=program_of(graph), layers=records, curves=curves, tables=tables)
 
 
 @configurable
@@ -203,7 +200,6 @@ class QuantizingMethod(Method):
         *,
         originals: "tuple[Layer, ...]",
         scheme: Scheme,
-        input_shape: Shape,
         curves: tuple[Curve, ...] = (),
         tables: tuple[Table, ...] = (),
     ) -> Compression:
@@ -222,7 +218,7 @@ class QuantizingMethod(Method):
                 graph, scheme.activations, self.choose_activation_range(), prepared.batches, guarded.placement
             )
         return stored(
-            graph, codes, originals=originals, clipped=clipped, input_shape=input_shape, curves=curves,
+            graph, codes, originals=originals, clipped=clipped, curves=curves,
             tables=(*guarded.tables, *tables), remedies=guarded.remedies_by_layer(),
         )  # fmt: skip
 
@@ -272,7 +268,7 @@ class QuantizingMethod(Method):
         if isinstance(scheme.activations, Grid):
             graph, clipped = convert(graph)
         return stored(
-            graph, codes, originals=originals, clipped=clipped, input_shape=input_shape, curves=curves,
+            graph, codes, originals=originals, clipped=clipped, curves=curves,
             tables=prepared.guarded.tables, remedies=prepared.guarded.remedies_by_layer(),
         )  # fmt: skip
 
@@ -282,6 +278,7 @@ class QuantizingMethod(Method):
         """The network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
         from bitsweep.graphs import ops, tracing
         from bitsweep.graphs.folding import fold_batch_norm
+        from bitsweep.graphs.lifting import program_of
         from bitsweep.quantization import casting
         from bitsweep.quantization.layer_records import layer_records
 
@@ -291,7 +288,7 @@ class QuantizingMethod(Method):
         originals = ops.layers(graph)
         casting.cast(graph, scheme.weights, scheme.activations)
         records = layer_records(graph, originals)
-        return Compression(program=tracing.export(graph, input_shape=input_shape), layers=records, curves=curves)
+        return Compression(program=program_of(graph), layers=records, curves=curves)
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""

@@ -1,0 +1,124 @@
+"""Graphs as programs: the form that is stored and lowered, in which every parameter is an input of the graph.
+
+``torch.export`` would trace a graph once more for that. What it would find is known: the operations are those of the
+graph, and the shapes follow from that of the images.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch._export.verifier import TrainingIRVerifier
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
+from torch.utils import _pytree as pytree
+
+from bitsweep.graphs.ops import attribute, quantized
+
+#: One tensor in, by position, and one out.
+_CALL = ModuleCallSignature(
+    inputs=[], outputs=[], in_spec=pytree.tree_structure(((0,), {})), out_spec=pytree.tree_structure(0)
+)
+
+
+def program_of(graph: GraphModule) -> ExportedProgram:
+    """The program of the graph of a program, with whatever was rewritten since; the graph stays as it is.
+
+    Args:
+        graph: maps images [N, C, H, W] to one tensor.
+    """
+    (images,) = graph.graph.find_nodes(op="placeholder")
+    example = images.meta["val"]
+    ranges = example.fake_mode.shape_env.var_to_range
+    subgraphs = {path: module for path, module in graph.named_children() if isinstance(module, GraphModule)}
+    lifted, read = _lifted(graph.graph, subgraphs)
+    parameters = {name: attribute(graph, node) for name, node in read.items()}
+    _Shapes(GraphModule(subgraphs, lifted), parameters, example).run()
+    inputs = [
+        InputSpec(InputKind.BUFFER, TensorArgument(name), str(node.target), persistent=True)
+        for name, node in read.items()
+    ]
+    (output,) = lifted.find_nodes(op="output")
+    ((yielded,),) = output.args
+    return ExportedProgram(
+        root=subgraphs,
+        graph=lifted,
+        graph_signature=ExportGraphSignature(
+            [*inputs, InputSpec(InputKind.USER_INPUT, TensorArgument(images.name), None)],
+            [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(yielded.name), None)],
+        ),
+        state_dict={str(node.target): parameters[name] for name, node in read.items()},
+        range_constraints={symbol: ranges[symbol] for symbol in free_symbols(example)},
+        module_call_graph=[ModuleCallEntry(fqn="", signature=_CALL)],
+        verifiers=[TrainingIRVerifier],
+    )
+
+
+def _lifted(graph: Graph, subgraphs: Mapping[str, GraphModule]) -> tuple[Graph, dict[str, Node]]:
+    """A copy of a graph that takes its parameters before the images; and by input, the node that read the parameter."""
+    lifted, copies = Graph(), dict[Node, Node]()
+    inputs, read = dict[str, Node](), dict[str, Node]()
+    for node in graph.find_nodes(op="get_attr"):
+        path = str(node.target)
+        if path in subgraphs or not node.users:
+            continue
+        if path not in inputs:
+            inputs[path] = lifted.placeholder(re.sub(r"\W", "_", f"b_{path}"))
+            inputs[path].target = inputs[path].name  # which is another where two paths differ in their dots alone
+            read[inputs[path].name] = node
+        copies[node] = inputs[path]
+    for node in graph.nodes:
+        if node.op == "output":
+            lifted.output(tuple(copies[yielded] for yielded in node.all_input_nodes))
+        elif node not in copies and (node.op != "get_attr" or node.target in subgraphs):
+            copies[node] = lifted.node_copy(node, copies.__getitem__)
+    lifted.eliminate_dead_code()
+    return lifted, read
+
+
+class _Shapes(Interpreter):
+    """Runs a graph on tensors without values, and leaves them with its nodes.
+
+    Args:
+        parameters: by the name of their input.
+        example: such images.
+    """
+
+    def __init__(self, graph: GraphModule, parameters: Mapping[str, torch.Tensor], example: Any) -> None:
+        super().__init__(graph)
+        self._parameters, self._example = parameters, example
+
+    def run_node(self, n: Node) -> Any:
+        found = self._found(n)
+        if n.op != "output":
+            n.meta = n.meta | {"val": found}
+        return found
+
+    def _found(self, node: Node) -> Any:
+        if node.op == "placeholder":
+            given = self._parameters.get(node.name)
+            return self._example if given is None else self._example.fake_mode.from_tensor(given, static_shapes=True)
+        if (values := _restored(node)) is not None:
+            return values
+        with self._example.fake_mode:
+            return super().run_node(node)
+
+
+def _restored(dequantize: Node) -> Any:
+    """The float32 tensor whose codes a node dequantizes: what that is like is known; None for other nodes."""
+    codes = dequantize.all_input_nodes[0] if dequantize.target == quantized.dequantize_per_tensor.default else None
+    if codes is None or codes.target != quantized.quantize_per_tensor.default:
+        return None
+    values = codes.all_input_nodes[0].meta["val"]
+    return values if values.dtype == torch.float32 else None
