@@ -82,14 +82,18 @@ def compress(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Compress the baseline to a program, look into it, and run it on test images: the reference."""
+    """Compress the baseline to a program, look into it, and run it on test images: the reference.
+
+    The uncompressed program is the network that was run on all test images after training. So it is run on a batch, to
+    see that it still is.
+    """
     import numpy as np
     import torch
 
     from bitsweep.data.preprocessing import normalized, preprocessed
     from bitsweep.data.sampling import sample_of_tests
     from bitsweep.data.splits import load_splits
-    from bitsweep.graphs.program import load_program, looks_at_batches
+    from bitsweep.graphs.program import load_program, logits_of, looks_at_batches
     from bitsweep.quantization.compressed import load_compressed, save_compression
     from bitsweep.runtime.allocation import keep_freed_memory
     from bitsweep.training.network import build_network
@@ -106,17 +110,21 @@ def compress(
     # What chooses ranges for a whole batch is to see the batches that the engine sees: those of all images.
     count = len(splits.test) if looks_at_batches(compression.program) else parity_images
     reference_N = sample_of_tests(splits, count)
-    batches = as_taken(splits.test.images[reference_N], batch=eval_batch)
+    batches = map(np.asarray, as_taken(splits.test.images[reference_N], batch=eval_batch))
+    reference_NK = trained.test_logits_NK[reference_N]
+    if original or not np.isfinite(reference_NK).all():
+        reference_NK = logits_of(compression.program, batches)
+    else:
+        first_NK = logits_of(compression.program, [next(batches)])
+        _require_same_network(first_NK, reference_NK[: len(first_NK)])
     probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
     before = load_program(load_compressed(original).program) if original and not method.keeps_files else None
     watched = method.calibrated_on(len(splits.calibration), scheme)
     save_compression(
-        compression, folder, reference_N=reference_N, batches=map(np.asarray, batches),
+        compression, folder, reference_N=reference_N, reference_NK=reference_NK,
         probe_images=np.asarray(probe_images), calibrated_on=watched, original=before,
         given=Path(model.file).expanduser() if method.keeps_files and isinstance(model, FileModel) else None,
     )  # fmt: skip
-    if original is None:
-        _require_same_network(load_compressed(folder).reference_NK, trained.test_logits_NK[reference_N])
 
 
 def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:
@@ -125,11 +133,9 @@ def _require_same_network(logits_NK: Array, recorded_NK: Array) -> None:
     Raises:
         StoreError: its logits are others than those that were recorded.
     """
-    import numpy as np
-
     from bitsweep.stats import sqnr_db
 
-    if np.isfinite(recorded_NK).all() and not sqnr_db(recorded_NK, logits_NK) > _LEAST_SQNR_DB:
+    if not sqnr_db(recorded_NK, logits_NK) > _LEAST_SQNR_DB:
         raise StoreError(
             f"the fp32 program gives other logits than its baseline did after training "
             f"({sqnr_db(recorded_NK, logits_NK):.0f} dB): the checkpoint or the code of the model changed; delete the "

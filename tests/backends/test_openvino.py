@@ -83,7 +83,7 @@ def test_an_int8_network_runs_on_integers_from_end_to_end(
     BACKEND.lower(program_of(BACKEND.scheme(INT8, current_cpu())), tmp_path)
     kernels = BACKEND.profile(tmp_path, images, threads=1)
     assert [kernel.op.split()[0] for kernel in kernels if kernel.macs] == ["Convolution"] * 5
-    assert [kernel.name for kernel in kernels if not kernel.integer] == ["node_quantize_per_tensor"]
+    assert [kernel.name for kernel in kernels if not kernel.integer] == ["node_quantize_per_tensor_default"]
 
 
 @pytest.mark.parametrize("gate", [torch.nn.Hardswish, torch.nn.SiLU])
@@ -103,7 +103,7 @@ def test_activation_functions_run_in_the_layer_before(
     kernels = BACKEND.profile(tmp_path, images, threads=1)
     # OpenVINO itself decides, not always alike, whether a kernel of its own dequantizes the logits.
     apart = {kernel.name for kernel in kernels if kernel.op.startswith("Subgraph")}
-    assert apart <= {"node_quantize_per_tensor", "logits"}
+    assert apart <= {"node_quantize_per_tensor_default", "logits"}
     assert stats.sqnr_db(logits_of(compressed.program, [images]), BACKEND.load(tmp_path, threads=1)(images)) > 30
 
 

@@ -17,7 +17,7 @@ from bitsweep.quantization.casting import cast
 from bitsweep.quantization.placement import quantize_activations
 
 SHAPE = (3, 8, 8)
-IMAGES = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
 class Named(nn.Module):

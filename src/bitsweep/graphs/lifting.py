@@ -23,6 +23,8 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from bitsweep.graphs.ops import attribute, quantized
 
@@ -30,6 +32,8 @@ from bitsweep.graphs.ops import attribute, quantized
 _CALL = ModuleCallSignature(
     inputs=[], outputs=[], in_spec=pytree.tree_structure(((0,), {})), out_spec=pytree.tree_structure(0)
 )
+
+_ANY_NUMBER = ValueRanges(1, int_oo)
 
 
 def program_of(graph: GraphModule) -> ExportedProgram:
@@ -40,7 +44,6 @@ def program_of(graph: GraphModule) -> ExportedProgram:
     """
     (images,) = graph.graph.find_nodes(op="placeholder")
     example = images.meta["val"]
-    ranges = example.fake_mode.shape_env.var_to_range
     subgraphs = {path: module for path, module in graph.named_children() if isinstance(module, GraphModule)}
     lifted, read = _lifted(graph.graph, subgraphs)
     parameters = {name: attribute(graph, node) for name, node in read.items()}
@@ -51,7 +54,7 @@ def program_of(graph: GraphModule) -> ExportedProgram:
     ]
     (output,) = lifted.find_nodes(op="output")
     ((yielded,),) = output.args
-    return ExportedProgram(
+    program = ExportedProgram(
         root=subgraphs,
         graph=lifted,
         graph_signature=ExportGraphSignature(
@@ -59,10 +62,12 @@ def program_of(graph: GraphModule) -> ExportedProgram:
             [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(yielded.name), None)],
         ),
         state_dict={str(node.target): parameters[name] for name, node in read.items()},
-        range_constraints={symbol: ranges[symbol] for symbol in free_symbols(example)},
+        range_constraints=dict.fromkeys(free_symbols(example), _ANY_NUMBER),
         module_call_graph=[ModuleCallEntry(fqn="", signature=_CALL)],
         verifiers=[TrainingIRVerifier],
     )
+    program._guards_code = []  # what was asked about the example's batch while shapes were found
+    return program
 
 
 def _lifted(graph: Graph, subgraphs: Mapping[str, GraphModule]) -> tuple[Graph, dict[str, Node]]:
@@ -75,6 +80,7 @@ def _lifted(graph: Graph, subgraphs: Mapping[str, GraphModule]) -> tuple[Graph, 
             continue
         if path not in inputs:
             inputs[path] = lifted.placeholder(re.sub(r"\W", "_", f"b_{path}"))
+            inputs[path].meta = {"val": node.meta.get("val")}
             inputs[path].target = inputs[path].name  # which is another where two paths differ in their dots alone
             read[inputs[path].name] = node
         copies[node] = inputs[path]
@@ -88,7 +94,7 @@ def _lifted(graph: Graph, subgraphs: Mapping[str, GraphModule]) -> tuple[Graph, 
 
 
 class _Shapes(Interpreter):
-    """Runs a graph on tensors without values, and leaves them with its nodes.
+    """Runs a graph on tensors without values, and leaves them with its nodes; where nothing changed, those that it has.
 
     Args:
         parameters: by the name of their input.
@@ -98,10 +104,13 @@ class _Shapes(Interpreter):
     def __init__(self, graph: GraphModule, parameters: Mapping[str, torch.Tensor], example: Any) -> None:
         super().__init__(graph)
         self._parameters, self._example = parameters, example
+        self._unchanged: set[Node] = set()
 
     def run_node(self, n: Node) -> Any:
         found = self._found(n)
         if n.op != "output":
+            if _alike(found, n.meta.get("val")):
+                self._unchanged.add(n)
             n.meta = n.meta | {"val": found}
         return found
 
@@ -109,16 +118,27 @@ class _Shapes(Interpreter):
         if node.op == "placeholder":
             given = self._parameters.get(node.name)
             return self._example if given is None else self._example.fake_mode.from_tensor(given, static_shapes=True)
-        if (values := _restored(node)) is not None:
-            return values
+        if (source := _restored(node)) is not None:
+            if source in self._unchanged:
+                self._unchanged.add(node)
+            return source.meta["val"]
+        if self._unchanged.issuperset(node.all_input_nodes) and (known := node.meta.get("val")) is not None:
+            return known
         with self._example.fake_mode:
             return super().run_node(node)
 
 
-def _restored(dequantize: Node) -> Any:
-    """The float32 tensor whose codes a node dequantizes: what that is like is known; None for other nodes."""
+def _alike(one: Any, other: Any) -> bool:
+    """Whether tensors are of one type and shape."""
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return False
+    return one.dtype == other.dtype and list(map(str, one.shape)) == list(map(str, other.shape))
+
+
+def _restored(dequantize: Node) -> Node | None:
+    """What yields the float32 tensor whose codes a node dequantizes; None for other nodes."""
     codes = dequantize.all_input_nodes[0] if dequantize.target == quantized.dequantize_per_tensor.default else None
     if codes is None or codes.target != quantized.quantize_per_tensor.default:
         return None
-    values = codes.all_input_nodes[0].meta["val"]
-    return values if values.dtype == torch.float32 else None
+    source = codes.all_input_nodes[0]
+    return source if source.meta["val"].dtype == torch.float32 else None

@@ -4,7 +4,6 @@ Reading it back needs no PyTorch.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,17 +23,17 @@ def save_compression(
     folder: Path,
     *,
     reference_N: Array,
-    batches: Iterable[Array],
+    reference_NK: Array,
     probe_images: Array,
     calibrated_on: int = 0,
     original: "ExportedProgram | None" = None,
     given: Path | None = None,
 ) -> None:
-    """Write what a method returned into a folder, with the outputs of its program for some test images.
+    """Write what a method returned into a folder, with the reference's logits for some test images.
 
     Args:
         reference_N: indices of these images, int64 [N].
-        batches: the images, float32 [N, 3, H, W], a batch at a time.
+        reference_NK: float32 logits of these images.
         probe_images: a few images that the statistics of the layers are of.
         calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
@@ -42,7 +41,7 @@ def save_compression(
     """
     import torch
 
-    from bitsweep.graphs.program import logits_of, save_program
+    from bitsweep.graphs.program import save_program
     from bitsweep.quantization.analysis.layer_stats import layer_stats
 
     if given:
@@ -57,7 +56,7 @@ def save_compression(
     _save_layer_stats(
         layer_stats(original or compression.program, compression.program, torch.from_numpy(probe_images)), folder
     )
-    np.savez(folder / "reference.npz", images=reference_N, logits=logits_of(compression.program, batches))
+    np.savez(folder / "reference.npz", images=reference_N, logits=reference_NK)
 
 
 def load_compressed(folder: Path) -> Compressed:

@@ -86,26 +86,19 @@ class OpenVino(Backend):
         return replace(scheme, why="; ".join(filter(None, [scheme.why, islands])))
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
-        """Write the program as ONNX, and compile it once to see that OpenVINO takes it."""
+        """Write the program as ONNX, and read it to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.export import export_onnx
 
         form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
         export_onnx(program, folder / self.artifact, **form, bits_of_weights=4, floats=ISLANDS[self.float_islands])
-        try:
-            self._engine.compiled_for(self._read(folder), batch=1, threads=1)
-        except RuntimeError as error:
-            raise CompressionError(f"OpenVINO does not take the program: {_reason(error)}") from error
+        self._require_taken(folder)
 
     def take(self, file: Path, folder: Path) -> None:
-        """Keep the graph, and compile it once to see that OpenVINO takes it."""
+        """Keep the graph, and read it to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.given import write_given
 
         write_given(file, folder / self.artifact, floats=ISLANDS[self.float_islands])
-        try:
-            model = self._read(folder)
-            self._engine.compiled_for(model, batch=self._engine.fixed_batch(model) or 1, threads=1)
-        except RuntimeError as error:
-            raise CompressionError(f"OpenVINO does not take the file: {_reason(error)}") from error
+        self._require_taken(folder)
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
         """Read the file; the first run of each batch size compiles it."""
@@ -121,7 +114,10 @@ class OpenVino(Backend):
 
         def run(images: Array) -> Array:
             require_images(images, shape)
-            logits: Array = infer(images)
+            try:
+                logits: Array = infer(images)
+            except RuntimeError as error:
+                raise _refused(error) from error
             return logits
 
         number = self._engine.fixed_batch(model)
@@ -136,6 +132,12 @@ class OpenVino(Backend):
         executed = ((node, _attributes(node)) for node in compiled.get_runtime_model().get_ordered_ops())
         return tuple(_kernel(node, about) for node, about in executed if about["execTimeMcs"] != "not_executed")
 
+    def _require_taken(self, folder: Path) -> None:
+        try:
+            self._read(folder)
+        except RuntimeError as error:
+            raise _refused(error) from error
+
     def _read(self, folder: Path) -> Any:
         return self._engine.openvino.Core().read_model(folder / self.artifact)
 
@@ -149,6 +151,10 @@ class OpenVino(Backend):
         except ImportError:
             raise MissingPackage(self.package, self.extra) from None
         return deploy
+
+
+def _refused(error: RuntimeError) -> CompressionError:
+    return CompressionError(f"OpenVINO does not take the program: {_reason(error)}")
 
 
 def _reason(error: RuntimeError) -> str:

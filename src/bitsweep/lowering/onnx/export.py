@@ -62,7 +62,10 @@ def export_onnx(
         CompressionError: ONNX cannot express an operation of the program.
     """
     model = _written(program, translations(codes_of_gates=codes_of_gates))
-    optimizer.optimize_ir(model, should_fold=lambda node: False if _widens_half(node) else None)
+    # As nodes, constants would be compared with every pattern.
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    optimizer.optimize_ir(model, num_iterations=1, should_fold=lambda node: False if _widens_half(node) else None)
+    passes.IdentityEliminationPass()(model)
     if codes_of_biases:
         rewrites.drop_zero_points_of_biases(model.graph)
     else:

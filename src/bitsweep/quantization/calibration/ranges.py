@@ -69,9 +69,10 @@ def expected_error(seen: Histogram, lo: torch.Tensor, hi: torch.Tensor, grid: Gr
     more power than others count for less: else the range would be theirs, and all others would be lost in its steps.
     """
     scale, zero_point = choose_qparams(lo, hi, grid)
-    u = seen.edges / scale.double()[:, None] + zero_point[:, None]
-    nearest = torch.round(u).clamp(grid.lo, grid.hi)
-    antiderivative = nearest / 12 + (u - nearest) ** 3 / 3
+    u = (seen.edges / scale.double()[:, None]).add_(zero_point[:, None])
+    nearest = u.round().clamp_(grid.lo, grid.hi)
+    off = u.sub_(nearest)
+    antiderivative = (off * off).mul_(off).div_(3).add_(nearest, alpha=1 / 12)
     errors = scale.double() ** 3 * (antiderivative.diff(dim=1) @ seen.weighed) / 2.0**seen.exponent
     return errors / seen.total
 
