@@ -1,7 +1,7 @@
 """GPFQ: greedy path-following quantization of every neuron."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -35,6 +35,8 @@ class Gpfq(CalibratedMethod):
         sparsity: the threshold in units of the scale.
         stochastic: round up or down at random, with the expectation of the argument.
     """
+
+    keeps_inputs: ClassVar[bool] = True
 
     alphabet: Literal["grid", "lybrand", "zhang"] = "grid"
     radius: Annotated[float, Field(gt=0)] = 1.0

@@ -1,7 +1,7 @@
 """GPTQ: inputs that are rounded later compensate each input's rounding error."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class Gptq(CalibratedMethod):
         damping: share of the mean of the Hessian's diagonal that is added to it.
         act_order: inputs with the most energy first, instead of in their order.
     """
+
+    keeps_inputs: ClassVar[bool] = True
 
     damping: Annotated[float, Field(gt=0)] = 0.01
     act_order: bool = True

@@ -1,7 +1,7 @@
 """Learned rounding: AdaRound layer by layer, BRECQ block by block."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class LearnedRounding(CalibratedMethod):
         regularization: weight of the term that drives each weight to one side.
         warmup_share: part of the iterations without that term.
     """
+
+    keeps_inputs: ClassVar[bool] = True
 
     unit: Literal["layer", "block"]
     iterations: Count = 1000

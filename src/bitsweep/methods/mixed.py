@@ -63,6 +63,7 @@ class MixedPrecision(QuantizingMethod):
         from bitsweep.graphs import ops
         from bitsweep.quantization.analysis.bit_allocation import Study
         from bitsweep.quantization.analysis.sensitivity import layer_paths
+        from bitsweep.quantization.fitting import fitting, told
         from bitsweep.quantization.layerwise import parameters_of
         from bitsweep.quantization.rewrites.correction import correct_biases
 
@@ -72,19 +73,21 @@ class MixedPrecision(QuantizingMethod):
         prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
+        fitted = fitting(graph, batches)
         labelled = list(validation_batches(splits, self.study_images, input_shape=input_shape, seed=seed))
         study = Study(
             graph=graph,
             parameters=parameters,
             paths=layer_paths(graph),
             labelled=labelled,
-            codes=self._round_for_every_choice(graph, choices, batches),
+            codes=self._round_for_every_choice(graph, choices, fitted),
             activations=self.input_qparams(graph, scheme.activations, batches),
         )
         chosen, tables = self._choose(study)
-        codes = prepared.guarded.kept(graph, self._round(graph, chosen, batches), parameters)
+        codes = prepared.guarded.kept(graph, self._round(graph, chosen, fitted), parameters)
         if prepared.guarded.corrected:
             correct_biases(graph, parameters, batches, only=prepared.guarded.corrected)
+        tables = (*told(batches, fitted), *tables)
         return self.finished(prepared, codes, originals=originals, scheme=scheme, tables=tables)
 
     def _round_for_every_choice(

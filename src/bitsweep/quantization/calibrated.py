@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -26,7 +26,10 @@ class CalibratedMethod(QuantizingMethod):
     Attributes:
         correct_bias: after rounding, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
         study_images: validation images on which every layer is quantized alone, and left out alone, at most; 0: none.
+        keeps_inputs: whether what layers read is kept for all images at once, so that there may be too many of them.
     """
+
+    keeps_inputs: ClassVar[bool] = False
 
     correct_bias: bool = False
     study_images: Annotated[int, Field(ge=0)] = 0
@@ -56,6 +59,7 @@ class CalibratedMethod(QuantizingMethod):
         from bitsweep.data.sampling import validation_batches
         from bitsweep.graphs import ops
         from bitsweep.quantization.analysis.sensitivity import sensitivity_table
+        from bitsweep.quantization.fitting import fitting, told
         from bitsweep.quantization.layerwise import parameters_of
         from bitsweep.quantization.rewrites import correction
 
@@ -64,13 +68,14 @@ class CalibratedMethod(QuantizingMethod):
         prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)
-        codes = self.round_weights(graph, scheme.weights, batches, seed=seed)
+        fitted = fitting(graph, batches) if self.keeps_inputs else batches
+        codes = self.round_weights(graph, scheme.weights, fitted, seed=seed)
         codes = prepared.guarded.kept(graph, codes, parameters)
-        tables: tuple[Table, ...] = ()
+        tables: tuple[Table, ...] = told(batches, fitted)
         if self.study_images:
             activations = self.input_qparams(graph, scheme.activations, batches)
             labelled = list(validation_batches(splits, self.study_images, input_shape=input_shape, seed=seed))
-            tables = (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
+            tables += (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
         if self.correct_bias or prepared.guarded.corrected:
             only = None if self.correct_bias else prepared.guarded.corrected
             correction.correct_biases(graph, parameters, batches, only=only)

@@ -157,6 +157,7 @@ class QuantizingMethod(Method):
         """
         from bitsweep.graphs import tracing
         from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
+        from bitsweep.quantization.fitting import fitting
         from bitsweep.quantization.rewrites.equalization import absorb_high_biases, equalize
 
         graph = tracing.trace(model, input_shape=input_shape)
@@ -165,7 +166,7 @@ class QuantizingMethod(Method):
         if self.equalize:
             equalize(graph)
         if self.absorb_bias:
-            absorb_high_biases(graph, batches)
+            absorb_high_biases(graph, fitting(graph, batches))
         fold_hard_sigmoid(graph)
         return Prepared(guarded=self._guarded(graph, batches, scheme), batches=batches, normalized=normalized)
 
