@@ -61,6 +61,11 @@ def test_what_is_advised_can_be_typed() -> None:
         assert checked([word]) == [word]
 
 
+def test_the_folder_of_the_store_may_be_named_alone() -> None:
+    words = ["store=/x/y", "store='/x/a,b'", "store.fetch=true"]
+    assert checked(words) == ["store.folder=/x/y", "store.folder='/x/a,b'", "store.fetch=true"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -96,6 +96,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         _check_choice(key, override.value(), word)
     if override.is_add() and key.partition(".")[0] not in _KEYS:
         raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
+    if key == "store":  # the folder alone
+        return f"store.folder={override.get_value_element_as_str()}"
     if any(key == each or key.startswith(f"{each}.") for each in _OPEN) and not override.is_force_add():
         return f"++{word.lstrip('+')}"
     # A named sweep is no part of a configuration that has none, for which Hydra wants a plus; it drops other choices

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bitsweep.config.configurable import configurable
 from bitsweep.expectation import Expectation
@@ -13,6 +13,12 @@ from bitsweep.search.budget import Budget
 
 #: What addresses of models in MLflow have no other meaning for.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+
+
+def _named(folder: Path) -> Path:
+    if folder == Path():
+        raise ValueError("name a folder, as in store.folder=multirun/store")
+    return folder
 
 
 @configurable
@@ -25,12 +31,8 @@ class Keeping:
             has are put there, for machines that share no folder.
     """
 
-    folder: Path = Path("multirun/store")
+    folder: Annotated[Path, AfterValidator(_named)] = Path("multirun/store")
     fetch: bool = False
-
-    def __post_init__(self) -> None:
-        if self.folder == Path():
-            raise ValueError("folder=: name a folder, as in store.folder=multirun/store")
 
 
 @configurable
