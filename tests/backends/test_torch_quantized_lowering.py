@@ -15,7 +15,7 @@ from bitsweep.graphs import ops, tracing
 from bitsweep.quantization import dynamic
 from bitsweep.quantization.biases import store_biases
 from bitsweep.quantization.calibration import ranges
-from bitsweep.quantization.placement import quantize_activations
+from bitsweep.quantization.placement import Placement, quantize_activations
 from bitsweep.quantization.weights import nearest_codes, round_weights, store_codes
 from tests.quantization.networks import SIZE, images, mixed
 
@@ -55,7 +55,7 @@ def program(network: nn.Module, weights: Grid, activations: Grid, *, unit: float
     graph = network if isinstance(network, GraphModule) else tracing.trace(network.eval(), input_shape=(3, SIZE, SIZE))
     batches = [batch * unit for batch in images()]
     codes = round_weights(graph, partial(nearest_codes, grid=weights, choose_range=ranges.minmax_weight_range))
-    graph, _ = quantize_activations(graph, activations, ranges.minmax_range, batches)
+    graph, _ = quantize_activations(graph, activations, ranges.minmax_range, batches, Placement(yields_floats=False))
     store_codes(graph, store_biases(graph, codes))
     return tracing.export(graph, input_shape=(3, SIZE, SIZE))
 

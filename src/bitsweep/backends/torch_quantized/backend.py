@@ -41,14 +41,16 @@ class QuantizedKernels(Backend):
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """Weights have 7 bits where sums of products would saturate: QNNPACK's never do, FBGEMM's on every x86 CPU.
-        Half precision is storage only where the CPU does not compute it."""
+        Half precision is storage only where the CPU does not compute it. Kernels of layers yield codes alone."""
         weights, activations = precision.weights, precision.activations
         if isinstance(weights, Grid) and isinstance(activations, Grid):
+            plain = Scheme(weights=weights, activations=activations, arithmetic="integer", yields_floats=False)
             if self.engine == "qnnpack":
-                return Scheme(weights=weights, activations=activations, arithmetic="integer")
+                return plain
             # Signed codes are shifted to unsigned ones before they are multiplied.
             unsigned = replace(precision, activations=replace(activations, signed=False, symmetric=False))
-            scheme = replace(reduce_range(unsigned, cpu), activations=activations)
+            reduced = reduce_range(unsigned, cpu)
+            scheme = replace(plain, weights=reduced.weights, why=reduced.why)
             if self.engine == "fbgemm" and cpu.architecture == "x86_64" and not scheme.why and weights.bits == 8:
                 why = "FBGEMM's depthwise kernels saturate sums of two u8 x s8 products: weights have 7 bits"
                 return replace(scheme, weights=replace(weights, bits=7), why=why)
