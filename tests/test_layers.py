@@ -31,7 +31,7 @@ LAYERS = (
     ("final_race", "search", "options", "ui"),
     ("comparison", "cleaning", "loaded"),
     ("launching", "submitted"),
-    ("job",),
+    ("job", "running"),
     ("sweep",),
     ("command_line",),
     ("hydra_app",),

@@ -7,8 +7,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +15,17 @@ from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.config.requirement import common
 from bitsweep.errors import TrackingError, UsageError
-from bitsweep.expectation import Expectation
 from bitsweep.job import runner_of
 from bitsweep.launching import Launch, launched, prepare
 from bitsweep.options import Options
 from bitsweep.planning import TO_DO, Planned, describe, plan
-from bitsweep.results import Outcome
+from bitsweep.running import baselines, run_planned
 from bitsweep.runtime import child, machine
 from bitsweep.runtime.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.report import SweepReport
     from bitsweep.tracking.entries import Entry
-    from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.shared import SharedResults
 
 
@@ -105,7 +102,7 @@ def run_sweep(
         planned = plan(cells, store, finished, shared=shared.known() if shared else ())
     print(describe(planned), flush=True)
     if options.stage == "baseline":
-        outcomes = launch(_baselines(planned, options.expect), "baseline")
+        outcomes = launch(baselines(planned, options.expect), "baseline")
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
@@ -127,8 +124,8 @@ def run_sweep(
             logger.adopt(known, sweep_id=folder.name)
         if shared:
             shared.offer(*(each.cell for each in reused))
-        ready = functools.partial(prepare, launch=launch, is_there=is_there) if at_once else _nothing_failed
-        _run_planned(planned, entries, options, launch=launch, prepare=ready, logger=logger, store=store)
+        ready = functools.partial(prepare, launch=launch, is_there=is_there) if at_once else None
+        run_planned(planned, entries, options, launch=launch, prepare=ready, logger=logger, store=store)
         for entry in entries.values():  # also those of a job that an earlier sweep has started
             if entry.run_id:
                 logger.adopt(entry.run_id, sweep_id=folder.name)
@@ -154,76 +151,6 @@ def run_sweep(
         own = [each.cell for each in entries]
         print(register(options.register, report, own, connection, runner_of(options, folder)))
     return UNMET if unmet(report) else int(status != "finished")
-
-
-def _run_planned(
-    planned: Sequence[Planned],
-    entries: dict[Planned, "Entry"],
-    options: Options,
-    *,
-    launch: Launch,
-    prepare: Callable[[Sequence[Cell]], Mapping[Cell, Outcome]],
-    logger: "RunLogger",
-    store: Store,
-) -> None:
-    """Run what is to be run, baselines first, and write down in its entry how each cell ended.
-
-    What a reused cell has lost in MLflow is logged again.
-
-    Args:
-        prepare: does what comes before measuring; gives the outcome of those cells that failed.
-    """
-    reused = {each: entries[each].run_id for each in planned if each.verdict == "reuse"}
-    lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
-    launch([cell for cell in lost if store.find(stages.last(cell).name, stages.key_of(cell))], "cell")
-    todo = [each for each in planned if each.verdict in TO_DO]
-    first = _baselines(todo, options.expect)
-    incomplete = {stages.BASELINE.key_of(each.cell): each.cell for each in planned if each.verdict == "reuse"}
-    launch([incomplete[key] for key in logger.incomplete_baselines() & incomplete.keys()], "baseline")
-    # A single cell trains its baseline itself; the others must not all train the same one.
-    broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
-    runnable = [each for each in todo if stages.BASELINE.key_of(each.cell) not in broken]
-    for each in todo:
-        if each not in runnable:
-            entries[each] = _ended(entries[each], broken[stages.BASELINE.key_of(each.cell)])
-    if options.search.limited:
-        _search([*runnable, *reused], entries, options, launch=launch, store=store)
-        return
-    failed = prepare([each.cell for each in runnable]) if len(runnable) > 1 else {}
-    ready = [each.cell for each in runnable if each.cell not in failed]
-    outcomes = {**failed, **dict(zip(ready, launch(ready, "cell"), strict=True))}
-    for each in runnable:
-        entries[each] = _ended(entries[each], outcomes[each.cell])
-
-
-def _search(
-    planned: Sequence[Planned], entries: dict[Planned, "Entry"], options: Options, *, launch: Launch, store: Store
-) -> None:
-    """Run those cells that may be the best, and write down of each how it ended, or why it was not run."""
-    from bitsweep.search.by_running import ByRunning
-    from bitsweep.search.strategy import search
-
-    if not planned:
-        return
-    protocol, require = planned[0].cell.protocol, common(each.cell.require for each in planned)
-    known = {each.cell: each for each in planned}
-    finished = {each.cell for each in planned if each.verdict == "reuse"}
-    evidence = ByRunning([*known], finished=finished, launch=launch, store=store)
-    found = search(
-        evidence.candidates, evidence, require=require, budget=options.search, confidence=protocol.confidence
-    )
-    for cell, each in known.items():
-        if each.verdict == "reuse":
-            continue
-        if outcome := evidence.outcome_of(cell):
-            entries[each] = _ended(entries[each], outcome)
-        else:
-            entries[each] = replace(entries[each], verdict="skip", reason=found.reasons[evidence.name_of(cell)])
-
-
-def _nothing_failed(cells: Sequence[Cell]) -> dict[Cell, Outcome]:
-    """What comes before measuring is done by each cell itself, one after the other."""
-    return {}
 
 
 def _is_there(store: Store, shared: "SharedResults | None", stage: stages.Stage, key: str) -> bool:
@@ -255,22 +182,6 @@ def _tracked(store: Store, *, fetch: bool) -> tuple[dict[str, str], set[tuple[st
         return None
 
 
-def _baselines(planned: Sequence[Planned], expect: Expectation) -> list[Cell]:
-    """A cell for each baseline that is to be trained; for each one of a cell to be run where something is expected."""
-    if expect.top1 is None:
-        return [each.cell for each in planned if each.trains]
-    todo = (each.cell for each in planned if each.verdict in TO_DO)
-    return list({stages.BASELINE.key_of(cell): cell for cell in todo}.values())
-
-
-def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
-    return {
-        stages.BASELINE.key_of(cell): replace(outcome, reason=f"its baseline failed: {outcome.reason}")
-        for cell, outcome in zip(cells, outcomes, strict=True)
-        if outcome.status == "failed"
-    }
-
-
 def _entry(planned: Planned, run_id: str, knobs: Sequence[str]) -> "Entry":
     """The line of a cell in the plan that is kept.
 
@@ -293,12 +204,6 @@ def _entry(planned: Planned, run_id: str, knobs: Sequence[str]) -> "Entry":
         batch=cell.protocol.batch_sizes[0],
         settings={name: value for name in knobs if name not in cell.choices and (value := cell.setting(name))},
         run_id=run_id,
-    )
-
-
-def _ended(entry: "Entry", outcome: Outcome) -> "Entry":
-    return replace(
-        entry, verdict=outcome.status, reason=outcome.reason, log_tail=outcome.log_tail, run_id=outcome.run_id
     )
 
 
