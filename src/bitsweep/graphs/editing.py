@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -23,8 +24,8 @@ class Editor:
         """A call of an operation."""
         with self.graph.graph.inserting_before(self.place):
             node = self.graph.graph.call_function(target, args, kwargs)
-        # Else what is asked on the way would fix the number of images.
-        with self._mode, self._mode.shape_env.suppress_guards():
+        # Kernels in C++, and what is asked on the way, would fix the number of images.
+        with self._mode, enable_python_dispatcher(), self._mode.shape_env.suppress_guards():
             node.meta["val"] = target(*map_arg(args, self._value), **map_arg(kwargs, self._value))
         node.meta["nn_module_stack"] = self.place.meta.get("nn_module_stack", {})
         return node

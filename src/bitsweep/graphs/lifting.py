@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._export.verifier import TrainingIRVerifier
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
@@ -124,7 +125,7 @@ class _Shapes(Interpreter):
             return source.meta["val"]
         if self._unchanged.issuperset(node.all_input_nodes) and (known := node.meta.get("val")) is not None:
             return known
-        with self._example.fake_mode:
+        with self._example.fake_mode, enable_python_dispatcher():
             return super().run_node(node)
 
 

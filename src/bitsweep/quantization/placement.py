@@ -124,7 +124,9 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate(node, inputs=node.args[:2])
             elif node.target in RECTIFIERS and _fuses(node):
                 self._annotate(node, inputs=())
-            elif (_moves(node) or node.target == aten.cat.default) and _ends_in_floats(node):
+            elif (
+                (_moves(node) or node.target == aten.cat.default) and _ends_in_floats(node) and not _shares_codes(node)
+            ):
                 continue
             elif _moves(node) and _is_activation(node.args[0]):
                 self._share(node, node.args[:1])
@@ -180,6 +182,12 @@ def _on_codes(node: Node) -> bool:
         and all(map(_is_activation, node.args[:2]))
         and not (node.target == aten.add.Tensor and any(user.target == aten.layer_norm.default for user in node.users))
     )
+
+
+def _shares_codes(node: Node) -> bool:
+    """Whether a node reads codes that others read, too: if some read floats, OpenVINO computes them otherwise for all."""
+    known = (each.meta.get("quantization_annotation") for each in node.all_input_nodes if len(each.users) > 1)
+    return any(annotation is not None and annotation.output_qspec is not None for annotation in known)
 
 
 def _ends_in_floats(node: Node, also: frozenset[Any] = frozenset()) -> bool:

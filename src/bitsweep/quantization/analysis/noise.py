@@ -180,8 +180,8 @@ def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
 
 def _by_channel(values: Tensor, node: Node) -> Tensor:
     """Values as [C, M]."""
-    last = LAYER_KINDS.get(node.target) == "linear" or node.target == aten.layer_norm.default or values.ndim in (1, 3)
-    axis = -1 if last else 1
+    tokens = node.target == aten.layer_norm.default or values.ndim in (1, 3)
+    axis = -1 if LAYER_KINDS.get(node.target, "linear" if tokens else "") == "linear" else 1
     return values.detach().movedim(axis, 0).flatten(1)
 
 
