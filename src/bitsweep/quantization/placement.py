@@ -185,7 +185,7 @@ def _on_codes(node: Node) -> bool:
 
 
 def _shares_codes(node: Node) -> bool:
-    """Whether a node reads codes that others read, too: if one reads floats, OpenVINO computes all of them otherwise."""
+    """Whether a node reads codes that others read, too: if one reads floats, OpenVINO computes all otherwise."""
     known = (each.meta.get("quantization_annotation") for each in node.all_input_nodes if len(each.users) > 1)
     return any(annotation is not None and annotation.output_qspec is not None for annotation in known)
 
