@@ -72,6 +72,16 @@ def test_what_is_not_there_is_an_error() -> None:
         bs.load("2000-01-01")
 
 
+def test_files_may_be_edited_between_two_calls() -> None:
+    Path("w.pt").write_text("hello")
+    cells = bs.grid(f"{QUICK} train=pretrained model.weights=w.pt")
+    assert [each.verdict for each in bs.plan(cells)] == ["skip"]
+    Path("w.pt").write_bytes(b"\x80\x02")
+    assert [each.verdict for each in bs.plan(cells)] == ["run"]
+    Path("w.pt").unlink()
+    assert [each.verdict for each in bs.plan(cells)] == ["skip"]
+
+
 @pytest.mark.slow
 def test_a_sweep_is_planned_run_and_read() -> None:
     (program,) = re.findall(r"```python\n(import bitsweep as bs\n\ncells.*?)```", DOCS.read_text(), re.DOTALL)

@@ -184,7 +184,7 @@ def test_what_learns_is_skipped_where_there_is_nothing_to_learn_from(
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "test.npz", x_test=rng.integers(0, 256, (6, 8, 8), dtype=np.uint8), y_test=np.arange(6) % 2)
     np.save(tmp_path / "some.npy", rng.integers(0, 256, (3, 8, 8), dtype=np.uint8))
-    (tmp_path / "weights.pt").write_bytes(b"of somebody")
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x02 of somebody")
     knobs = {"dataset__root": str(tmp_path / "test.npz"), "model__weights": str(tmp_path / "weights.pt")}
     knobs |= {"dataset__calibration": str(tmp_path / "some.npy")} if calibrated else {}
     found = cell(dataset="npz", model="lenet", **choices, **knobs).skip_reason()

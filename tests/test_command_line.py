@@ -87,6 +87,18 @@ def test_a_yaml_that_cannot_be_read_is_one_line(
     assert ended.value.code == 2 and re.match(f"error: {message}", shown) and "\n" not in shown, shown
 
 
+def test_a_plan_of_what_cannot_run_ends_as_the_run_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "w.pt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bitsweep"])
+    with pytest.raises(SystemExit) as ended:
+        main(["model=lenet", "model.weights=w.pt", "train=pretrained", "plan=true"])
+    assert ended.value.code == 2
+    assert "skip   lenet-ptq-int8-onnxruntime-digits  model.weights=w.pt: is not a file of" in capsys.readouterr().out
+
+
 def test_a_glob_of_choices_is_hydras() -> None:
     assert checked(["-m", "model=glob(*net)"]) == ["-m", "model=glob(*net)"]
 

@@ -101,9 +101,28 @@ def test_data_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_files_and_code_that_were_edited_meanwhile_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, nets = tmp_path / "w.pt", tmp_path / "nets_that_change.py"
+    weights.write_bytes(b"\x80\x021")
+    nets.write_text("def net(): return 1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    here = cell(model="own", model__factory=f"{nets}:net", model__weights=str(weights))
+    key = BASELINE.key_of(here)
+    assert not BASELINE.has_changed(here)
+    for file, content in ((weights, b"\x80\x022"), (nets, b"def net(): return 2\n")):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        assert (BASELINE.has_changed(here), BASELINE.key_of(here)) == (True, key)
+        os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 1))
+        file.write_bytes(before)
+        assert not BASELINE.has_changed(here)
+    weights.unlink()  # it had been read
+    assert not BASELINE.has_changed(here)
+
+
 def test_weights_are_part_of_the_baseline(tmp_path: Path) -> None:
     """By their content, wherever the file lies."""
-    contents = {"a": b"1", "b": b"1", "c": b"2"}
+    contents = {"a": b"\x80\x021", "b": b"\x80\x021", "c": b"\x80\x022"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     a, b, c, named, none = (

@@ -25,6 +25,7 @@ from bitsweep.comparison.content import Comparison
 from bitsweep.comparison.content import compare as compare_cells
 from bitsweep.comparison.judging import Limits
 from bitsweep.config.binding import invalid
+from bitsweep.config.configurable import forget_files
 from bitsweep.direct import compress, lower
 from bitsweep.errors import ConfigError
 from bitsweep.job import run_cell
@@ -59,7 +60,7 @@ def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> l
 
 def plan(cells: Sequence[Cell], *, store: Path = Keeping.folder) -> list[Planned]:
     """What is to be done with each cell, judged by the store: run, reuse, or skip for a reason. Nothing is computed."""
-    return plan_cells(cells, Store(store), None)
+    return plan_cells(_by_files_now(cells), Store(store), None)
 
 
 def run(
@@ -104,6 +105,7 @@ def run(
         as_far = replace(options, stage=stage)  # type: ignore[arg-type]
         return [run_cell(each, as_far, folder=place, sweep_id=place.name) for each in asked]
 
+    cells = _by_files_now(cells)
     run_sweep(cells, options, command=" && ".join(cell.command for cell in cells), folder=place, launch=launch)
     return load(place.name, folder=place)
 
@@ -152,3 +154,9 @@ def compare(
 
     limits = Limits(drop_pp=drop_pp, slower_pct=slower_pct, larger_pct=larger_pct)
     return compare_cells(read_evidence(old), read_evidence(new), limits)
+
+
+def _by_files_now(cells: Sequence[Cell]) -> list[Cell]:
+    """The same cells, whose keys are those of the files as they are now."""
+    forget_files()
+    return [replace(cell) for cell in cells]

@@ -69,6 +69,11 @@ class StageRunner:
                     memory_gb=self.memory_gb if stage.limited else 0,
                 )
                 child.call_until_done(call, functools.partial(stage.goes_on, folder))
+            if stage.has_changed(cell):
+                raise UsageError(
+                    f"{cell.name}: files or code that its {stage.name} is made from were edited meanwhile; run the "
+                    "command again"
+                )
         self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + self.store.seconds(stage.name, key)
         return self.store.folder(stage.name, key)
 

@@ -49,7 +49,7 @@ def plan(
         The cells in the order in which to run them: those that need a new baseline first.
 
     Raises:
-        StoreError: there is a file where the store should be.
+        StoreError: there can be no store, or nothing can be written to it.
     """
     store.require_folder()
     planned: dict[str, Planned] = {}

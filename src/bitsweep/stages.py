@@ -20,7 +20,8 @@ from typing import Any
 
 from bitsweep import stage_work
 from bitsweep.cell import Cell
-from bitsweep.config.configurable import identity
+from bitsweep.config.configurable import files_read_anew, identity
+from bitsweep.errors import UsageError
 from bitsweep.runtime import fingerprint
 from bitsweep.runtime.environment import current_gpu
 from bitsweep.runtime.file_by_file import note_lost
@@ -54,14 +55,25 @@ class Stage:
     def key_of(self, cell: Cell) -> str:
         """The key of this stage's result for a cell."""
         if self.name not in cell.keys:
-            cell.keys[self.name] = fingerprint.digest(
-                self.name,
-                {name: _identity(setting) for work in self.work for name, setting in settings_of(work, cell).items()},
-                {name: stage.key_of(of) for name, (stage, of) in self.inputs(cell).items()},
-                [fingerprint.code(work, *_classes(settings_of(work, cell).values())) for work in self.work],
-                self.machine(cell),
-            )
+            cell.keys[self.name] = self._key_of(cell)
         return cell.keys[self.name]
+
+    def has_changed(self, cell: Cell) -> bool:
+        """Whether files or code that the key was made from have been edited since; what is gone had been read."""
+        with files_read_anew():
+            try:
+                return self._key_of(cell) != self.key_of(cell)
+            except UsageError:
+                return False
+
+    def _key_of(self, cell: Cell) -> str:
+        return fingerprint.digest(
+            self.name,
+            {name: _identity(setting) for work in self.work for name, setting in settings_of(work, cell).items()},
+            {name: stage.key_of(of) for name, (stage, of) in self.inputs(cell).items()},
+            [fingerprint.code(work, *_classes(settings_of(work, cell).values())) for work in self.work],
+            self.machine(cell),
+        )
 
     def inputs(self, cell: Cell) -> "dict[str, tuple[Stage, Cell]]":
         """The stages whose folders are read, and the cells that they are of, by parameter."""

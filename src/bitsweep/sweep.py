@@ -59,7 +59,7 @@ def run_sweep(
         at_once: whether cells are run many at once: then all are lowered before any is measured.
 
     Returns:
-        Exit code: 0; 1 if a cell failed or could not be measured; 2 if every cell had to be skipped; 3 if something is
+        Exit code: 0; 1 if a cell failed or could not be measured; 2 if every cell has to be skipped; 3 if something is
         required, and of what was measured nothing is known to keep it.
 
     Raises:
@@ -77,8 +77,9 @@ def run_sweep(
         by_store = plan(cells, store, None)
         if options.plan:
             tracked = _tracked(store, fetch=options.store.fetch)
-            print(describe(plan(cells, store, tracked[0], shared=tracked[1]) if tracked else by_store))
-            return 0
+            shown = plan(cells, store, tracked[0], shared=tracked[1]) if tracked else by_store
+            print(describe(shown))
+            return UsageError.exit_code if _all_skipped(shown) else 0
     store.check()
     computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
     child.warm_up(*([] if computes else [child.FOR_PICTURES]))
@@ -143,7 +144,7 @@ def run_sweep(
         if status == "finished" and any(row.status == "interrupted" for row in report.rows):
             status = "failed"  # what was to be run has no run
         sweep_logger.finish(run_id, status, publish(report, folder), report.records())
-    if planned and all(each.verdict == "skip" for each in planned):
+    if _all_skipped(planned):
         return UsageError.exit_code
     if options.register and not unmet(report):
         from bitsweep.tracking.registry import register
@@ -151,6 +152,10 @@ def run_sweep(
         own = [each.cell for each in entries]
         print(register(options.register, report, own, connection, runner_of(options, folder)))
     return UNMET if unmet(report) else int(status != "finished")
+
+
+def _all_skipped(planned: Sequence[Planned]) -> bool:
+    return bool(planned) and all(each.verdict == "skip" for each in planned)
 
 
 def _is_there(store: Store, shared: "SharedResults | None", stage: stages.Stage, key: str) -> bool:

@@ -72,6 +72,14 @@ def test_bad_archives_are_one_clear_line(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_images_may_have_more_channels_than_rows(tmp_path: Path) -> None:
+    images = np.arange(16 * 5 * 8 * 9, dtype=np.uint16).reshape(16, 5, 8, 9)
+    raw = saved(tmp_path, x_train=images[4:], x_test=images[:4]).decode()
+    assert np.array_equal(raw.train.images, images[4:])
+    with pytest.raises(DataError, match=r"x_test is uint16 \[4, 3, 8, 9\]; .* which come last"):
+        saved(tmp_path, x_train=images[4:, :3], x_test=images[:4, :3]).decode()
+
+
 PLAIN = {"x_train": IMAGES[12], "y_train": LABELS[12], "x_test": IMAGES[4], "y_test": LABELS[4]}
 SEVERAL = np.tile(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]]), (4, 1))
 

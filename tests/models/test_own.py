@@ -91,6 +91,36 @@ def test_what_is_no_factory_is_one_line(factory: str, message: str, nets: Path) 
         model.build(3)
 
 
+@pytest.mark.parametrize(
+    ("source", "callable_"),
+    [
+        ("from nets_of_mine import *", True),
+        ("from nets_of_mine import Net as Other\nNet = Other", True),
+        ("try:\n    from absent import Net\nexcept ImportError:\n    Net = None\nelse:\n    class Net: ...", True),
+        ("from math import *\nNet = sqrt", True),
+        ("def make():\n    globals()['Net'] = dict\nmake()", True),
+        ("def __getattr__(name): ...", True),
+        ("from os.path import *\nfrom blocks_of_mine import *", False),
+        ("from nets_of_mine import SCALE as Net", False),
+        ("import nets_of_mine as Net", False),
+        ("from math import pi as Net", False),
+        ("Net: tuple = (1, 2)", False),
+        ("# Net\ndef net(): Net = setattr", False),
+        ("if __name__ == '__main__':\n    class Net: ...", False),
+    ],
+)  # fmt: skip
+def test_a_plan_sees_whether_a_name_may_be_called(source: str, callable_: bool, nets: Path) -> None:
+    (nets.parent / "others_of_mine.py").write_text(source)
+    (nets.parent / "starry_of_mine.py").write_text("from others_of_mine import *\n")
+    for file in ("others_of_mine.py", "starry_of_mine.py"):
+        made = own(f"{nets.parent / file}:Net")
+        if callable_:
+            made.check()
+        else:
+            with pytest.raises(ConfigError, match=r"^model\.factory=.*:Net: no such callable in"):
+                made.check()
+
+
 def test_a_plan_sees_what_a_file_lacks_without_running_it(nets: Path) -> None:
     with pytest.raises(ConfigError, match=r"Nett: no such callable in nets_of_mine; it has Net,"):
         own(f"{nets}:Nett").check()

@@ -256,6 +256,15 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
         Store(tmp_path / "file" / "store").check()
 
 
+def test_a_store_that_can_be_made_is_only_tried(tmp_path: Path) -> None:
+    Store(tmp_path / "a" / "store").require_folder()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for place, why in ((tmp_path / "file" / "store", "file is a file; name a folder"), (Path("/proc/x"), "choose")):
+        with pytest.raises(StoreError, match=rf"^store\.folder={place}: .*{why}"):
+            Store(place).require_folder()
+
+
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     with (
         pytest.raises(StoreError, match="is full; free some space"),

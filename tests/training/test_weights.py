@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 
 def test_safetensors_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "w.safetensors").write_bytes(b"x")
+    (tmp_path / "w.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(
         ConfigError, match="safetensors, which reads it, is not installed; run: pip install safetensors"
@@ -185,6 +186,8 @@ def _program(file: Path) -> None:
     ("write", "why"),
     [
         (lambda file: file.write_bytes(b""), "is empty; get it again"),
+        (lambda file: zipfile.ZipFile(file, "w").writestr("w.npy", "hello"), "is an archive, and none of torch.save"),
+        (lambda file: file.write_bytes(b"\xff\0\0\0\0\0\0\0{}"), r"is damaged or cut off \(its head is not whole\)"),
         (lambda file: file.write_text("hello"), "not a file of torch.save or safetensors; give a state_dict"),
         (_cut, "is damaged or cut off"),
         (_cut_in_the_old_format, "is damaged or cut off"),

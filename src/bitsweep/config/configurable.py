@@ -5,6 +5,9 @@ package. Its fields are type- and range-checked when it is constructed. Construc
 devices are touched in methods only.
 """
 
+import contextlib
+import io
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
@@ -63,8 +66,26 @@ def marked(configured: Any, mark: object) -> list[str]:
 _sources: dict[str, str] = {}
 
 
+def forget_files() -> None:
+    """Read files anew where their fingerprints are asked for from now on."""
+    _sources.clear()
+
+
+@contextlib.contextmanager
+def files_read_anew() -> Iterator[None]:
+    """Within, fingerprints are of what is in files now, and are not remembered; what is printed was said before."""
+    known = dict(_sources)
+    _sources.clear()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        _sources.clear()
+        _sources.update(known)
+
+
 def source_of(choice: Choice) -> str:
-    """The fingerprint of a choice's files, which are read once only."""
+    """The fingerprint of a choice's files, which are read once only, see `forget_files`."""
     knobs = digest(settings(choice))
     if knobs not in _sources:
         _sources[knobs] = choice.source()

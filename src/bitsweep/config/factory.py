@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError, first_line
 from bitsweep.runtime import fingerprint
+from bitsweep.runtime.callables import may_be_called, names_of
 from bitsweep.runtime.module_files import is_absent, module_file
 
 
@@ -29,25 +29,20 @@ class Factory:
     named: str
 
     def check(self) -> None:
-        """Whether there is such a file or module, and such a word in it: nothing is run.
+        """Whether there is such a file or module, and something in it that may be called: nothing is run.
 
         Raises:
             ConfigError: there is none, or it is no Python.
         """
         module, name = self._module()
         file = module_file(module)
-        if file is None or file.suffix != ".py":
-            return
-        source = file.read_bytes()
         try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError) as error:
+            ast.parse(file.read_bytes() if file and file.suffix == ".py" else b"")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             why = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else first_line(error)
             raise ConfigError(f"{self.key}={self.named}: {file} is no Python: {why}") from error
-        # Names may come from elsewhere, too, and be made while the module runs.
-        if not re.search(rf"\b{name}\b|import \*|__getattr__".encode(), source):
-            kinds = ast.FunctionDef | ast.ClassDef
-            raise self._absent(module, [each.name for each in tree.body if isinstance(each, kinds)])
+        if not may_be_called(module, name):
+            raise self._absent(module, names_of(module))
 
     def code(self) -> str:
         """A fingerprint of its code, with all that it uses from the user's files.
@@ -69,8 +64,8 @@ class Factory:
             ConfigError: there is no such callable, or it fails.
         """
         factory = self._load()
-        parameters = inspect.signature(factory).parameters
         try:
+            parameters = inspect.signature(factory).parameters
             return factory(**{name: value for name, value in offered.items() if name in parameters} | dict(arguments))
         except Exception as error:  # whatever code of somebody else's raises
             raise self.failed(error) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from bitsweep.config.configurable import Choice, Place, configurable
+from bitsweep.config.weights_file import require_weights
 from bitsweep.data.pixels import Framing
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.runtime.environment import version_of
@@ -193,7 +194,7 @@ class Model(Choice, ABC):
         """A fingerprint of the weights, the same before and after a download; empty for random ones.
 
         Raises:
-            ConfigError: there is no such file, or there are no weights of that name.
+            ConfigError: there is no such file, it holds no weights, or there are no weights of that name.
             MissingPackage: what they come in is not installed.
         """
         if not self.weights:
@@ -207,7 +208,12 @@ class Model(Choice, ABC):
             if (version := version_of(self.weights_package)) == "absent":
                 raise MissingPackage(self.weights_package, self.weights_extra)
             return f"imagenet of {self.weights_package} {version}"
-        return digest_of_file("model.weights", self.weights, "a state_dict, or model.weights=imagenet")
+        digest = digest_of_file("model.weights", self.weights, "a state_dict, or model.weights=imagenet")
+        try:
+            require_weights(Path(self.weights).expanduser())
+        except ConfigError as error:
+            raise ConfigError(f"model.weights={self.weights}: {error}") from error
+        return digest
 
     @property
     def pixels(self) -> Normalization:

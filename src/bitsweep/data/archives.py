@@ -19,6 +19,8 @@ _CONVENTIONS = (
     (("x_train", "y_train"), ("x_test", "y_test")),
     (("train_images", "train_labels"), ("test_images", "test_labels")),
 )
+#: So many rows or less of more channels than that are taken for channels that come first.
+_MOST_PLANES = 4
 #: What other files begin with, what they are, and what to do about it.
 _OTHERS = (
     (b"\x1f\x8b", "is gzipped: unpack it with gunzip, and name the .npz that comes out"),
@@ -118,8 +120,9 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
 def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Split:
     shape, channels = list(images.shape), images.shape[-1] if images.ndim == 4 else 1
     images = images.astype(images.dtype.newbyteorder("="), copy=False)
+    channels_first = images.ndim == 4 and channels > images.shape[1] <= _MOST_PLANES
     whole = images.dtype in (np.uint8, np.uint16) and images.ndim in (3, 4) and 0 not in shape[1:]
-    if not whole or channels > min(MOST_CHANNELS, images.shape[1]):
+    if not whole or channels > MOST_CHANNELS or channels_first:
         raise DataError(
             f"{images_key} is {images.dtype} {shape}; it must be uint8 or uint16 [N, H, W] or [N, H, W, C] with 1 to "
             f"{MOST_CHANNELS} channels, which come last"

@@ -18,6 +18,9 @@ from bitsweep.runtime.syntax import Facts, chain_of, is_never_true
 Target = tuple[str, str | None]
 _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 _IMPORT = ast.Import | ast.ImportFrom
+_DATA = (
+    ast.Constant | ast.JoinedStr | ast.List | ast.Tuple | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetComp
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +37,8 @@ class Definition:
         imports: what its own import statements bind.
         decorators: the names that it is decorated with; an empty one where that is no name.
         bases: the names that a class extends. Neither these nor its decorators are among what a class uses.
+        is_data: whether it gives its names numbers, texts or containers that are written out: nothing that can be
+            called.
         members: what stands in a class.
     """
 
@@ -45,6 +50,7 @@ class Definition:
     imports: dict[str, Target]
     decorators: tuple[tuple[str, ...], ...] = ()
     bases: tuple[tuple[str, ...], ...] = ()
+    is_data: bool = False
     members: "tuple[Definition, ...]" = ()
 
 
@@ -176,6 +182,7 @@ class _Reader:
             imports={bound: target for each in own for bound, target in self._bound(each)},
             decorators=tuple(map(chain_of, decorators)),
             bases=tuple(bases),
+            is_data=isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, _DATA),
             members=members,
         )
 

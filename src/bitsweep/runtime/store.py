@@ -20,6 +20,7 @@ import os
 import shutil
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -71,14 +72,16 @@ class Store:
                 )
 
     def require_folder(self) -> None:
-        """Make sure that nothing else is where the store is, or will be.
+        """Make sure that the store is there, or can be made, and can be written; nothing is left behind.
 
         Raises:
-            StoreError: there is a file.
+            StoreError: there is a file, or nothing can be written there.
         """
-        there = next(place for place in (self.root, *self.root.parents) if place.exists())
-        if not there.is_dir():
-            raise StoreError(f"store.folder={self.root}: {there} is a file; name a folder")
+        with self._explained():
+            there = next(place for place in (self.root, *self.root.parents) if place.exists())
+            if not there.is_dir():
+                raise StoreError(f"store.folder={self.root}: {there} is a file; name a folder")
+            tempfile.TemporaryDirectory(prefix=".probe-", dir=there).cleanup()
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the folder of a key is, or will be."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsweep.config.weights_file import SAVE, is_safetensors, require_weights
 from bitsweep.errors import ConfigError
 
 State = Mapping[str, Tensor]
@@ -26,7 +27,6 @@ _UNKNOWN = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
 _OF_ITS_OWN = re.compile(rf"got <class '{re.escape(__name__)}\.([^']+)'>")
 _DEPTH, _MOST_CLASSES = 4, 100
 _BLOCK_BYTES = 1 << 20
-_SAVE = "torch.save(network.state_dict(), FILE)"
 
 
 class _Stranger:
@@ -87,7 +87,8 @@ def read_weights(file: Path, own: State, *, parameters: frozenset[str]) -> State
     """
     origin = f"model.weights={file}"
     try:
-        content = _safetensors(file) if _is_safetensors(file) else _unpickled(file)
+        require_weights(file)
+        content = _safetensors(file) if is_safetensors(file) else _unpickled(file)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
     except OSError as error:
@@ -97,7 +98,7 @@ def read_weights(file: Path, own: State, *, parameters: frozenset[str]) -> State
         key=lambda each: (-each.fitting, bool(_AVERAGED.search(".".join(each.place)))),
     )
     if not found:
-        raise ConfigError(f"{origin}: {_what(content)}; save the weights alone: {_SAVE}")
+        raise ConfigError(f"{origin}: {_what(content)}; save the weights alone: {SAVE}")
     best = found[0]
     if best.place or best.prefix:
         prefix = f", without the prefix {best.prefix}" if best.prefix else ""
@@ -112,12 +113,6 @@ def read_weights(file: Path, own: State, *, parameters: frozenset[str]) -> State
     return best.state
 
 
-def _is_safetensors(file: Path) -> bool:
-    with file.open("rb") as stream:
-        head = stream.read(9)
-    return file.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{" and head[5:8] == b"\0\0\0")
-
-
 def _safetensors(file: Path) -> Any:
     try:
         from safetensors import SafetensorError
@@ -127,20 +122,13 @@ def _safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ConfigError(_damaged(file, str(error))) from error
+        raise ConfigError(_damaged(str(error))) from error
 
 
 def _unpickled(file: Path) -> Any:
     """The content, with strangers in the place of all that is not tensors, numbers, texts and containers of them."""
-    if not file.stat().st_size:
-        raise ConfigError("is empty; get it again")
-    names: set[str] = set()
-    with contextlib.suppress(Exception), zipfile.ZipFile(file) as archive:  # torch says what is wrong with it
-        names = {Path(name).name for name in archive.namelist()}
     if damaged := _damaged_member(file):
         raise ConfigError(f"is damaged ({damaged} is not what was written); get it again")
-    if names & {"constants.pkl", "serialized_exported_program.json"}:
-        raise ConfigError(f"is a program (TorchScript or torch.export), not a state_dict; save one: {_SAVE}")
     kinds: dict[str, type[_Stranger]] = {}
     while True:
         allowed: list[Any] = [(type(name, (kind,), {"__module__": __name__}), name) for name, kind in kinds.items()]
@@ -156,7 +144,7 @@ def _unpickled(file: Path) -> Any:
             if any(kinds.get(name) is not kind for name in learned) and len(kinds) < _MOST_CLASSES:
                 kinds = {**dict.fromkeys(_all_unknown(file), _Stranger), **kinds, **dict.fromkeys(learned, kind)}
                 continue
-            raise ConfigError(_why_not(file, error)) from error
+            raise ConfigError(_why_not(error)) from error
 
 
 def _damaged_member(file: Path) -> str:
@@ -180,21 +168,17 @@ def _all_unknown(file: Path) -> list[str]:
         return []
 
 
-def _why_not(file: Path, error: Exception) -> str:
+def _why_not(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if blocked := re.search(r"(\w+(?:\.\w+)*) (?:whose module \w+ is|is) blocked", text):
         return f"asks for {blocked[1]}, which runs commands: do not use this file"
     if "Unsupported" in text or "Can only" in text or "Trying to" in text:
-        return f"holds objects that only their own code can read; where you trust it, save the weights alone: {_SAVE}"
-    return _damaged(file, text)
+        return f"holds objects that only their own code can read; where you trust it, save the weights alone: {SAVE}"
+    return _damaged(text)
 
 
-def _damaged(file: Path, text: str) -> str:
-    with file.open("rb") as stream:
-        head = stream.read(4)
-    if head[:2] in (b"PK", b"\x80\x02") or file.suffix == ".safetensors":
-        return f"is damaged or cut off ({' '.join(text.split())[:100]}); get it again"
-    return f"not a file of torch.save or safetensors; give a state_dict: {_SAVE}"
+def _damaged(text: str) -> str:
+    return f"is damaged or cut off ({' '.join(text.split())[:100]}); get it again"
 
 
 def _states(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
