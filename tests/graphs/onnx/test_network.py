@@ -95,6 +95,18 @@ def test_a_quantized_file_has_the_same_codes(
     assert np.linalg.norm(given - meant) < 0.3 * np.linalg.norm(meant)
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_codes_of_channels_may_lie_far_from_their_zero_points(kind: type) -> None:
+    """Their differences are no codes, as with what NNCF quantizes by channel before a depthwise convolution."""
+    limits = np.iinfo(kind)
+    zeros, scales = np.array([limits.min, 0, limits.max], kind), np.array([0.5, 0.25, 2], np.float32)
+    codes = np.tile(np.array([limits.min, 1, limits.max], kind), (2, 3, 1))
+    node = OnnxNode(op="DequantizeLinear", inputs=("x", "s", "z"), outputs=("y",), attributes={"axis": 1})
+    given = OPERATORS[node.op].call(node, *map(torch.from_numpy, (codes, scales, zeros)))
+    meant = (codes.astype(np.float32) - zeros.astype(np.float32)[:, None]) * scales[:, None]
+    np.testing.assert_array_equal(given, meant)
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
@@ -112,6 +124,22 @@ def test_what_nothing_computes_is_one_line(node: OnnxNode, message: str, tmp_pat
     onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
     with pytest.raises(ConfigError, match=message):
         network_of(tmp_path / "net.onnx")(torch.zeros(1, 3, 4, 4))
+
+
+def test_nodes_may_come_in_any_order(files: Path, tmp_path: Path) -> None:
+    model = onnx.load(files / "any.onnx")
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    onnx.save(model, tmp_path / "reversed.onnx")
+    images = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        given, meant = (network_of(file).eval()(images) for file in (tmp_path / "reversed.onnx", files / "any.onnx"))
+    assert torch.equal(given, meant)
+    model.graph.node.remove(next(node for node in nodes if node.op_type == "Conv"))
+    onnx.save(model, tmp_path / "torn.onnx")
+    with pytest.raises(ConfigError, match=r" reads .*, which nothing makes; export it again$"):
+        network_of(tmp_path / "torn.onnx")
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"nothing", "cannot be read as ONNX"), (b"", "cannot be read")])

@@ -1,13 +1,13 @@
 """ONNX files as plain data: the nodes of one graph, in order, and its constants."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, inliner, numpy_helper
 
 from bitsweep.errors import ConfigError, first_line
 from bitsweep.results import Array
@@ -69,11 +69,13 @@ def read_onnx(path: Path) -> OnnxGraph:
         ConfigError: it is no ONNX file, is damaged, or holds something else than a network for images.
     """
     model = load_onnx(path)
-    graph, opset = model.graph, max([each.version for each in model.opset_import if each.domain in ("", "ai.onnx")])
+    graph, versions = model.graph, [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    if not versions:
+        raise ConfigError("does not say which version of ONNX's operators it is for; export it again")
     constants = {each.name: _floats_as_float32(numpy_helper.to_array(each)) for each in graph.initializer}
     images = image_input(model)
     return OnnxGraph(
-        nodes=tuple(_node(each, opset) for each in graph.node),
+        nodes=tuple(_in_order([_node(each, max(versions)) for each in graph.node], {images.name, *constants})),
         constants=constants,
         images=images.name,
         shape=shape_of(images),
@@ -94,7 +96,7 @@ def load_onnx(path: Path, *, tensors: bool = True) -> Any:
         model = onnx.load(path, load_external_data=tensors)
         if not model.graph.node:
             raise ValueError("it has no graph")
-        return onnx.inliner.inline_local_functions(model) if model.functions else model
+        return inliner.inline_local_functions(model) if model.functions else model
     except Exception as error:  # protobuf, the checker and the file system raise errors of their own
         raise ConfigError(f"cannot be read as ONNX; export it again: {first_line(error)}") from error
 
@@ -150,6 +152,31 @@ def image_input(model: Any) -> Any:
     return images
 
 
+def _in_order(nodes: Sequence[OnnxNode], made: set[str]) -> list[OnnxNode]:
+    """Every node behind those that make what it reads: converters append some of them at the end.
+
+    Args:
+        made: what is there before any of them.
+
+    Raises:
+        ConfigError: one reads what none of the others makes, or what is made from its own result.
+    """
+    ordered, waiting = list[OnnxNode](), list(nodes)
+    while waiting:
+        left = []
+        for node in waiting:
+            if made.issuperset(filter(None, node.inputs)):
+                ordered.append(node)
+                made |= {*node.outputs}
+            else:
+                left.append(node)
+        if len(left) == len(waiting):
+            missing = next(name for name in left[0].inputs if name and name not in made)
+            raise ConfigError(f"{left[0]} reads {missing}, which nothing makes; export it again")
+        waiting = left
+    return ordered
+
+
 def _node(node: Any, opset: int) -> OnnxNode:
     if node.domain not in _DOMAINS:
         raise ConfigError(f"{node.op_type} is an operation of {node.domain}, which nothing here knows")
@@ -171,7 +198,10 @@ def _attribute(attribute: Any, node: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, onnx.GraphProto):
-        raise ConfigError(f"{node.op_type} {node.name} runs a graph of its own, which nothing here does")
+        named = f"{node.op_type} {node.name}".strip()
+        raise ConfigError(
+            f"{named} runs a graph of its own, which nothing here does; export it for images of one size, without branches"
+        )
     return list(value) if isinstance(value, list | tuple) or hasattr(value, "_values") else value
 
 

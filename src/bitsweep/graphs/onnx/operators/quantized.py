@@ -33,9 +33,7 @@ def quantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) -> A
     kind, lo, hi = CODES[_code_name(zero_point) or named]
     require(node, not node.get("block_size", 0), "quantizes in blocks")
     if isinstance(scale, Tensor):
-        zeros = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point.to(torch.int32)
-        axis = node.get("axis", 1) % x.ndim
-        return quantized.quantize_per_channel(x, scale, zeros, axis, lo, hi, kind)
+        return quantized.quantize_per_channel(x, scale, _zeros(scale, zero_point), _axis(node, x), lo, hi, kind)
     return quantized.quantize_per_tensor(x, _number(scale), int(_number(zero_point)), lo, hi, kind)
 
 
@@ -45,9 +43,17 @@ def dequantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) ->
     require(node, not node.get("block_size", 0), "dequantizes in blocks")
     x = x if x.dtype == kind else x.to(kind)
     if isinstance(scale, Tensor):
-        zeros = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point
-        return quantized.dequantize_per_channel(x, scale, zeros, node.get("axis", 1) % x.ndim, lo, hi, kind)
+        return quantized.dequantize_per_channel(x, scale, _zeros(scale, zero_point), _axis(node, x), lo, hi, kind)
     return quantized.dequantize_per_tensor(x, _number(scale), int(_number(zero_point)), lo, hi, kind)
+
+
+def _zeros(scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """Zero points of channels, in a type that holds their differences to codes."""
+    return torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point.to(torch.int32)
+
+
+def _axis(node: OnnxNode, x: Tensor) -> int:
+    return int(node.get("axis", 1)) % x.ndim
 
 
 def quantize_while_running(node: OnnxNode, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
