@@ -200,7 +200,7 @@ def _attribute(attribute: Any, node: Any) -> Any:
     if isinstance(value, onnx.GraphProto):
         named = f"{node.op_type} {node.name}".strip()
         raise ConfigError(
-            f"{named} runs a graph of its own, which nothing here does; export it for images of one size, without branches"
+            f"{named} runs a graph of its own, which nothing here does; export it for one size of images, no branches"
         )
     return list(value) if isinstance(value, list | tuple) or hasattr(value, "_values") else value
 
