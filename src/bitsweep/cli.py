@@ -125,7 +125,7 @@ def _port(text: str) -> int:
 #: Options of `compare` and `gate`: what counts as worse, with the defaults of `bitsweep.comparison.judging.Limits`.
 _LIMITS = (
     ("--drop-pp", 0.0, "points of top-1 that may be lost"),
-    ("--slower-pct", 3.5, "per cent by which a latency may grow"),
+    ("--slower-pct", 1.0, "per cent by which a latency may grow"),
     ("--larger-pct", 1.0, "per cent by which a file may grow"),
 )
 

@@ -64,24 +64,17 @@ def paired_loss_p(lost: int, gained: int, n: int, margin: float) -> float:
     return 1 - NormalDist().cdf((d - margin) / math.sqrt((p_lost + p_gained - d * d) / (n + 2)))
 
 
-def rank_sum_p(values_N: Array, larger_M: Array) -> float:
-    """One-sided p-value of: ``larger_M`` is not larger (Mann and Whitney, Ann. Math. Stat. 18, 1947; normal form)."""
-    n, m = len(values_N), len(larger_M)
-    gaps_MN = np.asarray(larger_M)[:, None] - np.asarray(values_N)
-    u = (gaps_MN > 0).sum() + (gaps_MN == 0).sum() / 2
-    return 1 - NormalDist().cdf(float(u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
+def shift(values_N: Array, others_M: Array) -> tuple[float, float]:
+    """How far others are above some values, with its standard error (Hodges and Lehmann, Ann. Math. Stat. 34, 1963).
 
-
-def shift_interval(values_N: Array, others_M: Array, confidence: float) -> tuple[float, float, float]:
-    """How far others are above some values, with an interval (Hodges and Lehmann, Ann. Math. Stat. 34, 1963).
-
-    The median of all differences, and those differences that the rank-sum test does not refuse as a shift.
+    The median of all differences. Its error is that of a normal variable with the same 95 % interval: those differences
+    that the rank-sum test (Mann and Whitney, Ann. Math. Stat. 18, 1947) does not refuse as a shift.
     """
     n, m = len(values_N), len(others_M)
     gaps = np.sort((np.asarray(others_M)[:, None] - np.asarray(values_N)).ravel())
-    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n * m * (n + m + 1) / 12)
-    first = min(max(0, math.floor(n * m / 2 - margin)), n * m // 2)
-    return float(np.median(gaps)), float(gaps[first]), float(gaps[n * m - 1 - first])
+    z = NormalDist().inv_cdf(0.975)
+    first = min(max(0, math.floor(n * m / 2 - z * math.sqrt(n * m * (n + m + 1) / 12))), n * m // 2)
+    return float(np.median(gaps)), float(gaps[n * m - 1 - first] - gaps[first]) / (2 * z)
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
