@@ -1,15 +1,18 @@
 """Does a search find the best cell of a grid, and in how little of the grid's time?
 
-    python benchmarks/search.py measure FOLDER   # run a grid of 202 small cells completely, and record it: an hour
-    python benchmarks/search.py                  # search it again and again, with the recorded figures and times
+    python benchmarks/search.py measure --grid digits --data DATA   # run a grid completely, and record it: an hour
+    python benchmarks/search.py                                     # search the recorded grids again and again
 
-The grid is a convolutional network on digits: ptq, gptq and gpfq at 8, 4 and 3 bits, with three ways to choose ranges
-and 16 to 256 calibration images, on five engines. Every cell is measured, stage by stage, in one process
-on one core. A search of it asks for the same figures that a sweep would ask for, and pays for each stage what it took.
-It is judged by the best cell of the complete grid: how far is what it found from that, and what share of the time did
-it take?
+There are two grids, each of more than 200 cells. ``digits`` is a small convolutional network: ptq, gptq and gpfq at 8,
+4 and 3 bits, with three ways to choose ranges and 16 to 256 calibration images, on five engines. The rules of the
+search were written beside it. ``cifar10`` is a trained ResNet-20: the same methods, dynamic ranges and bfloat16, on
+five engines of which two have settings of their own. No rule was changed after it was measured.
 
-The recorded grid is `benchmarks/search_grid.json`; docs/search.md has the result.
+Every cell is measured, stage by stage, in one process on one core. A search asks for the same figures that a sweep
+would ask for, and pays for each stage what it took. It is judged by the best cell of the complete grid: how far is what
+it found from that, and what share of the time did it take?
+
+The recorded grids are in `benchmarks/search_grids/`; docs/search.md has the result.
 """
 
 import argparse
@@ -37,27 +40,57 @@ from bitsweep.search.prospects import Screening, best_row, name_of
 from bitsweep.search.strategy import search
 from bitsweep.stages import Stage
 
-GRID = Path(__file__).parent / "search_grid.json"
-COMMON = (
-    "model=cnn model.image_size=16 model.dropout=0 dataset=digits dataset.val_share=0.4 train=fast protocol=smoke "
-    "protocol.memory=false protocol.threads=1"
-)
-ENGINES = "backend=onnxruntime,openvino,onednn,fbgemm,qnnpack"
-PARTS = (
-    f"method=none precision=fp32 {ENGINES},torch",
-    f"method=ptq precision=fp16 {ENGINES},torch",
-    "method=ptq precision=int8,int4,int3 method.calibration_images=16,64,256 "
-    f"method.activation_range=mse,minmax,percentile {ENGINES}",
-    f"method=gptq precision=int8,int4,int3 method.calibration_images=16,64,256 {ENGINES}",
-    f"method=gpfq precision=int4,int3 {ENGINES}",
-)
-#: What is wanted of the grid, each a search of its own.
-WANTED = {
-    "latency": {},
-    "latency, drop at most 2 points": {"drop_pp": 2},
-    "size, drop at most 3 points": {"objective": "size", "drop_pp": 3},
-    "latency, at most 0.15 MB": {"size_mb": 0.15},
-    "accuracy, at most 0.15 MB": {"objective": "accuracy", "size_mb": 0.15},
+RECORDED = Path(__file__).parent / "search_grids"
+COMMON = "protocol=smoke protocol.memory=false protocol.threads=1"
+#: Name of a grid -> what all of its cells have in common.
+SETTINGS = {
+    "digits": f"model=cnn model.image_size=16 model.dropout=0 dataset=digits dataset.val_share=0.4 train=fast {COMMON}",
+    "cifar10": (
+        "model=resnet20 model.weights=weights/resnet20_cifar10.pt train=pretrained dataset=npz "
+        f"dataset.root=cifar10/cifar10.npz protocol.parity_images=100 {COMMON}"
+    ),
+}
+_FIVE = "backend=onnxruntime,openvino,onednn,fbgemm,qnnpack"
+_UNFUSED = "backend=onnxruntime backend.optimization=basic,none"
+_FLOATS = (f"{_FIVE},torch", _UNFUSED)
+_INTEGERS = (_FIVE, _UNFUSED, "backend=openvino backend.float_islands=bf16")
+_RANGES = "method.calibration_images=16,64 method.activation_range=mse,minmax,percentile"
+#: Name of a grid -> methods and precisions, each on engines.
+PARTS = {
+    "digits": {
+        "method=none precision=fp32": (f"{_FIVE},torch",),
+        "method=ptq precision=fp16": (f"{_FIVE},torch",),
+        "method=ptq precision=int8,int4,int3 method.calibration_images=16,64,256 "
+        "method.activation_range=mse,minmax,percentile": (_FIVE,),
+        "method=gptq precision=int8,int4,int3 method.calibration_images=16,64,256": (_FIVE,),
+        "method=gpfq precision=int4,int3": (_FIVE,),
+    },
+    "cifar10": {
+        "method=none precision=fp32": _FLOATS,
+        "method=ptq precision=fp16,bf16": _FLOATS,
+        f"method=ptq precision=int8,int4 {_RANGES}": _INTEGERS,
+        "method=ptq precision=int3 method.calibration_images=16,64": _INTEGERS,
+        "method=gptq precision=int8,int4,int3 method.calibration_images=16,64": _INTEGERS,
+        "method=gpfq precision=int4,int3 method.calibration_images=64": _INTEGERS,
+        "method=dynamic precision=int8": _INTEGERS,
+    },
+}
+#: Name of a grid -> what is wanted of it, each a search of its own.
+WANTED: dict[str, dict[str, dict[str, Any]]] = {
+    "digits": {
+        "latency": {},
+        "latency, drop at most 2 points": {"drop_pp": 2},
+        "size, drop at most 3 points": {"objective": "size", "drop_pp": 3},
+        "latency, at most 0.15 MB": {"size_mb": 0.15},
+        "accuracy, at most 0.15 MB": {"objective": "accuracy", "size_mb": 0.15},
+    },
+    "cifar10": {
+        "latency": {},
+        "latency, drop at most 2 points": {"drop_pp": 2},
+        "size, drop at most 3 points": {"objective": "size", "drop_pp": 3},
+        "latency, at most 0.4 MB": {"size_mb": 0.4},
+        "accuracy, at most 0.4 MB": {"objective": "accuracy", "size_mb": 0.4},
+    },
 }
 #: What a search is to reach: how near to the best, in what share of the time, for how many of the seeds.
 NEAR, SHARE, SEEDS, ENOUGH = 0.02, 0.25, 10, 9
@@ -73,16 +106,27 @@ _FREE = (stages.DATA.name, stages.BASELINE.name)
 # --------------------------------------------------------------------------- measuring the grid
 
 
-def measure(folder: Path) -> None:
-    """Run what is missing of the grid, and record all of it."""
+def cells_of(name: str) -> list[Cell]:
+    """The cells of a grid."""
+    words = [f"{SETTINGS[name]} {part} {engine}" for part, engines in PARTS[name].items() for engine in engines]
+    return list({stages.key_of(cell): cell for each in words for cell in api.grid(each)}.values())
+
+
+def measure(name: str, folder: Path, data: Path) -> None:
+    """Run what is missing of a grid, and record all of it.
+
+    Args:
+        data: folder that the paths in the settings of a grid start from.
+    """
     import torch
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # some engines would, for all cells after theirs
     torch.set_num_threads(1)
-    store = Store(folder / "store")
-    cells = [cell for words in PARTS for cell in api.grid(f"{COMMON} {words}")]
+    store = Store(folder.absolute() / "store")
+    os.chdir(data)
+    cells = cells_of(name)
     cpu = current_cpu()
-    recorded: dict[str, Any] = {"cpu": f"{cpu.model} ({cpu.isa})", "stages": {}, "screenings": {}, "cells": []}
+    found: dict[str, Any] = {"cpu": f"{cpu.model} ({cpu.isa})", "stages": {}, "screenings": {}, "cells": []}
     for cell in cells:
         if reason := cell.skip_reason():
             raise SystemExit(f"{cell.name}: {reason}")
@@ -95,10 +139,10 @@ def measure(folder: Path) -> None:
         needed = [*stages.needs(cell), *stages.needs(cell, stages.SCREENING)]
         for stage, of in needed:
             key = stage.key_of(of)
-            recorded["stages"][_short(key)] = [stage.name, round(store.seconds(stage.name, key), 3)]
+            found["stages"][_short(key)] = [stage.name, round(store.seconds(stage.name, key), 3)]
         candidate = candidate_of(cell)
-        recorded["screenings"][candidate.program] = json.loads(screened.read_text())
-        recorded["cells"].append(
+        found["screenings"][candidate.program] = json.loads(screened.read_text())
+        found["cells"].append(
             {
                 "candidate": asdict(candidate),
                 "metrics": {name: value for name, value in measured.metrics.items() if name in _KEPT},
@@ -109,8 +153,15 @@ def measure(folder: Path) -> None:
             }
         )
         print(cell.name, flush=True)
-    GRID.write_text(json.dumps(recorded, separators=(",", ":")))
-    print(f"{len(recorded['cells'])} cells: {GRID}")
+    file = RECORDED / f"{name}.json"
+    file.write_text(json.dumps(found, separators=(",", ":")))
+    print(f"{len(found['cells'])} cells: {file}")
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What was measured of a grid."""
+    found: dict[str, Any] = json.loads((RECORDED / f"{name}.json").read_text())
+    return found
 
 
 def _short(key: str) -> str:
@@ -124,8 +175,7 @@ def build(stage: Stage, cell: Cell, store: Store) -> Path:
         return folder
     folders = {name: build(*source, store) for name, source in stage.inputs(cell).items()}
     with store.building(stage.name, key, about=stage.about(cell)) as folder:
-        assert folder
-        for work in stage.work:
+        for work in stage.work if folder else ():  # where another process made it meanwhile, there is none
             arguments = stages.arguments(work, cell, folders=folders, unfinished=store.unfinished(stage.name, key))
             work(**arguments, folder=folder, progress=silent)
     return store.folder(stage.name, key)
@@ -205,22 +255,25 @@ def run(grid: dict[str, Any], require: Requirements, *, seed: int, share: float 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["measure", "search"], default="search")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("search-grid"))
+    parser.add_argument("--grid", choices=PARTS, default="digits")
+    parser.add_argument("--data", type=Path, default=Path(), help="folder with weights/ and cifar10/cifar10.npz")
+    parser.add_argument("--folder", type=Path, default=Path("search-grid"), help="where what was measured is kept")
     arguments = parser.parse_args()
     if arguments.what == "measure":
-        measure(arguments.folder)
+        measure(arguments.grid, arguments.folder, arguments.data)
         return
-    grid = json.loads(GRID.read_text())
-    print(f"{len(grid['cells'])} cells, measured on {grid['cpu']}")
-    for name, wanted in WANTED.items():
-        results = [run(grid, Requirements(**wanted), seed=seed) for seed in range(SEEDS)]
-        good = sum(result.away <= NEAR and result.share <= SHARE for result in results)
-        cells, shares = [result.cells for result in results], [100 * result.share for result in results]
-        away = sorted(100 * result.away for result in results)
-        print(
-            f"{name}: {good} of {SEEDS} seeds within {100 * NEAR:g} % (at most {away[-1]:.1f} %), "
-            f"{min(cells)} to {max(cells)} cells, {min(shares):.0f} to {max(shares):.0f} % of the time"
-        )
+    for grid_name in PARTS:
+        grid = recorded(grid_name)
+        print(f"{grid_name}: {len(grid['cells'])} cells, measured on {grid['cpu']}")
+        for name, wanted in WANTED[grid_name].items():
+            results = [run(grid, Requirements(**wanted), seed=seed) for seed in range(SEEDS)]
+            good = sum(result.away <= NEAR and result.share <= SHARE for result in results)
+            cells, shares = [result.cells for result in results], [100 * result.share for result in results]
+            away = sorted(100 * result.away for result in results)
+            print(
+                f"{name}: {good} of {SEEDS} seeds within {100 * NEAR:g} % (at most {away[-1]:.1f} %), "
+                f"{min(cells)} to {max(cells)} cells, {min(shares):.0f} to {max(shares):.0f} % of the time"
+            )
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from bitsweep.command_line import checked
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
+from bitsweep.hydra_app import spaces
 from bitsweep.metrics import METRICS, described
 from bitsweep.report.columns import all_columns
 from bitsweep.report.row import RowStatus
+from bitsweep.search.sampling import corners
 from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +141,10 @@ def _compose_each(words: list[str]) -> None:
     overrides = [word for word in checked(words) if word != "-m"]
     points = []
     for word, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+        if override.is_interval_sweep():  # its ends
+            space = spaces([word], params={}, grids={"": {}}, loader=None)[""]
+            points.append([end for (end,) in corners(space)])
+            continue
         swept = override.is_sweep_override()
         points.append(
             [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()] if swept else [word]

@@ -4,6 +4,7 @@ They are read by Hydra's own parser, never split at "=".
 """
 
 import difflib
+import math
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -131,13 +132,23 @@ def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
     key = override.key_or_group
     if key == "sweep":
         raise ConfigError(f"{word}: one named sweep at a time; start one command after the other")
-    if override.is_interval_sweep():
-        raise ConfigError(f"{word}: an interval has no end of values; name them, as in {key}=0.1,0.2,0.5")
-    if not isinstance(override.value(), Glob) and not list(override.sweep_iterator()):
+    if isinstance(interval := override.value(), IntervalSweep):
+        _check_interval(interval, word)
+    elif not isinstance(override.value(), Glob) and not list(override.sweep_iterator()):
         raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
     if not multirun:
         path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
         raise ConfigError(f"{word}: several values are a grid; add -m{path}")
+
+
+def _check_interval(interval: IntervalSweep, word: str) -> None:
+    low, high = interval.start, interval.end
+    if low is None or high is None or not -math.inf < low < high < math.inf:
+        raise ConfigError(f"{word}: an interval needs a number to begin with, and a larger one to end with")
+    if unknown := interval.tags - {"log"}:
+        raise ConfigError(f"{word}: no such tag as {', '.join(sorted(unknown))}; log is one, for equal ratios")
+    if "log" in interval.tags and low <= 0:
+        raise ConfigError(f"{word}: equal ratios need a number above 0 to begin with")
 
 
 def _unreadable(word: str) -> str:

@@ -31,6 +31,11 @@ class Planned:
     seconds: float | None = None
     trains: bool = False
 
+    @property
+    def identity(self) -> str:
+        """What no two cells of a plan share."""
+        return self.cell.name + self.reason if self.verdict == "skip" else stages.key_of(self.cell)
+
 
 def plan(
     cells: Sequence[Cell],
@@ -56,7 +61,8 @@ def plan(
     counted = {*shared}
     for cell in cells:
         if reason := cell.skip_reason():
-            planned[cell.name + reason] = Planned(cell=cell, verdict="skip", reason=reason)
+            skipped = Planned(cell=cell, verdict="skip", reason=reason)
+            planned[skipped.identity] = skipped
         elif stages.key_of(cell) not in planned:
             planned[stages.key_of(cell)] = _judge(cell, store, finished, counted)
     return sorted(planned.values(), key=lambda each: not each.trains)

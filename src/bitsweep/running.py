@@ -15,6 +15,9 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 
 if TYPE_CHECKING:
+    from bitsweep.search.candidates import Candidate
+    from bitsweep.search.prospects import Known
+    from bitsweep.search.sampling import Points
     from bitsweep.tracking.entries import Entry
     from bitsweep.tracking.logger import RunLogger
 
@@ -28,6 +31,8 @@ def run_planned(
     prepare: Callable[[Sequence[Cell]], Mapping[Cell, Outcome]] | None,
     logger: "RunLogger",
     store: Store,
+    points: "Points | None",
+    enter: Callable[[Sequence[Cell]], list[Planned]],
 ) -> None:
     """Run what is to be run, baselines first, and write down in its entry how each cell ended.
 
@@ -36,6 +41,8 @@ def run_planned(
     Args:
         prepare: does what comes before measuring, and gives the outcome of those cells that failed; None where each
             cell does it itself, one after the other.
+        points: what a search takes more cells from; None where the planned ones are all.
+        enter: plans cells, and gives each an entry.
     """
     reused = {each: entries[each].run_id for each in planned if each.verdict == "reuse"}
     lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
@@ -51,7 +58,7 @@ def run_planned(
         if each not in runnable:
             entries[each] = _ended(entries[each], broken[stages.BASELINE.key_of(each.cell)])
     if options.search.limited:
-        _search([*runnable, *reused], entries, options, launch=launch, store=store)
+        _search([*runnable, *reused], entries, options, launch=launch, store=store, points=points, enter=enter)
         return
     failed = prepare([each.cell for each in runnable]) if prepare and len(runnable) > 1 else {}
     ready = [each.cell for each in runnable if each.cell not in failed]
@@ -61,28 +68,52 @@ def run_planned(
 
 
 def _search(
-    planned: Sequence[Planned], entries: dict[Planned, "Entry"], options: Options, *, launch: Launch, store: Store
+    planned: Sequence[Planned],
+    entries: dict[Planned, "Entry"],
+    options: Options,
+    *,
+    launch: Launch,
+    store: Store,
+    points: "Points | None",
+    enter: Callable[[Sequence[Cell]], list[Planned]],
 ) -> None:
     """Run those cells that may be the best, and write down of each how it ended, or why it was not run."""
     from bitsweep.search.by_running import ByRunning
+    from bitsweep.search.prospects import name_of
     from bitsweep.search.strategy import search
 
     if not planned:
         return
     protocol, require = planned[0].cell.protocol, common(each.cell.require for each in planned)
-    known = {each.cell: each for each in planned}
-    finished = {each.cell for each in planned if each.verdict == "reuse"}
-    evidence = ByRunning([*known], finished=finished, launch=launch, store=store)
+    evidence, searched = ByRunning(launch=launch, store=store), dict[str, Planned]()
+
+    def described(planned: Sequence[Planned]) -> "list[Candidate]":
+        left = [each for each in planned if each.verdict != "skip"]
+        finished = [each.cell for each in left if each.verdict == "reuse"]
+        candidates = evidence.candidates([each.cell for each in left], finished=finished)
+        searched.update({name_of(candidate): each for candidate, each in zip(candidates, left, strict=True)})
+        return candidates
+
+    def more(known: "Known") -> "list[Candidate]":
+        assert points
+        points.tell(lambda cell: known.figures(each) if (each := evidence.candidate_of(cell)) else None)
+        return described(enter(points.propose()))
+
     found = search(
-        evidence.candidates, evidence, require=require, budget=options.search, confidence=protocol.confidence
+        described(planned),
+        evidence,
+        require=require,
+        budget=options.search,
+        confidence=protocol.confidence,
+        more=more if points else None,
     )
-    for cell, each in known.items():
+    for name, each in searched.items():
         if each.verdict == "reuse":
             continue
-        if outcome := evidence.outcome_of(cell):
+        if outcome := evidence.outcome_of(each.cell):
             entries[each] = _ended(entries[each], outcome)
         else:
-            entries[each] = replace(entries[each], verdict="skip", reason=found.reasons[evidence.name_of(cell)])
+            entries[each] = replace(entries[each], verdict="skip", reason=found.reasons[name])
 
 
 def baselines(planned: Sequence[Planned], expect: Expectation) -> list[Cell]:

@@ -25,6 +25,7 @@ from bitsweep.runtime.store import Store
 
 if TYPE_CHECKING:
     from bitsweep.report import SweepReport
+    from bitsweep.search.sampling import Points
     from bitsweep.tracking.entries import Entry
     from bitsweep.tracking.shared import SharedResults
 
@@ -49,7 +50,14 @@ def own_folder(wanted: Path) -> Path:
 
 
 def run_sweep(
-    cells: Sequence[Cell], options: Options, *, command: str, folder: Path, launch: Launch, at_once: bool = False
+    cells: Sequence[Cell],
+    options: Options,
+    *,
+    command: str,
+    folder: Path,
+    launch: Launch,
+    at_once: bool = False,
+    points: "Points | None" = None,
 ) -> int:
     """Plan cells, train their baselines, run them, and report.
 
@@ -57,6 +65,7 @@ def run_sweep(
         command: the command line that started this, for the report.
         folder: where the report is written, see ``own_folder``; its name is the sweep's id.
         at_once: whether cells are run many at once: then all are lowered before any is measured.
+        points: what a search takes more cells from, which proposed the first ones; None where these are all.
 
     Returns:
         Exit code: 0; 1 if a cell failed or could not be measured; 2 if every cell has to be skipped; 3 if something is
@@ -79,6 +88,8 @@ def run_sweep(
             tracked = _tracked(store, fetch=options.store.fetch)
             shown = plan(cells, store, tracked[0], shared=tracked[1]) if tracked else by_store
             print(describe(shown))
+            if points:
+                print("these are the first points of a search; which follow depends on what is found")
             return UsageError.exit_code if _all_skipped(shown) else 0
     store.check()
     computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
@@ -107,7 +118,8 @@ def run_sweep(
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
-    knobs = list(dict.fromkeys(name for each in planned for name, _ in each.cell.knobs))
+    asked = points.knobs if points else []
+    knobs = list(dict.fromkeys([*asked, *(name for each in planned for name, _ in each.cell.knobs)]))
     entries = {each: _entry(each, reused.get(each, ""), knobs) for each in planned}
     packages = [package for each in planned for package in each.cell.packages]
     since_ms = int(1000 * time.time())
@@ -120,13 +132,36 @@ def run_sweep(
         sweep_logger.update(run_id, list(entries.values()))
         return read_sweep(connection, connection.client.get_run(run_id), folder=folder)
 
+    def enter(more: Sequence[Cell]) -> list[Planned]:
+        with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
+            planned = plan(more, store, finished, shared=shared.known() if shared else ())
+        known = {each.identity for each in entries}
+        fresh = [each for each in planned if each.identity not in known]
+        reused = {each: finished[stages.key_of(each.cell)] for each in fresh if each.verdict == "reuse"}
+        print(describe(fresh), flush=True)
+        entries.update({each: _entry(each, reused.get(each, ""), knobs) for each in fresh})
+        for run in reused.values():
+            logger.adopt(run, sweep_id=folder.name)
+        sweep_logger.update(run_id, list(entries.values()))
+        return fresh
+
     try:
         for known in reused.values():
             logger.adopt(known, sweep_id=folder.name)
         if shared:
             shared.offer(*(each.cell for each in reused))
         ready = functools.partial(prepare, launch=launch, is_there=is_there) if at_once else None
-        run_planned(planned, entries, options, launch=launch, prepare=ready, logger=logger, store=store)
+        run_planned(
+            planned,
+            entries,
+            options,
+            launch=launch,
+            prepare=ready,
+            logger=logger,
+            store=store,
+            points=points,
+            enter=enter,
+        )
         for entry in entries.values():  # also those of a job that an earlier sweep has started
             if entry.run_id:
                 logger.adopt(entry.run_id, sweep_id=folder.name)
@@ -144,7 +179,7 @@ def run_sweep(
         if status == "finished" and any(row.status == "interrupted" for row in report.rows):
             status = "failed"  # what was to be run has no run
         sweep_logger.finish(run_id, status, publish(report, folder), report.records())
-    if _all_skipped(planned):
+    if _all_skipped(list(entries)):
         return UsageError.exit_code
     if options.register and not unmet(report):
         from bitsweep.tracking.registry import register

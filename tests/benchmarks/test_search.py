@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -6,12 +5,15 @@ import pytest
 from bitsweep.config.requirement import Requirements
 
 
-def test_searches_of_the_recorded_grid_find_the_best_in_a_quarter_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["digits"])
+def test_searches_of_recorded_grids_find_the_best_in_a_quarter_of_their_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import search
 
-    grid = json.loads(search.GRID.read_text())
+    grid = search.recorded(name)
     assert len(grid["cells"]) >= 200
-    for wanted in search.WANTED.values():
+    for wanted in search.WANTED[name].values():
         result = search.run(grid, Requirements(**wanted), seed=0)
         assert result.away <= search.NEAR and result.share <= search.SHARE

@@ -15,11 +15,13 @@ class Budget:
         minutes: of compressing, lowering, screening and measuring, by the time that each stage took when it was run.
             Data and baselines do not count, which every cell needs.
         cells: that are measured on their engines, at most.
-        seed: of the order among cells of which nothing says which is better.
+        points: that are proposed where a setting has an interval of values, at most.
+        seed: of the points, and of the order among cells of which nothing says which is better.
     """
 
     minutes: Annotated[float, Field(gt=0)] | None = None
     cells: Count | None = None
+    points: Count = 100
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property

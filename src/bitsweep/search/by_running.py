@@ -26,29 +26,40 @@ _FREE = (stages.DATA.name, stages.BASELINE.name)
 class ByRunning:
     """Runs stages where the store does not have their results, and counts the time that each took when it was run."""
 
-    def __init__(self, cells: Sequence[Cell], *, finished: Collection[Cell], launch: "Launch", store: Store) -> None:
-        """Describe the cells.
+    def __init__(self, *, launch: "Launch", store: Store) -> None:
+        """Begin with no cells.
 
         Args:
-            finished: those of them that have a run in MLflow.
             launch: runs cells as far as a stage.
         """
-        self.candidates = [candidate_of(cell) for cell in cells]
-        self._cells = {name_of(candidate): cell for candidate, cell in zip(self.candidates, cells, strict=True)}
-        self._names = {cell: name for name, cell in self._cells.items()}
-        self._finished, self._launch, self._store = finished, launch, store
+        self._launch, self._store = launch, store
+        self._cells: dict[str, Cell] = {}
+        self._candidates: dict[str, Candidate] = {}
+        self._finished: set[Cell] = set()
         self._outcomes: dict[Cell, Outcome] = {}
         self._failed: dict[str, Outcome] = {}
         self._paid: dict[tuple[str, str], float] = {}
+
+    def candidates(self, cells: Sequence[Cell], *, finished: Collection[Cell]) -> list[Candidate]:
+        """Describe cells that there is evidence of to be asked for from now on.
+
+        Args:
+            finished: those of them that have a run in MLflow.
+        """
+        found = [candidate_of(cell) for cell in cells]
+        self._candidates |= {stages.key_of(cell): each for cell, each in zip(cells, found, strict=True)}
+        self._cells |= {name_of(each): cell for cell, each in zip(cells, found, strict=True)}
+        self._finished |= set(finished)
+        return found
+
+    def candidate_of(self, cell: Cell) -> Candidate | None:
+        """What a cell was described as, or another one with the same key; None where none was."""
+        return None if cell.skip_reason() else self._candidates.get(stages.key_of(cell))
 
     @property
     def seconds(self) -> float:
         """What all stages took that were asked for, but data and baselines."""
         return sum(self._paid.values())
-
-    def name_of(self, cell: Cell) -> str:
-        """What the search calls a cell."""
-        return self._names[cell]
 
     def outcome_of(self, cell: Cell) -> Outcome | None:
         """How a cell ended, or that its program could not be made; None where it was not run."""

@@ -12,6 +12,7 @@ from bitsweep.report.choice import TOLERATED_LOSS, cost
 from bitsweep.report.row import AT_CHANCE
 from bitsweep.report.verdict import accuracy, verdict_of
 from bitsweep.search.candidates import Candidate
+from bitsweep.search.sampling import Figures
 
 #: What other formats may gain on an engine over the fastest that was measured there, as a share of its time.
 _OTHER_FORMATS = 0.8
@@ -122,13 +123,17 @@ class Known:
         if verdict.state == "missed":
             return str(verdict)
         found = self.screened.get(candidate.program)
-        free = self.require.drop_pp is None and self.require.top1 is None
-        if found and found.images and free and found.accuracy < found.baseline_accuracy - TOLERATED_LOSS:
+        if found and found.images and self._tolerates and found.accuracy < found.baseline_accuracy - TOLERATED_LOSS:
             lost = 100 * (found.baseline_accuracy - found.accuracy)
             return (
                 f"loses {lost:.2f} points by its reference, more than the one that is tolerated where no limit is set"
             )
         return ""
+
+    @property
+    def _tolerates(self) -> bool:
+        """Whether no limit says how good a cell must be."""
+        return self.require.drop_pp is None and self.require.top1 is None
 
     def keeps_accuracy(self, candidate: Candidate) -> bool:
         """Whether the reference keeps the limits on accuracy for certain, as far as there are images to tell."""
@@ -146,6 +151,29 @@ class Known:
                 found = self.screened.get(candidate.program)
                 return -found.accuracy if found and found.images else -1.0
         return self.fastest_ms(candidate)
+
+    def figures(self, candidate: Candidate) -> Figures | None:
+        """What a sampler learns of a cell that was measured, or that was not and has its figures at their best."""
+        found = self.screened.get(candidate.program)
+        if found and found.failed:
+            return None
+        if (measured := self.measured.get(name_of(candidate))) is None:
+            at_best = self.foreseen(candidate)
+            return Figures(
+                cost=self.best_cost(candidate),
+                accuracy=found.accuracy if found else 0.0,
+                excess=self._excess(at_best, found),
+            )
+        _, row = measured
+        if not row.believable or (own := cost(row, self.require.objective)) is None:
+            return None
+        return Figures(cost=own, accuracy=accuracy(row), excess=self._excess(row, found))
+
+    def _excess(self, row: Row, found: Screening | None) -> float:
+        """By how much limits are missed for certain, as shares of them, added up."""
+        missed = verdict_of(row, self.require).of("missed")
+        lost = found.baseline_accuracy - TOLERATED_LOSS - found.accuracy if found and self._tolerates else 0.0
+        return sum(each.excess / (abs(each.bound) or 1.0) for each in missed) + max(0.0, lost / TOLERATED_LOSS)
 
     def least_cost(self) -> tuple[float, str]:
         """The objective of the best that was measured, and its name; infinite where nothing keeps what is required."""

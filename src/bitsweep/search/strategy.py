@@ -10,7 +10,7 @@ first, and only the better half of them goes on with more (Jamieson and Talwalka
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from bitsweep.search.prospects import Known, Screening, name_of
 
 #: Bits that are tried first on an engine that is not known yet: every engine has kernels for them.
 _FIRST_BITS = 8
+#: How often in a row more cells may be proposed of which none is worth a look, before the search ends.
+_PATIENCE = 3
 
 
 class Evidence(Protocol):
@@ -59,25 +61,57 @@ def search(
     require: Requirements,
     budget: Budget,
     confidence: float,
+    more: Callable[[Known], Sequence[Candidate]] | None = None,
 ) -> Found:
     """Run cells until none is left that could be the best, or the budget is spent.
 
     What is asked for next depends on nothing but the figures so far, so that a search which was killed goes on with the
     same cell.
+
+    Args:
+        more: proposes cells by what is known, whenever none is left; None where there are no others.
     """
-    known, found = Known(require, confidence), Found()
-    shuffled = sorted(candidates, key=name_of)
-    random.Random(budget.seed).shuffle(shuffled)
-    places = {name_of(candidate): place for place, candidate in enumerate(shuffled)}
-    waiting = dict(sorted(((name_of(each), each) for each in shuffled), key=lambda item: places[item[0]]))
+    known, found, order = Known(require, confidence), Found(), random.Random(budget.seed)
+    every: list[Candidate] = []
+    waiting: dict[str, Candidate] = {}
+    fresh, idle = candidates, 0
+    while idle < _PATIENCE:
+        fresh = sorted(fresh, key=name_of)
+        order.shuffle(fresh)
+        every += fresh
+        waiting |= {name_of(each): each for each in fresh}
+        looked_at = len(known.screened), len(found.measured)
+        _run(waiting, every, evidence, budget=budget, known=known, found=found)
+        if more is None or budget.spent(seconds=evidence.seconds, cells=len(found.measured)):
+            break
+        idle = idle + 1 if looked_at == (len(known.screened), len(found.measured)) else 0
+        fresh = more(known)
+    return found
+
+
+def _run(
+    waiting: dict[str, Candidate],
+    every: Sequence[Candidate],
+    evidence: Evidence,
+    *,
+    budget: Budget,
+    known: Known,
+    found: Found,
+) -> None:
+    """Run or drop cells until none of them is waiting.
+
+    Args:
+        every: those too that are waiting no more.
+    """
+    places = {name_of(candidate): place for place, candidate in enumerate(every)}
     while waiting:
         name, candidate = min(waiting.items(), key=lambda item: _urgency(item[1], known, places[item[0]]))
-        if reason := _hopeless(candidate, known, shuffled):
+        if reason := _hopeless(candidate, known, every):
             found.reasons[name] = reason
             del waiting[name]
         elif spent := budget.spent(seconds=evidence.seconds, cells=len(found.measured)):
             found.reasons.update(dict.fromkeys(waiting, f"not run: {spent} was spent on more promising cells"))
-            break
+            waiting.clear()
         elif candidate.program not in known.screened:
             known.screened[candidate.program] = evidence.screen(candidate)
         else:
@@ -86,7 +120,6 @@ def search(
             del waiting[name]
             if row is not None:
                 known.learn(candidate, row)
-    return found
 
 
 def _urgency(candidate: Candidate, known: Known, place: int) -> tuple[float, ...]:

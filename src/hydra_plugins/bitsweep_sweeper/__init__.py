@@ -9,9 +9,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from bitsweep.cell import Cell
 from bitsweep.config.overrides import as_word
-from bitsweep.hydra_app import grid_overrides, read, typed_command
+from bitsweep.errors import ConfigError
+from bitsweep.hydra_app import ENDLESS, grid_overrides, read, spaces, typed_command
 from bitsweep.launching import GaveUp, as_planned
+from bitsweep.options import Options
 from bitsweep.results import Outcome
+from bitsweep.search.sampling import Points, corners
 from bitsweep.sweep import own_folder, run_sweep
 
 
@@ -32,11 +35,24 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        grid = grid_overrides(arguments, params=self.params or {}, grids=self.grids, loader=loader)
-        composed = [loader.load_sweep_config(self.config, overrides) for overrides in grid]
-        bound = [read(config, config.hydra) for config in composed]
-        overrides_of = {cell: overrides for (cell, _), overrides in zip(bound, grid, strict=True)}
-        options = bound[0][1]
+        overrides_of: dict[Cell, list[str]] = {}
+
+        def bound(overrides: list[str]) -> tuple[Cell, Options]:
+            config = loader.load_sweep_config(self.config, overrides)
+            cell, options = read(config, config.hydra)
+            overrides_of[cell] = overrides
+            return cell, options
+
+        given: dict[str, Any] = {"params": self.params or {}, "grids": self.grids, "loader": loader}
+        sampled, points = spaces(arguments, **given), None
+        grid = [each for space in sampled.values() for each in corners(space)] or grid_overrides(arguments, **given)
+        read_cells = [bound(overrides) for overrides in grid]
+        cells, options = [cell for cell, _ in read_cells], read_cells[0][1]
+        if sampled:
+            if not options.search.limited:
+                raise ConfigError(f"{' '.join(each for each in arguments if 'interval(' in each)}: {ENDLESS}")
+            points = Points(sampled, options.search, cell_at=lambda overrides: bound(overrides)[0])
+            cells = points.propose()
         wanted = Path(self.config.hydra.sweep.dir)
         folder = wanted if options.plan else own_folder(wanted)
         self._launched = 0
@@ -46,8 +62,8 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             jobs = [[*overrides_of[cell], *own, f"planned={as_word(as_planned(cell, stage))}"] for cell in cells]
             return self._launch(jobs)
 
-        cells, at_once = [cell for cell, _ in bound], self._chosen_launcher != "basic"
-        sys.exit(run_sweep(cells, options, command=typed_command(), folder=folder, launch=launch, at_once=at_once))
+        about: dict[str, Any] = {"command": typed_command(), "folder": folder, "launch": launch}
+        sys.exit(run_sweep(cells, options, at_once=self._chosen_launcher != "basic", points=points, **about))
 
     @property
     def _chosen_launcher(self) -> str:
