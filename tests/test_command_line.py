@@ -17,7 +17,7 @@ from bitsweep.command_line import checked, did_you_mean
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
-from bitsweep.hydra_app import main, requirements
+from bitsweep.hydra_app import cells_of, main, requirements
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -43,6 +43,7 @@ CONF = Path(__file__).parents[1] / "conf"
         (["model.weights=a(b"], r"""quote the value: "model.weights='a\(b'"$"""),
         (["a#b=c"], "a#b is no key"),
         (["+foo=1"], "no such key"),
+        (["++foo=1"], "no such key"),
         (["+seeds=1"], r"no such key; did you mean seed\?"),
         (["hydra=null"], "Hydra's settings are set one by one"),
         (["hydra.searchpath=[nowhere]"], "there is no folder nowhere"),
@@ -100,6 +101,20 @@ def test_a_plan_of_what_cannot_run_ends_as_the_run_would(
         main(["model=lenet", "model.weights=w.pt", "train=pretrained", "plan=true"])
     assert ended.value.code == 2
     assert "skip   lenet-ptq-int8-onnxruntime-digits  model.weights=w.pt: is not a file of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train={epochs:1,lrr:3}", r"train\.lrr: no such key; did you mean train\.lr\?"),
+        ("++search.cell=1", r"search\.cell: no such key; did you mean search\.cells\?"),
+        ("model.weights=${oc.env:NOT_THERE}", r"model\.weights: .*'NOT_THERE' not found.*; give a value"),
+        ("data=???", r"data: Missing mandatory value: data; give a value, as in data=VALUE"),
+    ],
+)
+def test_what_a_configuration_lacks_is_one_line(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        cells_of([word])
 
 
 def test_a_glob_of_choices_is_hydras() -> None:

@@ -95,7 +95,7 @@ def _checked(word: str, *, multirun: bool) -> str:
         _check_grid(override, word, multirun=multirun)
     elif key in _GROUPS:
         _check_choice(key, override.value(), word)
-    if override.is_add() and key.partition(".")[0] not in _KEYS:
+    if (override.is_add() or override.is_force_add()) and key.partition(".")[0] not in _KEYS:
         raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
     if key == "store":  # the folder alone
         return f"store.folder={override.get_value_element_as_str()}"
@@ -181,8 +181,9 @@ def explain(error: Exception, conf: Path) -> str:
     text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, error.options or [])
-    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        return _no_such_key(match[1] or match[2], conf)
+    signs = (r"is not in struct\s+full_key: (\S+)", r"Could not override '([^']+)'")
+    if match := next(filter(None, (re.search(sign, text) for sign in signs)), None):
+        return _no_such_key(match[1], conf)
     return " ".join(text.split())
 
 

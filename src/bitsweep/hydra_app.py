@@ -32,7 +32,7 @@ from bitsweep.cell import Cell, bind
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct, invalid
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
-from bitsweep.errors import BitsweepError, ConfigError
+from bitsweep.errors import BitsweepError, ConfigError, first_line
 from bitsweep.job import run_cell
 from bitsweep.options import Options
 from bitsweep.planning import describe, plan
@@ -129,7 +129,7 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     """
     if about.runtime.cwd not in sys.path:  # where plug-ins of the user's own may lie
         sys.path.append(about.runtime.cwd)
-    plain = {str(name): _plain(config[name]) for name in config if name != "hydra"}
+    plain = {str(name): _plain(config, str(name)) for name in config if name != "hydra"}
     for group in (*CONFIG_GROUPS, REQUIRE):
         if not isinstance(plain.get(group), Mapping):
             raise ConfigError(f"{group}={as_word(plain.get(group))}: a choice is needed; give one of conf/{group}/")
@@ -248,7 +248,7 @@ def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = C
         with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             config = loader.load_configuration("config", checked, run_mode=RunMode.RUN)
-            found: Requirements = construct(REQUIRE, _plain(config[REQUIRE]), Requirements)
+            found: Requirements = construct(REQUIRE, _plain(config, REQUIRE), Requirements)
             return found
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(command_line.explain(error, conf)) from None
@@ -259,8 +259,18 @@ def typed_command() -> str:
     return shlex.join([*_program(), *sys.argv[1:]])
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _plain(holder: DictConfig, name: str) -> Any:
+    """What a configuration says of a key.
+
+    Raises:
+        ConfigError: a value is to be given, or names another that is not there.
+    """
+    try:
+        value = holder[name]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        key, reason = error.full_key or name, first_line(error)
+        raise ConfigError(f"{key}: {reason}; give a value, as in {key}=VALUE") from None
 
 
 def _program() -> list[str]:
@@ -311,7 +321,7 @@ def _defaults(
     if not all(item in _known for item in chosen.items()):
         without = _compose(about, *(f"{group}={as_word(choice)}" for group, choice in chosen.items()))
         for item in chosen.items():
-            _known.setdefault(item, _plain(without[item[0]]))
+            _known.setdefault(item, _plain(without, item[0]))
     return _known
 
 

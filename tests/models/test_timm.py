@@ -27,6 +27,19 @@ def test_an_unknown_architecture_is_named() -> None:
         model("resnet19").build(7)
 
 
+@pytest.mark.parametrize("architecture", ["", "self", "resnet10t.c3_in1kk", "resnet10"])
+def test_a_plan_sees_that_there_is_no_such_architecture(architecture: str) -> None:
+    model("resnet10t.c3_in1k").check()
+    model("tf_efficientnet_b0_ns").check()
+    with pytest.raises(ConfigError, match=r"^model\.architecture=.*: no such classifier in timm"):
+        model(architecture).check()
+
+
+def test_a_name_of_old_has_no_weights() -> None:
+    with pytest.raises(ConfigError, match=r"=tf_efficientnet_b0_ns: timm knows no weights by this name"):
+        _ = model("tf_efficientnet_b0_ns", weights="imagenet").framing
+
+
 @pytest.mark.parametrize(
     "architecture", ["resnet10t", "tf_efficientnet_lite0", "vit_base_patch16_clip_224", "mobilenetv4_conv_small"]
 )

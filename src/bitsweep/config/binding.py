@@ -69,13 +69,14 @@ def _located(group: str, target: str) -> Any:
 def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigError:
     """The first thing that is wrong with the knobs of a class, in one line: key, value, what is allowed."""
     first = error.errors()[0]
-    fields = [field.name for field in dataclasses.fields(cls)]
     # Pydantic names the members of a union inside the location; they are not part of the key.
     location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Grid"))]
     key = ".".join([*group, *location])
     if first["type"] == "unexpected_keyword_argument":
+        fields = [field.name for field in dataclasses.fields(_holder(cls, location))]
         close = difflib.get_close_matches(location[-1], fields, n=1)
-        hint = f"did you mean {'.'.join([*group, close[0]])}?" if close else f"choose from {', '.join(fields)}"
+        named = [*group, *location[:-1], *close]
+        hint = f"did you mean {'.'.join(named)}?" if close else f"choose from {', '.join(fields)}"
         return ConfigError(f"{key}: no such key; {hint}")
     if first["type"].startswith("missing"):
         return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
@@ -85,3 +86,11 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
     alike = [each["msg"] for each in error.errors() if repr(each["input"]) == repr(first["input"])]
     messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]
     return ConfigError(f"{key}={first['input']}: {', or '.join(dict.fromkeys(messages))}")
+
+
+def _holder(cls: Any, location: list[str]) -> Any:
+    """The class that a key is one of: that of the value that it is in, where values hold others."""
+    for name in location[:-1]:
+        inner = type(next((field.default for field in dataclasses.fields(cls) if field.name == name), None))
+        cls = inner if dataclasses.is_dataclass(inner) else cls
+    return cls

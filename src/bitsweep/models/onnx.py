@@ -33,7 +33,10 @@ class OnnxModel(FileModel):
         """Whether some of its tensors are codes."""
         from bitsweep.graphs.onnx.reading import is_quantized, load_onnx
 
-        return is_quantized(load_onnx(self._path, tensors=False))
+        try:
+            return is_quantized(load_onnx(self._path, tensors=False))
+        except ConfigError as error:
+            raise ConfigError(f"model.file={self.file}: {error}") from error
 
     @property
     def original(self) -> "OnnxModel":

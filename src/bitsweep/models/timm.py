@@ -11,7 +11,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.config.model import Model
 from bitsweep.data.pixels import Framing
 from bitsweep.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from bitsweep.errors import ConfigError, one_line
+from bitsweep.errors import ConfigError, first_line, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,10 @@ class TimmModel(Model):
 
     def check(self) -> None:
         """Whether timm's source names such a classifier, which is seen without importing it."""
-        name = self.architecture.partition(".")[0]
-        if not re.search(rf"\b{re.escape(name)}\b", _source()):
+        name, _, tag = self.architecture.partition(".")
+        known = name and re.search(rf"""^def {re.escape(name)}\(|["']{re.escape(name)}["']""", _source(), re.MULTILINE)
+        # Names of weights may be put together there.
+        if not known or not re.search(rf"\b{re.escape(tag)}\b", _source()):
             raise ConfigError(
                 f"model.architecture={self.architecture}: no such classifier in timm; `timm.list_models()` lists them"
             )
@@ -50,7 +52,7 @@ class TimmModel(Model):
         """
         import timm
 
-        about = self._about()
+        about = self._config()
         of_one_size = about is not None and about.fixed_input_size
         size = {"img_size": self.input_shape[1:]} if of_one_size else {}
         network: torch.nn.Module = timm.create_model(
@@ -110,10 +112,23 @@ class TimmModel(Model):
             )
 
     def _about(self) -> Any:
+        """What timm says of the weights."""
+        if (config := self._config()) is None:
+            raise ConfigError(
+                f"model.architecture={self.architecture}: timm knows no weights by this name; `timm.list_pretrained()` "
+                "lists those that it has"
+            )
+        return config
+
+    def _config(self) -> Any:
+        """The same; None for a name of old, and for a classifier that was never trained."""
         import timm
 
         self._check()
-        return timm.models.get_pretrained_cfg(self.architecture)
+        try:
+            return timm.models.get_pretrained_cfg(self.architecture)
+        except RuntimeError as error:
+            raise ConfigError(f"model.architecture={self.architecture}: {first_line(error)}") from error
 
 
 @functools.cache
