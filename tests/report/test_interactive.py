@@ -97,8 +97,11 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         page.locator("select[name=batch]").select_option("8")
         assert page.locator("#chart .point.best").count() == 1
 
-        # A point says what the table does, with links.
+        # A point says what the table does, with links, where it can be read.
+        page.evaluate("window.scrollTo(0, document.querySelector('#chart').offsetTop - 500)")
         page.locator("#chart g").first.dispatch_event("click")
+        box = page.locator("#tip").bounding_box()
+        assert 0 <= box["y"] and box["y"] + box["height"] <= 900
         said = page.inner_text("#tip")
         assert "resnet18" in said and "onnxruntime" in said
         run = page.locator("#tip a", has_text="MLflow").get_attribute("href")

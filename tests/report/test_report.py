@@ -261,6 +261,13 @@ def test_the_csv_has_every_cell_at_full_precision(report: SweepReport, tmp_path:
     assert rows[3]["top1"] == ""
 
 
+def test_a_frame_has_the_usual_metrics_even_if_every_cell_failed(report: SweepReport) -> None:
+    frame = dataclasses.replace(report, rows=[row for row in report.rows if row.status == "failed"]).frame()
+    assert frame[["top1", "top1_low", "latency_p50_ms", "speedup_high", "size_mb", "peak_rss_mb"]].isna().all(axis=None)
+    assert list(frame["status"]) == ["failed"] and frame["top1"].dtype == float
+    assert {*frame.columns} <= {*report.frame().columns}
+
+
 def test_markdown_is_escaped(report: SweepReport, tmp_path: Path) -> None:
     write(report, tmp_path)
     text = (tmp_path / "report.md").read_text()

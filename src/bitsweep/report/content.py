@@ -87,11 +87,17 @@ class SweepReport:
         ]
 
     def frame(self) -> "pandas.DataFrame":
-        """The records as a table of pandas, a row a cell; metrics are numbers, NaN where a cell has none."""
+        """The records as a table of pandas, a row a cell; metrics are numbers, NaN where a cell has none.
+
+        The metrics that tables have a column for are there in any case.
+        """
         import pandas
 
         frame = pandas.DataFrame(self.records())
-        named = {"final_p50_ms"}.union(*(row.metrics for row in self.rows))
+        titled = [name for name, metric in METRICS.items() if metric.title]
+        usual = [each for name in titled for each in (name, f"{name}_low", f"{name}_high") if each in METRICS]
+        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *usual])))
+        named = {"final_p50_ms", *usual}.union(*(row.metrics for row in self.rows))
         metrics = [name for name in frame.columns if name in named]
         frame[metrics] = frame[metrics].apply(pandas.to_numeric)
         return frame

@@ -222,7 +222,8 @@ function tell(point, x, y, passing) {
   const across = x.at(point.x), down = y.at(point.y), room = 14;
   const start = across + room + tip.offsetWidth <= chart.clientWidth ? across + room : Math.max(0, across - room - tip.offsetWidth);
   tip.style.left = `${Math.min(start, Math.max(0, chart.clientWidth - tip.offsetWidth))}px`;
-  tip.style.top = `${Math.max(0, down - tip.offsetHeight / 2)}px`;
+  const lowest = window.innerHeight - chart.getBoundingClientRect().top - tip.offsetHeight;
+  tip.style.top = `${Math.max(0, Math.min(down - tip.offsetHeight / 2, lowest))}px`;
 }
 
 document.addEventListener("click", event => { if (!tip.contains(event.target)) tip.hidden = true; });
