@@ -97,7 +97,8 @@ def _search(
     def more(known: "Known") -> "list[Candidate]":
         assert points
         points.tell(lambda cell: known.figures(each) if (each := evidence.candidate_of(cell)) else None)
-        return described(enter(points.propose()))
+        cells = points.propose()
+        return described(enter(cells)) if cells else []
 
     found = search(
         described(planned),

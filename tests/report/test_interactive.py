@@ -101,7 +101,7 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         page.evaluate("window.scrollTo(0, document.querySelector('#chart').offsetTop - 500)")
         page.locator("#chart g").first.dispatch_event("click")
         box = page.locator("#tip").bounding_box()
-        assert 0 <= box["y"] and box["y"] + box["height"] <= 900
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 900
         said = page.inner_text("#tip")
         assert "resnet18" in said and "onnxruntime" in said
         run = page.locator("#tip a", has_text="MLflow").get_attribute("href")

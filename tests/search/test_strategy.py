@@ -20,7 +20,7 @@ METHODS = {"good": 2, "fair": 8, "poor": 90}
 
 
 def candidate(engine: str, method: str, bits: int, images: int) -> Candidate:
-    named = {"model": "net", "method": method, "precision": f"int{bits}", "backend": engine}
+    named = {"model": "net", "method": method, "precision": f"int{bits}", "backend": engine, "dataset": "digits"}
     return Candidate(
         choices={**named, "method.calibration_images": str(images)}, network="net", program=f"{method}{bits}-{images}",
         family=f"{method}{bits}", effort=images, engine=engine, kernels=f"{engine}{bits}", bits=bits,

@@ -58,9 +58,7 @@ class SweepReport:
 
     def name_of(self, row: Row) -> str:
         """The name of a row, with what tells it from others of this name on the same data."""
-        alike = [each for each in self.rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
-        knobs = [f"{knob}={value}" for knob in distinguishing(alike) if (value := row.value(knob))]
-        return f"{row.name} ({', '.join(knobs)})" if knobs else row.name
+        return name_among(self.rows, row)
 
     def records(self) -> list[dict[str, str | float]]:
         """A record a cell: choices and knobs, how it ended, and its metrics by the names of ``docs/measurement.md``.
@@ -107,6 +105,13 @@ class SweepReport:
         """Groups and knobs to show: the usual ones, those in which cells differ, and the device if one was chosen."""
         chosen = [knob for row in self.rows for knob in row.shown]
         return list(dict.fromkeys([*SHOWN_GROUPS, *distinguishing(self.rows), *chosen]))
+
+
+def name_among(rows: Sequence[Row], row: Row) -> str:
+    """The name of one of several rows, with what tells it from others of this name on the same data."""
+    alike = [each for each in rows if (each.name, each.cell["dataset"]) == (row.name, row.cell["dataset"])]
+    knobs = [f"{knob}={value}" for knob in distinguishing(alike) if (value := row.value(knob))]
+    return f"{row.name} ({', '.join(knobs)})" if knobs else row.name
 
 
 def distinguishing(rows: Sequence[Row]) -> list[str]:

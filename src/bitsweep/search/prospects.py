@@ -175,17 +175,17 @@ class Known:
         lost = found.baseline_accuracy - TOLERATED_LOSS - found.accuracy if found and self._tolerates else 0.0
         return sum(each.excess / (abs(each.bound) or 1.0) for each in missed) + max(0.0, lost / TOLERATED_LOSS)
 
-    def least_cost(self) -> tuple[float, str]:
-        """The objective of the best that was measured, and its name; infinite where nothing keeps what is required."""
+    def best(self) -> tuple[Row | None, float]:
+        """The best that was measured, and its objective; none and infinite where nothing keeps what is required."""
         chosen = best_row([row for _, row in self.measured.values()], self.require)
         if chosen is None:
-            return math.inf, ""
+            return None, math.inf
         match self.require.objective:
             case "size":
-                return chosen.metrics["size_mb"], chosen.name
+                return chosen, chosen.metrics["size_mb"]
             case "accuracy":
-                return -accuracy(chosen), chosen.name
-        return chosen.metrics["latency_p50_ms"], chosen.name
+                return chosen, -accuracy(chosen)
+        return chosen, chosen.metrics["latency_p50_ms"]
 
 
 def name_of(candidate: Candidate) -> str:

@@ -17,6 +17,7 @@ from typing import Protocol
 from bitsweep.config.requirement import Requirements
 from bitsweep.metrics import METRICS
 from bitsweep.report import Row
+from bitsweep.report.content import name_among
 from bitsweep.search.budget import Budget
 from bitsweep.search.candidates import Candidate
 from bitsweep.search.prospects import Known, Screening, name_of
@@ -148,9 +149,10 @@ def _hopeless(candidate: Candidate, known: Known, candidates: Sequence[Candidate
         return f"not run: {screened.failed}"
     if missed := known.missed(candidate):
         return f"not run: at best it {missed}"
-    least, best = known.least_cost()
-    if known.best_cost(candidate) >= least:
-        return f"not run: {_at_best(candidate, known)}, no better than {best}"
+    best, least = known.best()
+    if best and known.best_cost(candidate) >= least:
+        than = name_among([best, known.foreseen(candidate)], best)
+        return f"not run: {_at_best(candidate, known)}, no better than {than}"
     if screened is None and (behind := _behind(candidate, known, candidates)):
         return f"not run: {behind}"
     return ""
