@@ -59,7 +59,7 @@ OURS: Stages = {
     "bitsweep.quantization.placement:observe": "place observers",
     "bitsweep.quantization.placement:convert": "choose ranges, place pairs",
     "bitsweep.quantization.calibration.observers:histogram": "histograms",
-    "bitsweep.quantization.quantizing:stored": "records",
+    "bitsweep.quantization.storing:stored": "records",
     "bitsweep.graphs.tracing:export": "torch.export",
     "bitsweep.graphs.lifting:program_of": "program",
     "bitsweep.lowering.onnx.export:export_onnx": "lower",

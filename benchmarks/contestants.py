@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +84,18 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
     process = context.Process(target=_answer, args=(theirs, function, arguments))
     process.start()
     theirs.close()
-    try:
-        answer = lane.recv()
-    except EOFError:
-        process.join()
-        answer = f"its process ended with code {process.exitcode}"
+    answer = first_answer(lane, process)
     process.join()
     return answer
+
+
+def first_answer(lane: Connection, process: BaseProcess) -> Any:
+    """What a process sends first; a sentence if it ends before."""
+    try:
+        return lane.recv()
+    except EOFError:
+        process.join()
+        return f"its process ended with code {process.exitcode}"
 
 
 def _answer(lane: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from contestants import first_answer
 
 from bitsweep import stats
 from bitsweep.results import Array
@@ -68,11 +69,7 @@ class Turns:
         process = context.Process(target=run, args=(theirs, name, *arguments), daemon=True)
         process.start()
         theirs.close()
-        try:
-            answer = lane.recv()
-        except EOFError:
-            process.join()
-            answer = f"its process ended with code {process.exitcode}"
+        answer = first_answer(lane, process)
         self._alive[name] = lane, process
         if isinstance(answer, str):
             self.missing[name] = answer

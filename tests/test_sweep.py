@@ -19,6 +19,7 @@ from PIL import Image
 import bitsweep as bs
 from bitsweep import cli
 from bitsweep.config.requirement import Requirements
+from bitsweep.errors import ConfigError
 from bitsweep.job import runner_of
 from bitsweep.options import Options
 from bitsweep.tracking.connection import Connection
@@ -140,6 +141,18 @@ def test_a_grid_is_measured_reported_and_reused(measured: Path) -> None:
         cli.main(["report", sweep_id, "--folder", "rebuilt"])
     assert ended.value.code == 3
     assert Path("rebuilt/cells.csv").read_text() == Path("multirun", sweep_id, "cells.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes")  # MLflow's own, where it logs a table
+def test_what_is_recommended_is_registered_from_python(measured: Path) -> None:
+    """Cells that are there already are not run again."""
+    sweep = bs.run(bs.grid(GRID[1:]), register="of_python")
+    assert set(sweep.frame()["status"]) == {"reused", "skipped"}
+    version = Connection(read_only=True).client.get_model_version_by_alias("of_python", "recommended")
+    assert version.run_id in set(sweep.frame()["run_id"])
+    with pytest.raises(ConfigError, match="register=a b"):
+        bs.run(bs.grid(GRID[1:]), register="a b")
 
 
 def registered_takes_pictures(name: str) -> None:

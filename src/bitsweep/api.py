@@ -72,6 +72,7 @@ def run(
     remeasure: Literal["none", "noisy", "all"] = "none",
     timeout_s: float = Options.timeout_s,
     memory_gb: float = Options.memory_gb,
+    register: str = "",
     search_minutes: float | None = None,
     search_cells: int | None = None,
     search_seed: int = 0,
@@ -81,7 +82,7 @@ def run(
     Args:
         folder: of the report; its name is the sweep's id. None: a new one under ``multirun/``.
         store, fetch: see `bitsweep.options.Keeping`.
-        remeasure, timeout_s, memory_gb: see `bitsweep.options.Options`.
+        remeasure, timeout_s, memory_gb, register: see `bitsweep.options.Options`.
         search_minutes, search_cells, search_seed: look for the best cell instead of running every cell, see
             `bitsweep.search.budget.Budget`.
 
@@ -95,7 +96,7 @@ def run(
         budget = {"minutes": search_minutes, "cells": search_cells, "seed": search_seed}
         options = Options(
             store=Keeping(folder=store, fetch=fetch), remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb,
-            search=budget,  # type: ignore[arg-type]  # checked by the class itself
+            register=register, search=budget,  # type: ignore[arg-type]  # checked by the class itself
         )  # fmt: skip
     except pydantic.ValidationError as error:
         raise invalid(Options, error) from None

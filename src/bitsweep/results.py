@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bitsweep.data.pixels import Framing
 
 Array = np.ndarray[Any, Any]
+#: Table of a method that rounded layers on fewer images than it watched, because no more fit in memory: both numbers.
+ROUNDED_ON_FEWER = "calibration"
 #: What methods are calibrated on where nothing else was given.
 USUAL_CALIBRATION = "training images"
 #: File of the latency of every run that was timed.

@@ -18,7 +18,19 @@ from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring import accuracy, latency, memory, timing
 from bitsweep.measuring.passes import Subject, load_measurement
-from bitsweep.results import USUAL_CALIBRATION, Compressed, LayerRecord, Measurement, OpProfile, Split, Splits, Trained
+from bitsweep.results import (
+    ROUNDED_ON_FEWER,
+    USUAL_CALIBRATION,
+    Array,
+    Compressed,
+    LayerRecord,
+    Measurement,
+    OpProfile,
+    Split,
+    Splits,
+    Table,
+    Trained,
+)  # fmt: skip
 from bitsweep.runtime.environment import Cpu
 from bitsweep.targets.local import ThisMachine
 
@@ -249,6 +261,13 @@ def _batches(images: np.ndarray, *, batch: int) -> Iterator[np.ndarray]:
         yield images[start : start + batch].astype(np.float32).transpose(0, 3, 1, 2)
 
 
+def compressed(folder: Path, reference_N: Array, reference_NK: Array, **about: Any) -> Compressed:
+    """A network of one layer with a megabyte of weights."""
+    layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
+    given = {"layers": (layer,), "curves": (), "tables": (), "layer_stats": ()} | about
+    return Compressed(program=folder, reference_N=reference_N, reference_NK=reference_NK, **given)
+
+
 def evaluated(
     tmp_path: Path,
     scheme: Scheme,
@@ -259,13 +278,13 @@ def evaluated(
     source: str = USUAL_CALIBRATION,
     sample: Sequence[int] = range(10),
     judged: Sequence[int] = (),
+    tables: tuple[Table, ...] = (),
     **about: Any,
 ) -> Measurement:
     """Evaluate an artifact that calls an image 0 if its first pixel is above half of the bias."""
     values = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.uint8)
     test = Split(images=np.broadcast_to(values[:, None, None, None], (10, 2, 2, 1)), labels=(values <= 4).astype(int))
     exact = np.stack([values, 9.0 - values], axis=1).astype(np.float32)
-    layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
     accuracy.evaluate(
         Subject(
             artifact=artifact(tmp_path, "artifact", ms=0, **about),
@@ -297,15 +316,12 @@ def evaluated(
                 test_logits_NK=np.zeros_like(exact) if guesses else exact,
                 validation_right_N=values != 9,
             ),
-            compressed=Compressed(
-                program=tmp_path,
-                layers=(layer,),
-                curves=(),
-                tables=(),
-                layer_stats=(),
-                reference_N=np.array(sample),
-                reference_NK=exact[sample],
+            compressed=compressed(
+                tmp_path,
+                np.array(sample),
+                exact[sample],
                 calibrated_on=watched,
+                tables=tables,
             ),
         ),
         saturates=saturates,
@@ -352,22 +368,19 @@ def test_images_of_the_calibration_are_counted_and_unusual_ones_are_told(
     assert [finding[: len(told)] for finding in found] == [told] * bool(told)
 
 
+def test_fewer_images_for_rounding_than_for_ranges_are_told(tmp_path: Path) -> None:
+    table = Table(name=ROUNDED_ON_FEWER, columns=("images", "number"), rows=(("watched", 256), ("rounded on", 167)))
+    (told,) = evaluated(tmp_path, FLOAT32, bias=9, watched=256, tables=(table,)).findings
+    assert told.startswith("activations were watched on 256 images, and layers rounded on 167 of them")
+
+
 def test_what_cannot_run_is_weighed_by_its_files(tmp_path: Path) -> None:
     lowered, twin = artifact(tmp_path, "artifact", ms=0), artifact(tmp_path, "twin", ms=0, padding="x" * 1000)
     (lowered / "kernels.json").write_text("[]")
-    layer = LayerRecord(name="a", kind="linear", weights="", activations="", parameters=10, stored_bits=8_000_000)
     accuracy.inspect(
         Subject(artifact=lowered, twin=twin, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE),
         input_shape=(3, 4, 4),
-        compressed=Compressed(
-            program=tmp_path,
-            layers=(layer,),
-            curves=(),
-            tables=(),
-            layer_stats=(),
-            reference_N=np.arange(5),
-            reference_NK=EXAMPLES,
-        ),
+        compressed=compressed(tmp_path, np.arange(5), EXAMPLES),
         folder=tmp_path,
     )
     measurement = load_measurement(tmp_path)

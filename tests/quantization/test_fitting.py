@@ -7,6 +7,7 @@ from bitsweep.graphs.tracing import trace
 from bitsweep.methods.gptq import Gptq
 from bitsweep.quantization import fitting
 from bitsweep.quantization.layerwise import layer_units, layerwise, parameters_of
+from bitsweep.results import ROUNDED_ON_FEWER
 from tests.quantization.networks import noise_splits
 
 SIZE = 8
@@ -53,5 +54,5 @@ def test_a_method_that_rounds_on_fewer_images_says_so(monkeypatch: pytest.Monkey
     made = Gptq(name="gptq", calibration_images=32, calibration_batch=4).compress(
         network(), noise_splits(SIZE), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0
     )
-    (table,) = (table for table in made.tables if table.name == "calibration")
+    (table,) = (table for table in made.tables if table.name == ROUNDED_ON_FEWER)
     assert [row[1] for row in table.rows] == [32, 8]

@@ -14,7 +14,17 @@ from bitsweep.errors import BitsweepError
 from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
-from bitsweep.results import USUAL_CALIBRATION, Array, Compressed, OpProfile, Shape, Splits, Table, Trained
+from bitsweep.results import (
+    ROUNDED_ON_FEWER,
+    USUAL_CALIBRATION,
+    Array,
+    Compressed,
+    OpProfile,
+    Shape,
+    Splits,
+    Table,
+    Trained,
+)
 from bitsweep.runtime.store import MANIFEST
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
@@ -120,13 +130,7 @@ def judge(
         }
     if compressed.calibrated_on:
         metrics["calibration_images"] = float(compressed.calibrated_on)
-    source = material.splits.calibration_source
-    count, few = compressed.calibrated_on, 0 < compressed.calibrated_on < _FEW_IMAGES
-    if few or (count and source != USUAL_CALIBRATION):
-        advice = (
-            ": ranges are those of few pictures; raise method.calibration_images, or give more of them" if few else ""
-        )
-        findings.append(f"calibrated on {count} {source}{advice}")
+    findings += _about_calibration(compressed, material.splits.calibration_source)
     if metrics["top1_drop_pp"] >= _EXPLAINED_DROP_PP:
         findings += why_less_accurate(compressed.tables)
     if saturates:
@@ -139,6 +143,24 @@ def judge(
         metrics |= more_metrics
         flags += more_flags
     write_pass(folder, "evaluate", metrics, flags, details, findings=findings, tables=tables)
+
+
+def _about_calibration(compressed: Compressed, source: str) -> list[str]:
+    """What is unusual about the images that a method was calibrated on."""
+    count, few, findings = compressed.calibrated_on, 0 < compressed.calibrated_on < _FEW_IMAGES, list[str]()
+    if few or (count and source != USUAL_CALIBRATION):
+        advice = (
+            ": ranges are those of few pictures; raise method.calibration_images, or give more of them" if few else ""
+        )
+        findings.append(f"calibrated on {count} {source}{advice}")
+    for table in compressed.tables:
+        if table.name == ROUNDED_ON_FEWER:
+            (_, watched), (_, fitted) = table.rows
+            findings.append(
+                f"activations were watched on {watched} images, and layers rounded on {fitted} of them, because what "
+                "layers read of more does not fit in memory"
+            )
+    return findings
 
 
 def compare(

@@ -19,7 +19,7 @@ from bitsweep.graphs import ops, tracing
 from bitsweep.graphs.program import inference_fn
 from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
 from bitsweep.quantization.placement import quantize_activations
-from bitsweep.quantization.quantizing import stored
+from bitsweep.quantization.storing import stored
 from bitsweep.quantization.weights import nearest_codes, round_weights
 from bitsweep.results import Array
 

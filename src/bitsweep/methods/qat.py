@@ -55,6 +55,7 @@ class QuantizationAwareTraining(QuantizingMethod):
 
         from bitsweep.quantization.learned.fake_quantization import stored_as
         from bitsweep.quantization.learned.training import train
+        from bitsweep.quantization.storing import in_half_precision
         from bitsweep.training.loop import choose_device
 
         recipe = Recipe(
@@ -73,4 +74,4 @@ class QuantizationAwareTraining(QuantizingMethod):
                 model.to(choose_device(recipe.device)), splits, recipe=recipe, input_shape=input_shape, seed=seed,
                 frozen_share=self.frozen_share,
             )  # fmt: skip
-        return self.cast(model.cpu().eval(), scheme, input_shape=input_shape, curves=curves)
+        return in_half_precision(model.cpu().eval(), scheme, input_shape=input_shape, curves=curves)

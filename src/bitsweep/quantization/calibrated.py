@@ -64,7 +64,9 @@ class CalibratedMethod(QuantizingMethod):
         from bitsweep.quantization.rewrites import correction
 
         if not isinstance(scheme.weights, Grid):
-            return self.cast(model, scheme, input_shape=input_shape)
+            from bitsweep.quantization.storing import in_half_precision
+
+            return in_half_precision(model, scheme, input_shape=input_shape)
         prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
         originals, parameters = ops.layers(graph), parameters_of(graph)

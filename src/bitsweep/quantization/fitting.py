@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule
 
-from bitsweep.results import Table
+from bitsweep.results import ROUNDED_ON_FEWER, Table
 
 #: Memory for what is kept.
 BYTES = 2 << 30
@@ -29,11 +29,8 @@ def told(asked: Sequence[torch.Tensor], used: Sequence[torch.Tensor]) -> tuple[T
     """That layers were rounded on fewer images than were asked for; nothing where they were not."""
     if len(used) == len(asked):
         return ()
-    rows = (
-        ("activations were watched on", sum(map(len, asked))),
-        (f"layers were rounded on, so that what they read fits in {BYTES / 1e9:.1f} GB", sum(map(len, used))),
-    )
-    return (Table(name="calibration", columns=("what", "images"), rows=rows),)
+    rows = (("watched", sum(map(len, asked))), ("rounded on", sum(map(len, used))))
+    return (Table(name=ROUNDED_ON_FEWER, columns=("images", "number"), rows=rows),)
 
 
 def bytes_kept(graph: GraphModule) -> int:

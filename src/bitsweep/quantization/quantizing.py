@@ -1,9 +1,8 @@
 """Steps that all quantizing methods share, before and after the weights are put on a grid."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -47,36 +46,6 @@ class Prepared:
     def graph(self) -> "GraphModule":
         """The network."""
         return self.guarded.graph
-
-
-def stored(
-    graph: "GraphModule",
-    codes: "Mapping[str, Codes]",
-    *,
-    originals: "tuple[Layer, ...]",
-    clipped: Mapping[str, float],
-    curves: tuple[Curve, ...] = (),
-    tables: tuple[Table, ...] = (),
-    remedies: Mapping[str, str] = MappingProxyType({}),
-) -> Compression:
-    """The program of a graph whose activations pass through codes: weights and biases as codes; and layer records.
-
-    Args:
-        codes: of the weights, by their path.
-        originals: the layers of the float network.
-        clipped: share of each activation's values that lay beyond its range, by the name of its node.
-        remedies: what the guard did to layers, by their names.
-    """
-    from bitsweep.graphs.lifting import program_of
-    from bitsweep.quantization.biases import store_biases
-    from bitsweep.quantization.layer_records import layer_records
-    from bitsweep.quantization.weights import store_codes
-
-    store_codes(graph, store_biases(graph, codes))
-    records = tuple(
-        replace(record, remedy=remedies.get(record.name, "")) for record in layer_records(graph, originals, clipped)
-    )
-    return Compression(program=program_of(graph), layers=records, curves=curves, tables=tables)
 
 
 @configurable
@@ -212,6 +181,7 @@ class QuantizingMethod(Method):
             originals: the layers of the float network.
         """
         from bitsweep.quantization.placement import quantize_activations
+        from bitsweep.quantization.storing import stored
 
         graph, guarded, clipped = prepared.graph, prepared.guarded, dict[str, float]()
         if isinstance(scheme.activations, Grid):
@@ -248,6 +218,7 @@ class QuantizingMethod(Method):
         from bitsweep.graphs import ops
         from bitsweep.quantization.learned.training import TrainedNetwork, train
         from bitsweep.quantization.placement import convert, observe
+        from bitsweep.quantization.storing import stored
         from bitsweep.training.loop import choose_device
 
         assert isinstance(scheme.weights, Grid)
@@ -272,24 +243,6 @@ class QuantizingMethod(Method):
             graph, codes, originals=originals, clipped=clipped, curves=curves,
             tables=prepared.guarded.tables, remedies=prepared.guarded.remedies_by_layer(),
         )  # fmt: skip
-
-    def cast(
-        self, model: "torch.nn.Module", scheme: Scheme, *, input_shape: Shape, curves: tuple[Curve, ...] = ()
-    ) -> Compression:
-        """The network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
-        from bitsweep.graphs import ops, tracing
-        from bitsweep.graphs.folding import fold_batch_norm
-        from bitsweep.graphs.lifting import program_of
-        from bitsweep.quantization import casting
-        from bitsweep.quantization.layer_records import layer_records
-
-        assert not isinstance(scheme.weights, Grid) and not isinstance(scheme.activations, Grid)
-        graph = tracing.trace(model, input_shape=input_shape)
-        fold_batch_norm(graph)
-        originals = ops.layers(graph)
-        casting.cast(graph, scheme.weights, scheme.activations)
-        records = layer_records(graph, originals)
-        return Compression(program=program_of(graph), layers=records, curves=curves)
 
     def weight_qparams(self, weight: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Tensor]":
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
