@@ -27,8 +27,8 @@ from bitsweep.quantization.placement import Placement, observe
 
 #: Passes backwards.
 _DIRECTIONS = 2
-#: Images that prices are of, at most: all that is computed from them is kept for the way back.
-_PRICED = 4
+#: Images that are priced at a time: all that is computed from them is kept for the way back.
+_AT_A_TIME = 2
 QParams = tuple[Tensor, Tensor, Grid]
 
 
@@ -97,25 +97,31 @@ class NoiseStudy:
     @torch.enable_grad()  # type: ignore[untyped-decorator]
     def sources(self) -> list[Source]:
         """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least."""
-        noises, images = dict[str, float](), self.images[:_PRICED]
-        priced = _Priced(self)
-        logits = priced.run(images.clone().requires_grad_())
-        values = [value for _, value, _ in priced.errors]
-        for direction_NK in _directions(*logits.shape):
-            along = (logits * direction_NK).sum()
-            gradients = torch.autograd.grad(along, values, allow_unused=True, retain_graph=True)
-            changes_N: dict[str, Tensor] = {}
-            for (name, _, error), gradient in zip(priced.errors, gradients, strict=True):
-                if gradient is not None:
-                    changes_N[name] = changes_N.get(name, 0) + (gradient * error).flatten(1).double().sum(1)
-            for name, change_N in changes_N.items():
-                noises[name] = noises.get(name, 0.0) + change_N.square().mean().item()
+        noises, channels = dict[str, float](), dict[str, list[dict[str, Tensor]]]()
+        directions_DNK = _directions(*self.logits.shape)
+        for images, part_DNK in zip(
+            torch.split(self.images, _AT_A_TIME), torch.split(directions_DNK, _AT_A_TIME, dim=1), strict=True
+        ):
+            priced = _Priced(self)
+            logits = priced.run(images.clone().requires_grad_())
+            values = [value for _, value, _ in priced.errors]
+            for direction_NK in part_DNK:
+                along = (logits * direction_NK).sum()
+                gradients = torch.autograd.grad(along, values, allow_unused=True, retain_graph=True)
+                changes_N: dict[str, Tensor] = {}
+                for (name, _, error), gradient in zip(priced.errors, gradients, strict=True):
+                    if gradient is not None:
+                        changes_N[name] = changes_N.get(name, 0) + (gradient * error).flatten(1).double().sum(1)
+                for name, change_N in changes_N.items():
+                    noises[name] = noises.get(name, 0.0) + change_N.square().sum().item() / len(self.images)
+            for name, told in priced.channels.items():
+                channels.setdefault(name, []).append(told | {"share": torch.tensor(len(images) / len(self.images))})
         found = []
         signal = (self.logits - self.middle).double().square().sum(1).mean().item()
         for name, noise in noises.items():
             sqnr_db = 10 * math.log10(signal / noise) if noise and signal else math.inf
             what: Literal["weights", "activation"] = "weights" if name in self.weights else "activation"
-            found.append(Source(name=name, what=what, sqnr_db=sqnr_db, **priced.channels.get(name, {})))
+            found.append(Source(name=name, what=what, sqnr_db=sqnr_db, **_of_all(channels.get(name, []))))
         return sorted(found, key=lambda source: source.sqnr_db)
 
     def _sqnr_db(self, qparams: Mapping[str, QParams], weights: Mapping[str, Tensor]) -> float:
@@ -185,6 +191,19 @@ def _by_channel(values: Tensor, node: Node) -> Tensor:
     return values.detach().movedim(axis, 0).flatten(1)
 
 
+def _of_all(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``Source`` tells of channels, from what is known of them on parts of the images."""
+    if not parts:
+        return {}
+    of = {what: torch.stack([part[what] for part in parts]) for what in parts[0]}
+    if "low_C" in of:
+        return {"low_C": of["low_C"].amin(0), "high_C": of["high_C"].amax(0)}
+    share_P1 = of["share"][:, None]
+    mean_C = (share_P1 * of["mean_C"]).sum(0)
+    variance_C = (share_P1 * (of["variance_C"] + (of["mean_C"] - mean_C).square())).sum(0)
+    return {"shift_C": (share_P1 * of["shift_C"]).sum(0), "spread_C": variance_C.sqrt()}
+
+
 class _Rounded(Interpreter):
     """Runs a network with some of its activations and weights rounded."""
 
@@ -216,7 +235,7 @@ class _Priced(Interpreter):
 
     Attributes:
         errors: the name of each source with the tensor and the error.
-        channels: of each source, what ``Source`` tells of its channels.
+        channels: of each source, the ends, or the shift, mean and variance, of each channel.
     """
 
     def __init__(self, study: NoiseStudy) -> None:
@@ -260,10 +279,9 @@ class _Priced(Interpreter):
         if path in self._study.offsets:
             error = error - _along_channels(self._study.offsets[path], layer, error)
         self.errors.append((path, result, error))
-        self.channels[path] = {
-            "shift_C": _by_channel(error, layer).mean(1),
-            "spread_C": _by_channel(result, layer).std(1, correction=0),
-        }
+        variance_C, mean_C = torch.var_mean(_by_channel(result, layer), 1, correction=0)
+        shift_C = _by_channel(error, layer).mean(1)
+        self.channels[path] = {"shift_C": shift_C, "mean_C": mean_C, "variance_C": variance_C}
 
 
 class _Watcher(Interpreter):

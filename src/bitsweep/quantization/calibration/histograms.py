@@ -16,7 +16,7 @@ _PIECE = 1 << 15
 #: How far the power of an image may be above the median of its batch, and still count in full.
 POWER = 2.0
 #: Values of an image that are counted, at most.
-SAMPLE = 1 << 13
+SAMPLE = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)

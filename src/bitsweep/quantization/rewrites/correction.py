@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from bitsweep.graphs.ops import LAYER_KINDS, attribute, ensure_bias, is_layer, set_attribute
 
 #: Images on which means are taken, at most; they are run at once.
-IMAGES = 16
+IMAGES = 32
 
 
 @torch.no_grad()
