@@ -27,8 +27,8 @@ from bitsweep.quantization.placement import Placement, observe
 
 #: Passes backwards.
 _DIRECTIONS = 2
-#: Images that are priced at a time: all that is computed from them is kept for the way back.
-_AT_A_TIME = 2
+#: Values of activations that are priced at a time: they are kept for the way back, each with its error.
+_KEPT = 1 << 25
 QParams = tuple[Tensor, Tensor, Grid]
 
 
@@ -99,8 +99,9 @@ class NoiseStudy:
         """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least."""
         noises, channels = dict[str, float](), dict[str, list[dict[str, Tensor]]]()
         directions_DNK = _directions(*self.logits.shape)
+        at_a_time = max(1, _KEPT // _values_of_an_image(self.observed))
         for images, part_DNK in zip(
-            torch.split(self.images, _AT_A_TIME), torch.split(directions_DNK, _AT_A_TIME, dim=1), strict=True
+            torch.split(self.images, at_a_time), torch.split(directions_DNK, at_a_time, dim=1), strict=True
         ):
             priced = _Priced(self)
             logits = priced.run(images.clone().requires_grad_())
@@ -111,7 +112,8 @@ class NoiseStudy:
                 changes_N: dict[str, Tensor] = {}
                 for (name, _, error), gradient in zip(priced.errors, gradients, strict=True):
                     if gradient is not None:
-                        changes_N[name] = changes_N.get(name, 0) + (gradient * error).flatten(1).double().sum(1)
+                        change_N = (gradient * error).sum(tuple(range(1, error.ndim)), dtype=torch.float64)
+                        changes_N[name] = changes_N.get(name, 0) + change_N
                 for name, change_N in changes_N.items():
                     noises[name] = noises.get(name, 0.0) + change_N.square().sum().item() / len(self.images)
             for name, told in priced.channels.items():
@@ -165,6 +167,12 @@ def study_noise(
         observed=observed, qparams=qparams, tensors=tensors, weights=weights, offsets=watcher.offsets, images=images,
         logits=logits,
     )  # fmt: skip
+
+
+def _values_of_an_image(graph: GraphModule) -> int:
+    """How many values a network computes from an image."""
+    tensors = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
+    return sum(math.prod(map(int, tensor.shape[1:])) for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def _directions(N: int, K: int) -> Tensor:
