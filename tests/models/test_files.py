@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +17,12 @@ from bitsweep import hydra_app, stages
 from bitsweep.cell import Cell
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.precision import FLOAT32
-from bitsweep.errors import ConfigError
+from bitsweep.data.preprocessing import normalized
+from bitsweep.errors import ConfigError, DataError
 from bitsweep.methods.as_is import AsIs
 from bitsweep.models.exported import ExportedModel
 from bitsweep.models.onnx import OnnxModel
+from bitsweep.results import Split, Splits
 from bitsweep.training.network import build_network
 from tests.graphs.onnx.networks import by_onnxruntime, export
 
@@ -92,6 +95,28 @@ def test_what_a_file_leaves_open_is_set(files: Path) -> None:
     assert model.input_shape == (3, 10, 24)
     built, _ = build_network(model, 3)
     assert built(torch.zeros(4, 3, 10, 24)).shape == (4, 3)
+
+
+def test_its_channels_are_those_of_the_images(files: Path) -> None:
+    model = replace(model_of(files / "open.pt2"), image_size=16, mean=(0.5,), std=(0.25,))
+    part = Split(images=np.zeros((4, 16, 16, 3), np.uint8), labels=np.zeros(4, np.int64))
+    splits = Splits(train=part, val=part, test=part, classes=("a",), mean_C=(0,), std_C=(1,), fingerprint="")
+    assert normalized(splits, model).std_C == (0.25,)
+    grey = replace(model_of(files / "net.pt2"), mean=(0.5,), std=(0.25,))
+    with pytest.raises(DataError, match=r"^model\.channels=1: the images have 3 channels"):
+        normalized(splits, grey)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"mean": (0.5, 0.5), "std": (1, 1)}, r"^model\.mean=\[0\.5, 0\.5\]: give one number, or one for each of 1 "),
+        ({"channel_order": "bgr"}, r"^model\.channel_order=bgr: is for three channels, not 1"),
+    ],
+)
+def test_knobs_of_its_pixels_go_with_the_channels_of_the_file(knobs: dict[str, Any], message: str, files: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(model_of(files / "net.onnx"), **knobs).check()
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,10 @@ class FileModel(Model):
         """[N, C, H, W] of the images by the file, None for what it leaves open."""
 
     def check(self) -> None:
-        """Whether there is such a file."""
+        """Whether there is such a file, and the knobs of the pixels go with the channels that it takes."""
         digest_of_file("model.file", self.file, self.kind)
+        if reason := self.against_channels(self.input_shape[0]):
+            raise ConfigError(f"model.{reason}")
 
     def source(self) -> str:
         """What is in the file, and in that of weights to take instead."""

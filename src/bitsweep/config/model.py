@@ -111,9 +111,8 @@ class Model(Choice, ABC):
         """Knobs of the pixels that contradict each other are refused."""
         if bool(self.mean) != bool(self.std):
             raise ValueError("mean, std: give both or none")
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if self.channels and len(values) not in (0, 1, self.channels):
-                raise ValueError(f"{key}={list(values)}: give one number, or one for each of {self.channels} channels")
+        if self.channels and (reason := self.against_channels(self.channels)):
+            raise ValueError(reason)
         if self.pixel_range and self.pixel_range[0] >= self.pixel_range[1]:
             raise ValueError(f"pixel_range={list(self.pixel_range)}: black must be less than white, as in [0,255]")
         if self.normalization != "auto" and (self.mean or self.pixel_range):
@@ -124,9 +123,16 @@ class Model(Choice, ABC):
             raise ValueError(f"crop={self.crop}: is what the network takes; set model.image_size={self.crop} as well")
         if not self.antialias and self.resize is None:
             raise ValueError("antialias=false: says how to resize; give model.resize")
-        if self.channel_order == "bgr" and self.channels and self.channels != 3:
-            raise ValueError(f"channel_order=bgr: is for three channels, not {self.channels}")
         return self
+
+    def against_channels(self, channels: int) -> str | None:
+        """What a knob of the pixels says that does not go with so many channels; None where all do."""
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 1, channels):
+                return f"{key}={list(values)}: give one number, or one for each of {channels} channels"
+        if self.channel_order == "bgr" and channels != 3:
+            return f"channel_order=bgr: is for three channels, not {channels}"
+        return None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

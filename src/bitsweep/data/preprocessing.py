@@ -76,10 +76,10 @@ def normalized(splits: Splits, model: "Model") -> Splits:
     Raises:
         DataError: the images have other channels than the model takes.
     """
-    stored = splits.test.images.shape[3]
-    if stored not in (1, model.channels):
+    stored, taken = splits.test.images.shape[3], model.input_shape[0]
+    if stored not in (1, taken):
         raise DataError(
-            f"model.channels={model.channels}: the images have {stored} channels; set model.channels={stored}, for a "
+            f"model.channels={taken}: the images have {stored} channels; set model.channels={stored}, for a "
             "network that takes them"
         )
     bgr = model.channel_order == "bgr"
