@@ -65,7 +65,7 @@ def test_it_agrees_with_the_reference_at_any_batch(
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_float32_is_rounded_only_if_asked_for(tf32: bool, fp32: Precision, lowered: Lowered) -> None:
-    """In ONNX Runtime; PyTorch's settings are seen in ``tests/test_cuda.py``."""
+    """In ONNX Runtime; PyTorch's settings are seen in ``tests/runtime/test_gpu.py``."""
     backend = OnnxRuntime(name="onnxruntime", device="cuda", tf32=tf32)
     _, artifact = lowered(backend, fp32)
     session = backend._session(artifact, threads=1)

@@ -46,14 +46,14 @@ def test_logits_are_those_of_the_network(program: torch.export.ExportedProgram) 
     np.testing.assert_allclose(fast(IMAGES), expected, rtol=1e-4, atol=1e-2)
 
 
-def test_nothing_of_a_program_stays_behind_when_it_moves(tmp_path: Path) -> None:
-    """To a device that computes shapes alone, and that refuses tensors of any other."""
-    batch = torch.export.Dim("batch")
-    moved = torch.export.export(Net(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
-    graph = programs._laid_out(moved, torch.channels_last, "meta")  # type: ignore[arg-type]
+def test_a_program_stays_where_it_is_when_a_copy_moves(program: torch.export.ExportedProgram) -> None:
+    """Nothing of the copy does, on a device that computes shapes alone, and that refuses tensors of any other."""
+    graph = programs._laid_out(program, torch.channels_last, "meta")  # type: ignore[arg-type]
     assert {buffer.device.type for buffer in graph.buffers()} == {"meta"}
     logits_NK = graph(torch.zeros(4, 3, 8, 8, device="meta"))
     assert (logits_NK.device.type, logits_NK.shape) == ("meta", (4, 5))
+    assert {value.device.type for value in [*program.state_dict.values(), *program.constants.values()]} == {"cpu"}
+    assert logits_of(program, [IMAGES]).shape == (len(IMAGES), 5)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

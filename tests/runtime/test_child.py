@@ -25,6 +25,13 @@ def write_pid(*, folder: Path, progress: object) -> None:
     (folder / "pid").write_text(str(os.getpid()))
 
 
+def report_gpus(*, folder: Path, progress: object) -> None:
+    import torch
+
+    assert not torch.cuda._is_in_bad_fork()
+    (folder / "gpus").write_text(str(torch.cuda.is_available()))
+
+
 def crash(*, folder: Path, progress: object) -> None:
     ctypes.string_at(0)
 
@@ -134,6 +141,14 @@ def test_a_log_has_an_end(tmp_path: Path) -> None:
 def test_whatever_is_raised_is_named(function: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=message):
         _call(function, tmp_path)
+
+
+def test_it_may_use_a_gpu(tmp_path: Path) -> None:
+    """PyTorch forbids it where the process that was forked has asked the driver for GPUs, also if there was none."""
+    import torch
+
+    _call(report_gpus, tmp_path)
+    assert (tmp_path / "gpus").read_text() == str(torch.cuda.is_available())
 
 
 def test_it_runs_elsewhere_and_its_output_is_logged(tmp_path: Path) -> None:

@@ -61,12 +61,26 @@ def test_every_image_has_random_numbers_of_its_own_which_do_not_depend_on_the_ot
         assert torch.equal(augmentation.change(images[rank::2], drawn[rank::2]), changed[rank::2])
 
 
-def test_sixteen_bits_are_kept() -> None:
-    images = _pixels(6, channels=1, white=65536).to(torch.uint16)
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
+        ),
+    ],
+)
+def test_sixteen_bits_are_kept(device: str) -> None:
+    images = _pixels(6, channels=1, white=65536).to(torch.uint16).to(device)
     flip = _augmentation([{"RandomHorizontalFlip": {"p": 1}}])
     changed = flip.change(images, flip.draw(6, torch.Generator().manual_seed(0)))
     assert changed.dtype == torch.uint16
     assert torch.equal(changed.int(), images.int().flip(2))
+    moves = _augmentation("shift_flip")
+    drawn = moves.draw(6, torch.Generator().manual_seed(0))
+    moved = moves.change(images, drawn)
+    assert moved.dtype == torch.uint16
+    assert torch.equal(moved.int(), moves.change(images.int(), drawn))
 
 
 @pytest.mark.parametrize("mixer", ["MixUp", "CutMix", {"RandomChoice": {"transforms": ["MixUp", "CutMix"]}}], ids=str)

@@ -19,11 +19,13 @@ class Killed(BaseException):
     """Ends a training between two epochs."""
 
 
-def train(digits: Splits, unfinished: Path | None, kill_before: int = 99) -> tuple[nn.Module, list[float], list[int]]:
+def train(
+    digits: Splits, unfinished: Path | None, kill_before: int = 99, device: str = "cpu"
+) -> tuple[nn.Module, list[float], list[int]]:
     torch.manual_seed(1)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10)
-    )
+    ).to(device)
     epochs: list[int] = []
 
     def before_epoch(epoch: int, _: int) -> None:
@@ -39,16 +41,25 @@ def train(digits: Splits, unfinished: Path | None, kill_before: int = 99) -> tup
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
+        ),
+    ],
+)
 def test_a_killed_training_ends_as_if_it_had_not_been(
-    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitsweep.training.checkpoint.WORTH", 0)
     unfinished = tmp_path / "a.unfinished"
     for kill_before in (2, 3):
         with pytest.raises(Killed):
-            train(digits, unfinished, kill_before)
-    network, losses, epochs = train(digits, unfinished)
-    expected, expected_losses, all_epochs = train(digits, None)
+            train(digits, unfinished, kill_before, device)
+    network, losses, epochs = train(digits, unfinished, device=device)
+    expected, expected_losses, all_epochs = train(digits, None, device=device)
     assert (epochs, all_epochs) == ([3, 4], [0, 1, 2, 3, 4])
     assert losses == expected_losses
     for name, value in expected.state_dict().items():

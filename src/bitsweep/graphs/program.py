@@ -66,6 +66,11 @@ def looks_at_batches(program: ExportedProgram) -> bool:
     return bool(program.graph.find_nodes(op="call_function", target=quantized.choose_qparams.tensor))
 
 
+def on_device(program: ExportedProgram, device: str) -> ExportedProgram:
+    """A program on a device: itself for the CPU, else a copy, because PyTorch moves programs in place."""
+    return program if device == "cpu" else move_to_device_pass(copy.deepcopy(program), device)
+
+
 def inference_fn(
     program: ExportedProgram, *, memory_format: torch.memory_format = torch.contiguous_format, device: Device = "cpu"
 ) -> InferenceFn:
@@ -75,7 +80,7 @@ def inference_fn(
 
     Args:
         memory_format: how images and the weights of 2-d convolutions are laid out in memory.
-        device: where it runs; a program that runs elsewhere than on the CPU is moved there in place.
+        device: where it runs.
     """
     graph, shape = _laid_out(program, memory_format, device), image_shape(program)
 
@@ -90,7 +95,7 @@ def inference_fn(
 
 
 def on_gpu(program: ExportedProgram, images: Array, *, memory_format: torch.memory_format) -> OnDevice:
-    """A run of a program on a batch in the GPU's memory; the program is moved there in place."""
+    """A run of a program on a batch in the GPU's memory."""
     graph = _laid_out(program, memory_format, "cuda")
     batch = torch.from_numpy(images).to("cuda").contiguous(memory_format=memory_format)
 
@@ -103,7 +108,7 @@ def on_gpu(program: ExportedProgram, images: Array, *, memory_format: torch.memo
 
 def _laid_out(program: ExportedProgram, memory_format: torch.memory_format, device: Device) -> GraphModule:
     """Folded graph of a program on a device, fast to run, with weights of 2-d convolutions in a memory format."""
-    graph = folded_graph(program if device == "cpu" else move_to_device_pass(program, device))
+    graph = folded_graph(on_device(program, device))
     fuse_pairs(graph)
     for path, value in dict(graph.named_buffers()).items():
         if value.ndim == 4:

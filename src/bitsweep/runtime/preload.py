@@ -4,6 +4,9 @@ import logging
 
 import torch
 
+# A process that has asked the driver for GPUs can fork none that uses one; torchao asks when it is imported.
+_is_available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
+
 # torchao's import warns of its own use of PyTorch, once for every start.
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
@@ -17,5 +20,7 @@ import sklearn.metrics  # noqa: E402, F401
 import torch.onnx  # noqa: E402
 import torchao.quantization.pt2e  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
+
+torch.cuda.is_available = _is_available
 
 __all__ = ["torch"]

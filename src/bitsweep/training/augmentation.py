@@ -190,4 +190,11 @@ def _moved(images_NHWC: Tensor, drawn: Tensor) -> Tensor:
     rows = (torch.arange(H, device=device) + down).clamp(0, H - 1)
     columns = (torch.arange(W, device=device) + right).clamp(0, W - 1)
     columns = torch.where(mirrored == 1, columns.flip(1), columns)
-    return images_NHWC[torch.arange(N, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return pixels_at(images_NHWC, torch.arange(N, device=device)[:, None, None], rows[:, :, None], columns[:, None, :])
+
+
+def pixels_at(images_NHWC: Tensor, *index: Tensor) -> Tensor:
+    """``images_NHWC[index]``, also of 16 bits, for which PyTorch has no such kernel on a GPU."""
+    if images_NHWC.dtype == torch.uint16:
+        return images_NHWC.view(torch.int16)[index].view(torch.uint16)
+    return images_NHWC[index]

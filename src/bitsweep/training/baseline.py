@@ -15,6 +15,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import DataError
 from bitsweep.results import Splits
+from bitsweep.runtime.gpu import allow_tf32
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.loop import choose_device, compute_logits, loader, train
@@ -51,6 +52,8 @@ def fit(
     device = choose_device(recipe.device, rank=context.rank, devices=context.size)
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // context.size))
+    else:
+        allow_tf32(False)
     torch.manual_seed(seed)
     network, head = build_network(model, len(splits.classes))
     start_from_weights(network, model, head=head if recipe.epochs else "")

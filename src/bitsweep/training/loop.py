@@ -21,7 +21,7 @@ from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Epoch, Shape, Split, Splits
 from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.progress import Progress, silent
-from bitsweep.training.augmentation import Augmentation
+from bitsweep.training.augmentation import Augmentation, pixels_at
 from bitsweep.training.checkpoint import Unfinished
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.schedule import LearningRate, averaged, build_optimizer
@@ -280,5 +280,5 @@ def _taker(split: Split, device: torch.device) -> Callable[[Tensor], Tensor]:
     """
     if device.type == "cuda" and split.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         images = torch.from_numpy(np.array(split.images)).to(device)
-        return lambda chosen: images[chosen.to(device)]
+        return lambda chosen: pixels_at(images, chosen.to(device))
     return lambda chosen: torch.from_numpy(split.images[chosen.numpy()]).to(device)

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.export import ExportedProgram
-from torch.export.passes import move_to_device_pass
 from torch.fx import Graph, GraphModule, Node
 
 from bitsweep.backends.inductor import onednn
 from bitsweep.config.backend import Device, InferenceFn, OnDevice
 from bitsweep.errors import CompressionError, damaged, first_line, require_images
 from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, quantized, reads_attribute, set_attribute
-from bitsweep.graphs.program import image_shape
+from bitsweep.graphs.program import image_shape, on_device
 from bitsweep.graphs.program import profile_of as profile_of_program
 from bitsweep.results import Array, OpProfile
 
@@ -41,7 +40,7 @@ def compile_package(program: ExportedProgram, path: Path, *, device: Device = "c
     """Compile a program to one package with a dynamic batch, for processors like the one that this runs on.
 
     Args:
-        device: where the package will run; a program that runs elsewhere than on the CPU is moved there in place.
+        device: where the package will run.
 
     Raises:
         CompressionError: Inductor or the C++ compiler does not take the program.
@@ -55,8 +54,6 @@ def compile_package(program: ExportedProgram, path: Path, *, device: Device = "c
     one, images = np.zeros((1, *shape), np.float32), torch.zeros(2, *shape, device=device)
     macs = sum(kernel.macs for kernel in profile_of_program(program, one))
     facts = {"shape": shape, "macs": macs, "device": device}
-    if device != "cpu":
-        program = move_to_device_pass(program, device)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         options = OPTIONS | {
@@ -65,7 +62,7 @@ def compile_package(program: ExportedProgram, path: Path, *, device: Device = "c
             "post_grad_custom_pre_pass": LayOutWeights(),
         }
         try:
-            files = aot_compile(for_integer_kernels(program), (images,), options=options)
+            files = aot_compile(for_integer_kernels(on_device(program, device)), (images,), options=options)
         except Exception as error:
             reason = first_line(error)
             raise CompressionError(f"Inductor does not compile the program: {reason}") from error
