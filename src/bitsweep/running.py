@@ -82,9 +82,7 @@ def _search(
     from bitsweep.search.prospects import name_of
     from bitsweep.search.strategy import search
 
-    if not planned:
-        return
-    protocol, require = planned[0].cell.protocol, common(each.cell.require for each in planned)
+    protocol, require = next(iter(entries)).cell.protocol, common(each.cell.require for each in entries)
     evidence, searched = ByRunning(launch=launch, store=store), dict[str, Planned]()
 
     def described(planned: Sequence[Planned]) -> "list[Candidate]":

@@ -103,6 +103,19 @@ def test_points_come_nearer_to_the_best_and_go_on_after_a_kill_with_the_same(bas
     assert again.asked == whole.asked and whole.asked[: len(killed.asked)] == killed.asked
 
 
+def test_a_point_without_figures_is_none_of_the_best(base: Cell) -> None:
+    cell = replace(base, knobs=(("method.damping", "0.01"),))
+    candidate, known = candidate_of(cell), Known(Requirements(objective="accuracy"), 0.95)
+    assert known.figures(candidate) is None  # its program was not even made
+    known.screened[candidate.program] = Damped().screen(candidate)
+    foreseen = known.figures(candidate)
+    assert foreseen and (foreseen.cost, foreseen.accuracy, foreseen.excess) == (-0.95, 0.95, 0)
+    known.without_figures.add(name_of(candidate))
+    assert known.figures(candidate) is None
+    known.screened[candidate.program] = Screening(failed="cannot be traced")
+    assert known.figures(candidate) is None
+
+
 def test_intervals_are_read_as_hydra_writes_them() -> None:
     words = [
         "model=lenet,mlp",

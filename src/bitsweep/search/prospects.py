@@ -56,12 +56,14 @@ class Known:
     Attributes:
         screened: program -> what its reference does.
         measured: candidate -> its row, for those that have figures.
+        without_figures: candidates that were run and have none.
     """
 
     def __init__(self, require: Requirements, confidence: float) -> None:
         self.require, self.confidence = require, confidence
         self.screened: dict[str, Screening] = {}
         self.measured: dict[str, tuple[Candidate, Row]] = {}
+        self.without_figures: set[str] = set()
         self._times: dict[str, list[float]] = defaultdict(list)
         self._twins: dict[str, float] = {}
         self._engines: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -153,21 +155,19 @@ class Known:
         return self.fastest_ms(candidate)
 
     def figures(self, candidate: Candidate) -> Figures | None:
-        """What a sampler learns of a cell that was measured, or that was not and has its figures at their best."""
-        found = self.screened.get(candidate.program)
-        if found and found.failed:
+        """What a sampler learns of a cell: its figures, or those at their best; None where there are none."""
+        found, name = self.screened.get(candidate.program), name_of(candidate)
+        if (found and found.failed) or name in self.without_figures:
             return None
-        if (measured := self.measured.get(name_of(candidate))) is None:
-            at_best = self.foreseen(candidate)
-            return Figures(
-                cost=self.best_cost(candidate),
-                accuracy=found.accuracy if found else 0.0,
-                excess=self._excess(at_best, found),
-            )
-        _, row = measured
-        if not row.believable or (own := cost(row, self.require.objective)) is None:
+        if name in self.measured:
+            _, row = self.measured[name]
+            if not row.believable or (own := cost(row, self.require.objective)) is None:
+                return None
+            return Figures(cost=own, accuracy=accuracy(row), excess=self._excess(row, found))
+        if found is None and (self.require.objective in ("size", "accuracy") or not self.fastest_ms(candidate)):
             return None
-        return Figures(cost=own, accuracy=accuracy(row), excess=self._excess(row, found))
+        at_best = self._excess(self.foreseen(candidate), found)
+        return Figures(cost=self.best_cost(candidate), accuracy=found.accuracy if found else 0.0, excess=at_best)
 
     def _excess(self, row: Row, found: Screening | None) -> float:
         """By how much limits are missed for certain, as shares of them, added up."""

@@ -93,7 +93,13 @@ class Points:
     @property
     def knobs(self) -> list[str]:
         """Names of the knobs that points differ in."""
-        return [key.lstrip("+") for space in self._spaces.values() for key in space if "." in key]
+        varying = [
+            key
+            for space in self._spaces.values()
+            for key, values in space.items()
+            if isinstance(values, Interval) or len(values) > 1
+        ]
+        return [key.lstrip("+") for key in varying if "." in key]
 
     def propose(self) -> list[Cell]:
         """The cells at the next points, without those that were proposed before; none once there are enough points."""

@@ -119,7 +119,9 @@ def _run(
             row = evidence.measure(candidate)
             found.measured.append(name)
             del waiting[name]
-            if row is not None:
+            if row is None:
+                known.without_figures.add(name)
+            else:
                 known.learn(candidate, row)
 
 

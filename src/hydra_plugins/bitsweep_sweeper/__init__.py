@@ -14,12 +14,15 @@ from bitsweep.hydra_app import ENDLESS, grid_overrides, read, spaces, typed_comm
 from bitsweep.launching import GaveUp, as_planned
 from bitsweep.options import Options
 from bitsweep.results import Outcome
-from bitsweep.search.sampling import Points, corners
+from bitsweep.search.sampling import Interval, Points, corners
 from bitsweep.sweep import own_folder, run_sweep
 
 
 class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
-    """Plans the whole grid before anything runs, then hands the cells that are left to whatever launcher is chosen."""
+    """Plans a grid before anything runs, then hands the cells that are left to whatever launcher is chosen.
+
+    Where a setting has an interval of values, the first points are planned, and others when something is known of them.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,8 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         cells, options = [cell for cell, _ in read_cells], read_cells[0][1]
         if sampled:
             if not options.search.limited:
-                raise ConfigError(f"{' '.join(each for each in arguments if 'interval(' in each)}: {ENDLESS}")
+                endless = [key for space in sampled.values() for key in space if isinstance(space[key], Interval)]
+                raise ConfigError(f"{', '.join(endless)}: {ENDLESS}")
             points = Points(sampled, options.search, cell_at=lambda overrides: bound(overrides)[0])
             cells = points.propose()
         wanted = Path(self.config.hydra.sweep.dir)
