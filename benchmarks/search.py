@@ -6,9 +6,10 @@
 There are two grids, each of more than 200 cells. ``digits`` is a small convolutional network: ptq, gptq and gpfq at 8,
 4 and 3 bits, with three ways to choose ranges and 16 to 256 calibration images, on five engines. The rules of the
 search were written beside it. ``cifar10`` is a trained ResNet-20: the same methods, dynamic ranges and bfloat16, on
-five engines of which two have settings of their own. No rule was changed after it was measured.
+five engines of which two have settings of their own.
 
-Every cell is measured, stage by stage, in one process on one core. A search asks for the same figures that a sweep
+Every cell is measured, stage by stage, in one process on one core. In the end all are timed in turn, so that latencies
+can be compared (those of ``digits`` were recorded one after the other). A search asks for the same figures that a sweep
 would ask for, and pays for each stage what it took. It is judged by the best cell of the complete grid: how far is what
 it found from that, and what share of the time did it take?
 
@@ -23,14 +24,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitsweep import api, stages
+import numpy as np
+
+from bitsweep import api, stages, stats
 from bitsweep.cell import Cell
+from bitsweep.config.backend import InferenceFn
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import BitsweepError
+from bitsweep.measuring.latency import CROWDED
 from bitsweep.measuring.passes import load_measurement
+from bitsweep.measuring.timing import batch_of, block, runs_a_block
 from bitsweep.report import Row
 from bitsweep.report.choice import cost
 from bitsweep.report.verdict import verdict_of
+from bitsweep.results import Array
 from bitsweep.runtime.environment import current_cpu
 from bitsweep.runtime.progress import silent
 from bitsweep.runtime.store import Store
@@ -92,8 +99,12 @@ WANTED: dict[str, dict[str, dict[str, Any]]] = {
         "accuracy, at most 0.4 MB": {"objective": "accuracy", "size_mb": 0.4},
     },
 }
-#: What a search is to reach: how near to the best, in what share of the time, for how many of the seeds.
-NEAR, SHARE, SEEDS, ENOUGH = 0.02, 0.25, 10, 9
+#: What a search is to reach: how near to the best, in what share of the time; and how many seeds it is tried with.
+NEAR, SHARE, SEEDS = 0.02, 0.25, 10
+#: The budget of a search, as a share of the grid's time: what was begun before it was spent is ended.
+BUDGET = 0.24
+#: How often each cell is timed, in turn with all others.
+ROUNDS = 20
 #: Figures that a choice among cells may rest on.
 _KEPT = (
     "top1", "validation_images", "validation_top1", "validation_drop_pp", "validation_flips", "size_mb", "speedup",
@@ -127,6 +138,7 @@ def measure(name: str, folder: Path, data: Path) -> None:
     cells = cells_of(name)
     cpu = current_cpu()
     found: dict[str, Any] = {"cpu": f"{cpu.model} ({cpu.isa})", "stages": {}, "screenings": {}, "cells": []}
+    done: list[Cell] = []
     for cell in cells:
         if reason := cell.skip_reason():
             raise SystemExit(f"{cell.name}: {reason}")
@@ -152,10 +164,41 @@ def measure(name: str, folder: Path, data: Path) -> None:
                 "screening_needs": [_short(stage.key_of(of)) for stage, of in stages.needs(cell, stages.SCREENING)],
             }
         )
+        done.append(cell)
         print(cell.name, flush=True)
+    for entry, latencies in zip(found["cells"], timed_in_turns(done, store), strict=True):
+        entry["metrics"] |= latencies
+        entry["flags"] = [flag for flag in entry["flags"] if flag not in ("noisy", CROWDED)]
     file = RECORDED / f"{name}.json"
     file.write_text(json.dumps(found, separators=(",", ":")))
     print(f"{len(found['cells'])} cells: {file}")
+
+
+def timed_in_turns(cells: Sequence[Cell], store: Store) -> list[dict[str, float]]:
+    """Latencies of all cells, whose blocks take turns: what slows the machine for a while slows all of them."""
+    keys = [stages.ARTIFACT.key_of(cell) for cell in cells]
+    loaded: list[tuple[InferenceFn, Array, int]] = []
+    for cell, key in zip(cells, keys, strict=True):
+        run = cell.backend.load(store.folder(stages.ARTIFACT.name, key), threads=1)
+        measured = store.folder(stages.MEASUREMENT.name, stages.MEASUREMENT.key_of(cell))
+        image = batch_of(np.load(measured / "examples.npy"), 1)
+        loaded.append((run, image, runs_a_block(run, image, cell.protocol)))
+    blocks: list[list[Array]] = [[] for _ in cells]
+    order = np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        for place in order.permutation(len(cells)):
+            blocks[place].append(block(*loaded[place]))
+    found = []
+    for cell, own in zip(cells, blocks, strict=True):
+        low, high = stats.median_interval(own, confidence=0.95, seed=0)
+        metrics = {"latency_p50_ms": float(np.median([np.median(each) for each in own]))}
+        metrics |= {"latency_p50_ms_low": low, "latency_p50_ms_high": high}
+        twin = stages.ARTIFACT.key_of(cell.twin)
+        if cell.twin is not cell and twin in keys:
+            gain = stats.paired_speedup(blocks[keys.index(twin)], own, confidence=0.95, seed=0)
+            metrics |= {"speedup": gain.ratio, "speedup_low": gain.low, "speedup_high": gain.high}
+        found.append(metrics)
+    return found
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -223,7 +266,7 @@ class Result:
     away: float
 
 
-def run(grid: dict[str, Any], require: Requirements, *, seed: int, share: float = SHARE) -> Result:
+def run(grid: dict[str, Any], require: Requirements, *, seed: int) -> Result:
     """Search the grid for a share of the time that all of it took."""
     candidates = [Candidate(**each["candidate"]) for each in grid["cells"]]
     rows = {
@@ -237,7 +280,7 @@ def run(grid: dict[str, Any], require: Requirements, *, seed: int, share: float 
     for candidate in candidates:
         everything.measure(candidate)
     evidence = Recorded(grid=grid, rows=rows)
-    budget = Budget(minutes=share * everything.seconds / 60, seed=seed)
+    budget = Budget(minutes=BUDGET * everything.seconds / 60, seed=seed)
     found = search(candidates, evidence, require=require, budget=budget, confidence=0.95)
     assert len(found.measured) + len(found.reasons) == len(candidates)
     best = best_row(list(rows.values()), require)

@@ -107,12 +107,12 @@ def test_a_point_without_figures_is_none_of_the_best(base: Cell) -> None:
     cell = replace(base, knobs=(("method.damping", "0.01"),))
     candidate, known = candidate_of(cell), Known(Requirements(objective="accuracy"), 0.95)
     assert known.figures(candidate) is None  # its program was not even made
-    known.screened[candidate.program] = Damped().screen(candidate)
+    known.learn_program(candidate, Damped().screen(candidate))
     foreseen = known.figures(candidate)
     assert foreseen and (foreseen.cost, foreseen.accuracy, foreseen.excess) == (-0.95, 0.95, 0)
     known.without_figures.add(name_of(candidate))
     assert known.figures(candidate) is None
-    known.screened[candidate.program] = Screening(failed="cannot be traced")
+    known.learn_program(candidate, Screening(failed="cannot be traced"))
     assert known.figures(candidate) is None
 
 

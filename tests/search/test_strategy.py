@@ -10,7 +10,7 @@ from bitsweep.config.requirement import Requirements
 from bitsweep.report import Row
 from bitsweep.search.budget import Budget
 from bitsweep.search.candidates import Candidate
-from bitsweep.search.prospects import Screening, name_of
+from bitsweep.search.prospects import Known, Screening, name_of
 from bitsweep.search.strategy import Found, search
 
 #: Engine -> milliseconds of a cell with 8 bits.
@@ -23,8 +23,8 @@ def candidate(engine: str, method: str, bits: int, images: int) -> Candidate:
     named = {"model": "net", "method": method, "precision": f"int{bits}", "backend": engine, "dataset": "digits"}
     return Candidate(
         choices={**named, "method.calibration_images": str(images)}, network="net", program=f"{method}{bits}-{images}",
-        family=f"{method}{bits}", effort=images, engine=engine, kernels=f"{engine}{bits}", bits=bits,
-        uncompressed=False,
+        family=f"{method}{bits}", effort=images, engine=engine, formats=f"{bits}", kernels=f"{engine}{bits}",
+        bits=bits, uncompressed=False,
     )  # fmt: skip
 
 
@@ -141,3 +141,18 @@ def test_a_program_that_cannot_be_made_is_none_of_the_choice() -> None:
     ended = found(Requirements(drop_pp=0.99), Budget(cells=36), Broken())
     assert not any("method=good precision=int8" in name for name in ended.measured)
     assert "not run: cannot be traced" in ended.reasons.values()
+
+
+def test_what_is_not_known_of_a_cell_is_foreseen_at_its_best() -> None:
+    int8, other, int4 = (candidate("quick", *each, 16) for each in (("good", 8), ("poor", 8), ("good", 4)))
+    known = Known(Requirements(), 0.95)
+    known.learn_program(int8, Table().screen(int8))
+    assert (known.size_mb(int8), known.size_mb(other), known.size_mb(int4)) == (1.0, 1.0, 0)
+    # An engine's float kernels tell little of those for integers, and so do cells that it computes mostly in float.
+    row = Table().measure(int8)
+    known.learn(replace(int8, kernels="floats", bits=32), row)
+    assert known.fastest_ms(int8) == known.fastest_ms(int4) == pytest.approx(0.8 * 8 / 32)
+    known.learn(replace(int8, kernels="dynamic"), replace(row, flags=("mostly float",)))
+    assert known.fastest_ms(int8) == pytest.approx(0.8 * 8 / 32)
+    known.learn(int8, row)
+    assert known.fastest_ms(int4) == pytest.approx(0.8)

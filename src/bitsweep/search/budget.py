@@ -12,7 +12,8 @@ class Budget:
     """What a search may spend; without any, every cell of the grid is run.
 
     Attributes:
-        minutes: of compressing, lowering, screening and measuring, by the time that each stage took when it was run.
+        minutes: of compressing, lowering, screening and measuring, after which nothing is begun, by the time that each
+            stage took when it was run.
             Data and baselines do not count, which every cell needs.
         cells: that are measured on their engines, at most.
         points: that are proposed where a setting has an interval of values, at most.

@@ -27,8 +27,10 @@ class Candidate:
         family: what programs have in common that differ in effort alone.
         effort: how much work of a method is asked for, in no unit; more takes longer.
         engine: the engine with its settings, on the machine that measures.
-        kernels: what cells have in common that one engine runs by the same kernels, on weights and activations of the
-            same formats: they are equally fast, but for chance.
+        formats: what programs have in common whose weights and activations have the same formats: they are equally
+            large, but for what a method keeps in float.
+        kernels: the same of cells on one engine, which runs them by the same kernels: they are equally fast, but for
+            chance.
         bits: of a weight.
         uncompressed: whether it is the baseline itself.
     """
@@ -39,6 +41,7 @@ class Candidate:
     family: str
     effort: float
     engine: str
+    formats: str
     kernels: str
     bits: int
     uncompressed: bool
@@ -69,6 +72,7 @@ def candidate_of(cell: Cell) -> Candidate:
         family=digest(network, method, formats, cell.scheme.fuses_functions, cell.scheme.yields_floats),
         effort=effort,
         engine=engine,
+        formats=digest(network, *formats, "" if plain else method),
         kernels=digest(network, engine, *formats, "" if plain else method),
         bits=weights.bits if isinstance(weights, Grid) else _FLOAT_BITS[weights],
         uncompressed=cell.twin is cell,

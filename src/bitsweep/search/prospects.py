@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from bitsweep.config.requirement import Requirements
 from bitsweep.report import Row
 from bitsweep.report.choice import TOLERATED_LOSS, cost
-from bitsweep.report.row import AT_CHANCE
+from bitsweep.report.row import AT_CHANCE, MOSTLY_FLOAT
 from bitsweep.report.verdict import accuracy, verdict_of
 from bitsweep.search.candidates import Candidate
 from bitsweep.search.sampling import Figures
 
-#: What other formats may gain on an engine over the fastest that was measured there, as a share of its time.
+#: What other formats may gain on an engine over those that were measured there, as a share of their time, besides what
+#: fewer bits may gain.
 _OTHER_FORMATS = 0.8
+#: Fewer bits than these are computed as if they were as many, and what is left in float as if it had these.
+_LEAST_BITS, _FLOAT_BITS = 8, 32
 #: How much faster one more cell with the same kernels may come out by chance, as a share; the less, the more were
 #: measured.
 _CHANCE = 0.1
@@ -64,10 +67,18 @@ class Known:
         self.screened: dict[str, Screening] = {}
         self.measured: dict[str, tuple[Candidate, Row]] = {}
         self.without_figures: set[str] = set()
+        self._sizes_mb: dict[str, float] = {}
         self._times: dict[str, list[float]] = defaultdict(list)
         self._twins: dict[str, float] = {}
-        self._engines: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._engines: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         self._beside_layers_mb: dict[tuple[str, str], float] = {}
+
+    def learn_program(self, candidate: Candidate, screening: Screening) -> None:
+        """Note what the reference does with a program."""
+        self.screened[candidate.program] = screening
+        if not screening.failed:
+            known = self._sizes_mb.get(candidate.formats, screening.size_mb)
+            self._sizes_mb[candidate.formats] = min(known, screening.size_mb)
 
     def learn(self, candidate: Candidate, row: Row) -> None:
         """Note what was measured of a cell."""
@@ -80,7 +91,7 @@ class Known:
         if ms is None:
             return
         self._times[candidate.kernels].append(ms)
-        self._engines[on].add(candidate.kernels)
+        self._engines[on][candidate.kernels] = _FLOAT_BITS if MOSTLY_FLOAT in row.flags else _computed_bits(candidate)
         if (speedup := row.metrics.get("speedup")) and not candidate.uncompressed:
             self._twins[candidate.twin_kernels] = ms * speedup
 
@@ -90,14 +101,19 @@ class Known:
             return statistics.median(times) * (1 - _CHANCE / len(times))
         if candidate.kernels in self._twins:
             return self._twins[candidate.kernels] * (1 - _CHANCE)
-        of_engine = self._engines.get((candidate.network, candidate.engine), ())
-        return min((min(self._times[each]) for each in of_engine), default=0.0) * _OTHER_FORMATS
+        of_engine = self._engines.get((candidate.network, candidate.engine), {})
+        shares = {each: min(1.0, _computed_bits(candidate) / bits) for each, bits in of_engine.items()}
+        most = max(shares.values(), default=1.0)  # of those formats that tell the most of its own
+        told = [min(self._times[each]) for each, share in shares.items() if share == most]
+        return min(told, default=0.0) * most * _OTHER_FORMATS
 
     def size_mb(self, candidate: Candidate) -> float:
-        """What its file needs at the least, known once its program has been made; 0 before."""
-        if (found := self.screened.get(candidate.program)) and not found.failed:
-            return found.size_mb + self._beside_layers_mb.get((candidate.network, candidate.engine), 0.0)
-        return 0.0
+        """What its file needs at the least, known once a program with its formats has been made; 0 before."""
+        found = self.screened.get(candidate.program)
+        layers_mb = found.size_mb if found and not found.failed else self._sizes_mb.get(candidate.formats)
+        if layers_mb is None:
+            return 0.0
+        return layers_mb + self._beside_layers_mb.get((candidate.network, candidate.engine), 0.0)
 
     def foreseen(self, candidate: Candidate) -> Row:
         """The cell as if it had been measured, with its figures at their best."""
@@ -164,7 +180,7 @@ class Known:
             if not row.believable or (own := cost(row, self.require.objective)) is None:
                 return None
             return Figures(cost=own, accuracy=accuracy(row), excess=self._excess(row, found))
-        if found is None and (self.require.objective in ("size", "accuracy") or not self.fastest_ms(candidate)):
+        if found is None and (self.require.objective == "accuracy" or not self.best_cost(candidate)):
             return None
         at_best = self._excess(self.foreseen(candidate), found)
         return Figures(cost=self.best_cost(candidate), accuracy=found.accuracy if found else 0.0, excess=at_best)
@@ -186,6 +202,10 @@ class Known:
             case "accuracy":
                 return chosen, -accuracy(chosen)
         return chosen, chosen.metrics["latency_p50_ms"]
+
+
+def _computed_bits(candidate: Candidate) -> int:
+    return max(candidate.bits, _LEAST_BITS)
 
 
 def name_of(candidate: Candidate) -> str:

@@ -114,7 +114,7 @@ def _run(
             found.reasons.update(dict.fromkeys(waiting, f"not run: {spent} was spent on more promising cells"))
             waiting.clear()
         elif candidate.program not in known.screened:
-            known.screened[candidate.program] = evidence.screen(candidate)
+            known.learn_program(candidate, evidence.screen(candidate))
         else:
             row = evidence.measure(candidate)
             found.measured.append(name)
