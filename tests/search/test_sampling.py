@@ -116,6 +116,19 @@ def test_a_point_without_figures_is_none_of_the_best(base: Cell) -> None:
     assert known.figures(candidate) is None
 
 
+def test_figures_of_what_is_measured_and_foreseen_have_one_unit(base: Cell) -> None:
+    candidate, known = candidate_of(base), Known(Requirements(objective="throughput"), 0.95)
+    figures = {"top1": 0.9, "latency_p50_ms": 2.0, "throughput_ips": 500.0, "size_mb": 0.1}
+    known.learn(
+        replace(candidate, choices={"model": "another"}), Row(cell={}, status="finished", metrics=figures, command="")
+    )
+    foreseen = known.figures(candidate)
+    assert foreseen and foreseen.cost == pytest.approx(1.8)  # another with the same kernels may be a tenth faster
+    known.learn(candidate, Row(cell=candidate.choices, status="finished", metrics=figures, command=""))
+    measured = known.figures(candidate)
+    assert measured and measured.cost == 2
+
+
 def test_intervals_are_read_as_hydra_writes_them() -> None:
     words = [
         "model=lenet,mlp",

@@ -177,9 +177,9 @@ class Known:
             return None
         if name in self.measured:
             _, row = self.measured[name]
-            if not row.believable or (own := cost(row, self.require.objective)) is None:
+            if not row.believable or cost(row, self.require.objective) is None:
                 return None
-            return Figures(cost=own, accuracy=accuracy(row), excess=self._excess(row, found))
+            return Figures(cost=self._cost_of(row), accuracy=accuracy(row), excess=self._excess(row, found))
         if found is None and (self.require.objective == "accuracy" or not self.best_cost(candidate)):
             return None
         at_best = self._excess(self.foreseen(candidate), found)
@@ -194,14 +194,16 @@ class Known:
     def best(self) -> tuple[Row | None, float]:
         """The best that was measured, and its objective; none and infinite where nothing keeps what is required."""
         chosen = best_row([row for _, row in self.measured.values()], self.require)
-        if chosen is None:
-            return None, math.inf
+        return chosen, self._cost_of(chosen) if chosen else math.inf
+
+    def _cost_of(self, row: Row) -> float:
+        """The objective of a measured row, in the unit of ``best_cost``."""
         match self.require.objective:
             case "size":
-                return chosen, chosen.metrics["size_mb"]
+                return row.metrics["size_mb"]
             case "accuracy":
-                return chosen, -accuracy(chosen)
-        return chosen, chosen.metrics["latency_p50_ms"]
+                return -accuracy(row)
+        return row.metrics["latency_p50_ms"]
 
 
 def _computed_bits(candidate: Candidate) -> int:
