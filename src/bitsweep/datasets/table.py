@@ -178,6 +178,12 @@ class TableFile(Dataset):
         from sklearn.model_selection import train_test_split
 
         first = frame if self.leaks == "keep" else frame[~rows.duplicated()]
+        counts = first[self.target].value_counts()
+        if alone := sorted(map(str, counts[counts < 2].index)):
+            raise DataError(
+                f"{self._key}: classes with one row alone: {len(alone)} of {len(counts)} ({some(alone)}); each needs "
+                f"one for training and one for testing: is {self.target} the column of classes (dataset.target)?"
+            )
         try:
             _, test = train_test_split(
                 first, test_size=self.test_share, stratify=first[self.target], random_state=self.split_seed
