@@ -59,8 +59,12 @@ class Stage:
         return cell.keys[self.name]
 
     def has_changed(self, cell: Cell) -> bool:
-        """Whether files or code that the key was made from have been edited since; what is gone had been read."""
-        with files_read_anew():
+        """Whether files or code that the key was made from have been edited since; what is gone had been read.
+
+        The files of the data set are read where it is decoded, and nowhere else.
+        """
+        decoded = [of.dataset for stage, of in self.inputs(cell).values() if stage is DATA]
+        with files_read_anew(*decoded):
             try:
                 return self._key_of(cell) != self.key_of(cell)
             except UsageError:

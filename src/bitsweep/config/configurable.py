@@ -72,10 +72,15 @@ def forget_files() -> None:
 
 
 @contextlib.contextmanager
-def files_read_anew() -> Iterator[None]:
-    """Within, fingerprints are of what is in files now, and are not remembered; what is printed was said before."""
+def files_read_anew(*but: Choice) -> Iterator[None]:
+    """Within, fingerprints are of what is in files now, and are not remembered; what is printed was said before.
+
+    Args:
+        but: choices whose files are not read again.
+    """
     known = dict(_sources)
-    _sources.clear()
+    for name in known.keys() - {digest(settings(choice)) for choice in but}:
+        del _sources[name]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -1,6 +1,5 @@
 """The base class of models: a network before it is trained."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -12,6 +11,7 @@ from bitsweep.config.weights_file import require_weights
 from bitsweep.data.pixels import Framing
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.runtime.environment import version_of
+from bitsweep.runtime.integrity import digest_of
 
 if TYPE_CHECKING:
     import torch
@@ -245,5 +245,4 @@ def digest_of_file(key: str, place: str, wanted: str) -> str:
         raise ConfigError(f"{key}={place}: no such file; give the path of {wanted}")
     if not file.stat().st_size:
         raise ConfigError(f"{key}={place}: is empty; get it again")
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest_of(file)

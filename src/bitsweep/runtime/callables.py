@@ -1,5 +1,6 @@
 """Whether a name of a module can be called, told from the source, which is not run."""
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 
@@ -36,8 +37,9 @@ def _may_be_called(module: str, name: str, asked: set[tuple[str, str]]) -> bool:
         return False
     asked.add((module, name))
     source = _source(module)
-    if source is None and version_of_module(module) == PYTHON:  # built in, or another module under a second name
-        return callable(getattr(importlib.import_module(module), name, None))
+    if source is None and version_of_module(module) == PYTHON:  # built in, or a module under a second name
+        with contextlib.suppress(ImportError):
+            return callable(getattr(importlib.import_module(module), name, None))
     if source is None or source.opaque:
         return True
     if name in source.defined:

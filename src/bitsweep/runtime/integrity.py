@@ -1,13 +1,17 @@
 """Whether files are what was written: full hashes, which are computed again only where a file has been touched."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 #: Path of a file under its folder -> what tells whether it was touched, and its SHA-256.
 Seen = dict[str, tuple[list[int], str]]
+#: A file that was touched later than this before may be touched again without its times telling.
+_SETTLED_NS = 2_000_000_000
 
 
 def digests(folder: Path) -> Seen:
@@ -39,12 +43,24 @@ def damaged(folder: Path, expected: dict[str, str], *, seen: Path) -> str | None
     return None
 
 
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, which this process computes again only where it has been touched."""
+    identity = _identity(file)
+    settled = time.time_ns() - max(identity[1], identity[2]) > _SETTLED_NS
+    return _known_sha256(file, tuple(identity)) if settled else _sha256(file)
+
+
 def remember(now: Seen, seen: Path) -> None:
     """Write down hashes, at once or not at all; where there is no room they are computed again."""
     partial = seen.with_name(f"{seen.name}.{os.getpid()}.partial")
     with contextlib.suppress(OSError):
         partial.write_text(json.dumps(now))
         partial.replace(seen)
+
+
+@functools.lru_cache(maxsize=256)
+def _known_sha256(file: Path, identity: tuple[int, ...]) -> str:
+    return _sha256(file)
 
 
 def _sha256(file: Path) -> str:
