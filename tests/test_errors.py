@@ -24,3 +24,8 @@ def test_the_tree_names_every_error() -> None:
     for kind in _classes(BitsweepError):
         if kind.__module__ == errors.__name__:
             assert kind.__name__ in errors.__doc__
+
+
+def test_a_missing_package_is_named_as_pip_takes_it() -> None:
+    assert str(MissingPackage("timm", "timm")) == "timm is not installed; run: pip install 'bitsweep[timm]'"
+    assert str(MissingPackage("torch", "")) == "torch is not installed; run: pip install torch"

@@ -114,7 +114,8 @@ class MissingPackage(UsageError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'bitsweep[{extra}]'")
+        wanted = f"'bitsweep[{extra}]'" if extra else package  # what every installation has, unless it was taken out
+        super().__init__(f"{package} is not installed; run: pip install {wanted}")
 
 
 def damaged(path: Path, error: BaseException | str) -> StoreError:
