@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from bitsweep.config.requirement import Requirements
 from bitsweep.report import table, write
 from bitsweep.report.advice import recommendations
 from bitsweep.report.choice import pareto_front
@@ -159,6 +160,18 @@ def test_a_speed_up_shows_that_it_is_not_one(report: SweepReport) -> None:
     assert ratio(close) == "1.004x [1.001, 1.009]"
     assert ratio(report.rows[0]) == "2.00x [1.90, 2.10]"
     assert ratio(dataclasses.replace(close, verdict="not distinguishable")) == "1.00x [1.00, 1.01]"
+
+
+def test_what_was_not_timed_is_recommended_without_a_time(report: SweepReport) -> None:
+    timed = measured("resnet18", "int8", 0.98, 0.5, 11.3)
+    speed = ("latency_p50_ms", "speedup", "speedup_low", "speedup_high")
+    row = dataclasses.replace(
+        timed, cell=timed.cell | {"backend": "reference"}, verdict="",
+        metrics={name: value for name, value in timed.metrics.items() if name not in speed},
+    )  # fmt: skip
+    (text,) = recommendations(dataclasses.replace(report, rows=[row], require=Requirements(objective="accuracy")))
+    assert "the only cell within 1 point of the best top-1" in text
+    assert "It reaches 98.00 [97.00, 98.50] %, with 11.3 MB." in text
 
 
 def test_a_gain_has_the_sign_that_the_table_has(report: SweepReport) -> None:

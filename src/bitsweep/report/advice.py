@@ -71,7 +71,7 @@ def _chosen(report: SweepReport, choice: Choice, row: Row) -> list[str]:
     ms = f"{shown(row, 'latency_p50_ms')} ms"
     if row.final:
         ms = f"{METRICS['latency_p50_ms'].shown(row.final.p50_ms)} ms in the final race"
-    figures = f"It reaches {interval(row, 'top1')} %, with {ms} and {mb}."
+    figures = f"It reaches {interval(row, 'top1')} %, with {mb if p50_ms(row) is None else f'{ms} and {mb}'}."
     if not row.in_grid:
         beside = "" if row.final else " what it took beside cells that were timed against it"
         figures = (
@@ -112,7 +112,7 @@ def _place(choice: Choice, row: Row, require: Requirements) -> str:
         on = "" if judged_on(row)[0] == "test" else " on validation images"
         keeping.append(f"within {100 * TOLERATED_LOSS:g} point of the best top-1 ({_percent(choice.best)}{on})")
     if len(rivals) == 1:
-        timed = "timed " if not require.limits else ""
+        timed = "timed " if _BEST[require.objective] == "fastest" and not require.limits else ""
         return f"the only {timed}cell {', '.join(keeping).replace('that keep ', 'that keeps ')}"
     place = f"the {_BEST[require.objective]} of the {len(rivals)} cells {', '.join(keeping)}"
     ms = p50_ms(row)
