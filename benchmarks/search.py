@@ -56,6 +56,9 @@ SETTINGS = {
         "model=resnet20 model.weights=weights/resnet20_cifar10.pt train=pretrained dataset=npz "
         f"dataset.root=cifar10/cifar10.npz protocol.parity_images=100 {COMMON}"
     ),
+    "residual": (
+        "model=resnet20 model.depth=8 model.image_size=16 dataset=digits dataset.val_share=0.4 train=fast " + COMMON
+    ),
 }
 _FIVE = "backend=onnxruntime,openvino,onednn,fbgemm,qnnpack"
 _UNFUSED = "backend=onnxruntime backend.optimization=basic,none"
@@ -82,6 +85,7 @@ PARTS = {
         "method=dynamic precision=int8": _INTEGERS,
     },
 }
+PARTS["residual"] = PARTS["cifar10"]
 #: Name of a grid -> what is wanted of it, each a search of its own.
 WANTED: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
@@ -97,6 +101,13 @@ WANTED: dict[str, dict[str, dict[str, Any]]] = {
         "size, drop at most 3 points": {"objective": "size", "drop_pp": 3},
         "latency, at most 0.4 MB": {"size_mb": 0.4},
         "accuracy, at most 0.4 MB": {"objective": "accuracy", "size_mb": 0.4},
+    },
+    "residual": {
+        "latency": {},
+        "latency, drop at most 2 points": {"drop_pp": 2},
+        "size, drop at most 3 points": {"objective": "size", "drop_pp": 3},
+        "latency, at most 0.12 MB": {"size_mb": 0.12},
+        "accuracy, at most 0.12 MB": {"objective": "accuracy", "size_mb": 0.12},
     },
 }
 #: What a search is to reach: how near to the best, in what share of the time; and how many seeds it is tried with.

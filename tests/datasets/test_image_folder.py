@@ -94,7 +94,7 @@ def test_test_images_that_are_training_images(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("nothing", r"no such folder; put the images there, as train/CLASS/IMAGE .* or set dataset.root"),
+        ("nothing", r"no such folder; set it to the folder of the images, which are there as train/CLASS/IMAGE and"),
         ("a class for testing only", r"unlike classes: wasps is only in val; for given weights .* dataset.classes$"),
         ("a class for training only", r"unlike classes: wasps is only in train; .*$"),
         ("an image in both", r"1 of 4 test images are training images too \(val/ants/9.png = train/ants/0.png\)"),

@@ -28,9 +28,10 @@ class ImageFolder(Photographs):
         """The files, each of the class that its folder is called by."""
         root = Path(self.root).expanduser()
         if not self.root or not root.is_dir():
+            wrong = f"dataset.root={self.root}: no such folder" if self.root else "dataset.root: is not set"
             raise DataError(
-                f"dataset.root={self.root}: no such folder; put the images there, as train/CLASS/IMAGE and "
-                "test/CLASS/IMAGE or as CLASS/IMAGE, or set dataset.root to where they are"
+                f"{wrong}; set it to the folder of the images, which are there as train/CLASS/IMAGE and "
+                "test/CLASS/IMAGE, as test/CLASS/IMAGE alone, or as CLASS/IMAGE"
             )
         try:
             parts = find_parts(root, train=self.train_folder, test=self.test_folder)
