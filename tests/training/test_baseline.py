@@ -163,3 +163,19 @@ def test_a_baseline_without_training_images(digits: Splits, tmp_path: Path) -> N
     assert trained.test_logits_NK.shape == (len(digits.test), 10)
     baseline.fit(given, digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
     assert np.array_equal(load_trained(tmp_path).test_logits_NK, trained.test_logits_NK)
+
+
+def test_large_images_are_classified_a_few_at_a_time() -> None:
+    sizes = list[int]()
+
+    class Network(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return images.mean((2, 3))
+
+    large = np.zeros((5, 1024, 1024, 3), np.uint8)
+    for images, expected in ((large, [2, 2, 1]), (large[:, :8, :8], [5])):
+        sizes.clear()
+        split = Split(images=images, labels=np.zeros(5, np.int64))
+        loop.compute_logits(Network(), split, lambda batch: batch.movedim(3, 1).float(), torch.device("cpu"))
+        assert sizes == expected

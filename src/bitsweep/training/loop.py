@@ -26,6 +26,8 @@ from bitsweep.training.checkpoint import Unfinished
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.schedule import LearningRate, averaged, build_optimizer
 
+#: Images that are classified at a time, and values of theirs: large images go in smaller batches.
+_BATCH, _VALUES = 256, 1 << 23
 #: A process that trains by itself.
 ALONE = DistributedContext()
 
@@ -249,7 +251,8 @@ def compute_logits(
     network.eval()
     take = _taker(split, device)
     mine = context.share(torch.arange(len(split)))
-    return torch.cat([network(load(take(batch))).float() for batch in torch.split(mine, 256)])
+    at_a_time = max(1, min(_BATCH, _VALUES // math.prod(split.images.shape[1:])))
+    return torch.cat([network(load(take(batch))).float() for batch in torch.split(mine, at_a_time)])
 
 
 def validate(
