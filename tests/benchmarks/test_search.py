@@ -5,7 +5,7 @@ import pytest
 from bitsweep.config.requirement import Requirements
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "residual"])
 def test_searches_of_recorded_grids_find_the_best_in_a_quarter_of_their_time(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

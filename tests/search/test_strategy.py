@@ -114,6 +114,12 @@ def test_a_budget_is_kept() -> None:
     assert table.seconds == 240
 
 
+def test_a_short_search_for_accuracy_measures_what_it_has_made() -> None:
+    table = Table()
+    ended = found(Requirements(objective="accuracy"), Budget(minutes=4), table)
+    assert ended.measured and len(table.asked) <= 5
+
+
 def test_a_search_that_was_killed_goes_on_with_the_same_cell() -> None:
     whole = Table()
     found(Requirements(drop_pp=2), Budget(cells=9, seed=3), whole)

@@ -106,7 +106,8 @@ def _run(
     """
     places = {name_of(candidate): place for place, candidate in enumerate(every)}
     while waiting:
-        name, candidate = min(waiting.items(), key=lambda item: _urgency(item[1], known, places[item[0]]))
+        _, least = known.best()
+        name, candidate = min(waiting.items(), key=lambda item: _urgency(item[1], known, least, places[item[0]]))
         if reason := _hopeless(candidate, known, every):
             found.reasons[name] = reason
             del waiting[name]
@@ -125,15 +126,22 @@ def _run(
                 known.learn(candidate, row)
 
 
-def _urgency(candidate: Candidate, known: Known, place: int) -> tuple[float, ...]:
+def _urgency(candidate: Candidate, known: Known, least: float, place: int) -> tuple[float, ...]:
     """What sorts cells: the most promising is the least.
 
-    Those whose reference may not keep what is required come last.
+    Where accuracy counts, any program may be the best before it is made. So what is made and better than what was
+    measured comes before all others: else the budget could end with programs alone. Those whose reference may not keep
+    what is required come last.
+
+    Args:
+        least: the objective of the best that was measured.
     """
     screened = known.screened.get(candidate.program)
     doubtful = screened is not None and not known.keeps_accuracy(candidate)
     accuracy = screened.accuracy if screened else 0.0
+    record = known.require.objective == "accuracy" and screened is not None and known.best_cost(candidate) < least
     return (
+        not record,
         doubtful,
         known.best_cost(candidate),
         screened is None,
