@@ -37,8 +37,10 @@ def straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -
     """
     along = (-1, *[1] * (x.ndim - 1)) if scale.ndim else ()
     s, z = scale.reshape(along), zero_point.reshape(along)
-    exact = (x / s + z).clamp(grid.lo, grid.hi)
-    return (exact + (exact.round() - exact).detach() - z) * s
+    ratio = x / s
+    codes = (ratio.detach().round() + z).clamp(grid.lo, grid.hi)
+    exact = (ratio + z).clamp(grid.lo, grid.hi)
+    return (codes + (exact - exact.detach()) - z) * s
 
 
 def scaled_gradient(scale: Tensor, values: int, grid: Grid) -> Tensor:
