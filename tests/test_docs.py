@@ -20,11 +20,11 @@ from bitsweep.command_line import checked
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
-from bitsweep.hydra_app import spaces
 from bitsweep.metrics import METRICS, described
 from bitsweep.report.columns import all_columns
 from bitsweep.report.row import RowStatus
 from bitsweep.search.sampling import corners
+from bitsweep.several_values import spaces
 from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """The command as Hydra runs it: from a command line to cells.
 
-This, ``command_line.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra.
+This, ``command_line.py``, ``several_values.py`` and the sweeper in ``hydra_plugins/`` are all that knows Hydra.
 Every Hydra start imports this module, so heavy imports stand inside.
 """
 
@@ -16,12 +16,8 @@ from typing import Any
 import hydra
 import pydantic
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -38,13 +34,11 @@ from bitsweep.options import Options
 from bitsweep.planning import describe, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
-from bitsweep.search.sampling import Interval, Space
+from bitsweep.several_values import grid_overrides
 from bitsweep.sweep import own_folder, run_sweep
 
 #: The YAMLs that are installed with the package.
 CONF = Path(__file__).parent / "conf"
-#: Why an interval is no part of a grid.
-ENDLESS = "an interval has no end of values; name them, as in 0.1,0.2,0.5, or search it: -m with search.minutes=30"
 _OPTIONS = tuple(Options.__dataclass_fields__)
 _CHATTY = ("matplotlib", "PIL", "torch", "onnx_ir", "onnxscript", "mlflow", "alembic", "urllib3", "filelock", "git")
 
@@ -146,64 +140,6 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     )
     cell = bind(plain, knobs=knobs, command=_command(about, chosen, knobs, seed=plain["seed"]))
     return cell, options
-
-
-def grid_overrides(
-    overrides: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
-) -> list[list[str]]:
-    """The overrides of each cell of a grid, or of several grids.
-
-    Args:
-        overrides: with several values where cells differ.
-        params: of all grids besides, by key.
-        grids: of each grid alone.
-    """
-    found: list[list[str]] = []
-    for said in _parsed(overrides, params=params, grids=grids, loader=loader).values():
-        if endless := [str(each.input_line) for each in said if each.is_interval_sweep()]:
-            raise ConfigError(f"{', '.join(endless)}: {ENDLESS}")
-        (part,) = BasicSweeper.split_arguments(said, None)
-        found += part
-    return found
-
-
-def spaces(
-    overrides: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
-) -> dict[str, Space]:
-    """What cells are chosen from where an override has an interval of values, by the name of the grid; else nothing."""
-    parsed = _parsed(overrides, params=params, grids=grids, loader=loader)
-    if not any(each.is_interval_sweep() for said in parsed.values() for each in said):
-        return {}
-    return {
-        name: {each.get_key_element(): _interval(each) if each.is_interval_sweep() else _listed(each) for each in said}
-        for name, said in parsed.items()
-    }
-
-
-def _parsed(
-    overrides: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
-) -> dict[str, list[Override]]:
-    parser = OverridesParser.create(config_loader=loader)
-    words = {
-        name: [*(f"{key}={value}" for key, value in {**own, **params}.items()), *overrides]
-        for name, own in grids.items()
-    }
-    return {name: parser.parse_overrides(said) for name, said in words.items()}
-
-
-def _listed(override: Override) -> tuple[str, ...]:
-    if override.is_sweep_override():
-        return tuple(override.sweep_string_iterator())
-    return (override.get_value_element_as_str(),)
-
-
-def _interval(override: Override) -> Interval:
-    interval = override.value()
-    assert isinstance(interval, IntervalSweep)
-    assert interval.start is not None and interval.end is not None
-    return Interval(
-        low=interval.start, high=interval.end, whole=isinstance(interval.start, int), log="log" in interval.tags
-    )
 
 
 def cells_of(overrides: Sequence[str], *, conf: Path = CONF) -> list[Cell]:

@@ -21,6 +21,10 @@ Array = np.ndarray[Any, Any]
 ROUNDED_ON_FEWER = "calibration"
 #: What methods are calibrated on where nothing else was given.
 USUAL_CALIBRATION = "training images"
+#: Flag of cells whose baseline has learned nothing: their speed and size can be believed.
+AT_CHANCE = "at chance"
+#: Flag of integer cells whose engine computes more in float than on integers.
+MOSTLY_FLOAT = "mostly float"
 #: File of the latency of every run that was timed.
 LATENCY_SAMPLES = "latency_samples.npz"
 #: Channels, height and width of the images that a network takes.

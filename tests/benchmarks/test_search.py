@@ -14,6 +14,6 @@ def test_searches_of_recorded_grids_find_the_best_in_a_quarter_of_their_time(
 
     grid = search.recorded(name)
     assert len(grid["cells"]) >= 200
-    for wanted in search.WANTED[name].values():
+    for wanted in search.wanted(name).values():
         result = search.run(grid, Requirements(**wanted), seed=0)
         assert result.away <= search.NEAR and result.share <= search.SHARE

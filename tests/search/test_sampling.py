@@ -12,13 +12,13 @@ from bitsweep import api
 from bitsweep.cell import Cell
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
-from bitsweep.hydra_app import spaces
 from bitsweep.report import Row
 from bitsweep.search.budget import Budget
 from bitsweep.search.candidates import Candidate, candidate_of
 from bitsweep.search.prospects import Known, Screening, name_of
 from bitsweep.search.sampling import BATCH, Interval, Points, corners
 from bitsweep.search.strategy import Found, search
+from bitsweep.several_values import spaces
 
 BUDGET = Budget(cells=8, points=32, seed=3)
 BEST = 0.01

@@ -15,6 +15,8 @@ from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.scores import scores
 from bitsweep.results import (
+    AT_CHANCE,
+    MOSTLY_FLOAT,
     ROUNDED_ON_FEWER,
     USUAL_CALIBRATION,
     Array,
@@ -190,7 +192,7 @@ def compare(
     flags = []
     baseline_low, _ = stats.wilson_interval(int(baseline_correct.sum()), n, subject.protocol.confidence)
     if baseline_low <= np.bincount(labels_N).max() / n:
-        flags.append("at chance")
+        flags.append(AT_CHANCE)
     if np.isfinite(logits_NK).all():
         metrics |= scores(logits_NK, labels_N)
     else:
@@ -263,5 +265,5 @@ def _kernels(subject: Subject, kernels: Sequence[OpProfile]) -> tuple[dict[str, 
     share = sum(kernel.macs for kernel in kernels if kernel.integer) / macs if macs else 0.0
     islands = [f"{kernel.op} {kernel.name}" for kernel in kernels if kernel.macs and not kernel.integer]
     details = {"macs": macs, "float_islands": islands if subject.scheme.arithmetic == "integer" else []}
-    flags = ["mostly float"] if subject.scheme.arithmetic == "integer" and share < 0.5 else []
+    flags = [MOSTLY_FLOAT] if subject.scheme.arithmetic == "integer" and share < 0.5 else []
     return details, {"int8_mac_share": share}, flags

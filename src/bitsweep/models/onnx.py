@@ -1,6 +1,8 @@
 """A network that comes as an ONNX file."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -33,10 +35,8 @@ class OnnxModel(FileModel):
         """Whether some of its tensors are codes."""
         from bitsweep.graphs.onnx.reading import is_quantized, load_onnx
 
-        try:
+        with self._named():
             return is_quantized(load_onnx(self._path, tensors=False))
-        except ConfigError as error:
-            raise ConfigError(f"model.file={self.file}: {error}") from error
 
     @property
     def original(self) -> "OnnxModel":
@@ -54,20 +54,16 @@ class OnnxModel(FileModel):
         from bitsweep.graphs.onnx.reading import files_of
 
         self.check()
-        try:
+        with self._named():
             files = [str(file) for file in files_of(self._path)]
-        except ConfigError as error:
-            raise ConfigError(f"model.file={self.file}: {error}") from error
         return fingerprint.digest([digest_of_file("model.file", file, self.kind) for file in files], super().source())
 
     def written_shape(self) -> tuple[int | None, ...]:
         """Any size may be left open."""
         from bitsweep.graphs.onnx.reading import image_input, load_onnx, shape_of
 
-        try:
+        with self._named():
             return shape_of(image_input(load_onnx(self._path, tensors=False)))
-        except ConfigError as error:
-            raise ConfigError(f"model.file={self.file}: {error}") from error
 
     def build(self, num_classes: int) -> "torch.nn.Module":
         """The network, for any number of images.
@@ -78,8 +74,14 @@ class OnnxModel(FileModel):
         from bitsweep.graphs.onnx.network import for_any_batch, network_of
 
         shape = self.input_shape
-        try:
+        with self._named():
             return for_any_batch(network_of(self._path), shape)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors within say which key names the file."""
+        try:
+            yield
         except BitsweepError as error:
             raise ConfigError(f"model.file={self.file}: {error}") from error
 

@@ -7,10 +7,11 @@ from bitsweep.metrics import METRICS
 from bitsweep.report.choice import TOLERATED_LOSS, Choice, by_dataset, choose, p50_ms
 from bitsweep.report.content import SweepReport, interval, ratio, shown
 from bitsweep.report.ranking import engines
-from bitsweep.report.row import AT_CHANCE, Row
+from bitsweep.report.row import Row
 from bitsweep.report.shortfall import shortfall, unseen
 from bitsweep.report.twins import twin_of
 from bitsweep.report.verdict import judged_on, verdict_of
+from bitsweep.results import AT_CHANCE
 
 #: Objective -> how the best by it is called.
 _BEST = {"latency": "fastest", "throughput": "fastest", "size": "smallest", "accuracy": "most accurate"}

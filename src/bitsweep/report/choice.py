@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from bitsweep.config.requirement import Requirements
 from bitsweep.report.content import SweepReport
-from bitsweep.report.row import AT_CHANCE, HERE, Race, Row
+from bitsweep.report.row import HERE, Race, Row
 from bitsweep.report.twins import twin_of, twins
 from bitsweep.report.verdict import accuracy, verdict_of
+from bitsweep.results import AT_CHANCE
 
 #: A cell this close to the best accuracy, in shares, is as good where no limit says how good it must be.
 TOLERATED_LOSS = 0.01

@@ -6,8 +6,9 @@ from typing import Any
 from bitsweep.metrics import METRICS, batch_of, metric_of
 from bitsweep.report.choice import recommended_rows
 from bitsweep.report.content import SweepReport
-from bitsweep.report.row import AT_CHANCE, Row
+from bitsweep.report.row import Row
 from bitsweep.report.verdict import LIMITS
+from bitsweep.results import AT_CHANCE
 from bitsweep.text import plain
 
 #: Metrics that can be plotted -> what their axis is called.

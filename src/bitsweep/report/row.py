@@ -13,10 +13,6 @@ HERE = "local"
 SHOWN_GROUPS = ("model", "method", "precision", "backend")
 #: Flags of cells whose figures are not those of the model that was meant.
 DISQUALIFYING = frozenset({"diverges", "non-finite logits"})
-#: Flag of cells whose baseline has learned nothing: their speed and size can be believed.
-AT_CHANCE = "at chance"
-#: Flag of integer cells whose engine computes more in float than on integers.
-MOSTLY_FLOAT = "mostly float"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bitsweep.measuring.latency import CROWDED
-from bitsweep.report.row import AT_CHANCE, Race, Row
+from bitsweep.report.row import Race, Row
+from bitsweep.results import AT_CHANCE
 
 
 def twin_of(cell: dict[str, str]) -> dict[str, str]:

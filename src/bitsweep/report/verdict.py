@@ -9,7 +9,8 @@ from typing import Literal
 
 from bitsweep.config.requirement import Requirements
 from bitsweep.measuring.latency import CROWDED
-from bitsweep.report.row import AT_CHANCE, DISQUALIFYING, Row
+from bitsweep.report.row import DISQUALIFYING, Row
+from bitsweep.results import AT_CHANCE
 from bitsweep.stats import paired_difference_interval, wilson_interval
 
 State = Literal["met", "missed", "unknown"]

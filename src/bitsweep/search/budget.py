@@ -13,8 +13,7 @@ class Budget:
 
     Attributes:
         minutes: of compressing, lowering, screening and measuring, after which nothing is begun, by the time that each
-            stage took when it was run.
-            Data and baselines do not count, which every cell needs.
+            stage took when it was run. Data and baselines do not count, which every cell needs.
         cells: that are measured on their engines, at most.
         points: that are proposed where a setting has an interval of values, at most.
         seed: of the points, and of the order among cells of which nothing says which is better.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from bitsweep.config.requirement import Requirements
 from bitsweep.report import Row
 from bitsweep.report.choice import TOLERATED_LOSS, cost
-from bitsweep.report.row import AT_CHANCE, MOSTLY_FLOAT
 from bitsweep.report.verdict import accuracy, verdict_of
+from bitsweep.results import AT_CHANCE, MOSTLY_FLOAT
 from bitsweep.search.candidates import Candidate
 from bitsweep.search.sampling import Figures
 

@@ -10,11 +10,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from bitsweep.cell import Cell
 from bitsweep.config.overrides import as_word
 from bitsweep.errors import ConfigError
-from bitsweep.hydra_app import ENDLESS, grid_overrides, read, spaces, typed_command
+from bitsweep.hydra_app import read, typed_command
 from bitsweep.launching import GaveUp, as_planned
 from bitsweep.options import Options
 from bitsweep.results import Outcome
 from bitsweep.search.sampling import Interval, Points, corners
+from bitsweep.several_values import ENDLESS, grid_overrides, spaces
 from bitsweep.sweep import own_folder, run_sweep
 
 
