@@ -8,6 +8,7 @@ makes of it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from torch import Tensor, nn
 
 from bitsweep.data.preprocessing import centred, normalized_for_imagenet, preprocess
 from bitsweep.models.cifar_resnet import CifarResNet
-from bitsweep.models.efficientnet_lite import EfficientNetLite0
+from bitsweep.models.efficientnet_lite import (
+    EfficientNetLite,
+    EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
+)
 from bitsweep.models.torchvision import TorchvisionModel
 from bitsweep.results import Array, Shape, Split, Splits
 from bitsweep.training.network import load_weights
@@ -93,9 +99,9 @@ def resnet20(folders: Folders) -> Subject:
     return Subject(network=network.eval(), splits=splits, input_shape=(3, 32, 32), label_of_K=np.arange(10))
 
 
-def efficientnet_lite0(folders: Folders) -> Subject:
+def efficientnet_lite(cls: type[EfficientNetLite], image_size: int, folders: Folders) -> Subject:
     """For ImageNet's classes, of which photographs of cats, dogs, ants and bees show some."""
-    model = EfficientNetLite0(name="efficientnet_lite0", image_size=SIZE)
+    model = cls(name="efficientnet_lite", image_size=image_size)
     network = model.build(1000)
     network.load_state_dict(model.imagenet_state(), strict=False)
     label_of_K, trains, tests = np.full(1000, -1), [], []
@@ -107,13 +113,15 @@ def efficientnet_lite0(folders: Folders) -> Subject:
         for label, numbers in enumerate(ranges):
             label_of_K[list(numbers)] = first + label
     splits = centred(splits_of(joined(trains), joined(tests), classes=("cat", "dog", "ant", "bee")))
-    return Subject(network=network.eval(), splits=splits, input_shape=(3, SIZE, SIZE), label_of_K=label_of_K)
+    return Subject(network=network.eval(), splits=splits, input_shape=model.input_shape, label_of_K=label_of_K)
 
 
 NETWORKS: dict[str, Callable[[Folders], Subject]] = {
     "mobilenet_v3_small": mobilenet_v3_small,
     "resnet20": resnet20,
-    "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite0": partial(efficientnet_lite, EfficientNetLite0, 224),
+    "efficientnet_lite1": partial(efficientnet_lite, EfficientNetLite1, 240),
+    "efficientnet_lite2": partial(efficientnet_lite, EfficientNetLite2, 260),
 }
 
 

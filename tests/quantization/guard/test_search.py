@@ -13,7 +13,7 @@ from bitsweep.graphs import tracing
 from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
 from bitsweep.graphs.ops import is_layer
 from bitsweep.quantization.calibration.ranges import minmax_weight_range, mse_range
-from bitsweep.quantization.guard.search import FLOAT_SHARE, SUFFICIENT_DB, Guard, Guarded
+from bitsweep.quantization.guard.search import FLOAT_SHARE, LARGE_PART_DB, SUFFICIENT_DB, Guard, Guarded
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import Placement
 from bitsweep.quantization.weights import nearest_codes
@@ -210,6 +210,22 @@ def test_channels_around_gates_get_scales_of_their_own(function: type[nn.Module]
     more = sum(map(is_layer, guarded.graph.graph.nodes)) - layers
     assert (more == 0) if fuses else (more > 0)
     assert not guarded.floats
+
+
+def test_what_makes_a_quarter_of_all_noise_is_mended_even_after_the_network_has_enough() -> None:
+    def distort(network: Separable) -> None:
+        for norm, readers_C, channel, factor in (
+            (network.stem_norm, network.depthwise.weight, 3, 60.0),
+            (network.point_norm, network.dense.weight.transpose(0, 1), 5, 8.0),
+        ):
+            norm.weight.data[channel] *= factor
+            norm.bias.data[channel] *= factor
+            readers_C.data[channel] /= factor
+
+    guarded = _guard().protect(_graph(nn.Hardswish, distort), _images())
+    first, second = guarded.remedies
+    assert first.alone_db < SUFFICIENT_DB < first.after_db < second.alone_db < first.after_db + LARGE_PART_DB
+    assert second.after_db > first.after_db + 3
 
 
 def test_remedies_tell_cause_and_price_in_the_records_of_their_layers() -> None:

@@ -39,6 +39,9 @@ from bitsweep.results import Table
 SUFFICIENT_DB = 18.0
 #: What alone leaves more than this, in dB, is not worth a remedy that costs latency.
 COSTLY_DB = SUFFICIENT_DB + 10
+#: What alone leaves less than this above the whole network, in dB, makes a quarter of all noise: worth a small
+#: convolution even after the network has enough.
+LARGE_PART_DB = 6.0
 #: How many tensors are tried at a price, at most.
 TRIALS = 6
 #: Largest share of the multiply-accumulates that is left in float.
@@ -172,14 +175,15 @@ class Guard:
     def _scale_at_a_price(self, state: State, images: Tensor) -> State:
         """Even out the channels around hard-swish and SiLU, whose gates become convolutions, one tensor at a time."""
         tried, able = set[str](), self.weights.per_channel and not self.placement.fuses_functions
-        while state.total_db < SUFFICIENT_DB and len(tried) < TRIALS and able:
+        while len(tried) < TRIALS and able:
+            limit_db = min(COSTLY_DB, math.inf if state.total_db < SUFFICIENT_DB else state.total_db + LARGE_PART_DB)
             candidates = [
                 (harm[0], group)
                 for group in layer_groups(state.graph)
                 if group.gated
                 and group.start.name not in tried
                 and (harm := state.harm_of(group))
-                and harm[0].sqnr_db < COSTLY_DB
+                and harm[0].sqnr_db < limit_db
             ]
             if not candidates:
                 break
