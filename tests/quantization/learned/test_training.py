@@ -112,3 +112,34 @@ def test_what_is_stored_computes_what_was_trained(bits: int, learned_scales: boo
         # A value on the brink between two codes may go to the other one: sums come in another order.
         assert grids.sqnr_db(expected, converted(batch)) > 35
     assert clipped and all(0 <= share < 1 for share in clipped.values())
+
+
+def pooled() -> nn.Module:
+    """Its pooling has the scale of what it reads."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(4))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
+        ),
+    ],
+)
+def test_tensors_of_one_scale_are_rounded_alike_and_not_observed_in_training(device: str) -> None:
+    model, batch = pooled(), torch.cat(images())
+    model(batch)
+    graph = observe(tracing.trace(model.eval(), input_shape=(3, SIZE, SIZE)), UNSIGNED, minmax_range)
+    named = dict(graph.named_modules(remove_duplicate=False))
+    assert len(named) > len(dict(graph.named_modules()))  # some observer has several names
+    made = TrainedNetwork(graph, weight_grid(), minmax_weight_range, images()).move(torch.device(device)).train()
+    seen = [observer.seen for observer in made._observers.values()]
+    nn.functional.cross_entropy(made(batch.to(device)), (torch.arange(12) % 4).to(device)).backward()
+    assert all(old is observer.seen for old, observer in zip(seen, made._observers.values(), strict=True))
+    made.choose_ranges()
+    made(batch.to(device))
+    made.finish()
+    assert grids.sqnr_db(model(batch), convert(made._graph)[0](batch)) > 25

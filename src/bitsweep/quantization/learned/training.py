@@ -65,11 +65,18 @@ class TrainedNetwork(nn.Module):
         for name, observer in self._observers.items():
             qparams = torch.ones(()), torch.zeros((), dtype=torch.int64)
             self.activations[name] = FakeQuantize(observer.grid, *qparams, learned=learned_scales)
+        names = {observer: name for name, observer in self._observers.items()}
+        self._rounds_as = {
+            name: names[module]
+            for name, module in graph.named_modules(remove_duplicate=False)
+            if isinstance(module, ActivationObserver)
+        }
         self._choose_activation_ranges()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, 3, H, W], as the codes will compute them."""
-        logits: Tensor = _Run(self._graph, self.layers, self.activations).run(images)
+        rounding = {name: self.activations[known] for name, known in self._rounds_as.items()}
+        logits: Tensor = _Run(self._graph, self._layers, rounding).run(images)
         return logits
 
     def move(self, device: torch.device) -> "TrainedNetwork":
@@ -97,7 +104,7 @@ class TrainedNetwork(nn.Module):
             observer.forget()
         self.eval()
         for images in self._batches:
-            _Run(self._graph, self.layers, nn.ModuleDict()).run(images)
+            _Run(self._graph, self._layers, {}).run(images)
         self.train(mode)
         for name, observer in observers.items():
             self._activations[name].set(*observer.calculate_qparams())
@@ -141,7 +148,7 @@ class TrainedNetwork(nn.Module):
 
     @property
     def _observers(self) -> dict[str, ActivationObserver]:
-        """The observers of the graph by their names."""
+        """The observers of the graph, each by the first of its names: tensors of one scale share theirs."""
         return {name: module for name, module in self._graph.named_children() if isinstance(module, ActivationObserver)}
 
 
@@ -191,9 +198,11 @@ def freeze_normalization(network: nn.Module) -> None:
 class _Run(Interpreter):
     """Runs a graph with other layers, and with rounding in the place of its observers, as far as there is any."""
 
-    def __init__(self, graph: GraphModule, layers: nn.ModuleDict, activations: nn.ModuleDict) -> None:
+    def __init__(
+        self, graph: GraphModule, layers: Mapping[str, TrainedLayer], rounding: Mapping[str, nn.Module]
+    ) -> None:
         super().__init__(graph)
-        self._replaced, self._rounding = layers, activations
+        self._replaced, self._rounding = layers, rounding
 
     def run_node(self, n: Node) -> Any:
         if n.name not in self._replaced:
