@@ -1,5 +1,6 @@
 """Operations of a graph, the layers among them, and their input tensors."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,21 @@ def attribute(graph: GraphModule, node: Node) -> torch.Tensor:
     value = getattr(graph.get_submodule(parent), name)
     assert isinstance(value, torch.Tensor)
     return value.detach()
+
+
+def values_of_an_image(value: torch.Tensor) -> int:
+    """How many values of a tensor belong to one image, whichever of its dimensions holds the images.
+
+    Args:
+        value: as a traced graph describes it. Asking such a size for a number would fix the number of images.
+    """
+    return math.prod(size if isinstance(size, int) else _of_one_image(size) for size in value.shape)
+
+
+def _of_one_image(size: torch.SymInt) -> int:
+    """A size that depends on the number of images, where that is one."""
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
 def set_attribute(graph: GraphModule, path: str, value: torch.Tensor) -> None:

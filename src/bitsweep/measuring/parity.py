@@ -4,7 +4,6 @@ The engine runs the same program with all quantized tensors as its output: flatt
 works with any engine, through its own lowering.
 """
 
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ def tap(program: ExportedProgram) -> Tapped:
     tapped = {_source(node): node for node in graph.graph.nodes if _is_dequantized_activation(node)}
     if not tapped:
         tapped = {node.name: node for node in graph.graph.nodes if ops.is_layer(node)}
-    tapped = {name: node for name, node in tapped.items() if node is not logits} | {"logits": logits}
+    tapped = {name: node for name, node in tapped.items() if node is not logits and _by_image(node, logits)}
+    tapped |= {"logits": logits}
     with graph.graph.inserting_before(output):
         flat = [graph.graph.call_function(ops.aten.flatten.using_ints, (node, 1)) for node in tapped.values()]
         output.args = (graph.graph.call_function(ops.aten.cat.default, (flat, 1)),)
@@ -56,7 +56,7 @@ def tap(program: ExportedProgram) -> Tapped:
     return Tapped(
         program=program_of(graph),
         names=tuple(tapped),
-        sizes=tuple(math.prod(map(int, node.meta["val"].shape[1:])) for node in tapped.values()),
+        sizes=tuple(ops.values_of_an_image(node.meta["val"]) for node in tapped.values()),
     )
 
 
@@ -100,6 +100,12 @@ def first_fault(table: Table, *, least_sqnr_db: float) -> str:
         if not float(error) <= 10 ** (-least_sqnr_db / 20):
             return f"the engine leaves the reference at {name}: relative error {float(error):.2g}"
     return ""
+
+
+def _by_image(node: Node, logits: Node) -> bool:
+    """Whether a tensor has a row for each image, as the logits have: windows and sequences may lie otherwise."""
+    first, images = (str(each.meta["val"].shape[0]) for each in (node, logits))
+    return first == images
 
 
 def _is_dequantized_activation(node: Node) -> bool:

@@ -6,13 +6,12 @@ layer takes s (clamp(round(x / s) + z, 0, 255) - z): nothing is clipped, and no 
 The ranges are those of the whole batch: an image's logits depend a little on the images beside it.
 """
 
-import math
 import operator
 
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import LAYER_KINDS, Layer, is_layer, quantized
+from bitsweep.graphs.ops import LAYER_KINDS, Layer, is_layer, quantized, values_of_an_image
 from bitsweep.quantization.grids import storage_dtype
 
 #: Least scale, for batches of zeros; its reciprocal is finite.
@@ -56,5 +55,5 @@ def macs(graph: GraphModule, layer: Layer) -> int:
     (node,) = (node for node in graph.graph.nodes if node.name == layer.node)
     # A transposed convolution applies its weights to every input position, all others to every output position.
     placed = node.all_input_nodes[0] if "transpose" in layer.kind else node
-    shape = placed.meta["val"].shape
-    return math.prod(map(int, shape[2:] if "conv" in layer.kind else shape[1:-1])) * layer.weight.numel()
+    values = placed.meta["val"]
+    return values_of_an_image(values) // values.shape[1 if "conv" in layer.kind else -1] * layer.weight.numel()

@@ -285,3 +285,5 @@ def test_a_transformer_made_hard_is_nearly_as_good_as_before() -> None:
     )
     assert before < SUFFICIENT_DB and after > meant - 3
     assert not guarded.floats and not guarded.placement.floats
+    (taken,) = guarded.graph.graph.find_nodes(op="placeholder")
+    assert not isinstance(taken.meta["val"].shape[0], int)  # any number of images

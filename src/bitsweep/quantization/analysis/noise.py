@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, is_layer
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, is_layer, values_of_an_image
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
 from bitsweep.quantization.placement import Placement, observe
@@ -99,7 +99,7 @@ class NoiseStudy:
         """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least."""
         noises, channels = dict[str, float](), dict[str, list[dict[str, Tensor]]]()
         directions_DNK = _directions(*self.logits.shape)
-        at_a_time = max(1, _KEPT // _values_of_an_image(self.observed))
+        at_a_time = max(1, _KEPT // _values_computed(self.observed))
         for images, part_DNK in zip(
             torch.split(self.images, at_a_time), torch.split(directions_DNK, at_a_time, dim=1), strict=True
         ):
@@ -169,10 +169,10 @@ def study_noise(
     )  # fmt: skip
 
 
-def _values_of_an_image(graph: GraphModule) -> int:
+def _values_computed(graph: GraphModule) -> int:
     """How many values a network computes from an image."""
     tensors = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
-    return sum(math.prod(map(int, tensor.shape[1:])) for tensor in tensors if isinstance(tensor, Tensor))
+    return sum(values_of_an_image(tensor) for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def _directions(N: int, K: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute, values_of_an_image
 from bitsweep.quantization.analysis.noise import NoiseStudy, Source, study_noise
 from bitsweep.quantization.calibration.observers import ChooseRange
 from bitsweep.quantization.guard.remedies import (
@@ -189,7 +189,7 @@ class Guard:
                 break
             source, group = min(candidates, key=lambda each: each[0].sqnr_db)
             tried.add(group.start.name)
-            places = math.prod(int(size) for size in group.start.meta["val"].shape[1:])
+            places = values_of_an_image(group.start.meta["val"])
             share = 100 * len(group.gated) * places / state.total_macs()
             told = [
                 _scaling(state, group, source, price=f"a depthwise convolution more, {share:.1f} % of the products")

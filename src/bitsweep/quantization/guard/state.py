@@ -1,13 +1,12 @@
 """How far the guard has come: the network with the remedies so far, and what is known of its noise."""
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch.fx import GraphModule, Node
 
-from bitsweep.graphs.ops import arguments, attribute, is_layer
+from bitsweep.graphs.ops import arguments, attribute, is_layer, values_of_an_image
 from bitsweep.quantization.analysis.noise import NoiseStudy, Source
 from bitsweep.quantization.guard.remedies import Remedy
 from bitsweep.quantization.placement import Placement
@@ -76,7 +75,7 @@ class State:
     def macs(self, node: Node) -> int:
         """Multiply-accumulates of a layer for one image."""
         weight = attribute(self.graph, arguments(node)[1])
-        return math.prod(int(size) for size in node.meta["val"].shape[1:]) * weight[0].numel()
+        return values_of_an_image(node.meta["val"]) * weight[0].numel()
 
     def total_macs(self) -> int:
         """Of all layers that can be put on a grid."""
