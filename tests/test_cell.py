@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from bitsweep import cell as cell_module
 from bitsweep.cell import Cell, bind
 from bitsweep.config import backend as backend_module
 from bitsweep.errors import ConfigError
+from bitsweep.planning import plan
+from bitsweep.runtime import gpu as gpu_module
 from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
-from bitsweep.stages import COMPRESSED, key_of
+from bitsweep.runtime.store import Store
+from bitsweep.stages import BASELINE, COMPRESSED, key_of
 from bitsweep.targets.ssh import SshMachine
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -147,6 +151,11 @@ def test_an_obstacle_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime" in str(cell(backend="torch").skip_reason())
     assert "dataset.root" in str(cell(dataset="mnist", dataset__root="/nowhere").skip_reason())
     assert cell().skip_reason() is None
+    assert re.match(
+        r"protocol\.threads=999: there are \d+ CPUs; give no", str(cell(protocol__threads=999).skip_reason())
+    )
+    assert cell(model__output=1).skip_reason() == "model.output=1: model=resnet18 yields its logits alone; leave it out"
+    assert cell(model__output=0).skip_reason() is None
     assert "set model.weights=imagenet or to a state_dict" in str(cell(train__frozen_epochs=1).skip_reason())
     assert cell(train__frozen_epochs=1, model__weights="imagenet").skip_reason() is None
     assert "there are none for resnet20" in str(cell(model="resnet20", model__weights="imagenet").skip_reason())
@@ -189,6 +198,19 @@ def test_what_learns_is_skipped_where_there_is_nothing_to_learn_from(
     knobs |= {"dataset__calibration": str(tmp_path / "some.npy")} if calibrated else {}
     found = cell(dataset="npz", model="lenet", **choices, **knobs).skip_reason()
     assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+def test_a_gpu_is_needed_where_a_baseline_is_still_to_be_trained_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_module, "current_gpu", lambda: None)
+    store, asked = Store(tmp_path), cell(train__device="cuda")
+    (planned,) = plan([asked, cell(train__device="cuda")], store, None)
+    assert planned.verdict == "skip"
+    assert planned.reason == "train.device=cuda: there is no NVIDIA GPU here; use train.device=auto or cpu"
+    with store.building(BASELINE.name, BASELINE.key_of(asked), about={}):
+        pass
+    assert [each.verdict for each in plan([asked], store, None)] == ["run"]
 
 
 @pytest.mark.parametrize("group", ["train", "method"])

@@ -22,6 +22,7 @@ from bitsweep.config.target import Target
 from bitsweep.errors import ConfigError, MissingPackage, UsageError
 from bitsweep.methods.none import NoCompression
 from bitsweep.runtime.environment import current_gpu, version_of
+from bitsweep.runtime.gpu import no_gpu_for_pytorch
 
 FP32 = Precision(name="fp32", weights="float32", activations="float32")
 
@@ -144,10 +145,21 @@ class Cell:
         """Why its files can be made and not run; None when they can."""
         return self.backend.cannot_run() if self.target.here else None
 
+    def cannot_train(self) -> str | None:
+        """Why its baseline cannot be trained on this machine; None when it can."""
+        if self.train.device != "cuda" or not self.train.epochs:
+            return None
+        return no_gpu_for_pytorch(asked="train.device=cuda", instead="train.device=auto or cpu")
+
     def skip_reason(self) -> str | None:
         """Why this cell cannot run, with the hint; None when it can."""
         if not self.target.here and (reason := self._not_for_elsewhere()):
             return reason
+        if (cpus := self.target.cpus) is not None and self.protocol.threads > cpus:
+            return (
+                f"protocol.threads={self.protocol.threads}: there are {cpus} CPUs; give no more, or 0 for as many as "
+                "there are physical cores"
+            )
         # Packages come second: none of them makes up for a GPU, or for kernels.
         if reason := self.backend.unsupported(self.precision):
             return reason
@@ -168,6 +180,8 @@ class Cell:
                 f"train.frozen_epochs={self.train.frozen_epochs} freezes random weights: set model.weights=imagenet or "
                 "to a state_dict, or train.frozen_epochs=0"
             )
+        if str(self.model.output) not in ("", "0") and not self.model.has_outputs:
+            return f"model.output={self.model.output}: model={self.model.name} yields its logits alone; leave it out"
         try:
             self.model.check()
             self._check_augmentation()

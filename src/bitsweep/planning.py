@@ -64,7 +64,8 @@ def plan(
             skipped = Planned(cell=cell, verdict="skip", reason=reason)
             planned[skipped.identity] = skipped
         elif stages.key_of(cell) not in planned:
-            planned[stages.key_of(cell)] = _judge(cell, store, finished, counted)
+            judged = _judge(cell, store, finished, counted)
+            planned[judged.identity] = judged
     return sorted(planned.values(), key=lambda each: not each.trains)
 
 
@@ -75,19 +76,22 @@ def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted
     if finished and key in finished:
         done = "lowered" if cannot_run else "finished"
         return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[key]}")
-    missing = []
-    for stage, each in needs:
-        identity = stage.name, stage.key_of(each)
-        if identity not in counted and not store.find(*identity):
-            counted.add(identity)
-            missing.append((stage, each))
+    missing = [
+        (stage, each)
+        for stage, each in needs
+        if (stage.name, stage.key_of(each)) not in counted and not store.find(stage.name, stage.key_of(each))
+    ]
+    trains = any(stage is stages.BASELINE for stage, _ in missing)
+    if trains and (reason := cell.cannot_train()):
+        return Planned(cell=cell, verdict="skip", reason=reason)
+    counted.update((stage.name, stage.key_of(each)) for stage, each in missing)
     estimates = [store.estimate(stage.name, stage.about(each)) for stage, each in missing]
     return Planned(
         cell=cell,
         verdict="lower" if cannot_run else "run",
         reason=cannot_run or "",
         seconds=None if None in estimates else sum(estimate or 0 for estimate in estimates),
-        trains=any(stage is stages.BASELINE for stage, _ in missing),
+        trains=trains,
     )
 
 

@@ -72,12 +72,13 @@ def test_a_file_says_what_images_it_takes_and_gives_its_logits(file: str, files:
     [
         ("net.pt2", {"image_size": 16}, r"model\.image_size=16: .*net\.pt2 takes 12; leave it out"),
         ("net.onnx", {"channels": 3}, r"model\.channels=3: .*net\.onnx takes 1; leave it out"),
+        ("net.onnx", {"output": "logits"}, r"model\.output=logits: .*net\.onnx has scores: choose one of them"),
         ("open.pt2", {}, r"model\.image_size: .*open\.pt2 leaves it open; give it, as in model\.image_size=VALUE"),
     ],
 )
-def test_the_shape_is_said_once(file: str, knobs: dict[str, int], message: str, files: Path) -> None:
+def test_a_plan_sees_what_the_file_does_not_say(file: str, knobs: dict[str, int], message: str, files: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        _ = replace(model_of(files / file), **knobs).input_shape
+        replace(model_of(files / file), **knobs).check()
 
 
 @pytest.mark.parametrize("shape", [(None, 224, 224, 3), (1, 16, 16, 1), (1, None, None, 3)])

@@ -91,6 +91,54 @@ def test_what_is_no_factory_is_one_line(factory: str, message: str, nets: Path) 
         model.build(3)
 
 
+CALLED = """
+import functools
+from torch import nn
+from nets_of_mine import Net as Imported
+
+
+class Small(Imported):
+    pass
+
+
+class Keyword(nn.Module):
+    def __init__(self, *, depth, num_classes): ...
+
+
+def anything(**settings): ...
+
+
+@functools.cache
+def decorated(depth): ...
+
+
+partial = functools.partial(anything, depth=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("Small", {"widht": 2}, r"^model\.arguments\.widht: .*:Small has no such parameter; did you mean width\?"),
+        ("Small", {"width": 2}, None),
+        ("Imported", {"dropout": 2}, r"no such parameter; it has width, num_classes$"),
+        ("Keyword", {}, r"^model\.arguments: .*:Keyword needs depth too; give it"),
+        ("Keyword", {"depth": 1}, None),
+        *((name, {"depth": 1}, None) for name in ("anything", "decorated", "partial")),
+    ],
+)
+def test_a_plan_sees_which_arguments_it_takes(
+    name: str, arguments: dict[str, int], message: str | None, nets: Path
+) -> None:
+    (nets.parent / "called_of_mine.py").write_text(CALLED)
+    made = own(f"{nets.parent / 'called_of_mine.py'}:{name}", **arguments)
+    if message is None:
+        made.check()
+    else:
+        with pytest.raises(ConfigError, match=message):
+            made.check()
+
+
 @pytest.mark.parametrize(
     ("source", "callable_"),
     [

@@ -1,10 +1,11 @@
 """Callables of the user's own, named by ``file.py:name`` or ``package.module:name``."""
 
 import ast
+import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError, first_line
 from bitsweep.runtime import fingerprint
-from bitsweep.runtime.callables import may_be_called, names_of
+from bitsweep.runtime.callables import may_be_called, names_of, signature_of_name
 from bitsweep.runtime.module_files import is_absent, module_file
 
 
@@ -43,6 +44,30 @@ class Factory:
             raise ConfigError(f"{self.key}={self.named}: {file} is no Python: {why}") from error
         if not may_be_called(module, name):
             raise self._absent(module, names_of(module))
+
+    def check_arguments(self, key: str, arguments: Mapping[str, Any], *, offered: Collection[str] = ()) -> None:
+        """Whether it takes arguments of these names, as far as its source tells: nothing is run.
+
+        Args:
+            key: of the setting that gives them.
+            offered: what it gets besides where it takes it.
+
+        Raises:
+            ConfigError: one is not taken, or one is missing.
+        """
+        module, name = self._module()
+        signature = signature_of_name(module, name)
+        if signature is None or signature.open:
+            return
+        for unknown in (each for each in arguments if each not in signature.names):
+            close = difflib.get_close_matches(unknown, signature.names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            takes = some(signature.names, 9) or "none"
+            raise ConfigError(f"{key}.{unknown}: {self.named} has no such parameter; {hint}it has {takes}")
+        if missing := [each for each in signature.names if each in signature.required - {*arguments, *offered}]:
+            raise ConfigError(
+                f"{key}: {self.named} needs {some(missing, 9)} too; give it, as in {key}={{{missing[0]}: 1}}"
+            )
 
     def code(self) -> str:
         """A fingerprint of its code, with all that it uses from the user's files.

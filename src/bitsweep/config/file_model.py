@@ -30,6 +30,7 @@ class FileModel(Model):
 
     kind: ClassVar[str]
     is_onnx: ClassVar[bool] = False
+    has_outputs: ClassVar[bool] = True
 
     file: Place
     channels: Annotated[Any, PlainValidator(_channels)] = None

@@ -78,6 +78,7 @@ class Model(Choice, ABC):
             dropout in front of one for the classes.
         output: which of several outputs the logits are, by its name or number (``out.0`` where they are nested); empty
             for the one called ``logits``, else the first.
+        has_outputs: whether it may yield others than logits.
         package, extra: distribution that the network comes in, and the extra of this project that installs it.
         weights_package, weights_extra: the same for the weights named ``imagenet``; empty where there are none.
     """
@@ -97,6 +98,7 @@ class Model(Choice, ABC):
     channel_order: Literal["rgb", "bgr"] = "rgb"
     head: Literal["linear", "mlp"] = "linear"
     output: str | int = ""
+    has_outputs: ClassVar[bool] = False
     package: ClassVar[str] = "torch"
     extra: ClassVar[str] = ""
     weights_package: ClassVar[str] = ""

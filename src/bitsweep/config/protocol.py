@@ -32,7 +32,7 @@ class MeasurementProtocol(Choice):
         memory: whether to measure peak memory in a pass of its own.
     """
 
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     warmup_s: Annotated[float, Field(ge=0)] = 0.3
     blocks: Annotated[int, Field(ge=6)] = 20

@@ -29,6 +29,11 @@ class Target(Choice, ABC):
     def cores(self) -> int:
         """Physical cores that a measurement may keep busy."""
 
+    @property
+    def cpus(self) -> int | None:
+        """CPUs that the threads of an engine may run on; None where that is not known."""
+        return None
+
     def measure(self, kit: Path, results: Path, progress: Progress) -> None:
         """Run what a folder holds there, see `bitsweep.measuring.kit`, and bring the results back.
 

@@ -55,9 +55,11 @@ class OwnDataset(Dataset):
 
     def source(self) -> str:
         """The code of the factory, the names of the classes, and the images for calibration."""
-        given = self._calibration()
+        given, factory = self._calibration(), self._factory
+        code = factory.code()
+        factory.check_arguments("dataset.arguments", self.arguments)
         about = [read_classes(self.classes), given.source() if given else "", version_of("pillow")]
-        return digest(self._factory.code(), about)
+        return digest(code, about)
 
     def decode(self) -> RawData:
         """The images, which are asked for again when they are wanted."""

@@ -17,6 +17,7 @@ import psutil
 from bitsweep import stats
 from bitsweep.errors import first_line, ran_out_of_memory
 from bitsweep.results import LATENCY_SAMPLES, Array
+from bitsweep.runtime.environment import usable_cpus
 
 if TYPE_CHECKING:
     from bitsweep.config.backend import InferenceFn
@@ -79,7 +80,7 @@ def time_artifacts(
 def pin(threads: int) -> None:
     """Let this process run on as many CPUs as the engine has threads."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, _cpus()[:threads])
+        os.sched_setaffinity(0, usable_cpus()[:threads])
 
 
 def batch_of(examples: Array, size: int) -> Array:
@@ -218,16 +219,11 @@ def foreign_share() -> Iterator[Callable[[], float]]:
     share = 0.0
     yield lambda: share
     taken = (_busy_s() - busy) - (time.process_time() - own)
-    share = min(1.0, max(0.0, taken / ((time.monotonic() - start) * len(_cpus()))))
+    share = min(1.0, max(0.0, taken / ((time.monotonic() - start) * len(usable_cpus()))))
 
 
 def _busy_s() -> float:
     """Seconds that this process's CPUs have been busy, with any process."""
     times = psutil.cpu_times(percpu=True)
     idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are in user time already
-    return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in _cpus())
-
-
-def _cpus() -> list[int]:
-    """The CPUs that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in usable_cpus())

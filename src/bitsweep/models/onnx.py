@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.model import digest_of_file
+from bitsweep.data.image_tree import some
 from bitsweep.errors import BitsweepError, ConfigError
 from bitsweep.runtime import fingerprint
 
@@ -44,8 +45,14 @@ class OnnxModel(FileModel):
         return dataclasses.replace(self, file=self.float_file, float_file="") if self.float_file else self
 
     def check(self) -> None:
-        """Whether there are such files."""
+        """Whether there are such files, and the output that is named."""
+        from bitsweep.graphs.onnx.reading import load_onnx
+
         super().check()
+        with self._named():
+            outputs = [each.name for each in load_onnx(self._path, tensors=False).graph.output]
+        if str(self.output) not in ("", *outputs, *map(str, range(len(outputs)))):
+            raise ConfigError(f"model.output={self.output}: {self.file} has {some(outputs, 9)}: choose one of them")
         if self.float_file:
             digest_of_file("model.float_file", self.float_file, self.kind)
 

@@ -1,7 +1,7 @@
 """A network of the user's own: a class or a function in a file, or in an installed package."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.factory import Factory
@@ -25,12 +25,15 @@ class OwnModel(Model):
             the head is made anew where it has another number of outputs than the data set has classes.
     """
 
+    has_outputs: ClassVar[bool] = True
+
     factory: Place = ""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def check(self) -> None:
-        """Whether there is such a file or module."""
+        """Whether there is such a file or module, and takes these arguments."""
         self._factory.check()
+        self._factory.check_arguments("model.arguments", self.arguments, offered=("num_classes",))
 
     def source(self) -> str:
         """The code of the factory, and what is in the file of weights."""

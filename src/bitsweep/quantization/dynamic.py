@@ -56,4 +56,5 @@ def macs(graph: GraphModule, layer: Layer) -> int:
     # A transposed convolution applies its weights to every input position, all others to every output position.
     placed = node.all_input_nodes[0] if "transpose" in layer.kind else node
     values = placed.meta["val"]
-    return values_of_an_image(values) // values.shape[1 if "conv" in layer.kind else -1] * layer.weight.numel()
+    channels = int(values.shape[1 if "conv" in layer.kind else -1])
+    return values_of_an_image(values) // channels * layer.weight.numel()

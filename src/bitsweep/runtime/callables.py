@@ -1,4 +1,4 @@
-"""Whether a name of a module can be called, told from the source, which is not run."""
+"""Whether a name of a module can be called, and with what, told from the source, which is not run."""
 
 import contextlib
 import importlib
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bitsweep.runtime.code_used import stamp
 from bitsweep.runtime.definitions import Module, read_module
 from bitsweep.runtime.module_files import PYTHON, module_file, version_of_module
+from bitsweep.runtime.syntax import Signature
 
 #: What makes names that no statement defines, where a module calls it while it is imported.
 _MAKES_NAMES = frozenset({"exec", "globals", "locals", "vars", "setattr"})
@@ -20,6 +21,31 @@ def may_be_called(module: str, name: str) -> bool:
 def names_of(module: str) -> list[str]:
     """What a module defines that may be called, and what modules define that it takes everything of."""
     return list(dict.fromkeys(_names_of(module, set())))
+
+
+def signature_of_name(module: str, name: str) -> Signature | None:
+    """What a function, or the class of a name, takes; None where the source does not tell."""
+    return _signature(module, name, set())
+
+
+def _signature(module: str, name: str, asked: set[tuple[str, str]]) -> Signature | None:
+    source = None if (module, name) in asked else _source(module)
+    asked.add((module, name))
+    if source is None:
+        return None
+    if name not in source.defined:
+        origins = source.imported.get(name, [])
+        origin, attribute = origins[0] if len(origins) == 1 else ("", None)
+        return _signature(origin, attribute, asked) if attribute else None
+    if name in source.imported or len(source.defined[name]) != 1:
+        return None
+    (found,) = source.defined[name]
+    if found.decorators or found.signature:
+        return None if found.decorators else found.signature
+    makers = [each for each in found.members if each.name.endswith((".__init__", ".__new__"))]
+    if makers:
+        return makers[0].signature if len(makers) == 1 and not makers[0].decorators else None
+    return _signature(module, found.bases[0][0], asked) if len(found.bases) == 1 == len(found.bases[0]) else None
 
 
 def _names_of(module: str, asked: set[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitsweep.runtime.syntax import Facts, chain_of, is_never_true
+from bitsweep.runtime.syntax import Facts, Signature, chain_of, is_never_true, signature_of
 
 #: A module and a name in it, or None for the module itself: what an import binds a name to.
 Target = tuple[str, str | None]
@@ -39,6 +39,7 @@ class Definition:
         bases: the names that a class extends. Neither these nor its decorators are among what a class uses.
         is_data: whether it gives its names numbers, texts or containers that are written out: nothing that can be
             called.
+        signature: of a function, or of a method without its first parameter.
         members: what stands in a class.
     """
 
@@ -51,6 +52,7 @@ class Definition:
     decorators: tuple[tuple[str, ...], ...] = ()
     bases: tuple[tuple[str, ...], ...] = ()
     is_data: bool = False
+    signature: Signature | None = None
     members: "tuple[Definition, ...]" = ()
 
 
@@ -159,7 +161,7 @@ class _Reader:
             source = self._source_of(node)
             self.module.executed.extend([source, *(f"{source}.{alias.name}" for alias in node.names)])
 
-    def _definition(self, node: ast.stmt, name: str) -> Definition:
+    def _definition(self, node: ast.stmt, name: str, *, in_class: bool = False) -> Definition:
         decorators: list[ast.expr] = []
         bases: list[tuple[str, ...]] = []
         members: tuple[Definition, ...] = ()
@@ -183,6 +185,7 @@ class _Reader:
             decorators=tuple(map(chain_of, decorators)),
             bases=tuple(bases),
             is_data=isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, _DATA),
+            signature=signature_of(node, bound=in_class) if isinstance(node, _FUNCTION) else None,
             members=members,
         )
 
@@ -197,7 +200,7 @@ class _Reader:
                     continue
                 case _:
                     name = ""
-            yield self._definition(each, f"{node.name}.{name}")
+            yield self._definition(each, f"{node.name}.{name}", in_class=True)
 
     def _bound(self, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Target]]:
         for alias in node.names:

@@ -147,11 +147,16 @@ def of_driver(answer: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def usable_cpus() -> list[int]:
+    """Numbers of the CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def physical_cores() -> int:
     """Physical cores that this process may keep busy: by its affinity and its quota of CPU time, at least one."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(usable_cpus())
     limits = (allowed, psutil.cpu_count(logical=False) or allowed, int(cpu_quota() or allowed))
     return max(1, min(limits))
 

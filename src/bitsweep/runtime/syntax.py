@@ -5,6 +5,7 @@ Comments, docstrings and the texts of errors that it raises do not count, nor wh
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -81,6 +82,35 @@ class Facts:
         for name in node._fields:
             if name != "ctx":
                 yield name, parts[name] if name in parts else getattr(node, name, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a function takes by keyword.
+
+    Attributes:
+        names: of its parameters.
+        required: those of them without a default.
+        open: whether it takes any other keyword, or something by position alone.
+    """
+
+    names: tuple[str, ...]
+    required: frozenset[str]
+    open: bool
+
+
+def signature_of(node: ast.FunctionDef | ast.AsyncFunctionDef, *, bound: bool) -> Signature:
+    """The signature of a function, or of a method without its first parameter."""
+    given = node.args
+    positional = given.args[bound and not given.posonlyargs :]
+    without = len(positional) - min(len(given.defaults), len(positional))
+    required = [each.arg for each in positional[:without]]
+    required += [each.arg for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
+    return Signature(
+        names=tuple(each.arg for each in (*positional, *given.kwonlyargs)),
+        required=frozenset(required),
+        open=given.kwarg is not None or len(given.posonlyargs) > bound,
+    )
 
 
 def _is_only_said(node: ast.AST, field: str, *, of: ast.AST) -> bool:

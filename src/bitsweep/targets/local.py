@@ -4,7 +4,7 @@ from typing import ClassVar, final
 
 from bitsweep.config.configurable import configurable
 from bitsweep.config.target import Target
-from bitsweep.runtime.environment import Cpu, current_cpu, physical_cores
+from bitsweep.runtime.environment import Cpu, current_cpu, physical_cores, usable_cpus
 
 
 @final
@@ -23,3 +23,8 @@ class ThisMachine(Target):
     def cores(self) -> int:
         """By affinity and quota."""
         return physical_cores()
+
+    @property
+    def cpus(self) -> int:
+        """By affinity; two of a core where it has them."""
+        return len(usable_cpus())
