@@ -8,7 +8,7 @@ from typing import Any
 from bitsweep.config.augmentation import MOVES
 from bitsweep.config.backend import Backend
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct
-from bitsweep.config.configurable import IN_NAMES, marked, source_of
+from bitsweep.config.configurable import IN_NAMES, asked_once, marked, source_of
 from bitsweep.config.dataset import Dataset
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.method import Method
@@ -217,7 +217,7 @@ class Cell:
         learns = self.method.learns_from()
         if not self.train.epochs and not learns:
             return None
-        lacking = self.dataset.lacks()
+        lacking = asked_once(self.dataset, "lacks", self.dataset.lacks)
         if self.train.epochs and "training" in lacking:
             return f"{lacking['training']}; train={self.train.name} trains: use train=pretrained and model.weights"
         if learns and learns in lacking:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from bitsweep import stats
@@ -14,6 +15,7 @@ from bitsweep.backends.openvino.deploy import KEPT
 from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.errors import CompressionError, MissingPackage
 from bitsweep.graphs.program import logits_of
+from bitsweep.graphs.tracing import export
 from bitsweep.measuring.saturation import saturates
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.runtime.environment import Cpu, current_cpu
@@ -127,6 +129,23 @@ def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, image
 def test_what_openvino_does_not_take_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"OpenVINO does not take the program: .*Det"):
         BACKEND.lower(determinant, tmp_path)
+
+
+class Spectrum(nn.Module):
+    """Mixes the pixels of a map by its Fourier transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft2(self.layer(x)).abs().mean((2, 3))
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    program = export(Spectrum().eval(), input_shape=(3, 8, 8))
+    with pytest.raises(CompressionError, match=r"fft_r.* yields complex numbers, .*; use backend=onnxruntime"):
+        BACKEND.lower(program, tmp_path)
 
 
 @pytest.mark.slow

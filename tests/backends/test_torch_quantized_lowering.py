@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from bitsweep.backends.torch_quantized.lowering import lowered
 from bitsweep.config.precision import Grid
+from bitsweep.errors import CompressionError
 from bitsweep.graphs import ops, tracing
 from bitsweep.quantization import dynamic
 from bitsweep.quantization.biases import store_biases
@@ -132,6 +133,12 @@ def test_logits_are_exact_however_small_the_values(engine: str) -> None:
     nn.init.zeros_(network[0].bias)
     meant = program(network, S7, U8, unit=1e-7)
     assert_same_logits(meant, lowered(meant), unit=1e-7)
+
+
+def test_values_that_a_file_cannot_hold_are_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
+    with pytest.raises(CompressionError, match=r"yields values up to .e\+1., which files of TorchScript do not hold"):
+        lowered(program(network, S7, U8, unit=1e13))
 
 
 def test_scales_of_a_batch_are_found_while_it_runs(engine: str) -> None:

@@ -83,6 +83,27 @@ def test_rows_without_parts_are_split_and_paths_may_count_from_elsewhere(folder:
         Manifest(name="list", file=f"{folder}/lists/list.csv").source()
 
 
+def test_paths_of_windows_and_numbered_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [{"": n, **row, "path": row["path"].replace("/", "\\")} for n, row in enumerate(rows())]
+    data = manifest(folder, listed, test_share=0.5)
+    assert len(red(data, "train")) == len(red(data, "test")) == 6
+    assert "a column without a name, which numbers the rows, is left out" in capsys.readouterr().out
+
+
+def test_pictures_that_are_listed_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "copy.png").write_bytes(encoded(0))
+    said = {
+        "images/0.png": "1 images are there twice, and count twice: images/0.png (ants) = images/0.png (ants)",
+        "copy.png": "warning: 1 images are there twice with unlike labels: images/0.png (ants) = copy.png (bees)",
+    }
+    for path, line in said.items():
+        label = CLASSES[path == "copy.png"]
+        manifest(folder, [*rows(), {"path": path, "label": label}], test_share=0.5).source()
+        assert line in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"images/0\.png is listed as ants and as bees"):
+        manifest(folder, [*rows(), {"path": "images/0.png", "label": "bees"}]).source()
+
+
 def test_bytes_in_parquet(folder: Path) -> None:
     listed = [{"img": encoded(n), "class": n % 2, "part": "test" if n > 7 else "train"} for n in range(12)]
     data = manifest(folder, listed, "parquet", classes=CLASSES)

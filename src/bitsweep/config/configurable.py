@@ -7,7 +7,7 @@ devices are touched in methods only.
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
@@ -63,38 +63,49 @@ def marked(configured: Any, mark: object) -> list[str]:
     return [name for name, field in fields.items() if mark in field.metadata]
 
 
-_sources: dict[str, str] = {}
+#: Digest of a choice -> question -> answer, of all that was asked about the files that its knobs name.
+_answers: dict[str, dict[str, Any]] = {}
 
 
 def forget_files() -> None:
     """Read files anew where their fingerprints are asked for from now on."""
-    _sources.clear()
+    _answers.clear()
 
 
 @contextlib.contextmanager
 def files_read_anew(*but: Choice) -> Iterator[None]:
-    """Within, fingerprints are of what is in files now, and are not remembered; what is printed was said before.
+    """Within, answers are of what is in files now, and are not remembered; what is printed was said before.
 
     Args:
         but: choices whose files are not read again.
     """
-    known = dict(_sources)
+    known = dict(_answers)
     for name in known.keys() - {digest(settings(choice)) for choice in but}:
-        del _sources[name]
+        del _answers[name]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        _sources.clear()
-        _sources.update(known)
+        _answers.clear()
+        _answers.update(known)
 
 
 def source_of(choice: Choice) -> str:
-    """The fingerprint of a choice's files, which are read once only, see `forget_files`."""
-    knobs = digest(settings(choice))
-    if knobs not in _sources:
-        _sources[knobs] = choice.source()
-    return _sources[knobs]
+    """The fingerprint of a choice's files."""
+    return asked_once(choice, "source", choice.source)
+
+
+def asked_once(choice: Choice, question: str, ask: Callable[[], T]) -> T:
+    """What a choice says of its files, which are read once only for each question, see `forget_files`.
+
+    What they hold is said where the first question is asked: the others print nothing.
+    """
+    answers = _answers.setdefault(digest(settings(choice)), {})
+    if question not in answers:
+        with contextlib.redirect_stdout(io.StringIO()) if answers else contextlib.nullcontext():
+            answers[question] = ask()
+    found: T = answers[question]
+    return found
 
 
 def identity(configured: Any) -> dict[str, Any]:

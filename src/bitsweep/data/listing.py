@@ -146,6 +146,7 @@ def _arranged(
     labels_N, names = number_labels(listing.labels, classes or listing.classes)
     if len(names) < 2:
         raise DataError(f"all images are of class {names[0]}; there must be two classes or more")
+    _check_twice(listing)
     divided = listing.tested is not None
     test_N = np.array(listing.tested) if divided else _held_out(labels_N, listing.contents, test_share, seed)
     if divided and not test_N.all() and not classes and not listing.classes:
@@ -155,6 +156,28 @@ def _arranged(
         test_N = np.ones_like(test_N)
         print(f"all images are for testing: {untrainable}", flush=True)
     return Arranged(labels_N=labels_N, test_N=test_N, classes=names, untrainable=untrainable)
+
+
+def _check_twice(listing: Listing) -> None:
+    """Refuse a picture that is listed twice with unlike labels, and tell of others that are there twice."""
+    first: dict[bytes, int] = {}
+    again = [(first.setdefault(content, number), number) for number, content in enumerate(listing.contents)]
+    again = [(one, other) for one, other in again if one != other]
+    unlike = [(one, other) for one, other in again if listing.labels[one] != listing.labels[other]]
+    for one, other in unlike:
+        if listing.names[one] == listing.names[other]:
+            raise DataError(
+                f"{listing.names[one]} is listed as {listing.labels[one]} and as {listing.labels[other]}; images of "
+                "several classes are not classified here: give each one label"
+            )
+    told = [
+        f"{listing.names[one]} ({listing.labels[one]}) = {listing.names[other]} ({listing.labels[other]})"
+        for one, other in unlike or again
+    ]
+    if unlike:
+        print(f"warning: {len(told)} images are there twice with unlike labels: {some(told)}", flush=True)
+    elif again:
+        print(f"{len(told)} images are there twice, and count twice: {some(told)}", flush=True)
 
 
 def _held_out(labels_N: Array, contents: Sequence[bytes], share: float, seed: int) -> Array:

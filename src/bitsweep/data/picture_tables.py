@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,8 +154,16 @@ def _picture(value: Any, folder: Path) -> Picture:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value.strip():
-        return folder / Path(value.strip()).expanduser()
+        return _place(value.strip(), folder)
     raise DataError(f"a row has no picture, but {str(value)[:40]}; pictures are bytes, or paths of files")
+
+
+def _place(name: str, folder: Path) -> Path:
+    """Where the file of a path lies, which may have been written on Windows."""
+    place = folder / Path(name).expanduser()
+    if "\\" in name and not place.exists():
+        place = folder / PureWindowsPath(name).as_posix()
+    return place
 
 
 def _table(files: Sequence[Path], schemas: Sequence[Any], parts: Any) -> Table:

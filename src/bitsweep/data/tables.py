@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PARQUET = (".parquet", ".pq")
 TEXT = (".csv", ".tsv", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
+#: What columns without a name are called, with their number.
+UNNAMED = "Unnamed: "
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _PACKED: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress,
@@ -93,8 +95,23 @@ def _read_text(file: Path, messages: list[str]) -> "pandas.DataFrame":
         frame = _with_decimal_points(frame, file.name, messages)
     if twice := [name for name, count in Counter(map(str.strip, frame.columns)).items() if count > 1]:
         raise DataError(f"{file.name} has several columns {twice[0]}; give each a name of its own")
-    unnamed = [name for name in frame.columns if name.startswith("Unnamed: ") and (frame[name] == "").all()]
-    return frame.drop(columns=unnamed)
+    return _without_unnamed(frame, file.name, messages)
+
+
+def _without_unnamed(frame: "pandas.DataFrame", name: str, messages: list[str]) -> "pandas.DataFrame":
+    """The same without columns that have no name, where they are empty or count the rows, as pandas writes them."""
+    unnamed = [column for column in frame.columns if column.startswith(UNNAMED)]
+    empty = [column for column in unnamed if (frame[column] == "").all()]
+    counting = [
+        column
+        for column in unnamed
+        if column not in empty and frame[column].is_unique and frame[column].str.fullmatch(r"\s*\d+\s*").all()
+    ]
+    if counting:
+        messages.append(f"{name}: a column without a name, which numbers the rows, is left out")
+    if kept := [column for column in unnamed if column not in (*empty, *counting)]:
+        messages.append(f"{name}: has a column without a name, here called {kept[0]}")
+    return frame.drop(columns=[*empty, *counting])
 
 
 def _content(file: Path) -> bytes:
@@ -152,7 +169,7 @@ def _parsed(text: str, separator: str) -> "pandas.DataFrame":
             cells = pandas.read_csv(
                 StringIO(text), sep=separator, dtype=str, keep_default_na=False, header=None, quoting=quoting
             ).fillna("")
-            names = [name or f"Unnamed: {number}" for number, name in enumerate(cells.iloc[0])]
+            names = [name or f"{UNNAMED}{number}" for number, name in enumerate(cells.iloc[0])]
             return cells[1:].reset_index(drop=True).set_axis(names, axis=1)
 
     try:

@@ -14,7 +14,7 @@ from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data.columns import Encoder, Kind, kind_of, messages_about_cells, named_classes, present, some_of
 from bitsweep.data.image_tree import some
-from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, read_table
+from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, UNNAMED, read_table
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
 
@@ -136,7 +136,8 @@ class TableFile(Dataset):
 
     def _check_names(self, frames: "Sequence[pandas.DataFrame]", files: Sequence[Path]) -> None:
         for file, frame in zip(files, frames, strict=True):
-            dropped = [name for name in self.drop if all(name not in each.columns for each in frames)]
+            known = {name for each in frames for name in each.columns}
+            dropped = [name for name in self.drop if name not in known and not name.startswith(UNNAMED)]
             for key, names in (("target", [self.target]), ("drop", dropped)):
                 if missing := [name for name in names if name not in frame.columns]:
                     choice = ", ".join(frame.columns)

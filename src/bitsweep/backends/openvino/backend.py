@@ -89,6 +89,7 @@ class OpenVino(Backend):
         """Write the program as ONNX, and read it to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.export import export_onnx
 
+        _require_real(program)
         form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
         export_onnx(program, folder / self.artifact, **form, bits_of_weights=4, floats=ISLANDS[self.float_islands])
         self._require_taken(folder)
@@ -151,6 +152,18 @@ class OpenVino(Backend):
         except ImportError:
             raise MissingPackage(self.package, self.extra) from None
         return deploy
+
+
+def _require_real(program: "ExportedProgram") -> None:
+    """Refuse complex numbers: OpenVINO takes Fourier transforms from ONNX files, and gives other values for them."""
+    from bitsweep.graphs.normal_form import place_of
+
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if getattr(getattr(value, "dtype", None), "is_complex", False):
+            raise CompressionError(
+                f"{place_of(node)} yields complex numbers, which OpenVINO computes wrong; use backend=onnxruntime"
+            )
 
 
 def _refused(error: RuntimeError) -> CompressionError:

@@ -26,6 +26,7 @@ from bitsweep.backends.torch_quantized.kernels import (
 )
 from bitsweep.errors import CompressionError
 from bitsweep.graphs.constants import fold_constants
+from bitsweep.graphs.normal_form import place_of
 from bitsweep.graphs.ops import (
     arguments,
     aten,
@@ -34,6 +35,11 @@ from bitsweep.graphs.ops import (
     drop_unread,
     reads_attribute,
 )
+
+#: TorchScript writes larger floats as integers, where they are whole numbers.
+LARGEST_SCALE = 1e10
+#: Place of the groups among the arguments of a convolution.
+_GROUPS = 6
 
 
 def lowered(program: ExportedProgram) -> GraphModule:
@@ -138,10 +144,20 @@ class Lowering:
             return self.call(aten.dequantize.self, node.args[0])
         if node.target == aten.linear.default:
             return linear_to_floats(self, node)
+        if node.target == aten.conv2d.default and isinstance(node.args[-1], Node) and len(node.args) > _GROUPS:
+            raise CompressionError(
+                f"{place_of(node)} has as many groups as there are images, which TorchScript does not take; use "
+                "backend=torch, or backend=reference"
+            )
         return None
 
     def _quantize(self, node: Node) -> Node:
         coding, source = Coding.of(node), arguments(node)[0]
+        if coding.scale >= LARGEST_SCALE:
+            raise CompressionError(
+                f"{place_of(source)} yields values up to {abs(coding.value(coding.hi)):.1g}, which files of "
+                "TorchScript do not hold as scales; train with a lower learning rate, or use backend=onnxruntime"
+            )
         read = self.codes_of(source)
         if read is not None and self.codings[read] == coding:
             return read
