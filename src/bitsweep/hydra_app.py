@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep import command_line
 from bitsweep.cell import Cell, bind
+from bitsweep.composing import compose_all
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE, construct, invalid
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
@@ -157,8 +158,7 @@ def cells_of(overrides: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
             config = loader.load_configuration("config", checked, run_mode=RunMode.MULTIRUN)
             sweeper = config.hydra.sweeper
             grid = grid_overrides(checked, params=sweeper.params or {}, grids=sweeper.grids or {"": {}}, loader=loader)
-            composed = [loader.load_sweep_config(config, each) for each in grid]
-            return [read(each, each.hydra)[0] for each in composed]
+            return [read(each, each.hydra)[0] for each in compose_all(loader, config, grid)]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(command_line.explain(error, conf)) from None
 

@@ -8,12 +8,14 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from bitsweep.cell import Cell
+from bitsweep.composing import compose_all
 from bitsweep.config.overrides import as_word
 from bitsweep.errors import ConfigError
 from bitsweep.hydra_app import read, typed_command
 from bitsweep.launching import GaveUp, as_planned
 from bitsweep.options import Options
 from bitsweep.results import Outcome
+from bitsweep.runtime.environment import physical_cores
 from bitsweep.search.sampling import Interval, Points, corners
 from bitsweep.several_values import ENDLESS, grid_overrides, spaces
 from bitsweep.sweep import own_folder, run_sweep
@@ -41,22 +43,22 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
         loader = self.hydra_context.config_loader
         overrides_of: dict[Cell, list[str]] = {}
 
-        def bound(overrides: list[str]) -> tuple[Cell, Options]:
-            config = loader.load_sweep_config(self.config, overrides)
-            cell, options = read(config, config.hydra)
-            overrides_of[cell] = overrides
-            return cell, options
+        def bound(jobs: list[list[str]]) -> list[tuple[Cell, Options]]:
+            configs = compose_all(loader, self.config, jobs, processes=physical_cores())
+            found = [read(config, config.hydra) for config in configs]
+            overrides_of.update(zip((cell for cell, _ in found), jobs, strict=True))
+            return found
 
         given: dict[str, Any] = {"params": self.params or {}, "grids": self.grids, "loader": loader}
         sampled, points = spaces(arguments, **given), None
         grid = [each for space in sampled.values() for each in corners(space)] or grid_overrides(arguments, **given)
-        read_cells = [bound(overrides) for overrides in grid]
+        read_cells = bound(grid)
         cells, options = [cell for cell, _ in read_cells], read_cells[0][1]
         if sampled:
             if not options.search.limited:
                 endless = [key for space in sampled.values() for key in space if isinstance(space[key], Interval)]
                 raise ConfigError(f"{', '.join(endless)}: {ENDLESS}")
-            points = Points(sampled, options.search, cell_at=lambda overrides: bound(overrides)[0])
+            points = Points(sampled, options.search, cell_at=lambda overrides: bound([overrides])[0][0])
             cells = points.propose()
         wanted = Path(self.config.hydra.sweep.dir)
         folder = wanted if options.plan else own_folder(wanted)
