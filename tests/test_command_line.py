@@ -52,6 +52,7 @@ CONF = Path(__file__).parents[1] / "conf"
         (["-sc", "install=foo"], "write -sc install=bash"),
         (["-sc", "query=bash"], "is what a shell asks"),
         (["+sweep=smoke,engines"], "one named sweep at a time"),
+        (["+sweep=[smoke,engines]"], "one named sweep at a time"),
     ],
 )
 def test_words_that_cannot_be(words: list[str], message: str) -> None:
@@ -109,6 +110,7 @@ def test_a_plan_of_what_cannot_run_ends_as_the_run_would(
         ("train={epochs:1,lrr:3}", r"train\.lrr: no such key; did you mean train\.lr\?"),
         ("++search.cell=1", r"search\.cell: no such key; did you mean search\.cells\?"),
         ("model.weights=${oc.env:NOT_THERE}", r"model\.weights: .*'NOT_THERE' not found.*; give a value"),
+        ("hydra/launcher=nope", "hydra/launcher=nope: no such choice; choose from basic, joblib"),
         ("data=???", r"data: Missing mandatory value: data; give a value, as in data=VALUE"),
     ],
 )

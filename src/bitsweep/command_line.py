@@ -118,10 +118,17 @@ def _check_folders(places: object, word: str) -> None:
 
 def _check_choice(group: str, choice: object, word: str) -> None:
     if isinstance(choice, list):
+        _check_sweep(group, word)
         several = ",".join(map(str, choice))
         raise ConfigError(f"{word}: one choice at a time; a grid is written -m {group}={several}")
     if not isinstance(choice, str | QuotedString | dict):
         raise ConfigError(f"{word}: not a choice; {', '.join(_choices(group))} are")
+
+
+def _check_sweep(group: str, word: str) -> None:
+    """Refuse several named sweeps."""
+    if group == "sweep":
+        raise ConfigError(f"{word}: one named sweep at a time; start one command after the other")
 
 
 def _choices(group: str) -> list[str]:
@@ -130,8 +137,7 @@ def _choices(group: str) -> list[str]:
 
 def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
     key = override.key_or_group
-    if key == "sweep":
-        raise ConfigError(f"{word}: one named sweep at a time; start one command after the other")
+    _check_sweep(key, word)
     if isinstance(interval := override.value(), IntervalSweep):
         _check_interval(interval, word)
     elif not isinstance(override.value(), Glob) and not list(override.sweep_iterator()):
@@ -198,7 +204,7 @@ def explain_yaml(error: Exception) -> str:
 def _no_such_choice(file: str, known: Sequence[str]) -> str:
     if "/" not in file:
         return f"--config-name {file}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
-    group = next((each for each in _GROUPS if file.startswith(f"{each}/")), "")
+    group = next((each for each in _GROUPS if file.startswith(f"{each}/")), file.rpartition("/")[0])
     choice = file.removeprefix(f"{group}/")
     known = known or _choices(group)
     if "/" in choice or "." in choice:

@@ -2,6 +2,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,20 +132,27 @@ def test_what_openvino_does_not_take_is_named(determinant: ExportedProgram, tmp_
         BACKEND.lower(determinant, tmp_path)
 
 
-class Spectrum(nn.Module):
-    """Mixes the pixels of a map by its Fourier transform."""
+class Apply(nn.Module):
+    """A function of images."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+        self.function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.fft.rfft2(self.layer(x)).abs().mean((2, 3))
+        return self.function(x).mean((2, 3))
 
 
-def test_complex_numbers_are_refused(tmp_path: Path) -> None:
-    program = export(Spectrum().eval(), input_shape=(3, 8, 8))
-    with pytest.raises(CompressionError, match=r"fft_r.* yields complex numbers, .*; use backend=onnxruntime"):
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: torch.fft.rfft2(x).abs(), "fft_r.* yields complex numbers"),
+        (lambda x: nn.functional.interpolate(x, 5, mode="bilinear", antialias=True), "aa.* resizes with antialiasing"),
+    ],
+)
+def test_what_openvino_computes_wrong_is_refused(function: Any, message: str, tmp_path: Path) -> None:
+    program = export(Apply(function), input_shape=(3, 8, 8))
+    with pytest.raises(CompressionError, match=f"{message}, which OpenVINO computes wrong; use backend=onnxruntime"):
         BACKEND.lower(program, tmp_path)
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsweep.config.precision import Scheme
+from bitsweep.errors import CompressionError
 from bitsweep.graphs.ops import values_of_an_image
 from bitsweep.graphs.tracing import trace
 from bitsweep.measuring.parity import tap
@@ -50,3 +51,19 @@ def test_what_has_no_row_for_an_image_is_not_tapped(network: nn.Module) -> None:
     values = tapped.program.module(check_guards=False)(torch.randn(5, 3, 4, 4))
     assert values.shape == (5, sum(tapped.sizes))
     assert len(tapped.names) == 2  # the stem and the logits
+
+
+class Distances(nn.Module):
+    """Distances to points, which PyTorch computes in another way for more than 25."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cdist(images.mean((2, 3)), self.points)
+
+
+def test_what_depends_on_the_number_of_images_says_so() -> None:
+    with pytest.raises(CompressionError, match=r"in another for others \(2 <= N and N <= 25\); let it do the same"):
+        trace(Distances(), input_shape=(3, 4, 4))

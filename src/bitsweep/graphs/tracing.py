@@ -1,5 +1,6 @@
 """From networks to graphs of aten operations, and from graphs to programs."""
 
+import re
 import warnings
 
 import torch
@@ -8,6 +9,9 @@ from torch.fx import GraphModule
 from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.normal_form import normal_form
 from bitsweep.results import Shape
+
+#: The number of images, as ``torch.export`` writes it.
+_N = re.compile(r"L\['\w+'\](\[0\])?\.size\(\)\[0\]")
 
 
 def trace(model: torch.nn.Module, *, input_shape: Shape) -> GraphModule:
@@ -41,6 +45,12 @@ def export(model: torch.nn.Module, *, input_shape: Shape) -> torch.export.Export
             return _exported(model, input_shape, strict=True)
         except Exception:
             size = " x ".join(map(str, input_shape))
+            if asked := re.search(r"generated guard (.*)", str(error)):
+                raise CompressionError(
+                    f"the network computes in one way for some numbers N of images, and in another for others "
+                    f"({_N.sub('N', asked[1])}); let it do the same for all, for instance torch.cdist with "
+                    "compute_mode=donot_use_mm_for_euclid_dist"
+                ) from error
             raise CompressionError(f"torch.export cannot trace the network at {size}: {reason}") from error
 
 

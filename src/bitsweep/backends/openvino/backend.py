@@ -22,6 +22,8 @@ BYTE_TYPES = {"u8", "i8"}
 TIMED_RUNS = 9
 CONVOLUTIONS = {"Convolution", "Deconvolution"}
 PRODUCTS = {"FullyConnected", "MatMul"}
+#: Operations of ``aten`` with a filter that removes what the smaller image cannot show.
+ANTIALIASED = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 ISLANDS: dict[str, FloatFormat] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -89,7 +91,7 @@ class OpenVino(Backend):
         """Write the program as ONNX, and read it to see that OpenVINO takes it."""
         from bitsweep.lowering.onnx.export import export_onnx
 
-        _require_real(program)
+        _require_right(program)
         form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
         export_onnx(program, folder / self.artifact, **form, bits_of_weights=4, floats=ISLANDS[self.float_islands])
         self._require_taken(folder)
@@ -154,16 +156,16 @@ class OpenVino(Backend):
         return deploy
 
 
-def _require_real(program: "ExportedProgram") -> None:
-    """Refuse complex numbers: OpenVINO takes Fourier transforms from ONNX files, and gives other values for them."""
+def _require_right(program: "ExportedProgram") -> None:
+    """Refuse what OpenVINO takes from ONNX files and computes wrong: Fourier transforms, and antialiasing."""
     from bitsweep.graphs.normal_form import place_of
 
     for node in program.graph.nodes:
         value = node.meta.get("val")
-        if getattr(getattr(value, "dtype", None), "is_complex", False):
-            raise CompressionError(
-                f"{place_of(node)} yields complex numbers, which OpenVINO computes wrong; use backend=onnxruntime"
-            )
+        is_complex = getattr(getattr(value, "dtype", None), "is_complex", False)
+        if is_complex or str(node.target).partition(".")[2].startswith(ANTIALIASED):
+            what = "yields complex numbers" if is_complex else "resizes with antialiasing"
+            raise CompressionError(f"{place_of(node)} {what}, which OpenVINO computes wrong; use backend=onnxruntime")
 
 
 def _refused(error: RuntimeError) -> CompressionError:
