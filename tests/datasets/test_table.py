@@ -163,7 +163,7 @@ def test_columns_go_by_their_names(plain: tuple[TableFile, RawData], capsys: pyt
 
 
 @pytest.mark.parametrize(
-    "cell", ["?", '3.2"', '"3.2', "1\0", "2024-05-01", "inf", "x", "0x10", "1_0", "true", "NA", "1,5"],
+    "cell", ["?", '3.2"', '"3.2', "1\0", "2024-05-01", "inf", "x", "0x10", "1_0", "true", "NA", "1,5", "a\nb"],
 )  # fmt: skip
 def test_an_odd_cell_is_a_missing_number(
     cell: str, plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
@@ -171,7 +171,7 @@ def test_an_odd_cell_is_a_missing_number(
     made, expected = plain
     file = Path(made.root) / "train.csv"
     lines = file.read_text().splitlines()
-    written = f'"{cell}"' if "," in cell else cell
+    written = f'"{cell}"' if set(cell) & {",", "\n"} else cell
     lines[7] = written + lines[7][lines[7].index(",") :]
     file.write_text("\n".join(lines))
     made.source()
@@ -301,6 +301,7 @@ FORMS: dict[str, Callable[["pandas.DataFrame", Path], None]] = {
     "packed.csv.xz": lambda rows, file: rows.to_csv(file, index=False),
     "packed.csv.bz2": lambda rows, file: rows.to_csv(file, index=False),
     "packed.csv.zip": lambda rows, file: rows.to_csv(file, index=False),
+    "small.csv": lambda rows, file: rows.to_csv(file, sep=";", decimal=",", index=False, float_format="%.17e"),
     "numbered.csv": lambda rows, file: rows.to_csv(file),
     "rows.parquet": lambda rows, file: rows.to_parquet(file),
 }

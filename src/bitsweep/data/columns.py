@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from bitsweep.results import Array
+from bitsweep.text import shortened
 
 if TYPE_CHECKING:
     import pandas
@@ -23,6 +24,8 @@ _TRUTHS = {"true": 1.0, "false": 0.0}
 _EXACT = 1 << 53
 #: Words of a column above which they may be names of rows.
 _MANY_WORDS = 50
+#: Characters of a cell that messages show.
+_LONGEST = 40
 
 #: ``truths`` are numbers 1 and 0 that are written as ``true`` and ``false``, in any case of letters.
 Kind = Literal["numbers", "truths", "words"]
@@ -64,7 +67,7 @@ def messages_about_cells(cells: "pandas.Series", kind: Kind) -> list[str]:
 
 def some_of(cells: "Array | list[str]") -> str:
     """The first few of them, as they are written in programs."""
-    return ", ".join(ascii(cell) for cell in cells[:3]) + (", ..." if len(cells) > 3 else "")
+    return ", ".join(shortened(ascii(cell), _LONGEST) for cell in cells[:3]) + (", ..." if len(cells) > 3 else "")
 
 
 class Encoder:

@@ -35,7 +35,7 @@ _NO_TEXT = {
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE_LINES = 50
 _QUOTED = r'^"(.*)"$'
-_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 
 
 def read_table(file: Path, *, key: str, messages: list[str]) -> "pandas.DataFrame":
@@ -184,7 +184,15 @@ def _parsed(text: str, separator: str) -> "pandas.DataFrame":
         if frame is None:
             raise ValueError(str(failure).replace("Error tokenizing data. C error: ", "")) from failure
         return frame
+    if frame is not None and not _is_even(text, separator):
+        return frame  # a cell of several lines
     return plain.replace(_QUOTED, r"\1", regex=True).rename(columns=lambda name: re.sub(_QUOTED, r"\1", name))
+
+
+def _is_even(text: str, separator: str) -> bool:
+    """Whether all lines have as many cells, if quotes are no quotes."""
+    rows = csv.reader(text.splitlines(), delimiter=separator, quoting=csv.QUOTE_NONE)
+    return len({len(row) for row in rows if row}) == 1
 
 
 def _with_decimal_points(frame: "pandas.DataFrame", name: str, messages: list[str]) -> "pandas.DataFrame":
