@@ -22,6 +22,8 @@ def archive(folder: Path, *, convention: str = "keras", grey: bool = False, labe
             "flat": LABELS[count],
             "column": LABELS[count][:, None],
             "one-hot": np.eye(3, dtype=int)[LABELS[count]],
+            "floats": LABELS[count].astype(float),
+            "names": np.array(["0", "1", "2"])[LABELS[count]],
         }
         return images, shapes[labels]
 
@@ -33,7 +35,7 @@ def archive(folder: Path, *, convention: str = "keras", grey: bool = False, labe
 
 
 @pytest.mark.parametrize("convention", ["keras", "medmnist"])
-@pytest.mark.parametrize("labels", ["flat", "column", "one-hot"])
+@pytest.mark.parametrize("labels", ["flat", "column", "one-hot", "floats", "names"])
 @pytest.mark.parametrize("grey", [False, True])
 def test_conventions(convention: str, labels: str, grey: bool, tmp_path: Path) -> None:
     raw = archive(tmp_path, convention=convention, labels=labels, grey=grey).decode()

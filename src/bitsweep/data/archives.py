@@ -131,9 +131,11 @@ def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Sp
         raise DataError(f"{images_key} holds no images")
     if labels.shape[:1] != images.shape[:1]:
         raise DataError(f"{labels_key} has the shape {list(labels.shape)}, for {len(images)} images")
-    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise DataError(f"{labels_key}: labels are {labels.dtype}; they must be whole numbers")
-    if labels.ndim == 2 and labels.shape[1] > 1:
+    if np.issubdtype(labels.dtype, np.floating) and (np.mod(labels, 1) == 0).all():
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "biuU":
+        raise DataError(f"{labels_key}: labels are {labels.dtype}; they must be whole numbers, or names")
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind != "U":
         if not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):
             raise DataError(
                 f"{labels_key} has the shape {list(labels.shape)} and not one 1 in every row: images of several "
@@ -144,7 +146,8 @@ def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Sp
         raise DataError(
             f"{labels_key} has the shape {list(labels.shape)}; labels must be [N], [N, 1] or one-hot [N, K]"
         )
-    return Split(images=images[..., None] if images.ndim == 3 else images, labels=labels.reshape(-1).astype(np.int64))
+    labels = labels.reshape(-1) if labels.dtype.kind == "U" else labels.reshape(-1).astype(np.int64)
+    return Split(images=images[..., None] if images.ndim == 3 else images, labels=labels)
 
 
 def _named(train: Split, test: Split, classes: tuple[str, ...]) -> RawData:

@@ -24,6 +24,8 @@ from bitsweep.runtime.fingerprint import digest
 class Npz(Dataset):
     """Images uint8 or uint16 [N, H, W] or [N, H, W, C] with C from 1 to 16, and labels [N], [N, 1] or one-hot [N, K].
 
+    Labels are whole numbers, or names.
+
     Attributes:
         root: the archive.
         classes: names of the classes by their numbers, or a file with them, see
