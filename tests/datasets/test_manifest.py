@@ -93,8 +93,8 @@ def test_paths_of_windows_and_numbered_rows(folder: Path, capsys: pytest.Capture
 def test_pictures_that_are_listed_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "copy.png").write_bytes(encoded(0))
     said = {
-        "images/0.png": "1 images are there twice, and count twice: images/0.png (ants) = images/0.png (ants)",
-        "copy.png": "warning: 1 images are there twice with unlike labels: images/0.png (ants) = copy.png (bees)",
+        "images/0.png": "1 image is there twice, and counts twice: images/0.png (ants) = images/0.png (ants)",
+        "copy.png": "warning: 1 image is there twice with unlike labels: images/0.png (ants) = copy.png (bees)",
     }
     for path, line in said.items():
         label = CLASSES[path == "copy.png"]

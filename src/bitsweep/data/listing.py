@@ -174,10 +174,11 @@ def _check_twice(listing: Listing) -> None:
         f"{listing.names[one]} ({listing.labels[one]}) = {listing.names[other]} ({listing.labels[other]})"
         for one, other in unlike or again
     ]
+    counted = "1 image is" if len(told) == 1 else f"{len(told)} images are"
     if unlike:
-        print(f"warning: {len(told)} images are there twice with unlike labels: {some(told)}", flush=True)
+        print(f"warning: {counted} there twice with unlike labels: {some(told)}", flush=True)
     elif again:
-        print(f"{len(told)} images are there twice, and count twice: {some(told)}", flush=True)
+        print(f"{counted} there twice, and count{'s' * (len(told) == 1)} twice: {some(told)}", flush=True)
 
 
 def _held_out(labels_N: Array, contents: Sequence[bytes], share: float, seed: int) -> Array:
