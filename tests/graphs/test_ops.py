@@ -67,3 +67,15 @@ class Distances(nn.Module):
 def test_what_depends_on_the_number_of_images_says_so() -> None:
     with pytest.raises(CompressionError, match=r"in another for others \(2 <= N and N <= 25\); let it do the same"):
         trace(Distances(), input_shape=(3, 4, 4))
+
+
+class Rounded(nn.Module):
+    """Made for quantization-aware training elsewhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(images, 0.1, 0, 0, 255).mean((2, 3))
+
+
+def test_what_is_rounded_already_says_so() -> None:
+    with pytest.raises(CompressionError, match=r"rounds its own values \(fake quantization\)"):
+        trace(Rounded(), input_shape=(3, 4, 4))

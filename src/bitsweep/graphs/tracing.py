@@ -39,19 +39,25 @@ def export(model: torch.nn.Module, *, input_shape: Shape) -> torch.export.Export
     try:
         return _exported(model, input_shape, strict=False)
     except Exception as error:
-        reason = first_line(error)
         try:
             # Slower, but the batch stays dynamic where a network asks for the len() of a tensor.
             return _exported(model, input_shape, strict=True)
         except Exception:
-            size = " x ".join(map(str, input_shape))
-            if asked := re.search(r"generated guard (.*)", str(error)):
-                raise CompressionError(
-                    f"the network computes in one way for some numbers N of images, and in another for others "
-                    f"({_N.sub('N', asked[1])}); let it do the same for all, for instance torch.cdist with "
-                    "compute_mode=donot_use_mm_for_euclid_dist"
-                ) from error
-            raise CompressionError(f"torch.export cannot trace the network at {size}: {reason}") from error
+            raise CompressionError(_why_not(error, input_shape)) from error
+
+
+def _why_not(error: Exception, input_shape: Shape) -> str:
+    """Why a network cannot be traced, and what to do, by what ``torch.export`` says."""
+    if asked := re.search(r"generated guard (.*)", str(error)):
+        return (
+            "the network computes in one way for some numbers N of images, and in another for others "
+            f"({_N.sub('N', asked[1])}); let it do the same for all, for instance torch.cdist with "
+            "compute_mode=donot_use_mm_for_euclid_dist"
+        )
+    reason = first_line(error)
+    if "fake_quantize" in reason:
+        return "the network rounds its own values (fake quantization), as methods do here: give it without that"
+    return f"torch.export cannot trace the network at {' x '.join(map(str, input_shape))}: {reason}"
 
 
 def graph_of(program: torch.export.ExportedProgram) -> GraphModule:
