@@ -169,10 +169,15 @@ def quantized(files: Path) -> Path:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._images, None)
 
-    for form, name in ((QuantFormat.QDQ, "pairs.onnx"), (QuantFormat.QOperator, "int8.onnx")):
+    for form, by_channel, name in (
+        (QuantFormat.QDQ, False, "pairs.onnx"),
+        (QuantFormat.QDQ, True, "channels.onnx"),
+        (QuantFormat.QOperator, False, "int8.onnx"),
+    ):
         quantize_static(
-            files / "net.onnx", files / name, Calibration(), quant_format=form, activation_type=QuantType.QUInt8
-        )
+            files / "net.onnx", files / name, Calibration(), quant_format=form, activation_type=QuantType.QUInt8,
+            per_channel=by_channel,
+        )  # fmt: skip
     return files / "int8.onnx"
 
 
@@ -225,11 +230,13 @@ def test_an_engine_gets_the_file_itself(engine: str, name: str, quantized: Path,
     assert any(kernel.integer and kernel.macs for kernel in kernels)
 
 
-def test_its_layers_are_recorded_as_they_are(quantized: Path) -> None:
-    network, _ = build_network(model_of(quantized), 3)
+@pytest.mark.parametrize("name", ["int8.onnx", "pairs.onnx", "channels.onnx"])
+def test_its_layers_are_recorded_as_they_are(name: str, quantized: Path) -> None:
+    network, _ = build_network(model_of(quantized.with_name(name)), 3)
     compression = AsIs(name="as_is").compress(network, None, input_shape=SHAPE, scheme=FLOAT32, seed=0)  # type: ignore[arg-type]
     assert [layer.kind for layer in compression.layers] == ["conv2d", "linear"]
     assert all(layer.weights.startswith("s8") and layer.activations.startswith("u8") for layer in compression.layers)
+    assert all(("per-channel" in layer.weights) is (name == "channels.onnx") for layer in compression.layers)
     images = torch.randn(4, *SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(compression.program.module()(images), network(images))

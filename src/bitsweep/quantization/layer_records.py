@@ -122,6 +122,8 @@ def _stored(graph: GraphModule, parameter: Node) -> _Stored:
     """How a parameter is stored."""
     if parameter.target == quantized.dequantize_per_channel.default:
         read_codes, read_scale, read_zero_point, _, lo, hi, _ = arguments(parameter)
+        if read_zero_point.target == aten.to.dtype:  # files keep them in 8 bits
+            read_zero_point = arguments(read_zero_point)[0]
         scale, zero_point = attribute(graph, read_scale), attribute(graph, read_zero_point)
         grid = _grid(lo, hi, per_channel=True)
     elif parameter.target == quantized.dequantize_per_tensor.default:
@@ -156,6 +158,9 @@ def _activation(graph: GraphModule, read: Node, weight: Node) -> tuple[str, tupl
         source = arguments(codes)[0]
         ends = (lo - zero_point) * scale, (hi - zero_point) * scale
         return str(_grid(lo, hi, per_channel=False)), ends, source.name
+    if read.target == quantized.dequantize_per_channel.default:  # NNCF before depthwise convolutions
+        _, _, _, _, lo, hi, _ = arguments(read)
+        return str(_grid(lo, hi, per_channel=True)), None, ""
     if read.target == quantized.dequantize_per_tensor.tensor:
         _, _, _, lo, hi, _ = arguments(read)
         return f"{_grid(lo, hi, per_channel=False)} at run time", None, ""
