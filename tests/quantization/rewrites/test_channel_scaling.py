@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.graphs import tracing
 from bitsweep.graphs.folding import fold_hard_sigmoid
+from bitsweep.graphs.ops import arguments, attribute, set_attribute
 from bitsweep.quantization.rewrites.channel_groups import ScalingGroup, group_of, layer_groups
 from bitsweep.quantization.rewrites.channel_scaling import (
     even_factors,
@@ -141,6 +142,20 @@ def test_factors_make_up_for_what_a_distortion_did() -> None:
         torch.testing.assert_close(factor / factor[0], distortion / distortion[0])
 
 
+@pytest.mark.parametrize("network", ["branches", "relu, grouped"])
+def test_outputs_of_a_reader_count_alike_however_large_they_are(network: str) -> None:
+    """Who multiplies an output, and divides what reads it, changes no factor."""
+    reach = torch.rand(8) + 0.1
+    graph = _graph(NETWORKS[network])
+    before = reader_weights(graph, _group(graph), reach)
+    for reader in _group(graph).readers:
+        rows = attribute(graph, arguments(reader)[1])
+        set_attribute(graph, str(arguments(reader)[1].target), rows * 10.0 ** torch.arange(len(rows)).view(-1, 1, 1, 1))
+    after = reader_weights(graph, _group(graph), reach)
+    assert before is not None and after is not None
+    torch.testing.assert_close(after, before)
+
+
 def test_dead_channels_are_left_alone() -> None:
     factor = even_factors(torch.tensor([4.0, 0.0, 1.0]), None)
     assert torch.isfinite(factor).all() and (factor > 0).all()
@@ -175,7 +190,10 @@ class Reach(Interpreter):
 def test_channels_that_only_depthwise_layers_read_reach_equally_far() -> None:
     graph = _graph(NETWORKS["relu, depthwise"])
     group = _group(graph)
-    assert all(is_depthwise(graph, reader) for reader in group.readers) and reader_weights(graph, group) is None
+    assert (
+        all(is_depthwise(graph, reader) for reader in group.readers)
+        and reader_weights(graph, group, torch.ones(8)) is None
+    )
     before = Reach(graph)
     before.run(_images())
     scale_channels(graph, group, even_factors(before.of["relu"], None))

@@ -239,12 +239,15 @@ class Guard:
     def _scaled(self, trial: State, state: State, group: ScalingGroup) -> State:
         """The trial, whose graph is changed in place, with a group of the state scaled."""
         same = group.within(trial.graph)
-        if (reach_C := group.reach_C) is None:
-            reach_C = torch.stack([_reach(group, source) for source in state.watched(group)]).amax(0)
+        if group.reach_C is not None:
+            reach_C = changes_C = group.reach_C
+        else:
+            ends = [_reach_and_changes(group, source) for source in state.watched(group)]
+            reach_C, changes_C = (torch.stack(each).amax(0) for each in zip(*ends, strict=True))
         expected_C = expected_reach(trial.graph, same, reach_C)
         if group.reach_C is not None:  # the other channels have no factor
             expected_C = torch.where(reach_C > 0, expected_C, 0)
-        factor_C = even_factors(expected_C, reader_weights(trial.graph, same))
+        factor_C = even_factors(expected_C, reader_weights(trial.graph, same, changes_C))
         if group.reach_C is not None:
             factor_C = torch.where(reach_C > 0, factor_C, 1)
         placement = trial.placement
@@ -289,16 +292,22 @@ def _layers(graph: GraphModule) -> dict[str, Node]:
     return {str(arguments(node)[1].target): arguments(node)[1] for node in graph.graph.nodes if is_layer(node)}
 
 
-def _reach(group: ScalingGroup, source: Source) -> Tensor:
-    """Largest magnitude of each channel of a group in one of its tensors, as far as its readers tell values apart."""
+def _reach_and_changes(group: ScalingGroup, source: Source) -> tuple[Tensor, Tensor]:
+    """Largest magnitude of each channel of a group in one of its tensors, and by how much it changes.
+
+    Both are as far as the readers tell values apart.
+    """
     assert source.low_C is not None and source.high_C is not None
-    low_C, reach_C = source.low_C, torch.zeros(group.channels)
+    low_C = source.low_C
     if source.name == group.start.name and group.gated:
         low_C = low_C.clamp(min=_least(group))
     (span,) = (span for node, span in group.carriers.items() if node.name == source.name)
-    own_C = torch.maximum(-low_C, source.high_C).clamp(min=0)
-    reach_C[span] = own_C.view(span.stop - span.start, -1).amax(1)
-    return reach_C
+    found = []
+    for own_C in (torch.maximum(-low_C, source.high_C).clamp(min=0), source.high_C - low_C):
+        of_group_C = torch.zeros(group.channels)
+        of_group_C[span] = own_C.view(span.stop - span.start, -1).amax(1)
+        found.append(of_group_C)
+    return found[0], found[1]
 
 
 def _lowest(group: ScalingGroup, source: Source, factor_C: Tensor) -> float:

@@ -30,14 +30,25 @@ def is_depthwise(graph: GraphModule, layer: Node) -> bool:
     return groups_of(layer) > 1 and attribute(graph, arguments(layer)[1]).shape[1] == 1
 
 
-def reader_weights(graph: GraphModule, group: ScalingGroup) -> Tensor | None:
-    """Largest weight that each channel meets in layers whose scales channels share, [C]; None if there are none."""
+def reader_weights(graph: GraphModule, group: ScalingGroup, changes_C: Tensor) -> Tensor | None:
+    """Largest weight that each channel meets in layers whose scales channels share, [C]; None if there are none.
+
+    Each output of a layer has a scale of its own, and so have those that read it. So weights count in units of what the
+    output tells, the root of sum_i (w_i d_i)^2: outputs that are large for some reason decide no more than others.
+
+    Args:
+        changes_C: d_i, by how much each channel changes; what is always the same tells nothing.
+    """
     dense = [reader for reader in group.readers if not is_depthwise(graph, reader)]
     largest = torch.zeros(group.channels)
     for reader in dense:
         span = group.carriers[arguments(reader)[0]]
         columns = by_input_channel(attribute(graph, arguments(reader)[1]), reader, span.stop - span.start)
-        largest[span] = torch.maximum(largest[span], columns.flatten(1).abs().amax(1))
+        weight_GCOK = columns.reshape(groups_of(reader), -1, *columns.shape[1:])
+        told_GCOK = weight_GCOK * changes_C[span].view(len(weight_GCOK), -1, 1, 1)
+        told_GO = told_GCOK.square().sum((1, 3), keepdim=True).sqrt()
+        met_C = (weight_GCOK / told_GO.clamp(min=1e-30)).abs().amax((2, 3)).flatten()
+        largest[span] = torch.maximum(largest[span], met_C)
     return largest if dense else None
 
 
