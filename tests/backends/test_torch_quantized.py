@@ -50,12 +50,16 @@ def test_the_scheme_is_the_widest_that_does_not_saturate(backend: QuantizedKerne
         assert saturates(backend, scheme) == (scheme != chosen)
 
 
-def test_what_no_kernel_takes_is_sent_elsewhere() -> None:
+def test_what_no_kernel_takes_is_sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     affine = Precision(name="int2", weights=replace(WEIGHTS, bits=2, symmetric=False), activations=UNSIGNED)
     assert "use backend=fbgemm" in str(BACKENDS["onednn"].unsupported(affine))
     assert BACKENDS["fbgemm"].unsupported(affine) is None
     wide = Precision(name="int16", weights=replace(WEIGHTS, bits=16), activations=replace(SIGNED, bits=16))
     assert all("use backend=reference" in str(backend.unsupported(wide)) for backend in BACKENDS.values())
+    arm = Cpu(model="any", architecture="aarch64", flags=frozenset())
+    monkeypatch.setattr("bitsweep.backends.torch_quantized.backend.current_cpu", lambda: arm)
+    assert "on x86 only, not on aarch64: use backend=qnnpack" in str(BACKENDS["fbgemm"].unsupported(affine))
+    assert BACKENDS["qnnpack"].unsupported(affine) is None
 
 
 @each

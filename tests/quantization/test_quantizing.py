@@ -7,6 +7,7 @@ import pytest
 
 from bitsweep.config.precision import Grid, Precision
 from bitsweep.methods.factorize import Factorize
+from bitsweep.methods.gpfq import Gpfq
 from bitsweep.methods.gptq import Gptq
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.methods.qat import QuantizationAwareTraining
@@ -55,3 +56,13 @@ def test_batches_of_large_images_are_small_where_nobody_asks_for_batches(
     method = PostTrainingQuantization(name="ptq", activation_range=activation_range)
     batches = method.calibration_batches(splits, input_shape=(3, size, size), seed=0)
     assert [len(batch) for batch in batches] == sizes
+
+
+@pytest.mark.parametrize(
+    ("bits", "reason"), [(2, None), (4, "method.threshold=hard: an alphabet of 16 values has no 0")]
+)
+def test_weights_are_sent_to_zero_where_there_is_one(bits: int, reason: str | None) -> None:
+    method = Gpfq(name="gpfq", alphabet="lybrand", threshold="hard")
+    weights = Grid(bits=bits, signed=True, symmetric=True)
+    found = method.unsupported(Precision(name="any", weights=weights, activations="float32"))
+    assert found is None if reason is None else found and found.startswith(reason)

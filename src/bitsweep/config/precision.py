@@ -32,6 +32,11 @@ class Grid:
             raise ValueError(f"levels={self.levels} should be odd and at least 3, on a symmetric grid with room for it")
 
     @property
+    def is_ternary(self) -> bool:
+        """Whether its codes are -1, 0 and 1."""
+        return self.symmetric and self.hi == 1
+
+    @property
     def lo(self) -> int:
         """Smallest code."""
         if not self.signed:

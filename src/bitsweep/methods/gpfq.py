@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 from pydantic import Field
 
 from bitsweep.config.configurable import configurable
-from bitsweep.config.precision import Grid
-from bitsweep.errors import ConfigError
+from bitsweep.config.precision import Grid, Precision
 from bitsweep.quantization.calibrated import CalibratedMethod
 
 if TYPE_CHECKING:
@@ -46,6 +45,16 @@ class Gpfq(CalibratedMethod):
     threshold: Literal["none", "soft", "hard"] = "none"
     sparsity: Annotated[float, Field(ge=0)] = 0.5
     stochastic: bool = False
+
+    def unsupported(self, precision: Precision) -> str | None:
+        """As for its base; and nothing can be sent to 0 where an alphabet has none."""
+        grid = precision.weights
+        if self.threshold != "none" and self.alphabet == "lybrand" and isinstance(grid, Grid) and not grid.is_ternary:
+            return (
+                f"method.threshold={self.threshold}: an alphabet of {1 << grid.bits} values has no 0 to send weights "
+                "to; choose method.alphabet=grid or zhang, or precision=ternary"
+            )
+        return super().unsupported(precision)
 
     def round_weights(
         self, graph: "GraphModule", grid: Grid, batches: "Sequence[torch.Tensor]", *, seed: int
@@ -105,12 +114,6 @@ class Gpfq(CalibratedMethod):
         if self.alphabet == "zhang":
             return alphabets.zhang_alphabet(weight, grid, radius=self.radius, quantile=self.quantile)
         if self.alphabet == "lybrand":
-            chosen = alphabets.lybrand_alphabet(weight, grid, radius=self.radius)
-            if chosen.odd and self.threshold != "none":
-                raise ConfigError(
-                    f"method.threshold={self.threshold}: an alphabet of {1 << grid.bits} values has no 0 to send "
-                    "weights to; choose method.alphabet=grid or zhang, or precision=ternary"
-                )
-            return chosen
+            return alphabets.lybrand_alphabet(weight, grid, radius=self.radius)
         scale, zero_point = self.weight_qparams(weight, grid)
         return alphabets.Alphabet(grid=grid, scale=scale, zero_point=zero_point)

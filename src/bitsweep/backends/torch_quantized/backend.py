@@ -10,7 +10,7 @@ from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, float_arithmetic, reduce_range
 from bitsweep.errors import CompressionError, ConfigError, first_line
 from bitsweep.results import Array, OpProfile
-from bitsweep.runtime.environment import Cpu
+from bitsweep.runtime.environment import Cpu, current_cpu
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -33,6 +33,8 @@ class QuantizedKernels(Backend):
 
     def unsupported(self, precision: Precision) -> str | None:
         """Integer kernels multiply bytes, oneDNN's only by weights around 0."""
+        if self.engine == "fbgemm" and (architecture := current_cpu().architecture) != "x86_64":
+            return f"PyTorch has backend={self.name} on x86 only, not on {architecture}: use backend=qnnpack"
         if reason := beyond_byte_kernels(precision, self.name):
             return reason
         if self.engine == "onednn" and isinstance(precision.weights, Grid) and not precision.weights.symmetric:

@@ -41,7 +41,7 @@ def lybrand_alphabet(weight: Tensor, grid: Grid, *, radius: float) -> Alphabet:
     Args:
         radius: C, in units of the median.
     """
-    M = 3 if grid.hi == 1 and grid.symmetric else 1 << grid.bits
+    M = 3 if grid.is_ternary else 1 << grid.bits
     largest = M - 1 if M % 2 == 0 else M // 2
     return _symmetric(radius * weight.abs().median() / largest, largest, odd=M % 2 == 0)
 
