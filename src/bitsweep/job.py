@@ -38,7 +38,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     runner = runner_of(options, folder, shared)
     logger = RunLogger(connection, store)
     if options.remeasure != "none" and options.stage == "cell":
-        run = connection.cells().get(stages.key_of(cell))
+        run = connection.cells([stages.key_of(cell)]).get(stages.key_of(cell))
         if run and options.measures_again(run.data.tags):
             store.discard(stages.MEASUREMENT.name, stages.key_of(cell))
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does

@@ -112,7 +112,7 @@ def _left_behind(cell: Cell, stage: str, connection: Connection, is_there: IsThe
     """What a job that did not answer has done all the same, by its key; None for nothing."""
     if stage != "cell":
         return Outcome(status="finished") if is_there(made(cell, stage), _key(cell, stage)) else None
-    run = connection.cells().get(stages.key_of(cell))
+    run = connection.cells([stages.key_of(cell)]).get(stages.key_of(cell))
     if run is None or (run.info.end_time or 0) < since_ms:
         return None
     status: Status = "lowered" if run.data.tags.get("status") == "lowered" else "finished"

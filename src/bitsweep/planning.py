@@ -1,7 +1,7 @@
 """What is to be done with each cell: run, lower, reuse or skip."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,9 @@ from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.runtime.store import Store
 from bitsweep.text import plain
+
+#: Of cell keys, those that were finished, each with its MLflow run.
+FinishedRuns = Callable[[Collection[str]], Mapping[str, str]]
 
 #: Verdicts on cells that there is work on.
 TO_DO = ("run", "lower")
@@ -23,6 +26,7 @@ class Planned:
         reason: why it is not run, with the hint.
         seconds: how long it will take by earlier runs; None where nothing alike has been run.
         trains: whether it is the first cell that needs its baseline, which is not there yet.
+        run_id: of the MLflow run that it was finished in; empty where that is not known.
     """
 
     cell: Cell
@@ -30,6 +34,7 @@ class Planned:
     reason: str = ""
     seconds: float | None = None
     trains: bool = False
+    run_id: str = ""
 
     @property
     def identity(self) -> str:
@@ -40,14 +45,14 @@ class Planned:
 def plan(
     cells: Sequence[Cell],
     store: Store,
-    finished: Mapping[str, str] | None,
+    finished: FinishedRuns | None,
     *,
     shared: Collection[tuple[str, str]] = (),
 ) -> list[Planned]:
     """Decide for each cell whether to run, lower, reuse or skip it. Duplicates are dropped; nothing is computed.
 
     Args:
-        finished: cell key -> MLflow run of every finished cell; None to judge by the store of artifacts alone.
+        finished: None to judge by the store of artifacts alone.
         shared: kind and key of results that need not be made, since they can be fetched.
 
     Returns:
@@ -59,23 +64,26 @@ def plan(
     store.require_folder()
     planned: dict[str, Planned] = {}
     counted = {*shared}
-    for cell in cells:
-        if reason := cell.skip_reason():
+    reasons = [cell.skip_reason() for cell in cells]
+    keys = {stages.key_of(cell) for cell, reason in zip(cells, reasons, strict=True) if not reason}
+    runs = None if finished is None else finished(keys)
+    for cell, reason in zip(cells, reasons, strict=True):
+        if reason:
             skipped = Planned(cell=cell, verdict="skip", reason=reason)
             planned[skipped.identity] = skipped
         elif stages.key_of(cell) not in planned:
-            judged = _judge(cell, store, finished, counted)
+            judged = _judge(cell, store, runs, counted)
             planned[judged.identity] = judged
     return sorted(planned.values(), key=lambda each: not each.trains)
 
 
-def _judge(cell: Cell, store: Store, finished: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
+def _judge(cell: Cell, store: Store, runs: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
     needs, key, cannot_run = stages.needs(cell), stages.key_of(cell), cell.cannot_run()
-    if finished is None and store.find(needs[-1][0].name, key):
+    if runs is None and store.find(needs[-1][0].name, key):
         return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
-    if finished and key in finished:
+    if runs and key in runs:
         done = "lowered" if cannot_run else "finished"
-        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {finished[key]}")
+        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {runs[key]}", run_id=runs[key])
     missing = [
         (stage, each)
         for stage, each in needs

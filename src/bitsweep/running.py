@@ -50,7 +50,7 @@ def run_planned(
     todo = [each for each in planned if each.verdict in TO_DO]
     first = baselines(todo, options.expect)
     incomplete = {stages.BASELINE.key_of(each.cell): each.cell for each in planned if each.verdict == "reuse"}
-    launch([incomplete[key] for key in logger.incomplete_baselines() & incomplete.keys()], "baseline")
+    launch([incomplete[key] for key in logger.incomplete_baselines(incomplete)], "baseline")
     # A single cell trains its baseline itself; the others must not all train the same one.
     broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
     runnable = [each for each in todo if stages.BASELINE.key_of(each.cell) not in broken]

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +85,7 @@ def run_sweep(
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         by_store = plan(cells, store, None)
         if options.plan:
-            tracked = _tracked(store, fetch=options.store.fetch)
-            shown = plan(cells, store, tracked[0], shared=tracked[1]) if tracked else by_store
+            shown = _plan_by_runs(cells, store, fetch=options.store.fetch) or by_store
             print(describe(shown))
             if points:
                 print("these are the first points of a search; which follow depends on what is found")
@@ -105,11 +104,14 @@ def run_sweep(
     connection = Connection()
     shared = SharedResults(connection, store) if options.store.fetch else None
     logger, sweep_logger = RunLogger(connection, store), SweepLogger(connection, store)
-    finished = {
-        key: run.info.run_id
-        for key, run in connection.cells().items()
-        if not (options.measures_again(run.data.tags) or logger.can_complete(run))
-    }
+
+    def finished(keys: Collection[str]) -> dict[str, str]:
+        return {
+            key: run.info.run_id
+            for key, run in connection.cells(keys).items()
+            if not (options.measures_again(run.data.tags) or logger.can_complete(run))
+        }
+
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         planned = plan(cells, store, finished, shared=shared.known() if shared else ())
     print(describe(planned), flush=True)
@@ -117,10 +119,10 @@ def run_sweep(
         outcomes = launch(baselines(planned, options.expect), "baseline")
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
-    reused = {each: finished[stages.key_of(each.cell)] for each in planned if each.verdict == "reuse"}
+    reused = [each for each in planned if each.verdict == "reuse"]
     asked = points.knobs if points else []
     knobs = list(dict.fromkeys([*asked, *(name for each in planned for name, _ in each.cell.knobs)]))
-    entries = {each: _entry(each, reused.get(each, ""), knobs) for each in planned}
+    entries = {each: _entry(each, knobs) for each in planned}
     packages = [package for each in planned for package in each.cell.packages]
     since_ms = int(1000 * time.time())
     run_id = sweep_logger.start(folder.name, command, list(entries.values()), packages, require=require)
@@ -137,17 +139,17 @@ def run_sweep(
             planned = plan(more, store, finished, shared=shared.known() if shared else ())
         known = {each.identity for each in entries}
         fresh = [each for each in planned if each.identity not in known]
-        reused = {each: finished[stages.key_of(each.cell)] for each in fresh if each.verdict == "reuse"}
         print(describe(fresh), flush=True)
-        entries.update({each: _entry(each, reused.get(each, ""), knobs) for each in fresh})
-        for run in reused.values():
-            logger.adopt(run, sweep_id=folder.name)
+        entries.update({each: _entry(each, knobs) for each in fresh})
+        for each in fresh:
+            if each.verdict == "reuse":
+                logger.adopt(each.run_id, sweep_id=folder.name)
         sweep_logger.update(run_id, list(entries.values()))
         return fresh
 
     try:
-        for known in reused.values():
-            logger.adopt(known, sweep_id=folder.name)
+        for each in reused:
+            logger.adopt(each.run_id, sweep_id=folder.name)
         if shared:
             shared.offer(*(each.cell for each in reused))
         ready = functools.partial(prepare, launch=launch, is_there=is_there) if at_once else None
@@ -202,19 +204,22 @@ def _as_planned(planned: Planned, entry: "Entry") -> bool:
     return entry.verdict != "failed" and (entry.verdict != "lowered" or planned.verdict == "lower")
 
 
-def _tracked(store: Store, *, fetch: bool) -> tuple[dict[str, str], set[tuple[str, str]]] | None:
-    """Cell key -> its run, of all finished cells, and what can be fetched; None where nothing can be seen."""
+def _plan_by_runs(cells: Sequence[Cell], store: Store, *, fetch: bool) -> list[Planned] | None:
+    """The plan by the runs in MLflow, where nothing is changed; None where nothing can be seen of them."""
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.shared import SharedResults
 
     try:
         connection = Connection(read_only=True)
-        known = {key: run.info.run_id for key, run in connection.cells().items()}
         shared: set[tuple[str, str]] = set()
         if fetch:
             with contextlib.suppress(UsageError):
                 shared = SharedResults(connection, store, read_only=True).known()
-        return known, shared
+
+        def finished(keys: Collection[str]) -> dict[str, str]:
+            return {key: run.info.run_id for key, run in connection.cells(keys).items()}
+
+        return plan(cells, store, finished, shared=shared)
     except UsageError:
         return None
     except TrackingError as error:
@@ -222,7 +227,7 @@ def _tracked(store: Store, *, fetch: bool) -> tuple[dict[str, str], set[tuple[st
         return None
 
 
-def _entry(planned: Planned, run_id: str, knobs: Sequence[str]) -> "Entry":
+def _entry(planned: Planned, knobs: Sequence[str]) -> "Entry":
     """The line of a cell in the plan that is kept.
 
     Args:
@@ -243,7 +248,7 @@ def _entry(planned: Planned, run_id: str, knobs: Sequence[str]) -> "Entry":
         confidence=cell.protocol.confidence,
         batch=cell.protocol.batch_sizes[0],
         settings={name: value for name in knobs if name not in cell.choices and (value := cell.setting(name))},
-        run_id=run_id,
+        run_id=planned.run_id,
     )
 
 

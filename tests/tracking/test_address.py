@@ -191,3 +191,7 @@ def test_what_a_killed_run_holds_does_not_hide_what_was_finished(
     later = connection.client.create_run(connection.experiment_id, tags=tags, start_time=2**42).info.run_id
     connection.client.set_terminated(later, "FINISHED")
     assert connection.baselines()["k"].info.run_id == later
+    for few in (0, 100):
+        monkeypatch.setattr("bitsweep.tracking.connection._ONE_BY_ONE", few)
+        asked = connection.baselines(["other", "k"])
+        assert {key: run.info.run_id for key, run in asked.items()} == {"k": later}

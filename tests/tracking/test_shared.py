@@ -33,7 +33,7 @@ def test_the_second_machine_makes_nothing_again(workplace: Path, caplog: pytest.
     known = {(stage.name, key) for stage, key in results}
     assert shared.known() == known
     assert len(known) == 4  # the uncompressed program, too
-    (planned,) = plan([cell], ours, {}, shared=known)
+    (planned,) = plan([cell], ours, lambda keys: {}, shared=known)
     assert not planned.trains
 
     runner = runner_of(_options("second"), Path("multirun/second"), shared)

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,9 +48,9 @@ class RunLogger:
         key, tags = run.data.tags["cell_key"], run.data.tags
         return bool(tags.get(MISSING)) and any(self._store.find(stage.name, key) for stage in (MEASUREMENT, INSPECTION))
 
-    def incomplete_baselines(self) -> set[str]:
-        """Keys of baselines with missing files."""
-        return {key for key, run in self._connection.baselines().items() if run.data.tags.get(MISSING)}
+    def incomplete_baselines(self, keys: Collection[str]) -> set[str]:
+        """Those of the keys whose baselines have missing files."""
+        return {key for key, run in self._connection.baselines(keys).items() if run.data.tags.get(MISSING)}
 
     @contextlib.contextmanager
     def _run(self, name: str, kind: str, tags: dict[str, str], status: str, seconds: float) -> Iterator[str]:
@@ -77,7 +77,8 @@ class RunLogger:
         Args:
             gather: makes the files that its figures are believed by, where they are needed.
         """
-        known = self._connection.baselines().get(BASELINE.key_of(cell))
+        key = BASELINE.key_of(cell)
+        known = self._connection.baselines([key]).get(key)
         if known and not self.is_lost(known.info.run_id):
             if known.data.tags.get(MISSING) and (evidence := gather()).folder:
                 with self._connection.explained():
@@ -86,8 +87,8 @@ class RunLogger:
         evidence = gather()
         trained = cell_results.trained_of(cell, self._store)
         splits = cell_results.splits_of(cell, self._store)
-        seconds = self._store.seconds("baseline", BASELINE.key_of(cell))
-        tags = {"baseline_key": BASELINE.key_of(cell), "device": trained.device, "status": "finished"}
+        seconds = self._store.seconds("baseline", key)
+        tags = {"baseline_key": key, "device": trained.device, "status": "finished"}
         with self._run(cell.baseline_name, "baseline", tags, "FINISHED", seconds) as run_id:
             started = int(time.time() * 1000) - int(seconds * 1000)
             top1 = float((trained.test_logits_NK.argmax(1) == splits.test.labels).mean())
@@ -133,7 +134,8 @@ class RunLogger:
 
     def _log_measured(self, ended: EndedCell, evidence: Evidence, runner: StageRunner) -> tuple[str, Evidence | None]:
         """Log a cell with figures, unless the run of this measurement is there: that one gets what it lacks."""
-        known = self._connection.cells().get(key_of(ended.cell))
+        key = key_of(ended.cell)
+        known = self._connection.cells([key]).get(key)
         if known is None:
             return self._log_new(ended, evidence, runner)
         run_id, tags = str(known.info.run_id), known.data.tags

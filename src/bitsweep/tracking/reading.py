@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,8 +53,9 @@ def find_sweep(connection: Connection, word: str) -> "Run":
 def read_rows(connection: Connection, sweep: "Run") -> list[Row]:
     """The cells of a sweep as rows without pictures."""
     store = _store_of(sweep)
-    finished = _Finished(connection, store)
-    return [_row(entry, finished) for entry in _entries(connection, sweep, store)]
+    entries = _entries(connection, sweep, store)
+    finished = _Finished(connection, store, {entry.key for entry in entries})
+    return [_row(entry, finished) for entry in entries]
 
 
 def _store_of(sweep: "Run") -> Store:
@@ -80,10 +82,10 @@ def read_sweep(
     """
     with connection.explained():
         store = _store_of(sweep)
-        baselines = connection.baselines()
         wanted = dict.fromkeys(
             entry.baseline_key for entry in _entries(connection, sweep, store) if entry.verdict != "skip"
         )
+        baselines = connection.baselines(wanted)
         started = datetime.fromtimestamp(sweep.info.start_time / 1000, tz=UTC)
         report = SweepReport(
             sweep_id=sweep.data.tags["sweep"],
@@ -91,9 +93,7 @@ def read_sweep(
             started=started,
             seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
             rows=[_illustrated(connection, row, folder) for row in read_rows(connection, sweep)],
-            baselines=[
-                _illustrated(connection, _baseline(baselines[key]), folder) for key in wanted if key in baselines
-            ],
+            baselines=[_illustrated(connection, _baseline(run), folder) for run in baselines.values()],
             environment=_note(connection, sweep, "environment.json", store),
             tracking_uri=connection.uri,
             ui_url=connection.ui_url,
@@ -206,9 +206,9 @@ def _illustrated(connection: Connection, what: Illustrated, folder: Path) -> Ill
 class _Finished:
     """What is known of cells that have figures: by their run, by a later one, or by the store where MLflow has none."""
 
-    def __init__(self, connection: Connection, store: Store) -> None:
+    def __init__(self, connection: Connection, store: Store, keys: Collection[str]) -> None:
         self._connection, self._store = connection, store
-        self._latest = connection.cells()
+        self._latest = connection.cells(keys)
 
     def run_of(self, entry: Entry) -> "Run | None":
         latest = self._latest.get(entry.key)
