@@ -131,6 +131,10 @@ def test_what_was_timed_beside_fp32_is_compared_with_that(verdict: str, chosen: 
     assert found and found.cell["precision"] == chosen
     smaller = choose([row, fp32], Requirements(size_mb=3, objective="size"))
     assert smaller.row is None
+    seems_slower = dataclasses.replace(row, metrics=row.metrics | {"speedup": 0.74})
+    beside = dataclasses.replace(fp32, metrics=fp32.metrics | {"latency_p50_ms": 0.8})
+    found = choose([seems_slower, beside], Requirements()).row
+    assert found and found.cell["precision"] == "fp32"
     limited = dataclasses.replace(fp32, metrics=fp32.metrics | {"size_mb": 16.0})
     found = choose([row, limited], Requirements(size_mb=4)).row
     assert found and found.cell["precision"] == "int8"

@@ -15,6 +15,9 @@ from bitsweep.results import AT_CHANCE
 
 #: A cell this close to the best accuracy, in shares, is as good where no limit says how good it must be.
 TOLERATED_LOSS = 0.01
+#: A compressed cell whose speed cannot be told from that of fp32 takes its place if it is by estimate so many times as
+#: fast, at least.
+AS_FAST = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +82,18 @@ def recommended_rows(report: SweepReport) -> list[Row]:
 def _by_paired_times(keeping: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Rows that are slower than the same engine's fp32, which is among them, and the rows that may be the fastest.
 
-    These are the others without the uncompressed that have no advantage over a cell that was timed beside them. Where
-    some of a network raced each other in the end, only those are left of it.
+    These are the others without the uncompressed that have no advantage over a cell that was timed beside them. They
+    have one over a cell that seems a tenth slower, even if that is not sure: then the times of both decide. Where some
+    of a network raced each other in the end, only those are left of it.
     """
     uncompressed = {_identity(row.cell) for row in keeping if row.uncompressed}
     slower = [row for row in keeping if row.verdict == "slower" and _identity(twin_of(row.cell)) in uncompressed]
     out = {id(row) for row in slower}
-    as_fast = {_identity(twin_of(row.cell)) for row in keeping if row.verdict and id(row) not in out}
+    as_fast = {
+        _identity(twin_of(row.cell))
+        for row in keeping
+        if row.verdict and id(row) not in out and row.metrics.get("speedup", 1.0) >= AS_FAST
+    }
     out |= {id(row) for row in keeping if row.uncompressed and _identity(row.cell) in as_fast}
     final = {heat(row.cell) for row in keeping if row.final and id(row) not in out}
     left = [row for row in keeping if id(row) not in out and (row.final or heat(row.cell) not in final)]
