@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from bitsweep import cli
 from bitsweep.cell import bind
@@ -142,7 +142,7 @@ def _compose_each(words: list[str]) -> None:
     points = []
     for word, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
         if override.is_interval_sweep():  # its ends
-            space = spaces([word], params={}, grids={"": {}}, loader=None)[""]
+            space = spaces([word], params={}, grids={"": {}}, loader=None, config=DictConfig({}))[""]
             points.append([end for (end,) in corners(space)])
             continue
         swept = override.is_sweep_override()

@@ -7,6 +7,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
 
 from bitsweep.errors import ConfigError
 from bitsweep.search.sampling import Interval, Space
@@ -35,14 +36,26 @@ def grid_overrides(
 
 
 def spaces(
-    overrides: Sequence[str], *, params: Mapping[str, Any], grids: Mapping[str, Mapping[str, Any]], loader: ConfigLoader
+    overrides: Sequence[str],
+    *,
+    params: Mapping[str, Any],
+    grids: Mapping[str, Mapping[str, Any]],
+    loader: ConfigLoader,
+    config: DictConfig,
 ) -> dict[str, Space]:
-    """What cells are chosen from where an override has an interval of values, by the name of the grid; else nothing."""
+    """What cells are chosen from where an override has an interval of values, by the name of the grid; else nothing.
+
+    Args:
+        config: whose settings say which of them are whole numbers.
+    """
     parsed = _parsed(overrides, params=params, grids=grids, loader=loader)
     if not any(each.is_interval_sweep() for said in parsed.values() for each in said):
         return {}
     return {
-        name: {each.get_key_element(): _interval(each) if each.is_interval_sweep() else _listed(each) for each in said}
+        name: {
+            each.get_key_element(): _interval(each, config) if each.is_interval_sweep() else _listed(each)
+            for each in said
+        }
         for name, said in parsed.items()
     }
 
@@ -64,10 +77,11 @@ def _listed(override: Override) -> tuple[str, ...]:
     return (override.get_value_element_as_str(),)
 
 
-def _interval(override: Override) -> Interval:
+def _interval(override: Override, config: DictConfig) -> Interval:
     interval = override.value()
     assert isinstance(interval, IntervalSweep)
-    assert interval.start is not None and interval.end is not None
-    return Interval(
-        low=interval.start, high=interval.end, whole=isinstance(interval.start, int), log="log" in interval.tags
-    )
+    low, high = interval.start, interval.end
+    assert low is not None and high is not None
+    counts = type(OmegaConf.select(config, override.get_key_element(), default=None)) is int
+    whole = isinstance(low, int) or (counts and float(low).is_integer() and float(high).is_integer())
+    return Interval(low=low, high=high, whole=whole, log="log" in interval.tags)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
+from omegaconf import DictConfig
 
 from bitsweep import api
 from bitsweep.cell import Cell
@@ -135,10 +136,16 @@ def test_intervals_are_read_as_hydra_writes_them() -> None:
         "method.damping=tag(log,interval(0.001,0.1))",
         "method.calibration_images=int(interval(8,64))",
     ]
-    found = spaces(words, params={}, grids={"": {}}, loader=None)
+    config = DictConfig({"method": {"calibration_images": 256, "sigmas": 3.0}})
+    found = spaces(words, params={}, grids={"": {}}, loader=None, config=config)
     damping, images = Interval(low=0.001, high=0.1, log=True), Interval(low=8, high=64, whole=True)
     assert found == {"": {"model": ("lenet", "mlp"), "method.damping": damping, "method.calibration_images": images}}
-    assert spaces(words[:1], params={}, grids={"": {}}, loader=None) == {}
+    assert spaces(words[:1], params={}, grids={"": {}}, loader=None, config=config) == {}
+    plain = ["method.calibration_images=interval(8,64)", "method.sigmas=interval(2,4)"]
+    assert spaces(plain, params={}, grids={"": {}}, loader=None, config=config)[""] == {
+        "method.calibration_images": images,
+        "method.sigmas": Interval(low=2, high=4),
+    }
     assert [damping.word(0.0123456), damping.word(0.0999999), images.word(9.0)] == ["0.01235", "0.1", "9"]
     assert corners(found[""]) == [
         ["model=lenet", "method.damping=0.001", "method.calibration_images=8"],

@@ -50,7 +50,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             return found
 
         given: dict[str, Any] = {"params": self.params or {}, "grids": self.grids, "loader": loader}
-        sampled, points = spaces(arguments, **given), None
+        sampled, points = spaces(arguments, **given, config=self.config), None
         grid = [each for space in sampled.values() for each in corners(space)] or grid_overrides(arguments, **given)
         read_cells = bound(grid)
         cells, options = [cell for cell, _ in read_cells], read_cells[0][1]
