@@ -28,6 +28,7 @@ def test_public_names_are_there() -> None:
         bs.gird  # noqa: B018
 
 
+@pytest.mark.slow
 def test_words_are_those_of_the_command_line() -> None:
     cells = bs.grid("model=lenet,cnn precision=int8,fp16 method.percentile=99.9")
     assert [(cell.model.name, cell.precision.name) for cell in cells] == [

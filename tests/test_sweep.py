@@ -360,6 +360,7 @@ def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(
     assert "regression: another" in capsys.readouterr().out and 'failures="1"' in Path("junit.xml").read_text()
 
 
+@pytest.mark.slow
 def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
     assert "python run.py" in run("--help") or "precision" in run("--help")
     assert "_target_: bitsweep" in run("--cfg", "job")
@@ -386,8 +387,8 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         (["train.lr=-1"], "error: train.lr=-1: should be greater than 0"),
         (["-m", "train.lr=0.1,fast"], "error: train.lr=fast: should be a valid number"),
         (["stage=nothing"], "error: stage=nothing: should be 'cell', 'baseline', 'artifact' or 'screening'"),
-        (["precision=int16"], "backend=reference"),
-        (["dataset=mnist", "dataset.root=/nowhere"], "dataset.root"),
+        pytest.param(["precision=int16"], "backend=reference", marks=pytest.mark.slow),
+        pytest.param(["dataset=mnist", "dataset.root=/nowhere"], "dataset.root", marks=pytest.mark.slow),
         (["store.folder=/proc/store"], r"error: store.folder=/proc/store: cannot be written .* choose a folder"),
     ],
 )

@@ -37,6 +37,7 @@ def test_the_form_that_fusions_know_means_the_same(per_channel: bool) -> None:
     assert torch.int32 not in {value.dtype for value in graph.buffers()}
 
 
+@pytest.mark.slow
 def test_what_is_not_compiled_is_named(tmp_path: Path) -> None:
     program = tracing.export(Mixed().eval(), input_shape=(3, SIZE, SIZE))
     with (

@@ -36,6 +36,7 @@ def made(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("how", hard_networks.HARD)
+@pytest.mark.slow
 def test_the_function_stays(name: str, how: str) -> None:
     network = made(name)
     hard = hard_networks.HARD[how](network)

@@ -27,6 +27,7 @@ def test_contestants_race_on_the_same_images(sample_data: Path, tmp_path: Path) 
     assert rows["resnet20+rescaled", "bitsweep onnxruntime"]["sqnr_db"] > 20
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     command = [sys.executable, REPOSITORY / "benchmarks" / "int8_accuracy.py", "--data", tmp_path, "--networks", "net"]
     finished = subprocess.run(command, capture_output=True, text=True)

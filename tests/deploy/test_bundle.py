@@ -213,6 +213,7 @@ def test_other_pixels_for_the_network_are_found_out(made: Path, tmp_path: Path) 
         bundle.verify(changed, here=True)
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_noticed_before_anything_runs(
     photographed: tuple[Path, Path, np.ndarray, Splits], tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ class Half(torch.nn.Module):
 @pytest.mark.parametrize(
     ("dtype", "kind"), [(torch.float16, TensorProto.FLOAT16), (torch.bfloat16, TensorProto.BFLOAT16)]
 )
+@pytest.mark.slow
 def test_halves_stay_halves(dtype: torch.dtype, kind: int, tmp_path: Path) -> None:
     model = _export(Half(dtype), np.ones((2, 3, 4, 4), np.float32), tmp_path / "model.onnx")
     stored = [tensor.data_type for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64]
@@ -336,6 +337,7 @@ def test_gates_of_floats_stay_floats(function: str, operations: list[str], tmp_p
 
 
 @pytest.mark.parametrize("function", [functional.hardswish, functional.silu, torch.sigmoid])
+@pytest.mark.slow
 def test_what_only_a_gate_reads_is_dequantized_by_arithmetic(function, tmp_path: Path) -> None:
     """Which gives the same values, to the last bit."""
     network = Function(function, scale=0.05, zero_point=20, dtype=torch.uint8)

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch.export import ExportedProgram
 
@@ -62,6 +63,7 @@ def test_without_codes_it_is_the_layers_that_are_tapped() -> None:
     assert tapped.sizes == (8 * 64, 8 * 64, 8 * 64, 8 * 64, 12 * 9, 10, 4)
 
 
+@pytest.mark.slow
 def test_a_true_engine_agrees_everywhere() -> None:
     for scheme in (INT8, FLOAT32):
         table = divergence(program(scheme), OnnxRuntime(name="onnxruntime"), IMAGES, threads=1)
@@ -69,6 +71,7 @@ def test_a_true_engine_agrees_everywhere() -> None:
         assert [row[0] for row in table.rows] == list(tap(program(scheme)).names)
 
 
+@pytest.mark.slow
 def test_the_spoilt_layer_is_named() -> None:
     engine: Backend = Spoilt(name="spoilt")
     table = divergence(program(INT8), engine, IMAGES, threads=1)

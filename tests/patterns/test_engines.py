@@ -29,7 +29,7 @@ ENGINES = {
     "int8": ("reference", "onnxruntime", "openvino", "fbgemm", "onednn", "qnnpack"),
 }
 #: What every run checks; the others are slow together.
-QUICK = {("reference", "fp32"), ("fbgemm", "int8")}
+QUICK = {("reference", "fp32")}
 #: Least signal-to-noise ratio of the logits of each pattern.
 PARITY_DB = {"fp32": 100, "int8": 30}
 CASES = [

@@ -78,6 +78,7 @@ def shown(names: tuple[str, ...], folder: Path) -> Shown:
 
 
 @pytest.mark.parametrize("names", [ODD, ODD[:2], tuple(name + "$" for name in ODD)], ids=["all", "two", "dollars"])
+@pytest.mark.slow
 def test_all_pictures_are_drawn(names: tuple[str, ...], drawn: list[Any], tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     for name, draw in pictures(shown(names, tmp_path / "cell")).items():

@@ -1,10 +1,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bitsweep.plots.training import draw_training
 from bitsweep.results import Epoch
 
 
+@pytest.mark.slow
 def test_curves_of_every_epoch(drawn: list[Any], tmp_path: Path) -> None:
     history = [
         Epoch(epoch=i, train_loss=2 / (i + 1), val_loss=1 / (i + 1), val_top1=i / 4, lr=0.1 * i, seconds=3 + i)

@@ -57,6 +57,7 @@ class _Elements(HTMLParser):
             self.cells[-1] += data
 
 
+@pytest.mark.slow
 def test_html_shows_names_as_they_are(odd: SweepReport, tmp_path: Path) -> None:
     write(odd, tmp_path)
     page = _Elements()

@@ -291,6 +291,7 @@ def test_markdown_is_escaped(report: SweepReport, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.slow
 def test_the_html_in_a_browser(report: SweepReport, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
@@ -355,6 +356,7 @@ def illustrated(report: SweepReport, folder: Path) -> SweepReport:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.slow
 def test_pictures_of_a_cell_are_loaded_when_they_are_opened(report: SweepReport, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 

@@ -119,6 +119,7 @@ def test_what_left_its_session_ends_with_it(tmp_path: Path) -> None:
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
 
 
+@pytest.mark.slow
 def test_a_log_has_an_end(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     for _ in range(2):
@@ -181,6 +182,7 @@ def test_how_it_ended_is_named(function: Any, limits: dict[str, float], message:
         _call(function, tmp_path, **limits)
 
 
+@pytest.mark.slow
 def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     with pytest.raises(CellFailed):
         _call(sleep_long, tmp_path, timeout_s=2.0)

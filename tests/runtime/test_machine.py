@@ -37,6 +37,7 @@ def test_many_may_work(scratch: Path) -> None:
     assert scratch.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_one_that_measures_is_alone(scratch: Path) -> None:
     program = "from bitsweep.runtime import machine\nwith machine.working(quiet=True): print('measured', flush=True)"
     with machine.working(quiet=False):

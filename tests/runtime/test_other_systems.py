@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import os, signal, sys
 import psutil  # knows each system itself
@@ -19,6 +21,7 @@ main(["plan=true", "model=lenet"])
 """
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_where_there_is_no_posix(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

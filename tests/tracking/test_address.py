@@ -30,6 +30,7 @@ def log_something(connection: Connection) -> str:
 @pytest.mark.parametrize(
     "name", ["50%", "a%41b", "what?", "no#1", "two words", "é", "q'x\"y", "a;b&c=d@e:f", "[a]{b}$(c)"]
 )
+@pytest.mark.slow
 def test_folders_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / name
     folder.mkdir()
@@ -64,6 +65,7 @@ def test_a_moved_folder_holds_its_own_artifacts(
     assert caplog.text.count("was moved") == 1
 
 
+@pytest.mark.slow
 def test_artifacts_that_were_put_elsewhere_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Connection()
@@ -113,6 +115,7 @@ def test_reading_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_can_be_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     connection = Connection()

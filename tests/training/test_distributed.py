@@ -87,6 +87,7 @@ def test_shares_are_equal() -> None:
         recipe(devices=3)
 
 
+@pytest.mark.slow
 def test_there_are_images_for_all(digits: Splits, tmp_path: Path) -> None:
     one = Split(images=digits.train.images[:1], labels=digits.train.labels[:1])
     few = replace(digits, train=one)

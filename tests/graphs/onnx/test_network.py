@@ -150,6 +150,7 @@ def test_what_is_no_file_of_onnx_is_one_line(content: bytes, message: str, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of making the cases
+@pytest.mark.slow
 def test_operations_compute_what_onnx_says() -> None:
     """All the cases of ONNX's own tests whose operations are known; a few of them ask for what nothing here does."""
     refused, checked = [], 0

@@ -1,5 +1,6 @@
 """In transformers, factors go from layer normalisations and from values of attention to the layers that read them."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -47,6 +48,7 @@ def _images() -> Tensor:
     return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_what_layers_make_up_for_is_found() -> None:
     found = token_groups(_graph(Transformer()), _images())
     named = {(group.start.name, tuple(reader.name for reader in group.readers)) for group in found}

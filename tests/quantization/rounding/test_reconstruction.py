@@ -31,6 +31,7 @@ def test_codes_are_neighbours_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("units", [activated_units, block_units])
+@pytest.mark.slow
 def test_outputs_are_closer_than_after_nearest_rounding(units: object) -> None:
     """For every unit, on what it was given, the learned rounding is at least as good, and better in sum."""
     errors: list[tuple[float, float]] = []
