@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch.export import ExportedProgram
 
 from bitsweep import stats
@@ -24,11 +23,9 @@ from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.runtime import gpu
 from bitsweep.runtime.environment import current_cpu
 from bitsweep.targets.local import ThisMachine
+from tests.devices import on_a_gpu
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here"),
-]
+pytestmark = [pytest.mark.slow, on_a_gpu]
 
 BACKENDS: list[Backend] = [
     Reference(name="reference", device="cuda"),

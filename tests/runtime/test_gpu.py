@@ -7,8 +7,8 @@ import torch
 
 from bitsweep.runtime import gpu
 from bitsweep.runtime.environment import Gpu, current_gpu
+from tests.devices import on_a_gpu
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
 L4 = Gpu(model="NVIDIA L4", architecture="sm89")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import ConfigError
 from bitsweep.training.augmentation import Augmentation, check
+from tests.devices import each_device
 
 
 def _augmentation(augment: Any, *, size: int = 16, num_classes: int = 4) -> Augmentation:
@@ -61,15 +62,7 @@ def test_every_image_has_random_numbers_of_its_own_which_do_not_depend_on_the_ot
         assert torch.equal(augmentation.change(images[rank::2], drawn[rank::2]), changed[rank::2])
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
-        ),
-    ],
-)
+@each_device
 def test_sixteen_bits_are_kept(device: str) -> None:
     images = _pixels(6, channels=1, white=65536).to(torch.uint16).to(device)
     flip = _augmentation([{"RandomHorizontalFlip": {"p": 1}}])

@@ -18,6 +18,7 @@ from bitsweep.errors import CellFailed, ConfigError, DataError
 from bitsweep.results import Split, Splits
 from bitsweep.training import baseline, loop
 from bitsweep.training.trained import load_trained
+from tests.devices import on_a_gpu
 
 
 @configurable
@@ -43,21 +44,15 @@ def recipe(**knobs: object) -> Recipe:
     return Recipe(**{"name": "test", "epochs": 4, "max_steps": 1000, "lr": 0.01, "device": "cpu", **knobs})  # type: ignore[arg-type]
 
 
-on_a_gpu = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here"),
-]
-
-
 @pytest.mark.parametrize(
     "knobs",
     [
         pytest.param({}, id="cpu"),
-        pytest.param({"device": "cuda"}, id="cuda", marks=on_a_gpu),
+        pytest.param({"device": "cuda"}, id="cuda", marks=[pytest.mark.slow, on_a_gpu]),
         pytest.param(
             {"device": "cuda", "autocast": "float16", "compile": "never", "augment": "shift", "ema_decay": 0.9},
             id="cuda in float16",
-            marks=on_a_gpu,
+            marks=[pytest.mark.slow, on_a_gpu],
         ),
     ],
 )

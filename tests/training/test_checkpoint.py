@@ -8,6 +8,7 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.results import Splits
 from bitsweep.training import loop
 from bitsweep.training.checkpoint import Unfinished
+from tests.devices import each_device
 
 RECIPE = Recipe(
     name="a", epochs=5, max_steps=1000, lr=0.01, augment=["shift_flip", "RandAugment", "MixUp"], schedule="plateau",
@@ -41,15 +42,7 @@ def train(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
-        ),
-    ],
-)
+@each_device
 def test_a_killed_training_ends_as_if_it_had_not_been(
     device: str, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

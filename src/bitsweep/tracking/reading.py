@@ -54,7 +54,7 @@ def read_rows(connection: Connection, sweep: "Run") -> list[Row]:
     """The cells of a sweep as rows without pictures."""
     store = _store_of(sweep)
     entries = _entries(connection, sweep, store)
-    finished = _Finished(connection, store, {entry.key for entry in entries})
+    finished = _Finished(connection, store, {entry.key for entry in entries if entry.key})
     return [_row(entry, finished) for entry in entries]
 
 

@@ -13,6 +13,7 @@ from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
 from bitsweep.quantization.learned.training import TrainedNetwork, freeze_normalization
 from bitsweep.quantization.placement import convert, observe
+from tests.devices import each_device
 from tests.quantization.networks import SIZE, Mixed, images
 
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
@@ -120,15 +121,7 @@ def pooled() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(4))
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
-        ),
-    ],
-)
+@each_device
 def test_tensors_of_one_scale_are_rounded_alike_and_not_observed_in_training(device: str) -> None:
     model, batch = pooled(), torch.cat(images())
     model(batch)
