@@ -23,7 +23,7 @@ LAYERS = (
     ("methods", "lowering", "backends"),
     ("measuring", "plots", "deploy"),
     ("evidence",),
-    ("cell", "stage_work", "probing"),
+    ("cell", "stage_work", "probing", "naming"),
     ("stages",),
     ("cell_results",),
     ("pipeline",),

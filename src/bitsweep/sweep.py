@@ -8,6 +8,7 @@ import functools
 import itertools
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from bitsweep.config.requirement import common
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.job import runner_of
 from bitsweep.launching import Launch, launched, prepare
+from bitsweep.naming import wrong_names
 from bitsweep.options import Options
 from bitsweep.planning import TO_DO, Planned, describe, plan
 from bitsweep.running import baselines, run_planned
@@ -85,7 +87,7 @@ def run_sweep(
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         by_store = plan(cells, store, None)
         if options.plan:
-            shown = _plan_by_runs(cells, store, fetch=options.store.fetch) or by_store
+            shown = _names_checked(_plan_by_runs(cells, store, fetch=options.store.fetch) or by_store)
             print(describe(shown))
             if points:
                 print("these are the first points of a search; which follow depends on what is found")
@@ -113,7 +115,7 @@ def run_sweep(
         }
 
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
-        planned = plan(cells, store, finished, shared=shared.known() if shared else ())
+        planned = _names_checked(plan(cells, store, finished, shared=shared.known() if shared else ()))
     print(describe(planned), flush=True)
     if options.stage == "baseline":
         outcomes = launch(baselines(planned, options.expect), "baseline")
@@ -136,7 +138,7 @@ def run_sweep(
 
     def enter(more: Sequence[Cell]) -> list[Planned]:
         with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
-            planned = plan(more, store, finished, shared=shared.known() if shared else ())
+            planned = _names_checked(plan(more, store, finished, shared=shared.known() if shared else ()))
         known = {each.identity for each in entries}
         fresh = [each for each in planned if each.identity not in known]
         print(describe(fresh), flush=True)
@@ -189,6 +191,15 @@ def run_sweep(
         own = [each.cell for each in entries]
         print(register(options.register, report, own, connection, runner_of(options, folder)))
     return UNMET if unmet(report) else int(status != "finished")
+
+
+def _names_checked(planned: Sequence[Planned]) -> list[Planned]:
+    """A plan without cells that name outputs or layers which their networks do not have."""
+    wrong = wrong_names(each.cell for each in planned if each.verdict in TO_DO)
+    return [
+        replace(each, verdict="skip", reason=wrong[each.cell], trains=False) if each.cell in wrong else each
+        for each in planned
+    ]
 
 
 def _all_skipped(planned: Sequence[Planned]) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torchvision.ops import DeformConv2d
 
 from bitsweep import stats
 from bitsweep.backends.openvino.backend import OpenVino
@@ -128,8 +129,27 @@ def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, image
 
 
 def test_what_openvino_does_not_take_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
-    with pytest.raises(CompressionError, match=r"OpenVINO does not take the program: .*Det"):
+    with pytest.raises(CompressionError, match=r"OpenVINO has nothing for .*det.*, which is Det in ONNX; use backend="):
         BACKEND.lower(determinant, tmp_path)
+
+
+class Deformed(nn.Module):
+    """A deformable convolution behind an ordinary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets, self.bend = nn.Conv2d(3, 18, 3, padding=1), DeformConv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.bend(x, self.offsets(x)).mean((2, 3)))
+
+
+def test_the_layer_that_openvino_has_nothing_for_is_named(tmp_path: Path) -> None:
+    program = export(Deformed(), input_shape=(3, 8, 8))
+    with pytest.raises(CompressionError, match=r"nothing for bend \(torchvision.deform_.*\), .* DeformConv"):
+        BACKEND.lower(program, tmp_path)
+    with pytest.raises(CompressionError, match="nothing for node_deform_conv2d, which is DeformConv"):
+        BACKEND.take(tmp_path / "model.onnx", tmp_path)
 
 
 class Apply(nn.Module):

@@ -376,3 +376,14 @@ def test_clamps_from_0_of_signed_codes_work_on_the_codes(highest: float, tmp_pat
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match="bessel_j0"):
         _export(Apply(torch.special.bessel_j0), np.ones((2, 3, 4, 4), np.float32), tmp_path / "model.onnx")
+
+
+def by_image(images: torch.Tensor) -> torch.Tensor:
+    n, c, *_ = images.shape
+    filters = functional.adaptive_avg_pool2d(images, 3).reshape(n * c, 1, 3, 3)
+    return functional.conv2d(images.flatten(0, 1)[None], filters, groups=n * c).unflatten(1, (n, c))[0]
+
+
+def test_groups_of_images_are_refused_with_what_takes_them(tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match=r"^conv2d .* as many groups as there are images, .*; use backend=torch"):
+        _export(Apply(by_image), np.ones((2, 3, 8, 8), np.float32), tmp_path / "model.onnx")

@@ -100,6 +100,21 @@ def test_given_weights_are_the_baseline_as_they_are(digits: Splits, tmp_path: Pa
         assert torch.equal(value, network.state_dict()[name])
 
 
+def test_a_network_that_yields_nan_is_no_baseline(digits: Splits, tmp_path: Path) -> None:
+    class Rooted(Small):
+        def build(self, num_classes: int) -> torch.nn.Module:
+            return torch.nn.Sequential(*super().build(num_classes), torch.nn.LogSigmoid(), Root())
+
+    class Root(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sqrt()
+
+    weights = tmp_path / "weights.pt"
+    torch.save(Rooted().build(10).state_dict(), weights)
+    with pytest.raises(ConfigError, match=r"the fp32 network yields NaN for (\d+) of \1 test images"):
+        baseline.fit(Rooted(weights=str(weights)), digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
+
+
 def test_a_seed_is_a_result(digits: Splits, tmp_path: Path) -> None:
     logits = []
     for number, seed in enumerate((5, 5, 6)):

@@ -178,6 +178,15 @@ def _not_finite(what: float) -> Callable[[Path], None]:
     return write
 
 
+def _statistics(which: str, what: float) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        state = network().state_dict()
+        state[f"norm.running_{which}"][1] = what
+        torch.save(state, file)
+
+    return write
+
+
 def _program(file: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(2, 2))), file)
 
@@ -194,6 +203,9 @@ def _program(file: Path) -> None:
         (_with_one_bit_flipped, r"is damaged \(w/data/0 is not what was written\); get it again"),
         (_not_finite(float("nan")), r"conv.weight holds NaN \(9 of 108 values\): the training failed; take an earlier"),
         (_not_finite(float("inf")), r"conv.weight holds infinities \(9 of 108 values\)"),
+        (_statistics("var", -0.25), r"norm.running_var holds -0.25, which is no variance \(1 of 4 values\)"),
+        (_statistics("var", float("inf")), "norm.running_var holds inf, which is no variance"),
+        (_statistics("mean", float("inf")), "norm.running_mean holds infinities"),
         (_program, "is a program .* not a state_dict; save one"),
         (lambda file: torch.save(network(), file), r"is a whole module or object \(Sequential\).*; save"),
         (lambda file: torch.save({"model": network()}, file), r"holds no state_dict \(keys: model\); save"),

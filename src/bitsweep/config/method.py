@@ -29,6 +29,11 @@ class Method(Choice, ABC):
     def unsupported(self, precision: Precision) -> str | None:
         """Why this method cannot express a precision, with the hint; None when it can."""
 
+    @property
+    def layers_named(self) -> tuple[str, ...]:
+        """Names of layers in its setting ``keep``, which the network must have."""
+        return ()
+
     def learns_from(self) -> Part | None:
         """The labelled images that it cannot do without."""
         return None

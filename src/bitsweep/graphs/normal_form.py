@@ -32,6 +32,9 @@ VIEWS = {
     aten._unsafe_view.default: aten.reshape.default,
     aten.view_as.default: aten.reshape_as.default,
 }
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+#: Which argument of a convolution they are.
+_GROUPS = 6
 DROPOUTS = {
     aten.alpha_dropout.default, aten.dropout.default, aten.feature_alpha_dropout.default, aten.feature_dropout.default,
 }  # fmt: skip
@@ -73,9 +76,21 @@ def _draws(node: Node) -> bool:
 
 
 def place_of(node: Node) -> str:
-    """Where a node comes from, for messages: the path of its module, and its operation."""
-    path = _module_path(node)
-    return f"{path} ({node.target})" if path else str(node.target)
+    """Where a node comes from, for messages: the path of its module, else its own name, and its operation."""
+    return f"{_module_path(node) or node.name} ({node.target})"
+
+
+def refuse_groups_of_images(node: Node, taker: str) -> None:
+    """Refuse a convolution whose groups are the images of the batch, for whom a number of groups is a constant.
+
+    Raises:
+        CompressionError: it is one.
+    """
+    if node.target in CONVOLUTIONS and isinstance(with_defaults(node)[_GROUPS], Node):
+        raise CompressionError(
+            f"{place_of(node)} has as many groups as there are images, which {taker} does not take; use backend=torch "
+            "with a float precision, or backend=reference"
+        )
 
 
 def _module_path(node: Node) -> str:

@@ -10,7 +10,7 @@ from bitsweep.config.configurable import Count, Share, configurable
 from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
-from bitsweep.errors import CompressionError, ConfigError
+from bitsweep.errors import CompressionError
 from bitsweep.quantization.quantizing import QuantizingMethod
 from bitsweep.results import Compression, Curve, Shape, Splits, Table
 
@@ -76,6 +76,11 @@ class Factorize(QuantizingMethod):
             )
         return super().unsupported(precision)
 
+    @property
+    def layers_named(self) -> tuple[str, ...]:
+        """Those to keep."""
+        return self.keep
+
     def learns_from(self) -> Part | None:
         """Training images where factors are trained."""
         return "training" if self.epochs else None
@@ -132,12 +137,11 @@ class Factorize(QuantizingMethod):
             CompressionError: there is no layer whose factors would be smaller.
         """
         from bitsweep.graphs.im2col import groups_of
-        from bitsweep.graphs.ops import arguments, attribute, is_layer
+        from bitsweep.graphs.ops import arguments, attribute
+        from bitsweep.quantization.lowrank.chains import layer_nodes
 
-        nodes = {str(arguments(node)[1].target): node for node in graph.graph.nodes if is_layer(node)}
+        nodes = layer_nodes(graph, keep=self.keep)
         names = [path.removesuffix(".weight") for path in nodes]
-        if unknown := set(self.keep) - set(names):
-            raise ConfigError(f"method.keep={min(unknown)}: no such layer; choose from {', '.join(names)}")
         kept = {*self.keep, *(names[:1] if self.keep_first else ()), *(names[-1:] if self.keep_last else ())}
         grid = scheme.weights if isinstance(scheme.weights, Grid) else None
         chains: dict[str, Chain] = {}

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
-from bitsweep.errors import DataError
+from bitsweep.errors import ConfigError, DataError
 from bitsweep.results import Splits
 from bitsweep.runtime.gpu import allow_tf32
 from bitsweep.runtime.progress import Progress, silent
@@ -46,7 +46,8 @@ def fit(
     Raises:
         CellFailed: the loss became infinite or not a number.
         DataError: there are no training images to train on.
-        ConfigError: ``recipe.device`` is ``cuda`` and there is none, or the weights do not fit the network.
+        ConfigError: ``recipe.device`` is ``cuda`` and there is none, the weights do not fit the network, or it yields
+            NaN for test images.
     """
     context = DistributedContext(rank=rank, size=recipe.devices, rendezvous=folder.absolute() / "rendezvous")
     device = choose_device(recipe.device, rank=context.rank, devices=context.size)
@@ -99,4 +100,10 @@ def fit(
         "epochs": [asdict(epoch) for epoch in history],
     }
     (folder / "history.json").write_text(json.dumps(about))
-    np.save(folder / "test_logits.npy", compute_logits(network, splits.test, load, device).cpu().numpy())
+    test_logits_NK = compute_logits(network, splits.test, load, device).cpu().numpy()
+    if nan := int(np.isnan(test_logits_NK).any(1).sum()):
+        raise ConfigError(
+            f"model={model.name}: the fp32 network yields NaN for {nan} of {len(test_logits_NK)} test images; look at "
+            "its weights (a negative variance, say), and at what it divides by"
+        )
+    np.save(folder / "test_logits.npy", test_logits_NK)

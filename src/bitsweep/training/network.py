@@ -6,7 +6,9 @@ The head is the layer whose outputs are the classes, or what took its place; the
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
@@ -72,9 +74,7 @@ def freeze(network: nn.Module, head: str, *, backbone: bool, statistics: bool) -
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not backbone or _within(name, head))
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            statistics or (backbone and not _within(name, head))
-        ):
+        if isinstance(module, _BatchNorm) and (statistics or (backbone and not _within(name, head))):
             module.eval()
 
 
@@ -115,6 +115,23 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, head:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigError(f"{origin}: does not fit the network: {', '.join(wrong[:5])}{more}")
     network.load_state_dict(own | theirs)
+    _require_statistics(network, origin)
+
+
+def _require_statistics(network: nn.Module, origin: str) -> None:
+    """Refuse statistics that nothing can be normalised by: a damaged file may hold them, and they yield NaN."""
+    for name, module in network.named_modules():
+        if not isinstance(module, _NormBase) or module.running_mean is None or module.running_var is None:
+            continue
+        wrong = ~((module.running_var + module.eps > 0) & torch.isfinite(module.running_var))
+        if wrong.any():
+            worst = module.running_var[wrong][0]
+            raise ConfigError(
+                f"{origin}: {name}.running_var holds {worst:.3g}, which is no variance ({int(wrong.sum())} of "
+                f"{len(wrong)} values): the file is damaged; take another checkpoint"
+            )
+        if not torch.isfinite(module.running_mean).all():
+            raise ConfigError(f"{origin}: {name}.running_mean holds infinities: take another checkpoint")
 
 
 def _within(name: str, path: str) -> bool:

@@ -15,11 +15,14 @@ from bitsweep.errors import ConfigError, first_line
 _PARAMETRIZED = ".parametrizations."
 
 
-def yield_logits(network: nn.Module, model: Model, num_classes: int) -> str:
+def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> str:
     """Let a network yield its logits alone, in training, evaluation and export alike.
 
     Among several outputs these are the one that ``model.output`` names, else the one called ``logits``, else the first
     that has a number for each class.
+
+    Args:
+        num_classes: None where it is not known yet: then logits of any number of classes will do.
 
     Returns:
         The path of its head: of the module, or the parameter, whose weights are nearest to the logits; empty where
@@ -33,7 +36,9 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int) -> str:
     path = _chosen(named, model, num_classes)
     logits = named[path]
     head = _head(network, logits)
-    if logits.ndim != 2 or (logits.shape[1] != num_classes and not _renew(network, head, logits.shape[1], num_classes)):
+    if num_classes is not None and (
+        logits.ndim != 2 or (logits.shape[1] != num_classes and not _renew(network, head, logits.shape[1], num_classes))
+    ):
         of = f"its output {path}" if path else "what it yields"
         shape = ", ".join(map(str, ("N", *logits.shape[1:])))
         others = f"; set model.output to one of {', '.join(named)}" if len(named) > 1 else ""
@@ -109,7 +114,7 @@ def _tensors(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(part, f"{path}.{name}" if path else str(name))
 
 
-def _chosen(named: Mapping[str, Tensor], model: Model, num_classes: int) -> str:
+def _chosen(named: Mapping[str, Tensor], model: Model, num_classes: int | None) -> str:
     """The path of the logits among all outputs."""
     paths = list(named)
     if not paths:
@@ -121,7 +126,7 @@ def _chosen(named: Mapping[str, Tensor], model: Model, num_classes: int) -> str:
             return wanted if wanted in named else by_number[wanted]
         allowed = f"{', '.join(paths)}: choose one of them" if any(paths) else "its logits alone: leave it out"
         raise ConfigError(f"model.output={wanted}: the network yields {allowed}")
-    fitting = [path for path in paths if named[path].shape[1:] == (num_classes,)]
+    fitting = [path for path in paths if num_classes is not None and named[path].shape[1:] == (num_classes,)]
     chosen = _likely(fitting or paths)
     if len(fitting) > 1 and chosen.rpartition(".")[2] != "logits":
         print(

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU: float and 8-bit integer kernels, most of them oneDNN's."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
@@ -94,7 +96,7 @@ class OpenVino(Backend):
         _require_right(program)
         form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
         export_onnx(program, folder / self.artifact, **form, bits_of_weights=4, floats=ISLANDS[self.float_islands])
-        self._require_taken(folder)
+        self._require_taken(folder, program)
 
     def take(self, file: Path, folder: Path) -> None:
         """Keep the graph, and read it to see that OpenVINO takes it."""
@@ -135,10 +137,20 @@ class OpenVino(Backend):
         executed = ((node, _attributes(node)) for node in compiled.get_runtime_model().get_ordered_ops())
         return tuple(_kernel(node, about) for node, about in executed if about["execTimeMcs"] != "not_executed")
 
-    def _require_taken(self, folder: Path) -> None:
+    def _require_taken(self, folder: Path, program: "ExportedProgram | None" = None) -> None:
+        """See that OpenVINO takes a file, which was written from a program or is somebody else's.
+
+        Raises:
+            CompressionError: it does not.
+        """
         try:
             self._read(folder)
         except RuntimeError as error:
+            if operations := _unknown(error):
+                raise CompressionError(
+                    f"OpenVINO has nothing for {_places(operations, folder / self.artifact, program)}; use "
+                    "backend=onnxruntime, or another operation in the network"
+                ) from error
             raise _refused(error) from error
 
     def _read(self, folder: Path) -> Any:
@@ -170,6 +182,35 @@ def _require_right(program: "ExportedProgram") -> None:
 
 def _refused(error: RuntimeError) -> CompressionError:
     return CompressionError(f"OpenVINO does not take the program: {_reason(error)}")
+
+
+def _unknown(error: RuntimeError) -> list[str]:
+    """Operations of ONNX that OpenVINO says it does not know, else those that it fails on."""
+    for said in (r"No conversion rule found for operations: (.*)", r"Conversion is failed for: (.*)"):
+        if found := re.search(said, str(error)):
+            return [name.partition("-")[0] for name in found[1].split(", ")]
+    return []
+
+
+def _places(operations: Sequence[str], file: Path, program: "ExportedProgram | None") -> str:
+    """Where the first of some operations comes from: the layer of the program, else the node of the file."""
+    import onnx
+
+    from bitsweep.graphs.normal_form import place_of
+
+    nodes = list(onnx.load(file, load_external_data=False).graph.node)
+    start = next((index for index, node in enumerate(nodes) if node.op_type in operations), None)
+    if start is None:
+        return f"{', '.join(operations)} of ONNX"
+    # Values are called like the nodes of the program that they are written from. One that is written as several
+    # operations gives its name to the last of them.
+    sources = {source.name: source for source in program.graph.nodes} if program else {}
+    if program:
+        sources[nodes[-1].output[0]] = program.graph.output_node().all_input_nodes[0]
+    source = next((sources[name] for node in nodes[start:] for name in node.output if name in sources), None)
+    node = nodes[start]
+    place = place_of(source) if source else node.name or node.output[0]
+    return f"{place}, which is {node.op_type} in ONNX"
 
 
 def _reason(error: RuntimeError) -> str:

@@ -26,7 +26,7 @@ from bitsweep.backends.torch_quantized.kernels import (
 )
 from bitsweep.errors import CompressionError
 from bitsweep.graphs.constants import fold_constants
-from bitsweep.graphs.normal_form import place_of
+from bitsweep.graphs.normal_form import place_of, refuse_groups_of_images
 from bitsweep.graphs.ops import (
     arguments,
     aten,
@@ -38,8 +38,6 @@ from bitsweep.graphs.ops import (
 
 #: TorchScript writes larger floats as integers, where they are whole numbers.
 LARGEST_SCALE = 1e10
-#: Place of the groups among the arguments of a convolution.
-_GROUPS = 6
 
 
 def lowered(program: ExportedProgram) -> GraphModule:
@@ -144,11 +142,7 @@ class Lowering:
             return self.call(aten.dequantize.self, node.args[0])
         if node.target == aten.linear.default:
             return linear_to_floats(self, node)
-        if node.target == aten.conv2d.default and isinstance(node.args[-1], Node) and len(node.args) > _GROUPS:
-            raise CompressionError(
-                f"{place_of(node)} has as many groups as there are images, which TorchScript does not take; use "
-                "backend=torch, or backend=reference"
-            )
+        refuse_groups_of_images(node, "TorchScript")
         return None
 
     def _quantize(self, node: Node) -> Node:

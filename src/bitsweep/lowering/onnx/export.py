@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from bitsweep.config.precision import FloatFormat
 from bitsweep.errors import CompressionError, first_line
+from bitsweep.graphs.normal_form import place_of, refuse_groups_of_images
 from bitsweep.lowering.onnx import rewrites
 from bitsweep.lowering.onnx.operators import translations
 
@@ -122,9 +123,11 @@ def _written(program: ExportedProgram, translated: dict[Any, Callable[..., Any]]
             reason = first_line(error.__cause__ or error)
             if operation := re.search(r"%(\w+) .*target=torch\.ops\.([\w.]+)", reason):
                 name, target = operation.groups()
-                reason = (
-                    f"nothing translates {target} ({name}); use backend=fbgemm, or another operation in the network"
-                )
+                node = next((node for node in program.graph.nodes if node.name == name), None)
+                if node is not None:
+                    refuse_groups_of_images(node, "ONNX")
+                place = place_of(node) if node else f"{name} ({target})"
+                reason = f"nothing translates {place}; use backend=fbgemm, or another operation in the network"
             raise CompressionError(f"ONNX cannot express the program: {reason}") from error
     assert exported is not None
     return exported.model

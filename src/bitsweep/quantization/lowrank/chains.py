@@ -10,7 +10,7 @@ Shape letters: as in `bitsweep.quantization.lowrank.factorization`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from bitsweep.data.image_tree import some
+from bitsweep.errors import ConfigError
 from bitsweep.graphs.im2col import geometry
 from bitsweep.graphs.ops import LAYER_KINDS, Layer, arguments, aten, bias_of, drop_unread, is_layer, set_attribute
 from bitsweep.quantization.lowrank.admm import as_weights
@@ -49,6 +51,19 @@ class Chain:
     errors: tuple[float, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+
+
+def layer_nodes(graph: GraphModule, *, keep: Collection[str] = ()) -> dict[str, Node]:
+    """The layers of a network that can be put on a grid, by the path of their weights.
+
+    Raises:
+        ConfigError: one that is to be kept, by its name, is not among them.
+    """
+    nodes = {str(arguments(node)[1].target): node for node in graph.graph.nodes if is_layer(node)}
+    names = [path.removesuffix(".weight") for path in nodes]
+    if unknown := {*keep} - {*names}:
+        raise ConfigError(f"method.keep={min(unknown)}: no such layer; choose from {some(names, 30)}")
+    return nodes
 
 
 def tensor_of(weight: Tensor) -> Tensor:
