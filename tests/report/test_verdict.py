@@ -7,7 +7,7 @@ import pytest
 from bitsweep.config.requirement import Requirements, common
 from bitsweep.errors import ConfigError
 from bitsweep.report.advice import recommendations, unmet
-from bitsweep.report.choice import choose, finalists
+from bitsweep.report.choice import choose, finalists, races_that_count
 from bitsweep.report.content import SweepReport
 from bitsweep.report.row import Race, Row
 from bitsweep.report.twins import twins
@@ -157,3 +157,15 @@ def test_the_final_race_decides(report: SweepReport) -> None:
     assert "Then those that were not in it, by times of their own: c in int8 (2.00 ms)." in ranking
     assert "differences of a tenth mean little" in caution
     assert verdict_of(raced[1], Requirements(p50_ms=1.39)).state == "unknown"
+
+
+def test_a_race_counts_only_where_the_fastest_that_keeps_the_limits_was_in_it(report: SweepReport) -> None:
+    fast = judged("int3", lost=75, n=5000, ms=1.0, mb=2, backend="a")
+    sound = judged("int8", lost=0, n=5000, ms=1.1, mb=4, backend="a")
+    other = judged("int8", lost=0, n=5000, ms=2.0, mb=4, backend="b")
+    time = RaceTime(p50_ms=1, low_ms=1, high_ms=1, times=1, times_low=1, times_high=1)
+    race = Race(cells=(fast.cell, other.cell), times=(time, time))
+    bare = dataclasses.replace(report, rows=[fast, sound, other])
+    for limits, counts in ({"drop_pp": 3}, True), ({"drop_pp": 1}, False):
+        found = dataclasses.replace(bare, require=Requirements(**limits))
+        assert races_that_count(found, [race]) == ([race] if counts else [])

@@ -17,14 +17,16 @@ from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.timing import (
+    badness_of,
     batch_of,
     block,
-    foreign_share,
+    foreign_time,
     kept_waiting,
     own_time,
     pin,
     reference_ms,
     runs_a_block,
+    share_of,
 )
 from bitsweep.results import Array, RaceTime
 from bitsweep.runtime.environment import physical_cores
@@ -46,10 +48,11 @@ class Entrant:
 
 @dataclass
 class _Noise:
-    """How much others used the cores during the blocks of an entrant; sums weighted by seconds."""
+    """How much others used the cores during the blocks of an entrant; shares are sums weighted by seconds."""
 
     seconds: float = 0.0
-    foreign: float = 0.0
+    foreign_s: float = 0.0
+    all_s: float = 0.0
     computing: float = 0.0
     preemptions: float = 0.0
     kernel_ms: list[float] = field(default_factory=list)
@@ -89,11 +92,12 @@ def race(
             noise.kernel_ms.append(reference_ms())
             continue
         start = time.monotonic()
-        with foreign_share() as foreign, own_time() as own:
+        with foreign_time() as foreign, own_time() as own:
             blocks.append(block(infer, images, runs))
-        seconds, (computing, preemptions) = time.monotonic() - start, own()
+        seconds, (computing, preemptions), (foreign_s, all_s) = time.monotonic() - start, own(), foreign()
         noise.seconds += seconds
-        noise.foreign += seconds * foreign()
+        noise.foreign_s += foreign_s
+        noise.all_s += all_s
         noise.computing += seconds * computing
         noise.preemptions += seconds * preemptions
         if number == protocol.blocks:
@@ -124,16 +128,21 @@ def _turns(lanes: Path, count: int, rounds: int, rank: int) -> Iterator[int]:
 def _quiet(
     noise: _Noise, blocks: list[Array], protocol: MeasurementProtocol, *, computes: bool
 ) -> dict[str, float | bool]:
-    foreign, computing, preemptions = (
-        each / noise.seconds for each in (noise.foreign, noise.computing, noise.preemptions)
-    )
+    foreign = share_of(noise.foreign_s, noise.all_s)
+    computing, preemptions = (each / noise.seconds for each in (noise.computing, noise.preemptions))
     drift, spread = stats.drift(*noise.kernel_ms), stats.relative_iqr(np.concatenate(blocks))
+    badness = badness_of(protocol, drift=drift, spread=spread, foreign_share=foreign)
     crowded = foreign > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
-    noisy = abs(drift) > protocol.max_drift or spread > protocol.max_spread or foreign > protocol.max_foreign_share
     return {
-        "noisy": noisy, "crowded": crowded, "drift": drift, "spread": spread, "foreign_share": foreign,
-        "computing_share": computing, "preemptions_per_s": preemptions,
+        "noisy": badness > 1, "crowded": crowded, "badness": badness, "drift": drift, "spread": spread,
+        "foreign_share": foreign, "computing_share": computing, "preemptions_per_s": preemptions,
     }  # fmt: skip
+
+
+def unrest(folder: Path) -> tuple[bool, float]:
+    """Whether others used the cores in a race, and how far it was from quiet: above 1 some entrant was noisy."""
+    heard = [json.loads(file.with_suffix(".json").read_text()) for file in folder.glob("*.npz")]
+    return any(each["crowded"] for each in heard), max(each["badness"] for each in heard)
 
 
 def times(folder: Path, *, confidence: float) -> list[RaceTime]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bitsweep.config.protocol import MeasurementProtocol
 
 #: Attempts again, and the pause before each, where others use the cores.
-_CROWDED_REPEATS, _PAUSE_S = 2, 1.0
+CROWDED_REPEATS, PAUSE_S = 2, 1.0
 #: Share of the time that an engine's threads compute where nothing keeps them from it, at least.
 _LEAST_COMPUTING = 0.5
 #: How often in a second the system takes a core away from a process that has it to itself, at most.
@@ -111,9 +111,7 @@ def until_quiet(
             blocks = interleaved_blocks(artifacts, images, protocol)
         drift = stats.drift(before, reference_ms())
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
-        badness = max(
-            abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign() / protocol.max_foreign_share
-        )
+        badness = badness_of(protocol, drift=drift, spread=spread, foreign_share=foreign())
         computing, preemptions = own()
         crowded = foreign() > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
         noise = {
@@ -131,10 +129,17 @@ def until_quiet(
         if badness <= 1:
             break
         if noise["crowded"]:
-            attempts = max(attempts, 1 + _CROWDED_REPEATS)
-            time.sleep(_PAUSE_S if attempt < attempts else 0)
+            attempts = max(attempts, 1 + CROWDED_REPEATS)
+            time.sleep(PAUSE_S if attempt < attempts else 0)
     assert best is not None
     return best[1], best[2]
+
+
+def badness_of(protocol: "MeasurementProtocol", *, drift: float, spread: float, foreign_share: float) -> float:
+    """How far a measurement is from quiet: above 1 it is noisy."""
+    return max(
+        abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign_share / protocol.max_foreign_share
+    )
 
 
 def kept_waiting(computing: float, preemptions: float, *, computes: bool) -> bool:
@@ -215,11 +220,27 @@ def foreign_share() -> Iterator[Callable[[], float]]:
     A neighbour that is busy all the time slows evenly, so that neither drift nor spread shows it; and it slows a
     network with more small kernels more than the other.
     """
+    with foreign_time() as foreign:
+        yield lambda: share_of(*foreign())
+
+
+@contextlib.contextmanager
+def foreign_time() -> Iterator[Callable[[], tuple[float, float]]]:
+    """Seconds that others took of this process's CPUs meanwhile, or the hypervisor, and seconds of all these CPUs.
+
+    The system counts in steps of 10 ms. So what is seen of a short while is rough, and may be less than nothing, while
+    the sum of many is right.
+    """
     start, busy, own = time.monotonic(), _busy_s(), time.process_time()
-    share = 0.0
-    yield lambda: share
+    found = (0.0, 0.0)
+    yield lambda: found
     taken = (_busy_s() - busy) - (time.process_time() - own)
-    share = min(1.0, max(0.0, taken / ((time.monotonic() - start) * len(usable_cpus()))))
+    found = taken, (time.monotonic() - start) * len(usable_cpus())
+
+
+def share_of(taken_s: float, all_s: float) -> float:
+    """What others took, as a share in [0, 1]."""
+    return min(1.0, max(0.0, taken_s / all_s)) if all_s else 0.0
 
 
 def _busy_s() -> float:

@@ -139,6 +139,18 @@ def finalists(rows: Sequence[Row], require: Requirements) -> list[list[Row]]:
     return [[*engines.values()] for engines in heats.values() if len(engines) > 1]
 
 
+def races_that_count(report: SweepReport, races: Sequence[Race]) -> list[Race]:
+    """Those races in which the cell ran that is the fastest by its own time, under the limits of a report.
+
+    Under other limits than a race was held for, cells may be left that did not run in it, and none that did.
+
+    Args:
+        report: without races.
+    """
+    heats = [each for rows in by_dataset(report).values() for each in finalists(rows, report.require)]
+    return [race for race in races if any(first.cell in race.cells for first, *_ in heats)]
+
+
 def heat(cell: dict[str, str]) -> tuple[str, ...]:
     """What cells have in common whose times are compared: the network, the data and the protocol."""
     same = ("dataset", "model", "protocol", "target")

@@ -17,6 +17,7 @@ from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
 from bitsweep.evidence import PICTURES
 from bitsweep.report import Baseline, Race, Row, RowStatus, SweepReport
+from bitsweep.report.choice import races_that_count
 from bitsweep.results import Measurement
 from bitsweep.runtime.store import MANIFEST, Store
 from bitsweep.tracking.connection import Connection
@@ -99,8 +100,12 @@ def read_sweep(
             ui_url=connection.ui_url,
             require=requirements_of(sweep) if require is None else require,
         )
-        kept = _kept_note(connection, sweep, RACES, store)
-        return report.raced([Race.from_json(race) for race in kept["races"]], kept["reason"]) if kept else report
+        if (kept := _kept_note(connection, sweep, RACES, store)) is None:
+            return report
+        races = [Race.from_json(race) for race in kept["races"]]
+        if report.require != requirements_of(sweep):
+            races = races_that_count(report, races)
+        return report.raced(races, kept["reason"])
 
 
 def _note(connection: Connection, sweep: "Run", name: str, store: Store) -> Any:
