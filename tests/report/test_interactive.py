@@ -110,6 +110,7 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         assert page.locator("details[open] summary").all_inner_texts() == ["resnet18 none fp32 onnxruntime"]
         assert FOREIGN in page.inner_text("#legend")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("(table => table.scrollWidth <= table.clientWidth)(document.querySelector('.scroll'))")
 
         narrow = opened(400)
         assert narrow.locator("#chart .point").count() == 500

@@ -166,6 +166,6 @@ def test_a_race_counts_only_where_the_fastest_that_keeps_the_limits_was_in_it(re
     time = RaceTime(p50_ms=1, low_ms=1, high_ms=1, times=1, times_low=1, times_high=1)
     race = Race(cells=(fast.cell, other.cell), times=(time, time))
     bare = dataclasses.replace(report, rows=[fast, sound, other])
-    for limits, counts in ({"drop_pp": 3}, True), ({"drop_pp": 1}, False):
+    for limits, counts in ({"drop_pp": 3}, True), ({"drop_pp": 1}, False), ({"p50_ms": 0.1}, True):
         found = dataclasses.replace(bare, require=Requirements(**limits))
         assert races_that_count(found, [race]) == ([race] if counts else [])

@@ -128,6 +128,11 @@ def finalists(rows: Sequence[Row], require: Requirements) -> list[list[Row]]:
     Args:
         rows: measured ones of one data set.
     """
+    return [[*engines.values()] for engines in _fastest(rows, require).values() if len(engines) > 1]
+
+
+def _fastest(rows: Sequence[Row], require: Requirements) -> dict[tuple[str, ...], dict[str, Row]]:
+    """For each network the fastest cell of each engine, in order."""
     choice = choose(rows, require)
     pool = [row for row in choice.rivals if p50_ms(row) is not None]
     if not pool:
@@ -136,7 +141,7 @@ def finalists(rows: Sequence[Row], require: Requirements) -> list[list[Row]]:
     heats: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in sorted(pool, key=lambda row: p50_ms(row) or 0.0):
         heats.setdefault(heat(row.cell), {}).setdefault(row.engine, row)
-    return [[*engines.values()] for engines in heats.values() if len(engines) > 1]
+    return heats
 
 
 def races_that_count(report: SweepReport, races: Sequence[Race]) -> list[Race]:
@@ -147,8 +152,9 @@ def races_that_count(report: SweepReport, races: Sequence[Race]) -> list[Race]:
     Args:
         report: without races.
     """
-    heats = [each for rows in by_dataset(report).values() for each in finalists(rows, report.require)]
-    return [race for race in races if any(first.cell in race.cells for first, *_ in heats)]
+    heats = [each for rows in by_dataset(report).values() for each in _fastest(rows, report.require).values()]
+    first = [next(iter(engines.values())).cell for engines in heats]
+    return [race for race in races if any(cell in race.cells for cell in first)]
 
 
 def heat(cell: dict[str, str]) -> tuple[str, ...]:

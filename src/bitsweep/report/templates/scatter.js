@@ -109,7 +109,7 @@ function draw() {
   chart.querySelector("svg")?.remove();
   tip.hidden = true;
   const width = Math.max(280, chart.clientWidth), height = Math.round(Math.min(520, Math.max(320, width * .5)));
-  const left = 58, right = 14, top = 14, bottom = 44;
+  const right = 14, top = 14, bottom = 44;
   const name = `${yAxis.title} against ${xAxis.title}, ${points.length} cells`;
   const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": name });
   chart.prepend(svg);
@@ -117,7 +117,9 @@ function draw() {
     svgElement("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg).textContent = "no cell has both figures";
     return legend([], "", []);
   }
-  const x = scale(points.map(point => point.x), left, width - right), y = scale(points.map(point => point.y), height - bottom, top);
+  const y = scale(points.map(point => point.y), height - bottom, top);
+  const left = 32 + 7 * Math.max(...y.ticks.map(tick => `${tick}`.length));  // room for the numbers beside the title
+  const x = scale(points.map(point => point.x), left, width - right);
   for (const tick of x.ticks) {
     svgElement("line", { class: "grid", x1: x.at(tick), x2: x.at(tick), y1: top, y2: height - bottom }, svg);
     svgElement("text", { x: x.at(tick), y: height - bottom + 16, "text-anchor": "middle" }, svg).textContent = tick;
