@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, is_layer, values_of_an_image
+from bitsweep.graphs.qdq_pairs import round_to_grid
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
 from bitsweep.quantization.placement import Placement, observe
@@ -183,8 +184,8 @@ def _directions(N: int, K: int) -> Tensor:
 
 
 def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """Rounded to a grid of one scale, in one pass over the values."""
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), grid.lo, grid.hi)
+    """Rounded to a grid of one scale."""
+    return round_to_grid(x, scale.item(), int(zero_point), grid.lo, grid.hi)
 
 
 def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
@@ -273,7 +274,7 @@ class _Priced(Interpreter):
         ):
             return  # an operation that only moves what is rounded already
         name = self._study.tensors[str(observer.target)]
-        self.errors.append((name, x, _rounded(x.detach(), *self._study.qparams[str(observer.target)]) - x))
+        self.errors.append((name, x, _rounded(x.detach(), *self._study.qparams[str(observer.target)]).sub_(x.detach())))
         low_C, high_C = torch.aminmax(_by_channel(x, tensor), dim=1)
         self.channels.setdefault(name, {"low_C": low_C, "high_C": high_C})
 
