@@ -21,11 +21,21 @@ def _workplace(workplace: Path) -> None:
 
 
 def test_public_names_are_there() -> None:
-    assert set(bs.__all__) == {"compare", "compress", "describe", "grid", "load", "lower", "plan", "run"}
+    assert set(bs.__all__) == {"compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"}
     for name in bs.__all__:
         assert getattr(bs, name).__doc__ and name in dir(bs)
     with pytest.raises(AttributeError, match="no attribute 'gird'"):
         bs.gird  # noqa: B018
+
+
+@pytest.mark.slow
+def test_a_space_has_an_interval_of_allowed_values_and_a_search_has_an_end() -> None:
+    with pytest.raises(ConfigError, match="no interval of values"):
+        bs.space("method=gptq")
+    with pytest.raises(ConfigError, match=r"method\.damping=-0\.1: should be greater"):
+        bs.space("method=gptq method.damping=interval(-0.1,0.5)")
+    with pytest.raises(ConfigError, match="say search_minutes=30"):
+        bs.run(bs.space("method=gptq method.damping=interval(0.1,0.5)"))
 
 
 @pytest.mark.slow
@@ -123,6 +133,10 @@ both = bs.grid("QUICK precision=int8,int4")
 searched = bs.run(both, folder=Path("out/searched"), search_cells=1).frame()
 assert list(searched["status"]) == ["reused", "skipped"], searched
 assert searched["reason"][1].startswith("not run: "), searched
+# So does one with an interval, of which it takes as many points as it is told.
+space = bs.space("QUICK precision=int8,int4 method.percentile=interval(99.0,99.9)")
+searched = bs.run(space, folder=Path("out/sampled"), search_cells=1, search_points=4).frame()
+assert sorted(set(searched["status"])) == ["finished", "skipped"] and len(searched) == 4, searched
 """.replace("QUICK", QUICK)
     )
     Path("sweep.py").write_text(program)

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsweep.api import compare, compress, describe, grid, load, lower, plan, run
+    from bitsweep.api import compare, compress, describe, grid, load, lower, plan, run, space
 
-__all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run"]
+__all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,9 +35,11 @@ from bitsweep.planning import Planned, describe
 from bitsweep.planning import plan as plan_cells
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
+from bitsweep.search.budget import Budget
+from bitsweep.search.sampling import Points, SearchSpace
 from bitsweep.sweep import own_folder, run_sweep
 
-__all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run"]
+__all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"]
 
 
 def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
@@ -50,12 +52,23 @@ def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> l
     Raises:
         ConfigError: naming key, value and what is allowed.
     """
-    from bitsweep.config.overrides import as_word
     from bitsweep.hydra_app import cells_of
 
-    found = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-    searched = [f"hydra.searchpath={as_word([f'file://{config_dir.absolute()}'])}"] if config_dir else []
-    return cells_of([*found, *searched])
+    return cells_of(_words(overrides, config_dir))
+
+
+def space(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> SearchSpace:
+    """What a search chooses from, where a setting has an interval of values: ``"method.damping=interval(0.01,0.5)"``.
+
+    Args:
+        overrides, config_dir: see `grid`.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed; there is no interval among them.
+    """
+    from bitsweep.hydra_app import space_of
+
+    return space_of(_words(overrides, config_dir))
 
 
 def plan(cells: Sequence[Cell], *, store: Path = Keeping.folder) -> list[Planned]:
@@ -64,7 +77,7 @@ def plan(cells: Sequence[Cell], *, store: Path = Keeping.folder) -> list[Planned
 
 
 def run(
-    cells: Sequence[Cell],
+    cells: Sequence[Cell] | SearchSpace,
     *,
     folder: Path | None = None,
     store: Path = Keeping.folder,
@@ -75,39 +88,49 @@ def run(
     register: str = "",
     search_minutes: float | None = None,
     search_cells: int | None = None,
+    search_points: int = Budget.points,
     search_seed: int = 0,
 ) -> SweepResults:
     """Run what is missing of some cells one after the other, log it to MLflow, write a report, and read it.
 
     Args:
+        cells: of a grid, or what a search chooses from.
         folder: of the report; its name is the sweep's id. None: a new one under ``multirun/``.
         store, fetch: see `bitsweep.options.Keeping`.
         remeasure, timeout_s, memory_gb, register: see `bitsweep.options.Options`.
-        search_minutes, search_cells, search_seed: look for the best cell instead of running every cell, see
-            `bitsweep.search.budget.Budget`.
+        search_minutes, search_cells, search_points, search_seed: look for the best cell instead of running every one,
+            see `bitsweep.search.budget.Budget`.
 
     Raises:
-        ConfigError: a value is not allowed, or there are no cells.
+        ConfigError: a value is not allowed, there are no cells, or nothing limits a search.
         BitsweepError: the store or MLflow cannot be used. A cell that fails is a row of the report.
     """
     if not cells:
         raise ConfigError("there are no cells to run")
     try:
-        budget = {"minutes": search_minutes, "cells": search_cells, "seed": search_seed}
+        budget = {"minutes": search_minutes, "cells": search_cells, "points": search_points, "seed": search_seed}
         options = Options(
             store=Keeping(folder=store, fetch=fetch), remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb,
             register=register, search=budget,  # type: ignore[arg-type]  # checked by the class itself
         )  # fmt: skip
     except pydantic.ValidationError as error:
         raise invalid(Options, error) from None
+    if isinstance(cells, SearchSpace) and not options.search.limited:
+        raise ConfigError("a space has no end of cells; say search_minutes=30, or search_cells")
     place = own_folder((folder or Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute())
 
     def launch(asked: Sequence[Cell], stage: str) -> list[Outcome]:
         as_far = replace(options, stage=stage)  # type: ignore[arg-type]
         return [run_cell(each, as_far, folder=place, sweep_id=place.name) for each in asked]
 
-    cells = _by_files_now(cells)
-    run_sweep(cells, options, command=" && ".join(cell.command for cell in cells), folder=place, launch=launch)
+    if isinstance(cells, SearchSpace):
+        forget_files()
+        points = Points(cells.spaces, options.search, cell_at=cells.cell_at)
+        run_sweep(points.propose(), options, command=cells.command, folder=place, launch=launch, points=points)
+    else:
+        cells = _by_files_now(cells)
+        command = " && ".join(cell.command for cell in cells)
+        run_sweep(cells, options, command=command, folder=place, launch=launch)
     return load(place.name, folder=place)
 
 
@@ -155,6 +178,14 @@ def compare(
 
     limits = Limits(drop_pp=drop_pp, slower_pct=slower_pct, larger_pct=larger_pct)
     return compare_cells(read_evidence(old), read_evidence(new), limits)
+
+
+def _words(overrides: str | Sequence[str], config_dir: Path | None) -> list[str]:
+    """Overrides one by one, with the folder of YAMLs among them."""
+    from bitsweep.config.overrides import as_word
+
+    found = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    return [*found, *([f"hydra.searchpath={as_word([f'file://{config_dir.absolute()}'])}"] if config_dir else [])]
 
 
 def _by_files_now(cells: Sequence[Cell]) -> list[Cell]:

@@ -4,12 +4,13 @@ This, ``command_line.py``, ``several_values.py`` and the sweeper in ``hydra_plug
 Every Hydra start imports this module, so heavy imports stand inside.
 """
 
+import contextlib
 import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from bitsweep.options import Options
 from bitsweep.planning import describe, plan
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
-from bitsweep.several_values import grid_overrides
+from bitsweep.search.sampling import SearchSpace, corners
+from bitsweep.several_values import grid_overrides, spaces
 from bitsweep.sweep import own_folder, run_sweep
 
 #: The YAMLs that are installed with the package.
@@ -149,6 +151,42 @@ def cells_of(overrides: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
     Raises:
         ConfigError: naming key, value and what is allowed.
     """
+    with _opened(overrides, conf) as (config, checked, given):
+        jobs = compose_all(given["loader"], config, grid_overrides(checked, **given))
+        return [read(each, each.hydra)[0] for each in jobs]
+
+
+def space_of(overrides: Sequence[str], *, conf: Path = CONF) -> SearchSpace:
+    """What a search chooses from, by the overrides of a command line with ``-m``.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed; there is no interval among them.
+    """
+    own = [word for word in overrides if not word.startswith("hydra")]
+    with _opened(overrides, conf) as (config, checked, given):
+        said = [word for word in checked if not word.startswith("hydra")]
+        found = spaces(said, **given, config=config)
+    if not found:
+        raise ConfigError(f"{shlex.join(own)}: no interval of values; bs.grid lists the cells of such a grid")
+
+    def cell_at(point: list[str]) -> Cell:
+        with _opened(overrides, conf) as (config, _, given):
+            (job,) = compose_all(given["loader"], config, [point])
+            return read(job, job.hydra)[0]
+
+    for space in found.values():
+        for point in corners(space):  # what is not allowed is told before anything runs
+            cell_at(point)
+    return SearchSpace(spaces=found, cell_at=cell_at, command=shlex.join(["bitsweep", "run", "-m", *own]))
+
+
+@contextlib.contextmanager
+def _opened(overrides: Sequence[str], conf: Path) -> Iterator[tuple[DictConfig, list[str], dict[str, Any]]]:
+    """The configuration of a grid, its overrides as Hydra takes them, and what else says which cells it has.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+    """
     checked = command_line.checked(["-m", *overrides])[1:]
     for known in (_usual, _known):  # YAMLs may have changed
         known.clear()
@@ -157,8 +195,11 @@ def cells_of(overrides: Sequence[str], *, conf: Path = CONF) -> list[Cell]:
             loader = GlobalHydra.instance().config_loader()
             config = loader.load_configuration("config", checked, run_mode=RunMode.MULTIRUN)
             sweeper = config.hydra.sweeper
-            grid = grid_overrides(checked, params=sweeper.params or {}, grids=sweeper.grids or {"": {}}, loader=loader)
-            return [read(each, each.hydra)[0] for each in compose_all(loader, config, grid)]
+            yield (
+                config,
+                checked,
+                {"params": sweeper.params or {}, "grids": sweeper.grids or {"": {}}, "loader": loader},
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(command_line.explain(error, conf)) from None
 

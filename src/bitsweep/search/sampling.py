@@ -46,6 +46,21 @@ Space = Mapping[str, tuple[str, ...] | Interval]
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """What a search chooses from.
+
+    Attributes:
+        spaces: by the name of the grid.
+        cell_at: the cell that overrides make, one for each key of a space.
+        command: that searches it.
+    """
+
+    spaces: Mapping[str, Space]
+    cell_at: Callable[[list[str]], Cell]
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What is known of a cell at a point, or foreseen of it.
 
