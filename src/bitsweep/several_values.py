@@ -13,7 +13,7 @@ from bitsweep.errors import ConfigError
 from bitsweep.search.sampling import Interval, Space
 
 #: Why an interval is no part of a grid.
-ENDLESS = "an interval has no end of values; name them, as in 0.1,0.2,0.5, or search it: -m with search.minutes=30, or bs.space"
+ENDLESS = "an interval has no end of values; name them, as in 0.1,0.2, or search it: -m search.minutes=30, or bs.space"
 
 
 def grid_overrides(

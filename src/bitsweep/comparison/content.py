@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitsweep.comparison.evidence import MEASURED, CellEvidence, SweepEvidence
-from bitsweep.comparison.judging import Judged, Limits, judge
+from bitsweep.comparison.judging import Judged, Limits, is_latency, judge
 from bitsweep.config.requirement import NOTHING, Requirements
 from bitsweep.report.row import HERE, Row
 from bitsweep.report.verdict import Judged as JudgedLimit
@@ -18,8 +18,6 @@ from bitsweep.report.verdict import verdict_of
 Became = Literal["worse", "better", "same", "undecided", "reused", "new", "gone", "not run"]
 #: Flags with which a cell cannot be used.
 _FATAL = ("diverges", "non-finite logits")
-#: Figures that a cell must not lose.
-_WATCHED = ("top1", "latency_p50_ms", "size_mb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,7 @@ def _without_figures(old: CellEvidence | None, new: CellEvidence) -> Iterator[st
     elif new.status == "lowered" and old is not None and old.status in MEASURED:
         yield f"was measured, and is only lowered now: {new.reason}"
     if new.status in MEASURED:
-        expected = {"top1", "size_mb"} | {name for name in (old.metrics if old else ()) if name.startswith(_WATCHED)}
+        expected = {"top1", "size_mb"} | set(filter(is_latency, old.metrics if old else ()))
         for name in sorted(expected):
             if not math.isfinite(new.metrics.get(name, math.nan)):
                 yield f"{name} is missing, or not a number"

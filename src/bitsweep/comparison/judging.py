@@ -1,6 +1,7 @@
 """Whether a cell became better or worse: what one pair of measurements says, and what many say together."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -153,7 +154,7 @@ def _unlike_images(old: CellEvidence, new: CellEvidence) -> str:
 def _latencies(old: CellEvidence, new: CellEvidence, limits: Limits, *, confidence: float) -> Iterable[Judged]:
     """The latency at every batch size that both were timed with."""
     first = min({*old.timings, *new.timings}, default=1)
-    for metric in sorted(name for name in {**old.metrics, **new.metrics} if name.startswith("latency_p50_ms")):
+    for metric in sorted(filter(is_latency, {**old.metrics, **new.metrics})):
         batch = int(metric.partition("_b")[2] or first)
         pair = _pair(metric, old, new)
         before, after = old.timings.get(batch), new.timings.get(batch)
@@ -171,6 +172,11 @@ def _latencies(old: CellEvidence, new: CellEvidence, limits: Limits, *, confiden
                     judged, verdict="undecided", p_worse=1.0, p_better=1.0, why=f"{CROWDED}: measure again"
                 )
             yield judged
+
+
+def is_latency(metric: str) -> bool:
+    """Whether a metric is the median latency at some batch size, and not an end of its interval."""
+    return re.fullmatch(r"latency_p50_ms(_b\d+)?", metric) is not None
 
 
 def _timed(
