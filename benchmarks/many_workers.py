@@ -6,6 +6,9 @@ One cell is run. Then a sweep of many has real jobs of a launcher, a real store 
 replaced by sleeps: each waits as long as it took, and leaves copies of the files that it made. Each worker is a machine
 of its own: it does not wait until others have measured. A job kills its worker by chance, in the middle of a stage. If
 cells are lost, the same command is given again, as a user would. Ideal is the time that the sleeps alone need.
+
+Workers of one machine share its cores, those of a cluster do not. So the sleeps may be longer (``--longer 20``), like
+those of a larger network, until the workers need less than the cores have beside them.
 """
 
 import argparse
@@ -35,6 +38,8 @@ from bitsweep.tracking.connection import Connection
 PLACE = "BITSWEEP_BENCHMARK"
 #: Share of the cells in whose jobs the worker is killed.
 KILLED = "BITSWEEP_BENCHMARK_KILLED"
+#: How many times as long as they took stages are to wait.
+LONGER = "BITSWEEP_BENCHMARK_LONGER"
 CELL = (
     "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20", "protocol=smoke", "precision=int8",
 )  # fmt: skip
@@ -54,7 +59,7 @@ def sleep_instead(function: Callable[..., None], arguments: Mapping[str, Any], *
         return
     kind, functions = _STAGE_OF[function.__name__]
     example = min((Path(os.environ[PLACE]) / "example" / kind).glob(f"*/{MANIFEST}")).parent
-    seconds = json.loads((example / MANIFEST).read_text())["seconds"] / functions
+    seconds = json.loads((example / MANIFEST).read_text())["seconds"] * float(os.environ[LONGER]) / functions
     if function.__name__ in ("compress", "evaluate") and random.random() < float(os.environ[KILLED]) / 2:
         time.sleep(seconds / 2)
         (Path(os.environ[PLACE]) / "killed" / f"{time.time_ns()}").touch()
@@ -91,13 +96,14 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1000, help=f"a multiple of {SHARED}")
     parser.add_argument("--workers", type=int, default=50)
     parser.add_argument("--killed", type=float, default=0.05, help="share of the cells whose worker is killed")
+    parser.add_argument("--longer", type=float, default=1, help="how many times as long stages wait as they took")
     options = parser.parse_args()
     if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         parser.error("MLFLOW_TRACKING_URI: give the address of a server")
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         for name in ("killed", "locks"):
             Path(name).mkdir()
-        os.environ |= {PLACE: place, KILLED: str(options.killed)}
+        os.environ |= {PLACE: place, KILLED: str(options.killed), LONGER: str(options.longer)}
         first = 1 + random.randrange(2**31)  # cells that the server does not know
         _command([*CELL, "store.folder=example", f"seed={first - 1}"])
         hydra_app.run_job = simulated_job

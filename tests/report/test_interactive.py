@@ -116,6 +116,11 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         assert narrow.locator("#chart .point").count() == 500
         assert narrow.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
+        # A sheet of paper has room for every column.
+        sheet = opened(720)
+        sheet.emulate_media(media="print")
+        assert sheet.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
         # Without scripts it is the static report.
         static = opened(1400, scripts=False)
         assert static.locator("#cells tbody tr:visible").count() == 500

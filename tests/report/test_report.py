@@ -236,6 +236,8 @@ def test_nothing_believable_is_no_recommendation(report: SweepReport) -> None:
     untimed = {name: value for name, value in report.rows[2].metrics.items() if "speedup" not in name}
     only = dataclasses.replace(report, rows=[dataclasses.replace(report.rows[2], metrics=untimed)])
     assert "nothing can be recommended" in recommendations(only)[0]
+    skipped = dataclasses.replace(report.rows[2], status="skipped", metrics={})
+    assert "no cell was measured" in recommendations(dataclasses.replace(report, rows=[skipped]))[0]
 
 
 def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) -> None:

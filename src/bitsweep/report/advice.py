@@ -45,6 +45,8 @@ def words_of(require: Requirements) -> str:
 def _recommend(report: SweepReport, rows: list[Row]) -> str:
     require = report.require
     choice = choose(rows, require, report.races)
+    if not rows:
+        return "nothing can be recommended, because no cell was measured."
     if not choice.believable and any(AT_CHANCE in row.flags for row in rows):
         return (
             "nothing can be recommended, because no fp32 baseline is known to do better than the most frequent class "
