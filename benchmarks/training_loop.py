@@ -24,6 +24,7 @@ from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.results import Shape, Split, Splits
+from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.environment import current_cpu
 from bitsweep.training.augmentation import Augmentation
 from bitsweep.training.loop import train
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="in each round")
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the stage that trains does
 
     model: Model = instantiate(OmegaConf.load(CONF / "model" / f"{arguments.model}.yaml"))
     recipe = Recipe(

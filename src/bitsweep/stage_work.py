@@ -233,7 +233,9 @@ def evaluate(
 ) -> None:
     """Measure accuracy, parity, size and executed kernels of the artifact."""
     from bitsweep.measuring import accuracy
+    from bitsweep.runtime.allocation import keep_freed_memory
 
+    keep_freed_memory()
     accuracy.evaluate(
         Subject(artifact=artifact, twin=twin, backend=backend, protocol=protocol, scheme=scheme, target=target),
         _material(model, protocol, data=data, baseline=baseline, compressed=compressed),

@@ -309,7 +309,10 @@ def test_the_network_sees_the_same_through_numpy_and_torch(
     about = {"input_shape": shape, "mean_C": tuple(mean), "std_C": tuple(std), "bgr": bgr}
     seen = network_input(images, **about)  # type: ignore[arg-type]
     assert (seen.dtype, seen.shape, seen.flags.c_contiguous) == (np.float32, (5, *shape), True)
-    assert np.array_equal(seen, preprocess(images, **about))  # type: ignore[arg-type]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        planes = preprocess(images, **about, memory_format=layout)  # type: ignore[arg-type]
+        assert planes.is_contiguous(memory_format=layout)
+        assert np.array_equal(seen, planes)
     planes = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) / white
     resized = interpolate(planes, shape[1:], mode="bilinear", antialias=True).numpy()[:, :: -1 if bgr else 1]
     expected = (resized - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)

@@ -18,7 +18,7 @@ from bitsweep.errors import CellFailed, ConfigError, DataError
 from bitsweep.results import Split, Splits
 from bitsweep.training import baseline, loop
 from bitsweep.training.trained import load_trained
-from tests.devices import on_a_gpu
+from tests.devices import each_device, on_a_gpu
 
 
 @configurable
@@ -40,8 +40,35 @@ class Small(Model):
         )
 
 
+class Viewing(torch.nn.Module):
+    """Asks for a view that features have only where channels lie apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Conv2d(3, 4, 3)
+        self.head = torch.nn.Linear(4 * 6 * 6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.features(x)
+        return self.head(features.view(len(features), -1))
+
+
 def recipe(**knobs: object) -> Recipe:
     return Recipe(**{"name": "test", "epochs": 4, "max_steps": 1000, "lr": 0.01, "device": "cpu", **knobs})  # type: ignore[arg-type]
+
+
+@each_device
+def test_images_are_laid_out_as_a_network_takes_them(device: str) -> None:
+    fastest = torch.contiguous_format if device == "cpu" else torch.channels_last
+    for network, expected in (
+        (Small().build(10), (fastest, torch.channels_last)),
+        (Viewing(), (torch.contiguous_format, torch.contiguous_format)),
+    ):
+        network.to(device)
+        layouts = [
+            loop.memory_format(network, (3, 8, 8), torch.device(device), learns=learns) for learns in (True, False)
+        ]
+        assert tuple(layouts) == expected
 
 
 @pytest.mark.parametrize(

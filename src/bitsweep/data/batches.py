@@ -43,5 +43,7 @@ class Batches(Sequence["torch.Tensor"]):
             return [self[each] for each in range(len(self))[index]]
         start = range(0, len(self.images), self.size)[index]
         pixels = self.images[start : start + self.size]
-        (batch,) = preprocessed(pixels, self.splits, input_shape=self.input_shape, batch=self.size)
-        return batch.contiguous(memory_format=torch.channels_last)
+        (batch,) = preprocessed(
+            pixels, self.splits, input_shape=self.input_shape, batch=self.size, memory_format=torch.channels_last
+        )
+        return batch

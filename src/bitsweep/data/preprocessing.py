@@ -28,23 +28,25 @@ def preprocess(
     mean_C: tuple[float, ...],
     std_C: tuple[float, ...],
     bgr: bool = False,
+    memory_format: "torch.memory_format | None" = None,
 ) -> "torch.Tensor":
     """`bitsweep.data.network_input.network_input` with tensors, bit for bit.
 
     Args:
         images_NHWC: uint8 or uint16 [N, H, W, C] with C = 1 or as many channels as the network takes; a tensor keeps
             its device. Those in float32 are scaled by nothing.
+        memory_format: of what is returned; contiguous by default.
 
     Returns:
-        float32 [N, C, H, W], contiguous.
+        float32 [N, C, H, W].
     """
     import torch
 
     images = images_NHWC if isinstance(images_NHWC, torch.Tensor) else torch.from_numpy(np.array(images_NHWC))
     assert images.dtype in (torch.uint8, torch.uint16, torch.float32) and images.ndim == 4
+    white = 1 if images.is_floating_point() else torch.iinfo(images.dtype).max
     count, old_height, old_width, stored = images.shape
-    _, height, width = input_shape
-    planes_NCHW = images.permute(0, 3, 1, 2)
+    channels, height, width = input_shape
     if (old_height, old_width) != (height, width):
         rows, columns = (
             torch.tensor(resize_weights(old, new, value_bytes=images.itemsize), device=images.device)
@@ -52,22 +54,37 @@ def preprocess(
         )
         strips = rows @ images.reshape(count, old_height, old_width * stored).to(torch.float64)
         planes_NCHW = strips.reshape(count, height, old_width, stored).permute(0, 3, 1, 2) @ columns.T
-    white = 1 if images.is_floating_point() else torch.iinfo(images.dtype).max
-    scaled_NCHW = planes_NCHW.to(torch.float32, memory_format=torch.contiguous_format) / white
+        images = planes_NCHW.permute(0, 2, 3, 1)
+    # In place, a row of pixels at a time: on a CPU this takes a third of the time of whole images with channels apart.
+    scaled_NHWC = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(white)
     if bgr:
-        scaled_NCHW = scaled_NCHW.flip(1)
-    mean_C11, std_C11 = (
-        torch.tensor(values, dtype=torch.float32, device=images.device).reshape(-1, 1, 1) for values in (mean_C, std_C)
+        scaled_NHWC = scaled_NHWC.flip(3)
+    if stored < channels:
+        scaled_NHWC = scaled_NHWC.expand(-1, -1, -1, channels).contiguous()
+    rows_MR = scaled_NHWC.view(count * height, width * channels)
+    mean_R, std_R = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).expand(channels).repeat(width)
+        for values in (mean_C, std_C)
     )
-    normalised_NCHW = (scaled_NCHW - mean_C11) / std_C11
-    return normalised_NCHW.expand(-1, *input_shape).contiguous()
+    rows_MR.sub_(mean_R).div_(std_R)
+    return scaled_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=memory_format or torch.contiguous_format)
 
 
-def preprocessed(images: Pixels, splits: Splits, *, input_shape: Shape, batch: int) -> "Iterator[torch.Tensor]":
+def preprocessed(
+    images: Pixels,
+    splits: Splits,
+    *,
+    input_shape: Shape,
+    batch: int,
+    memory_format: "torch.memory_format | None" = None,
+) -> "Iterator[torch.Tensor]":
     """Stored images as a network sees them, float32 [N, C, H, W] with N up to ``batch``, made when asked for."""
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        yield preprocess(part, input_shape=input_shape, mean_C=splits.mean_C, std_C=splits.std_C, bgr=splits.bgr)
+        yield preprocess(
+            part, input_shape=input_shape, mean_C=splits.mean_C, std_C=splits.std_C, bgr=splits.bgr,
+            memory_format=memory_format,
+        )  # fmt: skip
 
 
 def normalized(splits: Splits, model: "Model") -> Splits:

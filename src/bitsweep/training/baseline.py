@@ -15,10 +15,11 @@ from bitsweep.config.model import Model
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import ConfigError, DataError
 from bitsweep.results import Splits
+from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.gpu import allow_tf32
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.distributed import DistributedContext
-from bitsweep.training.loop import choose_device, compute_logits, loader, train
+from bitsweep.training.loop import choose_device, compute_logits, loader, memory_format, train
 from bitsweep.training.network import build_network, freeze, start_from_weights
 
 
@@ -50,6 +51,7 @@ def fit(
             NaN for test images.
     """
     context = DistributedContext(rank=rank, size=recipe.devices, rendezvous=folder.absolute() / "rendezvous")
+    keep_freed_memory()
     device = choose_device(recipe.device, rank=context.rank, devices=context.size)
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // context.size))
@@ -86,7 +88,7 @@ def fit(
         )
     if not context.is_main:
         return
-    load = loader(splits, model.input_shape, device)
+    load = loader(splits, model.input_shape, memory_format(network, model.input_shape, device, learns=False))
     right_N = np.zeros(0, bool)
     if len(splits.val):
         right_N = compute_logits(network, splits.val, load, device).argmax(1).cpu().numpy() == splits.val.labels

@@ -19,7 +19,6 @@ from bitsweep.config.recipe import Recipe
 from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Epoch, Shape, Split, Splits
-from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.training.augmentation import Augmentation, pixels_at
 from bitsweep.training.checkpoint import Unfinished
@@ -63,10 +62,10 @@ def train(
         ConfigError: there are fewer training images than processes.
     """
     device = next(network.parameters()).device
-    keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     shuffle = torch.Generator().manual_seed(seed)
-    load = loader(splits, input_shape, device)
+    layout = memory_format(network, input_shape, device, learns=True)
+    load = loader(splits, input_shape, layout)
     take = _taker(splits.train, device)
     labels = torch.from_numpy(np.array(splits.train.labels)).to(device)
 
@@ -81,7 +80,7 @@ def train(
     epochs = math.ceil(steps / steps_an_epoch)
 
     context.normalize_together(network)
-    network.to(memory_format=memory_format(device))  # type: ignore[call-overload]
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, recipe, head=head, fused=True)
     rate = LearningRate(optimizer, recipe, steps=steps)
     half = autocast_type(recipe.autocast, device)
@@ -226,17 +225,31 @@ def autocast_type(wanted: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of images that convolutions on a device are trained fastest in."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+def memory_format(network: nn.Module, input_shape: Shape, device: torch.device, *, learns: bool) -> torch.memory_format:
+    """The layout of images in which a network runs fastest on a device, of those that it takes.
+
+    With channels last, convolutions are faster but for training on a CPU. A network may ask for a ``view`` of features
+    that exists only where they are not.
+    """
+    if learns and device.type == "cpu":
+        return torch.contiguous_format
+    images = torch.zeros(2, *input_shape, device=device).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.inference_mode():
+            network.eval()(images)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
-def loader(splits: Splits, input_shape: Shape, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From stored images [N, H, W, C] on a device to what the network takes."""
-    load = functools.partial(
-        preprocess, input_shape=input_shape, mean_C=splits.mean_C, std_C=splits.std_C, bgr=splits.bgr
-    )
-    return lambda images_NHWC: load(images_NHWC).contiguous(memory_format=memory_format(device))
+def loader(
+    splits: Splits, input_shape: Shape, layout: torch.memory_format = torch.contiguous_format
+) -> Callable[[Tensor], Tensor]:
+    """From stored images [N, H, W, C] on any device to what the network takes."""
+    return functools.partial(
+        preprocess, input_shape=input_shape, mean_C=splits.mean_C, std_C=splits.std_C, bgr=splits.bgr,
+        memory_format=layout,
+    )  # fmt: skip
 
 
 @torch.inference_mode()
