@@ -218,3 +218,33 @@ def test_a_cell_with_an_unknown_augmentation_is_skipped(group: str) -> None:
     choices = {"method": "qat", f"{group}__augment": ["RandomHorizontalFlip", {"RandomErasing": {"prob": 0.5}}]}
     reason = cell(**choices).skip_reason()
     assert reason == f"{group}.augment.RandomErasing.prob: no such argument; it takes p, scale, ratio, value, inplace"
+
+
+def test_numbers_are_names_where_names_are_asked_for() -> None:
+    assert cell(dataset="image_folder", dataset__classes=[0, 180]).setting("dataset.classes") == "['0','180']"
+    assert cell(model="own", model__output=1).model.output == 1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (
+            {"dataset": "image_folder", "dataset__classes": {"a": 1}},
+            "dataset.classes={'a': 1}: should be a valid string",
+        ),
+        ({"model__mean": "x"}, r"model.mean=x: should be a list, as in \[A,B\]$"),
+        ({"model__mean": ["x"]}, "model.mean.0=x: should be a valid number$"),
+        ({"model": "own", "model__output": [1]}, r"model.output=\[1\]: should be a valid string, or "),
+        (
+            {"model": "own", "model__arguments": [1]},
+            "model.arguments=.*: should be names with values, as in {name: VALUE}",
+        ),
+        (
+            {"precision__weights": {"bitz": 3}},
+            r"precision.weights.bitz: no such key; did you mean precision.weights.bits\?",
+        ),
+    ],
+)
+def test_bad_values_are_told_in_the_words_of_a_command_line(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cell(**knobs)

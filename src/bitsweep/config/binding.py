@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pydantic
 
@@ -32,6 +33,11 @@ CONFIG_GROUPS: dict[str, type] = {
 }
 #: The group of requirements, which are no part of what a cell is.
 REQUIRE = "require"
+
+#: Names of types by which Pydantic tells the members of a union apart.
+_MEMBERS = re.compile(r"(literal|tuple|list|dict|function-|constrained-).*\[.*|Grid.*|str|int|float|bool|none")
+#: What Pydantic calls a type, and how its values are written.
+_WRITTEN = {"a valid tuple": "a list, as in [A,B]", "a valid dictionary": "names with values, as in {name: VALUE}"}
 
 
 def construct(group: str, node: Mapping[str, Any], kind: type) -> Any:
@@ -68,9 +74,10 @@ def _located(group: str, target: str) -> Any:
 
 def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigError:
     """The first thing that is wrong with the knobs of a class, in one line: key, value, what is allowed."""
-    first = error.errors()[0]
+    # A misspelt name explains why another is missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "unexpected_keyword_argument")
     # Pydantic names the members of a union inside the location; they are not part of the key.
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Grid"))]
+    location = [str(part) for part in first["loc"] if not _MEMBERS.fullmatch(str(part))]
     key = ".".join([*group, *location])
     if first["type"] == "unexpected_keyword_argument":
         fields = [field.name for field in dataclasses.fields(_holder(cls, location))]
@@ -84,13 +91,22 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
         return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
     # A value that fits no member of a union has an error for each of them.
     alike = [each["msg"] for each in error.errors() if repr(each["input"]) == repr(first["input"])]
-    messages = [message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".") for message in alike]
+    messages = [_said(message.removeprefix("Value error, ").removeprefix("Input ").rstrip(".")) for message in alike]
     return ConfigError(f"{key}={first['input']}: {', or '.join(dict.fromkeys(messages))}")
+
+
+def _said(message: str) -> str:
+    """What Pydantic says, in the words of a command line."""
+    message = message.partition(", unable to parse ")[0]
+    for of_python, written in _WRITTEN.items():
+        message = message.replace(of_python, written)
+    return message
 
 
 def _holder(cls: Any, location: list[str]) -> Any:
     """The class that a key is one of: that of the value that it is in, where values hold others."""
     for name in location[:-1]:
-        inner = type(next((field.default for field in dataclasses.fields(cls) if field.name == name), None))
-        cls = inner if dataclasses.is_dataclass(inner) else cls
+        hint = get_type_hints(cls).get(name)
+        inner = next((each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)), None)
+        cls = inner or cls
     return cls

@@ -32,8 +32,11 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def configurable(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass whose fields are checked on construction; unknown fields are refused."""
-    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    """Make a class a frozen dataclass whose fields are checked on construction; unknown fields are refused.
+
+    A number is a name where names are asked for: ``dataset.classes=[0,180]``.
+    """
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
     checked: type[T] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[assignment]
     return checked
 
