@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,18 @@ def test_what_another_store_finished_is_taken_whole_or_not_at_all(
         raise AssertionError("it is there")
 
     assert ours.take("baseline", "key", never) == taken
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda file: file.symlink_to("/nowhere")])
+def test_what_is_where_a_lock_belongs_is_named(make: Callable[[Path], None], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.holding("artifact", "k"):
+        pass
+    (lock,) = (tmp_path / "locks").iterdir()
+    lock.unlink()
+    make(lock)
+    with (
+        pytest.raises(StoreError, match=rf"\({lock}: it is not a plain file; remove it\)"),
+        store.holding("artifact", "k"),
+    ):
+        pass

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bitsweep.errors import BitsweepError, TrackingError, UsageError
+from bitsweep.errors import BitsweepError, MachineError, TrackingError, UsageError
+from bitsweep.runtime.machine import private_folder
 from bitsweep.tracking.address import VARIABLE, find_address
 from bitsweep.tracking.connection import Connection
 
@@ -156,6 +157,9 @@ def test_a_locale_without_characters_is_told(tmp_path: Path, monkeypatch: pytest
         "http://me:gehe%40im@127.0.0.1:9",
         "mysql+nothing://me:gehe%40im@127.0.0.1:1/db",
         "postgresql://127.0.0.1:1/db?user=me&password=gehe%40im",
+        "postgresql://me:gehe/im@127.0.0.1:1/db",
+        "postgresql://me:a@gehe@127.0.0.1:1/db",
+        "http://gehe%40im@127.0.0.1:9",
     ],
 )
 def test_a_password_is_never_shown(uri: str, monkeypatch: pytest.MonkeyPatch, caplog, capfd) -> None:
@@ -167,6 +171,21 @@ def test_a_password_is_never_shown(uri: str, monkeypatch: pytest.MonkeyPatch, ca
     )
     assert "127.0.0.1" in seen
     assert "gehe" not in seen
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda file: file.symlink_to("/nowhere")])
+def test_what_is_where_a_lock_belongs_is_named(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITSWEEP_LOCK_FOLDER", str(tmp_path))
+    Connection()
+    (lock,) = private_folder().glob("database-*.lock")
+    lock.unlink()
+    make(lock)
+    Path("mlflow.db").unlink()
+    with pytest.raises(MachineError, match=rf"^{lock}: cannot be a lock \(it is not a plain file\); remove it, or set"):
+        Connection()
 
 
 def test_no_hard_links_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitsweep.errors import MachineError
+from bitsweep.runtime.plain_files import require_plain
 
 #: Environment variable that names where else the shared folder is.
 VARIABLE = "BITSWEEP_LOCK_FOLDER"
@@ -87,9 +88,32 @@ def working(*, quiet: bool) -> Iterator[None]:
 def _lock_file() -> Path:
     file = private_folder() / "measuring.db"
     with _explained(file):
-        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
-            raise OSError("it is not a plain file")
+        require_plain(file)
     return file
+
+
+@contextlib.contextmanager
+def holding(name: str) -> Iterator[None]:
+    """Hold the lock of a name: sweeps of this user do one after the other what they do meanwhile.
+
+    Raises:
+        MachineError: there can be no lock.
+    """
+    from filelock import FileLock
+
+    file = private_folder() / f"{name}.lock"
+    try:
+        require_plain(file)
+        lock = FileLock(file)
+        lock.acquire()
+    except OSError as error:
+        raise MachineError(
+            f"{file}: cannot be a lock ({error.strerror or error}); remove it, or set {VARIABLE} to another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -97,8 +121,9 @@ def _explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or error
         raise MachineError(
-            f"{file}: cannot be the lock that keeps measuring apart from other work ({error}); remove it, or set "
+            f"{file}: cannot be the lock that keeps measuring apart from other work ({reason}); remove it, or set "
             f"{VARIABLE} to another folder"
         ) from error
 

@@ -30,6 +30,7 @@ from filelock import FileLock
 
 from bitsweep.errors import StoreError, ran_out_of_space
 from bitsweep.runtime.integrity import damaged, digests, remember
+from bitsweep.runtime.plain_files import require_plain
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,9 @@ class Store:
         """
         with self._explained():
             _make(self.root / "locks")
-            lock = FileLock(self.root / "locks" / f"{kind}-{key}.lock")
+            file = self.root / "locks" / f"{kind}-{key}.lock"
+            require_plain(file)
+            lock = FileLock(file)
             lock.acquire()
         try:
             yield
@@ -268,6 +271,7 @@ class Store:
                 why = f"the disk under {self.root} is full; free some space, or move it: store.folder=/another/folder"
             else:
                 told = error.strerror or error
+                told = f"{error.filename}: {told}; remove it" if error.errno == errno.EEXIST else told
                 why = f"store.folder={self.root}: cannot be written ({told}); choose a folder that can be"
             raise StoreError(why) from error
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from bitsweep.errors import TrackingError, UsageError
-from bitsweep.runtime.machine import private_folder
+from bitsweep.runtime.machine import holding, private_folder
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlruns"
+_SECRET = "password|passwd|token|secret"
 _TABLES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -63,10 +64,10 @@ class Address:
 
     def without_password(self, text: str) -> str:
         """A text of MLflow or of a database in which no password of this address is left."""
-        found = urlsplit(self.uri).password if "://" in self.uri else None
-        for secret in filter(None, (found, unquote(found or ""))):
+        text = text.replace(self.uri, self.shown)
+        for secret in _secrets(self.uri):
             text = text.replace(secret, "***")
-        return text.replace(self.uri, self.shown)
+        return text
 
 
 def find_address() -> Address:
@@ -94,8 +95,18 @@ def _hash(path: Path) -> str:
 
 
 def _shown(uri: str) -> str:
-    uri = re.sub(r"(?<=//)([^/@:]*):([^/]*)@", r"\1:***@", uri)
-    return re.sub(r"(?i)((?:password|passwd|token|secret)=)[^&]*", r"\1***", uri)
+    # To the last "@": a password may have a slash that nobody encoded.
+    uri = re.sub(r"(?<=://)([^/@:]*):(.*)@", r"\1:***@", uri)
+    uri = re.sub(r"^(https?://)[^/@:]+@", r"\1***@", uri)
+    return re.sub(rf"(?i)((?:{_SECRET})=)[^&]*", r"\1***", uri)
+
+
+def _secrets(uri: str) -> list[str]:
+    """What of an address nobody is to see, as it is written there and as it is meant."""
+    named = re.search(r"://[^/@:]*:(.*)@", uri) or re.match(r"https?://([^/@:]+)@", uri)
+    found = [named[1]] if named else []
+    found += re.findall(rf"(?i)(?:{_SECRET})=([^&]*)", uri)
+    return sorted({each for secret in found for each in (secret, unquote(secret)) if each}, key=len, reverse=True)
 
 
 def _database(uri: str) -> Path | None:
@@ -168,14 +179,12 @@ def _create(file: Path, *, artifacts: str) -> None:
 
 def _publish(new: Path, file: Path) -> None:
     """Copy a file to where nothing is yet, at once; another process may be first. Not every disk has hard links."""
-    from filelock import FileLock
-
     for left in file.parent.glob(f"{file.name}.*.partial"):
         if not _lives(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with FileLock(private_folder() / f"database-{_hash(file)}.lock"):
+    with holding(f"database-{_hash(file)}"):
         if file.exists():
             return
         try:
