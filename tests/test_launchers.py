@@ -141,6 +141,18 @@ def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pai
     assert replace(outcomes[1], lost=False) == Outcome(status="failed", reason="lost")
     assert launched(launch, [], "cell", connection=connection, is_there=_nothing, since_ms=0) == []
 
+    def loses_one_worker(cells: list[Cell], stage: str) -> list[Outcome]:
+        asked.append(len(cells))
+        if len(cells) == 4:
+            log(cells[0])
+            raise GaveUp("lost by chance")
+        return [Outcome(status="finished") for _ in cells]
+
+    asked.clear()
+    four = bs.grid("model=mlp,lenet precision=fp32,fp16")
+    ended = launched(loses_one_worker, four, "cell", connection=connection, is_there=_nothing, since_ms=since_ms)
+    assert (asked, [each.status for each in ended]) == ([4, 3], ["finished"] * 4)
+
 
 def _nothing(stage: Stage, key: str) -> bool:
     return False

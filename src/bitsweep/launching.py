@@ -67,8 +67,9 @@ def launched(
 ) -> list[Outcome]:
     """Run cells as far as a stage, and see what became of each, whatever happened to the launcher.
 
-    Where a launcher gives up all jobs, those that have left no result are run again in two halves, and so on: the one
-    that is lost is lost alone in the end.
+    Where a launcher gives up all jobs, those that have left no result are run again: all of them while some get done
+    each time, since a worker may be lost by chance; else in two halves, and so on. So the one that is lost is lost
+    alone in the end.
 
     Args:
         since_ms: when the sweep started; runs from before are none of its.
@@ -86,6 +87,8 @@ def launched(
         rest = [cell for cell in asked if cell not in found]
         if len(asked) == 1:
             return found or {asked[0]: lost}
+        if found:
+            return found | run(rest)
         middle = (len(rest) + 1) // 2
         return found | run(rest[:middle]) | run(rest[middle:])
 
