@@ -143,6 +143,22 @@ def test_random_numbers_are_refused(draw: Any) -> None:
         tracing.trace(nn.Sequential(Drawing()), input_shape=(3, SIZE, SIZE))
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [torch.vmap(lambda x: x * x.sum()), lambda x: torch.func.jvp(torch.tanh, (x,), (x,))[1]],
+    ids=["vmap", "jvp"],
+)
+def test_transformed_functions_are_refused(transform: Any) -> None:
+    """What ``torch.export`` makes of them cannot run."""
+
+    class Transforming(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return transform(images)  # type: ignore[no-any-return]
+
+    with pytest.raises(CompressionError, match=r"^0 calls a transformed function .*; write it out for all images"):
+        tracing.trace(nn.Sequential(Transforming()), input_shape=(3, SIZE, SIZE))
+
+
 def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
     masked = nn.Linear(SIZE, SIZE)
     masked.register_buffer("mask", torch.full((SIZE, SIZE), -torch.inf).triu(1))

@@ -44,8 +44,14 @@ def normal_form(program: ExportedProgram) -> GraphModule:
     """Graph of a traced network in normal form.
 
     Raises:
-        CompressionError: the network draws random numbers.
+        CompressionError: the network draws random numbers, or calls a transformed function.
     """
+    for node in program.graph.nodes:
+        if getattr(node.target, "__module__", "").startswith("torch._functorch"):
+            raise CompressionError(
+                f"{_module_path(node) or 'the network'} calls a transformed function (torch.vmap or torch.func.jvp), "
+                "which no program can hold; write it out for all images at once"
+            )
     graph = functional_graph(program)
     drop_identities(graph)
     fold_constants(graph)
