@@ -89,6 +89,13 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         page.get_by_role("button", name="show all").click()
         assert points.count() == 500
 
+        # Where all values are the same, the axis reaches as far as their intervals, here from 69 to 70.5 %.
+        page.get_by_label("filter by p50 ms").fill("1..1")
+        page.wait_for_function("document.querySelectorAll('#chart .point').length === 1")
+        numbers = page.locator("#chart text[text-anchor=end]:not(.limit-name)").all_text_contents()
+        assert len(numbers) > 2 and all(68.9 < float(number) < 70.6 for number in numbers)
+        page.get_by_role("button", name="show all").click()
+
         # Any axis, and any batch size.
         page.locator("select[name=x]").select_option("size_mb")
         assert "size (MB)" in page.locator("#chart svg").get_attribute("aria-label")

@@ -56,8 +56,13 @@ function valueAt(cell, axis, end = "") {
   return values[`${axis.name}${end}${axis.byBatch && size !== batch ? `_b${size}` : ""}`];
 }
 
-function scale(values, from, to) {
+function scale(points, axis, value, from, to) {
+  const values = points.map(value);
   let low = Math.min(...values), high = Math.max(...values);
+  if (low === high) {  // then their intervals say how far the axis reaches
+    const ends = points.flatMap(point => ["_low", "_high"].map(end => valueAt(point.cell, axis, end))).filter(end => end !== undefined);
+    [low, high] = [Math.min(low, ...ends), Math.max(high, ...ends)];
+  }
   const logarithmic = low > 0 && high / low > 5;
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * .1, high + (Math.abs(high) || 1) * .1];
   const of = logarithmic ? Math.log10 : x => x, room = .06 * (of(high) - of(low));
@@ -117,9 +122,9 @@ function draw() {
     svgElement("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg).textContent = "no cell has both figures";
     return legend([], "", []);
   }
-  const y = scale(points.map(point => point.y), height - bottom, top);
+  const y = scale(points, yAxis, point => point.y, height - bottom, top);
   const left = 32 + 7 * Math.max(...y.ticks.map(tick => `${tick}`.length));  // room for the numbers beside the title
-  const x = scale(points.map(point => point.x), left, width - right);
+  const x = scale(points, xAxis, point => point.x, left, width - right);
   for (const tick of x.ticks) {
     svgElement("line", { class: "grid", x1: x.at(tick), x2: x.at(tick), y1: top, y2: height - bottom }, svg);
     svgElement("text", { x: x.at(tick), y: height - bottom + 16, "text-anchor": "middle" }, svg).textContent = tick;
