@@ -14,6 +14,7 @@ images are copies of photographs with a few bytes appended, so that no two files
 import argparse
 import ctypes
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from image_folder_cost import fill
 from trained_networks import IMAGE_FILES, PHOTOGRAPHS, SIZE
 
 from bitsweep.runtime.environment import current_cpu, version_of
@@ -118,11 +120,8 @@ def filled(root: Path, data: Path, count: int) -> Path:
     (root / "train").parent.mkdir()
     (root / "train").symlink_to((data / train).resolve())
     sources = sorted(path for path in (data / test).glob("*/*") if path.suffix.lower() in IMAGE_FILES)
-    for number in range(count):
-        source = sources[number * len(sources) // count if count < len(sources) else number % len(sources)]
-        copy = root / "test" / source.parent.name / f"{number}{source.suffix}"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(source.read_bytes() + str(number).encode())
+    random.Random(0).shuffle(sources)  # few of them have all classes, too
+    fill(root / "test", sources, count)
     return root
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitsweep.data.splits import make_splits
@@ -24,17 +25,17 @@ def main(source: Path) -> None:
     """Print a line for each number of files."""
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as folder:
-            _fill(Path(folder), source, count)
+            fill(Path(folder, "images"), sorted((source / "train").glob("*/*")), count)
             process = multiprocessing.get_context("spawn").Process(target=_measure, args=(Path(folder), count))
             process.start()
             process.join()
 
 
-def _fill(folder: Path, source: Path, count: int) -> None:
-    photographs = sorted((source / "train").glob("*/*"))
+def fill(folder: Path, photographs: Sequence[Path], count: int) -> None:
+    """Write so many files into a folder a class: copies of photographs, of which no two are equal."""
     for number in range(count):
         photograph = photographs[number % len(photographs)]
-        copy = folder / "images" / photograph.parent.name / f"{number}{photograph.suffix}"
+        copy = folder / photograph.parent.name / f"{number}{photograph.suffix}"
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(photograph.read_bytes() + str(number).encode())
 

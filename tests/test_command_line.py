@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import QuotedString
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bitsweep import hydra_app
+from bitsweep import configured
 from bitsweep.command_line import checked, did_you_mean
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
@@ -172,12 +172,12 @@ def test_the_command_of_a_cell_makes_the_cell() -> None:
     words = ["scale=small", "method=gptq", "method.damping=0.02", "model=lenet", "data=/x", "dataset=mnist", "seed=2"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", words, return_hydra_config=True)
-        cell, _ = hydra_app.read(composed, composed.hydra)
+        cell, _ = configured.read(composed, composed.hydra)
         assert dict(cell.knobs)["method.damping"] == "0.02"
         assert any(knob.startswith("dataset.") and value.startswith("/x") for knob, value in cell.knobs)
         _, _, *typed = shlex.split(cell.command)
         again = compose("config", typed, return_hydra_config=True)
-        assert hydra_app.read(again, again.hydra)[0] == cell
+        assert configured.read(again, again.hydra)[0] == cell
 
 
 def test_requirements_of_a_report_replace_those_of_its_sweep_one_by_one() -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from bitsweep import hydra_app, planning
+from bitsweep import configured, planning
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
 from bitsweep.config.configurable import NOT_IN_KEYS, marked
@@ -34,7 +34,7 @@ STUDIES: dict[str, dict[str, str]] = {
 
 def read(config: DictConfig) -> Cell:
     """The cell of a configuration as Hydra composes it, with Hydra's own settings in it."""
-    return hydra_app.read(config, config.hydra)[0]
+    return configured.read(config, config.hydra)[0]
 
 
 def _cell(words: list[str]) -> Cell:

@@ -33,7 +33,7 @@ LAYERS = (
     ("launching", "submitted"),
     ("job", "running"),
     ("sweep",),
-    ("command_line", "several_values", "composing"),
+    ("command_line", "several_values", "composing", "configured"),
     ("hydra_app",),
     ("direct",),
     ("cli", "api"),
@@ -82,7 +82,7 @@ def test_arrows_point_downwards(file: Path) -> None:
 def test_who_knows_whom(file: Path) -> None:
     path = str(file.relative_to(SOURCE))
     anywhere = _imports(file, top_level_only=False)
-    if path not in ("hydra_app.py", "command_line.py", "several_values.py", "composing.py"):
+    if path not in ("hydra_app.py", "configured.py", "command_line.py", "several_values.py", "composing.py"):
         assert not _tops(anywhere) & {"hydra", "omegaconf"}
     if not path.startswith("tracking/"):
         assert "mlflow" not in _tops(anywhere)

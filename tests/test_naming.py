@@ -57,5 +57,5 @@ def test_a_network_is_built_once_for_a_setting_and_only_where_names_are_given(mo
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(naming, "_wrong", lambda model, layers: asked.append(layers) or f"no {layers[0]}")
     kept = [cell(method="factorize", method__keep=["stem"], seed=seed) for seed in (0, 1)]
-    assert naming.wrong_names([cell(), *kept]) == dict.fromkeys(kept, "no stem")
+    assert naming.wrong_names([cell(), *kept], {}) == dict.fromkeys(kept, "no stem")
     assert asked == [("stem",)]

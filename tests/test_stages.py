@@ -240,7 +240,8 @@ DRAWING = [
 ]
 #: What never reaches the result of a stage; "print()" is added to each of these files.
 OUTSIDE = (
-    "plots", "report", "tracking", "deploy", "comparison", "cli.py", "api.py", "ui.py", "hydra_app.py", "sweep.py",
+    "plots", "report", "tracking", "deploy", "comparison", "cli.py", "api.py", "ui.py", "hydra_app.py", "configured.py",
+    "sweep.py",
     "several_values.py", "job.py", "options.py", "launching.py", "final_race.py", "cleaning.py", "planning.py",
     "pipeline.py",
 )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsweep.text import plain, shortened
+from bitsweep.text import plain, shortened, some
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_long_names_lose_their_middle(text: str, most: int) -> None:
     short = shortened(text, most)
     assert len(short) <= most
     assert short == text or (short[0] == text[0] and short[-1] == text[-1])
+
+
+def test_some_of_many() -> None:
+    assert some("ab") == "a, b"
+    assert some("abcde") == "a, b, c and 2 more"

@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
-from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.options import Options
 from bitsweep.runtime.environment import version_of
+from bitsweep.text import some
 
 #: Groups of YAMLs that are chosen from.
 _GROUPS = (*CONFIG_GROUPS, REQUIRE, "scale", "sweep")

@@ -19,22 +19,28 @@ if TYPE_CHECKING:
 _CLASSES = 10
 
 
-def wrong_names(cells: Iterable[Cell]) -> dict[Cell, str]:
+#: What cells ask of a network: a model, and names of layers.
+Asked = tuple[Model, tuple[str, ...]]
+
+
+def wrong_names(cells: Iterable[Cell], known: dict[Asked, str]) -> dict[Cell, str]:
     """Why cells name outputs or layers that their networks do not have.
 
     Most cells name none, and cost nothing. For the others the network is built, once for each setting, in a process of
     its own. What fails for another reason is left to the cell, which says it better.
+
+    Args:
+        known: what was found before, by what was asked; what is found now is added.
     """
-    found: dict[tuple[Model, tuple[str, ...]], str] = {}
     wrong = {}
     for cell in cells:
         asked = cell.model, cell.method.layers_named
         if not cell.method.layers_named and (not cell.model.output or not cell.model.has_outputs):
             continue
-        if asked not in found:
-            found[asked] = _wrong(*asked)
-        if found[asked]:
-            wrong[cell] = found[asked]
+        if asked not in known:
+            known[asked] = _wrong(*asked)
+        if known[asked]:
+            wrong[cell] = known[asked]
     return wrong
 
 

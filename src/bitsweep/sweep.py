@@ -18,7 +18,7 @@ from bitsweep.config.requirement import common
 from bitsweep.errors import TrackingError, UsageError
 from bitsweep.job import runner_of
 from bitsweep.launching import Launch, launched, prepare
-from bitsweep.naming import wrong_names
+from bitsweep.naming import Asked, wrong_names
 from bitsweep.options import Options
 from bitsweep.planning import TO_DO, Planned, describe, plan
 from bitsweep.running import baselines, run_planned
@@ -87,7 +87,7 @@ def run_sweep(
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         by_store = plan(cells, store, None)
         if options.plan:
-            shown = _names_checked(_plan_by_runs(cells, store, fetch=options.store.fetch) or by_store)
+            shown = _names_checked(_plan_by_runs(cells, store, fetch=options.store.fetch) or by_store, {})
             print(describe(shown))
             if points:
                 print("these are the first points of a search; which follow depends on what is found")
@@ -114,8 +114,13 @@ def run_sweep(
             if not (options.measures_again(run.data.tags) or logger.can_complete(run))
         }
 
-    with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
-        planned = _names_checked(plan(cells, store, finished, shared=shared.known() if shared else ()))
+    names: dict[Asked, str] = {}
+
+    def plan_of(asked: Sequence[Cell]) -> list[Planned]:
+        with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
+            return _names_checked(plan(asked, store, finished, shared=shared.known() if shared else ()), names)
+
+    planned = plan_of(cells)
     print(describe(planned), flush=True)
     if options.stage == "baseline":
         outcomes = launch(baselines(planned, options.expect), "baseline")
@@ -137,8 +142,7 @@ def run_sweep(
         return read_sweep(connection, connection.client.get_run(run_id), folder=folder)
 
     def enter(more: Sequence[Cell]) -> list[Planned]:
-        with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
-            planned = _names_checked(plan(more, store, finished, shared=shared.known() if shared else ()))
+        planned = plan_of(more)
         known = {each.identity for each in entries}
         fresh = [each for each in planned if each.identity not in known]
         print(describe(fresh), flush=True)
@@ -193,9 +197,13 @@ def run_sweep(
     return UNMET if unmet(report) else int(status != "finished")
 
 
-def _names_checked(planned: Sequence[Planned]) -> list[Planned]:
-    """A plan without cells that name outputs or layers which their networks do not have."""
-    wrong = wrong_names(each.cell for each in planned if each.verdict in TO_DO)
+def _names_checked(planned: Sequence[Planned], known: dict[Asked, str]) -> list[Planned]:
+    """A plan without cells that name outputs or layers which their networks do not have.
+
+    Args:
+        known: see `wrong_names`.
+    """
+    wrong = wrong_names((each.cell for each in planned if each.verdict in TO_DO), known)
     return [
         replace(each, verdict="skip", reason=wrong[each.cell], trains=False) if each.cell in wrong else each
         for each in planned

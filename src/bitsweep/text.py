@@ -28,6 +28,13 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
 
 
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
 def write_csv(rows: Iterable[Iterable[object]], path: Path) -> None:
     """Write a table whose texts may be anybody's as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:

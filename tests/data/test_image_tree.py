@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bitsweep.data import image_tree
-from bitsweep.data.image_tree import content_digests, find_classes, find_parts, some
+from bitsweep.data.image_tree import content_digests, find_classes, find_parts
 from bitsweep.errors import DataError
 
 
@@ -162,8 +162,3 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(image_tree, "_LONG_S", -1.0)
     assert len(content_digests(tmp_path, ["a"])) == 1
-
-
-def test_some_of_many() -> None:
-    assert some("ab") == "a, b"
-    assert some("abcde") == "a, b, c and 2 more"

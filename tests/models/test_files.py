@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
-from bitsweep import hydra_app, stages
+from bitsweep import configured, hydra_app, stages
 from bitsweep.cell import Cell
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.precision import FLOAT32
@@ -184,7 +184,7 @@ def quantized(files: Path) -> Path:
 def cell_of(*words: str) -> Cell:
     with initialize_config_dir(str(hydra_app.CONF.resolve()), version_base="1.3"):
         config = compose("config", ["model=onnx", *words], return_hydra_config=True)
-        return hydra_app.read(config, config.hydra)[0]
+        return configured.read(config, config.hydra)[0]
 
 
 @pytest.mark.parametrize(

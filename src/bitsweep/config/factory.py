@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError, first_line
 from bitsweep.runtime import fingerprint
 from bitsweep.runtime.callables import may_be_called, names_of, signature_of_name
 from bitsweep.runtime.module_files import is_absent, module_file
+from bitsweep.text import some
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bitsweep.data.image_tree import some
 from bitsweep.errors import DataError
 from bitsweep.results import Array
+from bitsweep.text import some
 
 #: A noun of WordNet's, by which ImageNet's classes are called; its words may follow.
 _SYNSET = re.compile(r"(n\d{8})\b.*", re.DOTALL)

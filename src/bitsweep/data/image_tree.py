@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bitsweep.errors import DataError
 from bitsweep.runtime.environment import physical_cores
+from bitsweep.text import some
 
 _TRAIN = ("train", "train_set", "training", "training_set")
 _TEST = ("test", "test_set", "testing", "val", "valid", "validation", "validation_set")
@@ -165,13 +166,6 @@ def kept_digests(files: Sequence[Path], count: int, compute: Callable[[], Iterab
             unfinished.write_bytes(b"".join(digests))
             unfinished.replace(kept)
     return digests
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
 
 
 def _digests(root: Path, names: Sequence[str]) -> list[bytes]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from bitsweep.data.class_names import number_labels
 from bitsweep.data.image_files import ImageFiles, Picture, blocks_of, largest_of
-from bitsweep.data.image_tree import some
 from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
 from bitsweep.data.sampling import stratified_share
 from bitsweep.data.unlabelled import Unlabelled
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, RawSplit
+from bitsweep.text import some
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep.data.image_files import Picture
-from bitsweep.data.image_tree import some
 from bitsweep.errors import DataError, first_line
+from bitsweep.text import some
 
 if TYPE_CHECKING:
     import pyarrow

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bitsweep.data.image_files import Picture, blocks_of
-from bitsweep.data.image_tree import content_digests, file_kind, kept_digests, some
+from bitsweep.data.image_tree import content_digests, file_kind, kept_digests
 from bitsweep.data.listing import Listing
 from bitsweep.data.picture_tables import Table
 from bitsweep.errors import DataError
+from bitsweep.text import some
 
 #: Usual names of columns, in lower case.
 _IMAGE = (

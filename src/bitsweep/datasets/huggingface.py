@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, final
 
 from bitsweep.config.configurable import configurable
-from bitsweep.data.image_tree import some
 from bitsweep.data.listing import Listing, named
 from bitsweep.data.photographs import Photographs
 from bitsweep.data.picture_tables import Table, joined, read_arrow, read_parquet
 from bitsweep.data.table_listing import find_columns, labels_of, listing_of
 from bitsweep.errors import DataError
+from bitsweep.text import some
 
 #: What ``save_to_disk`` writes: the names of the parts, and the files of one.
 _PARTS, _STATE = "dataset_dict.json", "state.json"

@@ -13,10 +13,10 @@ from pydantic import Field
 from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data.columns import Encoder, Kind, kind_of, messages_about_cells, named_classes, present, some_of
-from bitsweep.data.image_tree import some
 from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, UNNAMED, read_table
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
+from bitsweep.text import some
 
 if TYPE_CHECKING:
     import pandas

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 from bitsweep.config.configurable import Place, configurable
 from bitsweep.config.file_model import FileModel
 from bitsweep.config.model import digest_of_file
-from bitsweep.data.image_tree import some
 from bitsweep.errors import BitsweepError, ConfigError
 from bitsweep.runtime import fingerprint
+from bitsweep.text import some
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from bitsweep.cell import Cell
 from bitsweep.composing import compose_all
 from bitsweep.config.overrides import as_word
+from bitsweep.configured import read, typed_command
 from bitsweep.errors import ConfigError
-from bitsweep.hydra_app import read, typed_command
 from bitsweep.launching import GaveUp, as_planned
 from bitsweep.options import Options
 from bitsweep.results import Outcome

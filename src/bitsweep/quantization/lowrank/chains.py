@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from bitsweep.data.image_tree import some
 from bitsweep.errors import ConfigError
 from bitsweep.graphs.im2col import geometry
 from bitsweep.graphs.ops import LAYER_KINDS, Layer, arguments, aten, bias_of, drop_unread, is_layer, set_attribute
 from bitsweep.quantization.lowrank.admm import as_weights
 from bitsweep.quantization.lowrank.factorization import Factors, reconstruct
 from bitsweep.quantization.weights import Codes
+from bitsweep.text import some
 
 #: What computes a layer of a chain that looks at one position at a time.
 POINTWISE: dict[str, Any] = {
