@@ -136,6 +136,15 @@ def test_what_is_slower_than_its_own_fp32_is_not_recommended(report: SweepReport
     assert gained.startswith("digits: deploy lenet ptq int8 onnxruntime, the only timed cell within 1 point")
 
 
+def test_a_faster_cell_that_loses_too_much_is_named(report: SweepReport) -> None:
+    rows = [measured("resnet18", "int8", 0.98, 0.5, 11.3), measured("lenet", "int8", 0.96, 0.1, 1.0)]
+    (text,) = recommendations(dataclasses.replace(report, rows=rows))
+    assert "deploy resnet18 ptq int8 onnxruntime, the only timed cell within 1 point" in text
+    assert "lenet ptq int8 onnxruntime takes 0.100 ms, and is left out: it is 2.20 points below the best." in text
+    (text,) = recommendations(dataclasses.replace(report, rows=rows, require=Requirements(objective="size")))
+    assert "left out" not in text
+
+
 def test_names_tell_rows_apart_by_their_knobs(report: SweepReport) -> None:
     one = measured("resnet18", "fp32", 0.98, 137.2, 11.3)
     rows = [

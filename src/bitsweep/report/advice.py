@@ -1,5 +1,6 @@
 """What to deploy, in words, and why that can be believed."""
 
+import math
 from collections.abc import Sequence
 
 from bitsweep.config.requirement import Requirements
@@ -10,7 +11,7 @@ from bitsweep.report.ranking import engines
 from bitsweep.report.row import Row
 from bitsweep.report.shortfall import shortfall, unseen
 from bitsweep.report.twins import twin_of
-from bitsweep.report.verdict import judged_on, verdict_of
+from bitsweep.report.verdict import accuracy, judged_on, verdict_of
 from bitsweep.results import AT_CHANCE
 
 #: Objective -> how the best by it is called.
@@ -63,7 +64,7 @@ def _recommend(report: SweepReport, rows: list[Row]) -> str:
     if choice.row:
         chosen = _chosen(report, choice, choice.row)
         sentences += [f"Uncompressed it is kept: {chosen[0]}" if sentences else chosen[0], *chosen[1:]]
-        sentences += _smallest(report, choice)
+        sentences += [*_faster(report, choice, choice.row), *_smallest(report, choice)]
     return " ".join([*sentences, *_chosen_on(choice.believable)])
 
 
@@ -93,6 +94,23 @@ def _kept(row: Row, require: Requirements) -> list[str]:
     return [
         f"{each.name} with {each.text} of {'at most' if each.limit.most else 'at least'} {each.bound:g}"
         for each in verdict_of(row, require).judged
+    ]
+
+
+def _faster(report: SweepReport, choice: Choice, chosen: Row) -> list[str]:
+    """The fastest cell that has less time than the choice, and is left out for its accuracy alone."""
+    ms = p50_ms(chosen)
+    if choice.best is None or ms is None or _BEST[report.require.objective] != "fastest":
+        return []
+    left_out = [row for row in choice.believable if row.in_grid and accuracy(row) < choice.best - TOLERATED_LOSS]
+    fastest = min(left_out, key=lambda row: p50_ms(row) or math.inf, default=chosen)
+    if (p50_ms(fastest) or math.inf) >= ms:
+        return []
+    on = "" if judged_on(fastest)[0] == "test" else " on validation images"
+    below = 100 * (choice.best - accuracy(fastest))
+    return [
+        f"{report.name_of(fastest)} takes {shown(fastest, 'latency_p50_ms')} ms, and is left out: "
+        f"it is {below:.2f} points below the best{on}."
     ]
 
 
