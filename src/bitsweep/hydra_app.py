@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
     """
     # Hydra would print its own traceback and advice; errors are printed here, in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra keeps how a job ended in a file of its own; on a full disk the error is told already.
+    warnings.filterwarnings("ignore", message="Callback PickleJobInfoCallback")
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         sys.argv = [sys.argv[0], *command_line.checked(given)]

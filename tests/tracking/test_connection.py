@@ -22,6 +22,21 @@ try:
 except BitsweepError as error:
     print(error)
 """
+FILL = """
+connection = Connection()
+with open("rest", "wb", buffering=0) as rest:
+    try:
+        while rest.write(bytes(1 << 12)):
+            pass
+    except OSError:
+        pass
+try:
+    with connection.explained():
+        for _ in range(1000):
+            connection.client.create_run(connection.experiment_id, tags={"note": "x" * 4000})
+except BitsweepError as error:
+    print(error)
+"""
 
 
 def connect(folder: Path, script: str = CONNECT) -> subprocess.Popen[str]:
@@ -57,3 +72,21 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         *_, line = full.communicate()[0].splitlines()
     assert line.startswith(f"sqlite:///{tmp_path}/mlflow.db: a disk is full, of {tmp_path} or ")
     assert line.endswith("what was finished is kept")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_database_on_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    """MLflow has a traceback of its own for it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CONNECT + FILL], cwd=disk, capture_output=True, text=True, check=False
+        )
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1].startswith(f"sqlite:///{disk}/mlflow.db: a disk is full, of {disk} or ")

@@ -165,7 +165,20 @@ def elsewhere(address: Address) -> str:
     return f"or set {VARIABLE} to another database"
 
 
+def quiet_mlflow() -> None:
+    """Import MLflow, made to say nothing itself: what it raises is told in a line, without its own traceback."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow.store.db.utils
+
+    mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    for chatty in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
 def _create(file: Path, *, artifacts: str) -> None:
+    quiet_mlflow()
     from mlflow import MlflowClient
 
     with tempfile.TemporaryDirectory(prefix="database-", dir=private_folder()) as scratch:

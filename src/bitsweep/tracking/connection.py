@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import sqlite3
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitsweep.errors import TrackingError, UsageError, ran_out_of_space
 from bitsweep.runtime import machine
-from bitsweep.tracking.address import VARIABLE, Address, find_address, prepare_database
+from bitsweep.tracking.address import VARIABLE, Address, find_address, prepare_database, quiet_mlflow
 from bitsweep.tracking.advice import explain
 
 if TYPE_CHECKING:
@@ -164,14 +163,9 @@ def client_of(address: Address) -> "MlflowClient":
     """MLflow, made to use a store and to be quiet. A server that is not there is noticed within seconds."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    quiet_mlflow()
     import mlflow
-    import mlflow.store.db.utils
 
-    mlflow.store.db.utils.MAX_RETRY_COUNT = 1
-    for chatty in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address.uri)
     if not address.chosen:  # MLflow sets the variable, too, as if the user had
         os.environ.pop(VARIABLE, None)
