@@ -157,9 +157,8 @@ def test_blocks_must_be_pairs() -> None:
         stats.paired_speedup([np.ones(3)], [], confidence=0.95, seed=0)
 
 
-def test_spread_and_drift() -> None:
+def test_spread() -> None:
     assert stats.relative_iqr(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.5)
-    assert stats.drift(2.0, 2.5) == pytest.approx(0.25)
 
 
 @given(n=st.integers(1, 2000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))

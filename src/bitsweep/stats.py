@@ -159,11 +159,6 @@ def relative_iqr(samples: Array) -> float:
     return float((high - low) / median)
 
 
-def drift(before: float, after: float) -> float:
-    """Relative change of a fixed kernel's time."""
-    return after / before - 1
-
-
 def median_interval(blocks: Sequence[Array], *, confidence: float, seed: int) -> tuple[float, float]:
     """Interval of the median of times that were taken in blocks, by a bootstrap of whole blocks' medians.
 

@@ -1,6 +1,7 @@
 """Latencies while others use the cores: seen, said, tried again, and no ground for a verdict."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 
 from bitsweep import stats
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.pace import Moment
 from bitsweep.measuring.timing import foreign_time, own_time, share_of, until_quiet
 
 IMAGES = np.ones((1, 3, 4, 4), np.float32)
 QUICK = MeasurementProtocol(name="quick", threads=1, warmup_s=0.01, blocks=6, block_s=0.02, repeats=0)
+EVEN = functools.partial(Moment, arithmetic=1, distance=1, kernel_ms=1)
 
 
 def computing(size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -42,7 +45,7 @@ def neighbours(count: int) -> Iterator[None]:
 @pytest.mark.slow
 def test_crowded_cores_are_seen_and_tried_again() -> None:
     with neighbours(4):
-        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
+        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, EVEN, computes=True)
     assert noise["crowded"]
     assert noise["noisy"]
     assert noise["attempts"] == 3
@@ -54,7 +57,7 @@ def test_one_s_own_work_is_no_crowd() -> None:
     if psutil.cpu_percent(0.3) > 10:
         pytest.skip("something else computes on this machine")
     with neighbours(0):
-        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, computes=True)
+        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, EVEN, computes=True)
     assert not noise["crowded"]
     assert noise["attempts"] == 1
 

@@ -17,6 +17,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring import accuracy, latency, memory, timing
+from bitsweep.measuring.pace import Moment
 from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.results import (
     ROUNDED_ON_FEWER,
@@ -106,7 +107,7 @@ def artifact(folder: Path, name: str, **about: Any) -> Path:
 
 def protocol(**knobs: Any) -> MeasurementProtocol:
     quick = {"name": "test", "threads": 1, "warmup_s": 0.01, "blocks": 10, "block_s": 0.02, "repeats": 0}
-    quick["max_foreign_share"] = 1e9  # of others on this machine; see test_crowded.py
+    quick |= {"max_foreign_share": 1e9, "max_slowdown": 1e9}  # by others on this machine: test_crowded.py, test_pace.py
     return MeasurementProtocol(**quick | knobs)
 
 
@@ -224,12 +225,12 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 
     if psutil.cpu_percent(0.3) > 20:
         pytest.skip("something else computes on this machine")
-    with latency.foreign_share() as alone:
+    with timing.foreign_share() as alone:
         work(0.5)
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             time.sleep(0.2)
-            with latency.foreign_share() as crowded:
+            with timing.foreign_share() as crowded:
                 time.sleep(1)
         finally:
             neighbour.kill()
@@ -240,8 +241,12 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 def test_blocks_alternate() -> None:
     turns: list[str] = []
     artifacts = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
-    blocks = timing.interleaved_blocks(artifacts, EXAMPLES, protocol(blocks=6, warmup_s=0, block_s=1e-6))
+    quick = protocol(blocks=6, warmup_s=0, block_s=1e-6)
+    blocks, moments = timing.interleaved_blocks(
+        artifacts, EXAMPLES, quick, lambda: Moment(arithmetic=1, distance=1, kernel_ms=1)
+    )
     assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
+    assert moments == [[Moment(arithmetic=1, distance=1, kernel_ms=1)] * 3] * 6
     assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2
 
 

@@ -18,9 +18,12 @@ class MeasurementProtocol(Choice):
         blocks: timed blocks of each artifact, interleaved A B B A; a pair of blocks gives one paired ratio.
         block_s: least seconds a block lasts.
         confidence: of all intervals.
-        max_drift: largest relative change of a fixed reference kernel from before to after; above it the run is noisy.
+        max_drift: largest relative change of a fixed kernel's time from the first half of the blocks to the second;
+            above it the run is noisy.
         max_spread: largest interquartile range of the latency relative to its median; above it the run is noisy.
         max_foreign_share: largest part of the CPUs' time that other processes may take; above it the run is noisy.
+        max_slowdown: how much slower than at their best the cores may be, as a share, in arithmetic and in answering
+            each other; slower blocks are measured again, and where too few are left the run is noisy.
         repeats: how often a noisy run is repeated at most.
         eval_batch: images a batch when measuring accuracy.
         parity_images: test images on which an artifact is compared with the reference, at most; each class has its
@@ -41,6 +44,7 @@ class MeasurementProtocol(Choice):
     max_drift: Annotated[float, Field(gt=0)] = 0.15
     max_spread: Annotated[float, Field(gt=0)] = 0.25
     max_foreign_share: Annotated[float, Field(gt=0)] = 0.15
+    max_slowdown: Annotated[float, Field(gt=0)] = 0.25
     repeats: Annotated[int, Field(ge=0)] = 2
     eval_batch: Count = 64
     parity_images: Count = 1000

@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.measuring.timing import (
+    MOST_DISTURBED,
     badness_of,
     batch_of,
     block,
@@ -24,7 +27,6 @@ from bitsweep.measuring.timing import (
     kept_waiting,
     own_time,
     pin,
-    reference_ms,
     runs_a_block,
     share_of,
 )
@@ -55,7 +57,7 @@ class _Noise:
     all_s: float = 0.0
     computing: float = 0.0
     preemptions: float = 0.0
-    kernel_ms: list[float] = field(default_factory=list)
+    turns: list[list[Moment]] = field(default_factory=list)
 
 
 def prepare(lanes: Path, count: int) -> None:
@@ -85,23 +87,22 @@ def race(
     images = batch_of(np.load(entrant.examples), protocol.batch_sizes[0])
     blocks: list[Array] = []
     noise = _Noise()
-    for number in _turns(lanes, len(entrants), protocol.blocks, rank):
-        if number == 0:
-            infer = entrant.backend.load(entrant.artifact, threads=threads)
-            runs = runs_a_block(infer, images, protocol)
-            noise.kernel_ms.append(reference_ms())
-            continue
-        start = time.monotonic()
-        with foreign_time() as foreign, own_time() as own:
-            blocks.append(block(infer, images, runs))
-        seconds, (computing, preemptions), (foreign_s, all_s) = time.monotonic() - start, own(), foreign()
-        noise.seconds += seconds
-        noise.foreign_s += foreign_s
-        noise.all_s += all_s
-        noise.computing += seconds * computing
-        noise.preemptions += seconds * preemptions
-        if number == protocol.blocks:
-            noise.kernel_ms.append(reference_ms())
+    with Pace() as pace:
+        for number in _turns(lanes, len(entrants), protocol.blocks, rank):
+            if number == 0:
+                infer = entrant.backend.load(entrant.artifact, threads=threads)
+                runs = runs_a_block(infer, images, protocol)
+                continue
+            before, start = pace(), time.monotonic()
+            with foreign_time() as foreign, own_time() as own:
+                blocks.append(block(infer, images, runs))
+            seconds, (computing, preemptions), (foreign_s, all_s) = time.monotonic() - start, own(), foreign()
+            noise.turns.append([before, pace()])
+            noise.seconds += seconds
+            noise.foreign_s += foreign_s
+            noise.all_s += all_s
+            noise.computing += seconds * computing
+            noise.preemptions += seconds * preemptions
     np.savez_compressed(folder / f"{rank}.npz", allow_pickle=False, **{str(i): each for i, each in enumerate(blocks)})
     (folder / f"{rank}.json").write_text(
         json.dumps(_quiet(noise, blocks, protocol, computes=not entrant.backend.on_gpu))
@@ -127,29 +128,49 @@ def _turns(lanes: Path, count: int, rounds: int, rank: int) -> Iterator[int]:
 
 def _quiet(
     noise: _Noise, blocks: list[Array], protocol: MeasurementProtocol, *, computes: bool
-) -> dict[str, float | bool]:
+) -> dict[str, float | bool | list[int]]:
+    """What an entrant knows of the noise during its own blocks."""
     foreign = share_of(noise.foreign_s, noise.all_s)
     computing, preemptions = (each / noise.seconds for each in (noise.computing, noise.preemptions))
-    drift, spread = stats.drift(*noise.kernel_ms), stats.relative_iqr(np.concatenate(blocks))
-    badness = badness_of(protocol, drift=drift, spread=spread, foreign_share=foreign)
+    rounds = steady(noise.turns, protocol.max_slowdown)
+    counted = rounds or range(len(blocks))
+    change = drift([noise.turns[number] for number in counted])
+    spread = stats.relative_iqr(np.concatenate([blocks[number] for number in counted]))
+    disturbed = 1 - len(rounds) / len(blocks)
+    badness = badness_of(protocol, drift=change, spread=spread, foreign_share=foreign, disturbed=disturbed)
     crowded = foreign > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
     return {
-        "noisy": badness > 1, "crowded": crowded, "badness": badness, "drift": drift, "spread": spread,
-        "foreign_share": foreign, "computing_share": computing, "preemptions_per_s": preemptions,
+        "noisy": badness > 1, "crowded": crowded, "badness": badness, "drift": change, "spread": spread,
+        "foreign_share": foreign, "computing_share": computing, "preemptions_per_s": preemptions, "steady": rounds,
     }  # fmt: skip
 
 
 def unrest(folder: Path) -> tuple[bool, float]:
     """Whether others used the cores in a race, and how far it was from quiet: above 1 some entrant was noisy."""
-    heard = [json.loads(file.with_suffix(".json").read_text()) for file in folder.glob("*.npz")]
-    return any(each["crowded"] for each in heard), max(each["badness"] for each in heard)
+    files = sorted(folder.glob("*.npz"))
+    heard = [json.loads(file.with_suffix(".json").read_text()) for file in files]
+    _, disturbed = _counted(heard, len(_blocks(files[0])))
+    return any(each["crowded"] for each in heard), max(disturbed / MOST_DISTURBED, *(each["badness"] for each in heard))
+
+
+def _counted(heard: list[dict[str, Any]], rounds: int) -> tuple[list[int], float]:
+    """Rounds that were steady for all entrants, or all rounds where those are too few; and the share of disturbed ones.
+
+    Args:
+        heard: what each entrant knows of the noise.
+    """
+    counted = sorted(set(range(rounds)).intersection(*(each["steady"] for each in heard)))
+    disturbed = 1 - len(counted) / rounds
+    return (list(range(rounds)) if disturbed > MOST_DISTURBED else counted), disturbed
 
 
 def times(folder: Path, *, confidence: float) -> list[RaceTime]:
     """How each entrant did, in the order in which they were given."""
     files = sorted(folder.glob("*.npz"), key=lambda file: int(file.stem))
-    blocks = [_blocks(file) for file in files]
     noise = [json.loads(file.with_suffix(".json").read_text()) for file in files]
+    every = [_blocks(file) for file in files]
+    counted, disturbed = _counted(noise, len(every[0]))
+    blocks = [[own[number] for number in counted] for own in every]
     p50_ms = [float(np.median(np.concatenate(each))) for each in blocks]
     winner = int(np.argmin(p50_ms))
     crowded = any(each["crowded"] for each in noise)
@@ -165,7 +186,7 @@ def times(folder: Path, *, confidence: float) -> list[RaceTime]:
         found.append(
             RaceTime(
                 p50_ms=ms, low_ms=low_ms, high_ms=high_ms, times=ratio.ratio, times_low=ratio.low,
-                times_high=ratio.high, noisy=bool(heard["noisy"]), crowded=crowded,
+                times_high=ratio.high, noisy=bool(heard["noisy"]) or disturbed > MOST_DISTURBED, crowded=crowded,
             )
         )  # fmt: skip
     return found

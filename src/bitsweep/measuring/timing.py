@@ -16,6 +16,7 @@ import psutil
 
 from bitsweep import stats
 from bitsweep.errors import first_line, ran_out_of_memory
+from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.runtime.environment import usable_cpus
 
@@ -29,6 +30,10 @@ CROWDED_REPEATS, PAUSE_S = 2, 1.0
 _LEAST_COMPUTING = 0.5
 #: How often in a second the system takes a core away from a process that has it to itself, at most.
 _MOST_PREEMPTIONS = 10.0
+#: Turns at most, in multiples of the protocol's blocks, where fewer than half of so many blocks were steady.
+MOST_TURNS = 2
+#: Share of disturbed turns, above which a measurement is noisy: too few are left.
+MOST_DISTURBED = 0.75
 T = TypeVar("T")
 
 
@@ -59,20 +64,21 @@ def time_artifacts(
     artifacts = [infer, *(load() for load in loads[1:])]
     samples: dict[str, Array] = {}
     batches: dict[str, dict[str, Any]] = {}
-    for size in protocol.batch_sizes:
-        images = batch_of(examples, size)
-        try:
-            blocks, batches[str(size)] = until_quiet(artifacts, images, protocol, computes=device_ms is None)
-            if device_ms:
-                samples[f"device_b{size}_ms"] = device_ms(images)
-        except Exception as error:
-            if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
-                raise
-            batches[str(size)] = {"out_of_memory": first_line(error)}
-            continue
-        for which, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
-            samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
-            samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
+    with Pace() as pace:
+        for size in protocol.batch_sizes:
+            images = batch_of(examples, size)
+            try:
+                blocks, batches[str(size)] = until_quiet(artifacts, images, protocol, pace, computes=device_ms is None)
+                if device_ms:
+                    samples[f"device_b{size}_ms"] = device_ms(images)
+            except Exception as error:
+                if size == protocol.batch_sizes[0] or not ran_out_of_memory(error):
+                    raise
+                batches[str(size)] = {"out_of_memory": first_line(error)}
+                continue
+            for which, its_blocks in zip(("candidate", "fp32"), blocks, strict=False):
+                samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
+                samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
     np.savez_compressed(folder / LATENCY_SAMPLES, allow_pickle=False, **samples)
     return {"load_ms": load_ms, "first_run_ms": first_run_ms, "threads": threads, "batches": batches}
 
@@ -95,9 +101,19 @@ def timed_ms(action: Callable[[], T]) -> tuple[T, float]:
 
 
 def until_quiet(
-    artifacts: "list[InferenceFn]", images: Array, protocol: "MeasurementProtocol", *, computes: bool
+    artifacts: "list[InferenceFn]",
+    images: Array,
+    protocol: "MeasurementProtocol",
+    pace: Callable[[], Moment],
+    *,
+    computes: bool,
 ) -> tuple[list[list[Array]], dict[str, Any]]:
     """Measure until the machine was quiet, or the repeats are used up; the quietest attempt counts.
+
+    Of an attempt, the blocks of disturbed turns are left out, unless too few would be left.
+
+    Args:
+        pace: how the cores are now.
 
     Returns:
         Blocks of latencies in ms for each infer, and what is known of the noise.
@@ -106,19 +122,24 @@ def until_quiet(
     attempts, attempt = 1 + protocol.repeats, 0
     while attempt < attempts:
         attempt += 1
-        before = reference_ms()
         with foreign_share() as foreign, own_time() as own:
-            blocks = interleaved_blocks(artifacts, images, protocol)
-        drift = stats.drift(before, reference_ms())
+            blocks, turns = interleaved_blocks(artifacts, images, protocol, pace)
+        counted = steady(turns, protocol.max_slowdown)
+        disturbed = 1 - len(counted) / len(turns)
+        if disturbed > MOST_DISTURBED:
+            counted = list(range(len(turns)))
+        blocks = [[own[turn] for turn in counted] for own in blocks]
+        change = drift([turns[turn] for turn in counted])
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
-        badness = badness_of(protocol, drift=drift, spread=spread, foreign_share=foreign())
+        badness = badness_of(protocol, drift=change, spread=spread, foreign_share=foreign(), disturbed=disturbed)
         computing, preemptions = own()
         crowded = foreign() > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
         noise = {
             "noisy": badness > 1,
             "crowded": crowded,
-            "drift": drift,
+            "drift": change,
             "spread": spread,
+            "disturbed_share": disturbed,
             "foreign_share": foreign(),
             "computing_share": computing,
             "preemptions_per_s": preemptions,
@@ -135,10 +156,15 @@ def until_quiet(
     return best[1], best[2]
 
 
-def badness_of(protocol: "MeasurementProtocol", *, drift: float, spread: float, foreign_share: float) -> float:
+def badness_of(
+    protocol: "MeasurementProtocol", *, drift: float, spread: float, foreign_share: float, disturbed: float
+) -> float:
     """How far a measurement is from quiet: above 1 it is noisy."""
     return max(
-        abs(drift) / protocol.max_drift, spread / protocol.max_spread, foreign_share / protocol.max_foreign_share
+        abs(drift) / protocol.max_drift,
+        spread / protocol.max_spread,
+        foreign_share / protocol.max_foreign_share,
+        disturbed / MOST_DISTURBED,
     )
 
 
@@ -169,20 +195,37 @@ def own_time() -> Iterator[Callable[[], tuple[float, float]]]:
 
 
 def interleaved_blocks(
-    artifacts: "list[InferenceFn]", images: Array, protocol: "MeasurementProtocol"
-) -> list[list[Array]]:
-    """Latencies in ms of each infer, in blocks that alternate A B B A, so that a drifting machine slows all alike."""
+    artifacts: "list[InferenceFn]", images: Array, protocol: "MeasurementProtocol", pace: Callable[[], Moment]
+) -> tuple[list[list[Array]], list[list[Moment]]]:
+    """Latencies in ms of each infer, in blocks that alternate A B B A, so that a drifting machine slows all alike.
+
+    It goes on until half as many turns were steady as the protocol has blocks, but not beyond ``MOST_TURNS`` times
+    the blocks.
+
+    Args:
+        pace: how the cores are now; it is asked between all blocks.
+
+    Returns:
+        Blocks of each infer, and how the cores were before, between and after those of each turn.
+    """
     runs = [runs_a_block(infer, images, protocol) for infer in artifacts]
     blocks: list[list[Array]] = [[] for _ in artifacts]
+    turns: list[list[Moment]] = []
     gc.disable()
     try:
-        for turn in range(protocol.blocks):
+        now = pace()
+        for turn in range(MOST_TURNS * protocol.blocks):
             order = range(len(artifacts)) if turn % 2 == 0 else reversed(range(len(artifacts)))
+            seen = [now]
             for index in order:
                 blocks[index].append(block(artifacts[index], images, runs[index]))
+                seen.append(now := pace())
+            turns.append(seen)
+            if len(turns) >= protocol.blocks and len(steady(turns, protocol.max_slowdown)) >= protocol.blocks / 2:
+                break
     finally:
         gc.enable()
-    return blocks
+    return blocks, turns
 
 
 def runs_a_block(infer: "InferenceFn", images: Array, protocol: "MeasurementProtocol") -> int:
@@ -205,12 +248,6 @@ def block(infer: "InferenceFn", images: Array, runs: int) -> Array:
         infer(images)
         samples[index] = (time.perf_counter_ns() - start) / 1e6
     return samples
-
-
-def reference_ms() -> float:
-    """Median time of a fixed single-threaded kernel, which shows how fast the machine is at the moment."""
-    values = np.linspace(0, 1, 1 << 16)
-    return float(np.median([timed_ms(lambda: np.sort(np.sin(values)))[1] for _ in range(15)]))
 
 
 @contextlib.contextmanager
