@@ -82,6 +82,9 @@ def test_a_core_that_does_not_answer_is_slow_without_bound() -> None:
         assert pace().slowdown == math.inf
         partner.resume()
         assert min(pace().slowdown for _ in range(20)) < math.inf
+        partner.kill()
+        partner.wait()
+        assert pace().slowdown == math.inf
     assert min(moment.slowdown for moment in found) >= 1
     assert all(0 < moment.kernel_ms < 100 for moment in found)
     assert not partner.is_running()

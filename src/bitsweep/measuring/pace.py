@@ -26,6 +26,8 @@ import numpy as np
 from bitsweep.runtime.environment import current_cpu, usable_cpus
 from bitsweep.runtime.machine import private_folder
 
+#: Cores at most that are asked. More threads of Python would wait for each other, and not for the cores.
+_CORES = 8
 #: Calls of each kernel, of which the median counts.
 _CALLS = 7
 #: Round trips between two cores: as many in each series, of which the quickest counts.
@@ -38,10 +40,14 @@ _KNOWN_FOR_S = 86_400.0
 _THERE, _BACK, _READY = 0, 64, 128
 #: Answers a core's messages from another core, until its input ends.
 _PARTNER = f"""
-import mmap, os, sys
+import mmap, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 shared = mmap.mmap(int(sys.argv[1]), {mmap.PAGESIZE})
 while line := sys.stdin.readline():
-    os.sched_setaffinity(0, {{int(line)}})
+    try:
+        os.sched_setaffinity(0, {{int(line)}})
+    except OSError:
+        pass
     shared[{_BACK}] = 0
     shared[{_READY}] = 1
     for trip in range({_SERIES * _ROUND_TRIPS}):
@@ -77,7 +83,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._cpus = usable_cpus()
+        self._cpus = usable_cpus()[:_CORES]
         self._best = _Best(f"{current_cpu().model} {self._cpus}")
         self._samples = np.ones(1 << 14, np.float32)
         self._taps = np.ones(64, np.float32)
@@ -86,7 +92,8 @@ class Pace:
 
     def __enter__(self) -> Self:
         if len(self._cpus) > 1 and hasattr(os, "memfd_create"):
-            self._partner = _Partner()
+            with contextlib.suppress(OSError):  # no further process may be started
+                self._partner = _Partner()
         return self
 
     def __exit__(
@@ -167,8 +174,11 @@ class _Partner:
         assert self._process.stdin
         with _on(here):
             shared[_THERE] = shared[_READY] = 0
-            self._process.stdin.write(b"%d\n" % there)
-            self._process.stdin.flush()
+            try:
+                self._process.stdin.write(b"%d\n" % there)
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                return best
             if not any(shared[_READY] for _ in range(_LOOKS)):
                 return best
             for series in range(_SERIES):
@@ -186,7 +196,8 @@ class _Partner:
 
     def close(self) -> None:
         assert self._process.stdin
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._shared.close()
 
@@ -220,12 +231,13 @@ class _Best:
 
 @contextlib.contextmanager
 def _on(cpu: int) -> Iterator[None]:
-    """Let this thread run on one CPU, where the system can do so."""
+    """Let this thread run on one CPU, where the system can and may do so."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, {cpu})
     try:
         yield
     finally:
