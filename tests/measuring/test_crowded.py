@@ -14,7 +14,7 @@ import pytest
 
 from bitsweep import stats
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.pace import Moment
+from bitsweep.measuring.pace import Moment, Pace
 from bitsweep.measuring.timing import foreign_time, own_time, share_of, until_quiet
 
 IMAGES = np.ones((1, 3, 4, 4), np.float32)
@@ -60,6 +60,15 @@ def test_one_s_own_work_is_no_crowd() -> None:
         _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, EVEN, computes=True)
     assert not noise["crowded"]
     assert noise["attempts"] == 1
+
+
+def test_asking_the_cores_between_blocks_is_no_crowd() -> None:
+    """It moves threads from core to core, which the system counts as taking cores away."""
+    if psutil.cpu_percent(0.3) > 10:
+        pytest.skip("something else computes on this machine")
+    with Pace() as pace:
+        _, noise = until_quiet([computing(20_000), computing(10_000)], IMAGES, QUICK, pace, computes=True)
+    assert noise["preemptions_per_s"] < 20
 
 
 def test_the_time_that_a_process_computes() -> None:

@@ -225,28 +225,28 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 
     if psutil.cpu_percent(0.3) > 20:
         pytest.skip("something else computes on this machine")
-    with timing.foreign_share() as alone:
+    alone, crowded = timing.Others(), timing.Others()
+    with alone.watched():
         work(0.5)
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             time.sleep(0.2)
-            with timing.foreign_share() as crowded:
+            with crowded.watched():
                 time.sleep(1)
         finally:
             neighbour.kill()
-    assert alone() < 0.3
-    assert crowded() > 0.5 / len(os.sched_getaffinity(0))
+    assert alone.share < 0.3
+    assert crowded.share > 0.5 / len(os.sched_getaffinity(0))
 
 
 def test_blocks_alternate() -> None:
     turns: list[str] = []
     artifacts = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
     quick = protocol(blocks=6, warmup_s=0, block_s=1e-6)
-    blocks, moments = timing.interleaved_blocks(
-        artifacts, EXAMPLES, quick, lambda: Moment(arithmetic=1, distance=1, kernel_ms=1)
-    )
+    even = Moment(arithmetic=1, distance=1, kernel_ms=1)
+    blocks, moments = timing.interleaved_blocks(artifacts, EXAMPLES, quick, lambda: even, timing.Others())
     assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
-    assert moments == [[Moment(arithmetic=1, distance=1, kernel_ms=1)] * 3] * 6
+    assert moments == [[even] * 3] * 6
     assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2
 
 

@@ -108,19 +108,14 @@ class Pace:
 
         A lower frequency is no slowdown: it slows everything alike, and a computer that is warm stays so.
         """
-        kernels = self._kernels()
-        arithmetic, distances = [], [1.0]
+        kernels, round_trips = self._kernels(), self._round_trips()
+        arithmetic = [1.0]
         for products_ms, sorting_ms in kernels:
             frequency = self._best.slowdown("sorting_ms", sorting_ms)
             arithmetic.append(self._best.slowdown("products_ms", products_ms) / frequency)
-        if self._partner:
-            first, *others = self._cpus
-            distances += [
-                self._best.slowdown(f"round_trip_{other}_ns", self._partner.round_trip_ns(first, other))
-                for other in others[:3]
-            ]
+        distances = [1.0, *(self._best.slowdown(f"round_trip_{cpu}_ns", ns) for cpu, ns in round_trips.items())]
         kernel_ms = statistics.median(sorting_ms for _, sorting_ms in kernels)
-        return Moment(arithmetic=max(1.0, *arithmetic), distance=max(distances), kernel_ms=kernel_ms)
+        return Moment(arithmetic=max(arithmetic), distance=max(distances), kernel_ms=kernel_ms)
 
     def _kernels(self) -> Sequence[tuple[float, float]]:
         """On all cores at once: times of sums of products, which fill the arithmetic units, and of sorting, which waits
@@ -135,13 +130,29 @@ class Pace:
                 sorting_ms = statistics.median(self._sorting_ms() for _ in range(_CALLS))
             found.append((products_ms, sorting_ms))
 
-        first, *others = self._cpus
-        helpers = [threading.Thread(target=run, args=(cpu,)) for cpu in others]
+        # This thread itself stays where the system has put it: moved, it would meet the engine's threads on its core.
+        helpers = [threading.Thread(target=run, args=(cpu,)) for cpu in self._cpus]
         for helper in helpers:
             helper.start()
-        run(first)
         for helper in helpers:
             helper.join()
+        return found
+
+    def _round_trips(self) -> dict[int, float]:
+        """Times in ns of messages between the first core and some others."""
+        found: dict[int, float] = {}
+        partner = self._partner
+        if partner is None:
+            return found
+        first, *others = self._cpus
+
+        def run() -> None:
+            with _on(first):
+                found.update({other: partner.round_trip_ns(other) for other in others[:3]})
+
+        helper = threading.Thread(target=run)
+        helper.start()
+        helper.join()
         return found
 
     def _products_ms(self) -> float:
@@ -168,30 +179,29 @@ class _Partner:
         finally:
             os.close(file)
 
-    def round_trip_ns(self, here: int, there: int) -> float:
-        """How long a message from one CPU to the other and back takes; infinite if the other does not answer."""
+    def round_trip_ns(self, cpu: int) -> float:
+        """How long a message from here to another CPU and back takes; infinite if the other does not answer."""
         shared, best = self._shared, float("inf")
         assert self._process.stdin
-        with _on(here):
-            shared[_THERE] = shared[_READY] = 0
-            try:
-                self._process.stdin.write(b"%d\n" % there)
-                self._process.stdin.flush()
-            except BrokenPipeError:
-                return best
-            if not any(shared[_READY] for _ in range(_LOOKS)):
-                return best
-            for series in range(_SERIES):
-                start = time.perf_counter_ns()
-                for trip in range(series * _ROUND_TRIPS, (series + 1) * _ROUND_TRIPS):
-                    message = 1 + trip % 250
-                    shared[_THERE] = message
-                    for _ in range(_LOOKS):
-                        if shared[_BACK] == message:
-                            break
-                    else:
-                        return best
-                best = min(best, (time.perf_counter_ns() - start) / _ROUND_TRIPS)
+        shared[_THERE] = shared[_READY] = 0
+        try:
+            self._process.stdin.write(b"%d\n" % cpu)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return best
+        if not any(shared[_READY] for _ in range(_LOOKS)):
+            return best
+        for series in range(_SERIES):
+            start = time.perf_counter_ns()
+            for trip in range(series * _ROUND_TRIPS, (series + 1) * _ROUND_TRIPS):
+                message = 1 + trip % 250
+                shared[_THERE] = message
+                for _ in range(_LOOKS):
+                    if shared[_BACK] == message:
+                        break
+                else:
+                    return best
+            best = min(best, (time.perf_counter_ns() - start) / _ROUND_TRIPS)
         return best
 
     def close(self) -> None:

@@ -6,9 +6,8 @@ its turn at a pipe with a name, and wakes the next one when its block is done.
 
 import json
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,12 @@ from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.measuring.timing import (
     MOST_DISTURBED,
+    Others,
     badness_of,
     batch_of,
     block,
-    foreign_time,
-    kept_waiting,
-    own_time,
     pin,
     runs_a_block,
-    share_of,
 )
 from bitsweep.results import Array, RaceTime
 from bitsweep.runtime.environment import physical_cores
@@ -46,18 +42,6 @@ class Entrant:
     artifact: Path
     backend: Backend
     examples: Path
-
-
-@dataclass
-class _Noise:
-    """How much others used the cores during the blocks of an entrant; shares are sums weighted by seconds."""
-
-    seconds: float = 0.0
-    foreign_s: float = 0.0
-    all_s: float = 0.0
-    computing: float = 0.0
-    preemptions: float = 0.0
-    turns: list[list[Moment]] = field(default_factory=list)
 
 
 def prepare(lanes: Path, count: int) -> None:
@@ -86,26 +70,21 @@ def race(
     pin(threads)
     images = batch_of(np.load(entrant.examples), protocol.batch_sizes[0])
     blocks: list[Array] = []
-    noise = _Noise()
+    others, rounds = Others(), list[list[Moment]]()
     with Pace() as pace:
         for number in _turns(lanes, len(entrants), protocol.blocks, rank):
             if number == 0:
                 infer = entrant.backend.load(entrant.artifact, threads=threads)
                 runs = runs_a_block(infer, images, protocol)
                 continue
-            before, start = pace(), time.monotonic()
-            with foreign_time() as foreign, own_time() as own:
-                blocks.append(block(infer, images, runs))
-            seconds, (computing, preemptions), (foreign_s, all_s) = time.monotonic() - start, own(), foreign()
-            noise.turns.append([before, pace()])
-            noise.seconds += seconds
-            noise.foreign_s += foreign_s
-            noise.all_s += all_s
-            noise.computing += seconds * computing
-            noise.preemptions += seconds * preemptions
+            before = pace()
+            with others.watched():
+                timed = block(infer, images, runs)
+            blocks.append(timed)
+            rounds.append([before, pace()])
     np.savez_compressed(folder / f"{rank}.npz", allow_pickle=False, **{str(i): each for i, each in enumerate(blocks)})
     (folder / f"{rank}.json").write_text(
-        json.dumps(_quiet(noise, blocks, protocol, computes=not entrant.backend.on_gpu))
+        json.dumps(_quiet(others, rounds, blocks, protocol, computes=not entrant.backend.on_gpu))
     )
 
 
@@ -127,21 +106,18 @@ def _turns(lanes: Path, count: int, rounds: int, rank: int) -> Iterator[int]:
 
 
 def _quiet(
-    noise: _Noise, blocks: list[Array], protocol: MeasurementProtocol, *, computes: bool
+    others: Others, moments: list[list[Moment]], blocks: list[Array], protocol: MeasurementProtocol, *, computes: bool
 ) -> dict[str, float | bool | list[int]]:
     """What an entrant knows of the noise during its own blocks."""
-    foreign = share_of(noise.foreign_s, noise.all_s)
-    computing, preemptions = (each / noise.seconds for each in (noise.computing, noise.preemptions))
-    rounds = steady(noise.turns, protocol.max_slowdown)
+    rounds = steady(moments, protocol.max_slowdown)
     counted = rounds or range(len(blocks))
-    change = drift([noise.turns[number] for number in counted])
+    change = drift([moments[number] for number in counted])
     spread = stats.relative_iqr(np.concatenate([blocks[number] for number in counted]))
     disturbed = 1 - len(rounds) / len(blocks)
-    badness = badness_of(protocol, drift=change, spread=spread, foreign_share=foreign, disturbed=disturbed)
-    crowded = foreign > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
+    badness = badness_of(protocol, drift=change, spread=spread, foreign_share=others.share, disturbed=disturbed)
     return {
-        "noisy": badness > 1, "crowded": crowded, "badness": badness, "drift": change, "spread": spread,
-        "foreign_share": foreign, "computing_share": computing, "preemptions_per_s": preemptions, "steady": rounds,
+        "noisy": badness > 1, "crowded": others.crowd(protocol, computes=computes), "badness": badness,
+        "drift": change, "spread": spread, "steady": rounds, **others.figures,
     }  # fmt: skip
 
 

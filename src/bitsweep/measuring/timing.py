@@ -8,6 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,8 +123,8 @@ def until_quiet(
     attempts, attempt = 1 + protocol.repeats, 0
     while attempt < attempts:
         attempt += 1
-        with foreign_share() as foreign, own_time() as own:
-            blocks, turns = interleaved_blocks(artifacts, images, protocol, pace)
+        others = Others()
+        blocks, turns = interleaved_blocks(artifacts, images, protocol, pace, others)
         counted = steady(turns, protocol.max_slowdown)
         disturbed = 1 - len(counted) / len(turns)
         if disturbed > MOST_DISTURBED:
@@ -131,18 +132,15 @@ def until_quiet(
         blocks = [[own[turn] for turn in counted] for own in blocks]
         change = drift([turns[turn] for turn in counted])
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
-        badness = badness_of(protocol, drift=change, spread=spread, foreign_share=foreign(), disturbed=disturbed)
-        computing, preemptions = own()
-        crowded = foreign() > protocol.max_foreign_share and kept_waiting(computing, preemptions, computes=computes)
+        badness = badness_of(protocol, drift=change, spread=spread, foreign_share=others.share, disturbed=disturbed)
+        crowded = others.crowd(protocol, computes=computes)
         noise = {
             "noisy": badness > 1,
             "crowded": crowded,
             "drift": change,
             "spread": spread,
             "disturbed_share": disturbed,
-            "foreign_share": foreign(),
-            "computing_share": computing,
-            "preemptions_per_s": preemptions,
+            **others.figures,
         }
         if best is None or (noise["crowded"], badness) < (best[2]["crowded"], best[0]):
             best = badness, blocks, noise
@@ -168,15 +166,56 @@ def badness_of(
     )
 
 
-def kept_waiting(computing: float, preemptions: float, *, computes: bool) -> bool:
-    """Whether the threads of a process wait for cores that others use.
+@dataclass
+class Others:
+    """How much others used the cores during blocks; shares are sums weighted by seconds."""
 
-    Args:
-        computing: share of the time that it computed.
-        preemptions: how often in a second others took a core away.
-        computes: whether it is its own threads that compute, and not a GPU.
-    """
-    return preemptions > _MOST_PREEMPTIONS or (computes and computing < _LEAST_COMPUTING)
+    _seconds: float = 0.0
+    _foreign_s: float = 0.0
+    _all_s: float = 0.0
+    _computing: float = 0.0
+    _preemptions: float = 0.0
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch them during a block."""
+        start = time.monotonic()
+        with foreign_time() as foreign, own_time() as own:
+            yield
+        seconds, (computing, preemptions), (foreign_s, all_s) = time.monotonic() - start, own(), foreign()
+        self._seconds += seconds
+        self._foreign_s += foreign_s
+        self._all_s += all_s
+        self._computing += seconds * computing
+        self._preemptions += seconds * preemptions
+
+    @property
+    def share(self) -> float:
+        """What they took of the time of this process's CPUs, or the hypervisor, in [0, 1].
+
+        A neighbour that is busy all the time slows evenly, so that neither drift nor spread shows it; and it slows a
+        network with more small kernels more than the other.
+        """
+        return share_of(self._foreign_s, self._all_s)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All that is known of them."""
+        return {
+            "foreign_share": self.share,
+            "computing_share": self._computing / self._seconds,
+            "preemptions_per_s": self._preemptions / self._seconds,
+        }
+
+    def crowd(self, protocol: "MeasurementProtocol", *, computes: bool) -> bool:
+        """Whether the threads of this process wait for cores that others use.
+
+        Args:
+            computes: whether it is its own threads that compute, and not a GPU.
+        """
+        computing, preemptions = self._computing / self._seconds, self._preemptions / self._seconds
+        waiting = preemptions > _MOST_PREEMPTIONS or (computes and computing < _LEAST_COMPUTING)
+        return self.share > protocol.max_foreign_share and waiting
 
 
 @contextlib.contextmanager
@@ -195,7 +234,11 @@ def own_time() -> Iterator[Callable[[], tuple[float, float]]]:
 
 
 def interleaved_blocks(
-    artifacts: "list[InferenceFn]", images: Array, protocol: "MeasurementProtocol", pace: Callable[[], Moment]
+    artifacts: "list[InferenceFn]",
+    images: Array,
+    protocol: "MeasurementProtocol",
+    pace: Callable[[], Moment],
+    others: Others,
 ) -> tuple[list[list[Array]], list[list[Moment]]]:
     """Latencies in ms of each infer, in blocks that alternate A B B A, so that a drifting machine slows all alike.
 
@@ -204,6 +247,7 @@ def interleaved_blocks(
 
     Args:
         pace: how the cores are now; it is asked between all blocks.
+        others: watched during all blocks.
 
     Returns:
         Blocks of each infer, and how the cores were before, between and after those of each turn.
@@ -218,7 +262,9 @@ def interleaved_blocks(
             order = range(len(artifacts)) if turn % 2 == 0 else reversed(range(len(artifacts)))
             seen = [now]
             for index in order:
-                blocks[index].append(block(artifacts[index], images, runs[index]))
+                with others.watched():
+                    timed = block(artifacts[index], images, runs[index])
+                blocks[index].append(timed)
                 seen.append(now := pace())
             turns.append(seen)
             if len(turns) >= protocol.blocks and len(steady(turns, protocol.max_slowdown)) >= protocol.blocks / 2:
@@ -248,17 +294,6 @@ def block(infer: "InferenceFn", images: Array, runs: int) -> Array:
         infer(images)
         samples[index] = (time.perf_counter_ns() - start) / 1e6
     return samples
-
-
-@contextlib.contextmanager
-def foreign_share() -> Iterator[Callable[[], float]]:
-    """How much of the time of this process's CPUs others took meanwhile, or the hypervisor: a share in [0, 1].
-
-    A neighbour that is busy all the time slows evenly, so that neither drift nor spread shows it; and it slows a
-    network with more small kernels more than the other.
-    """
-    with foreign_time() as foreign:
-        yield lambda: share_of(*foreign())
 
 
 @contextlib.contextmanager
