@@ -14,8 +14,9 @@ import pytest
 
 from bitsweep import stats
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace
-from bitsweep.measuring.timing import foreign_time, own_time, share_of, until_quiet
+from bitsweep.measuring.timing import until_quiet
 
 IMAGES = np.ones((1, 3, 4, 4), np.float32)
 QUICK = MeasurementProtocol(name="quick", threads=1, warmup_s=0.01, blocks=6, block_s=0.02, repeats=0)
@@ -72,11 +73,12 @@ def test_asking_the_cores_between_blocks_is_no_crowd() -> None:
 
 
 def test_the_time_that_a_process_computes() -> None:
-    with own_time() as own:
+    others = Others()
+    with others.watched():
         end = psutil.Process().cpu_times().user + 0.2
         while psutil.Process().cpu_times().user < end:
             pass
-    assert 0 < own()[0] <= 1.1
+    assert 0 < others.figures["computing_share"] <= 1.1
 
 
 def test_what_crowded_samples_leave_open() -> None:
@@ -97,13 +99,10 @@ def test_what_others_take_in_many_short_times_is_a_sum_without_bias() -> None:
     """The system counts in steps of 10 ms: where each short time counted for 0 at least, the sum would be too large."""
     if psutil.cpu_percent(0.3) > 10:
         pytest.skip("something else computes on this machine")
-    found = []
-    for _ in range(40):
-        with foreign_time() as foreign:
+    together, alone = Others(), [Others() for _ in range(40)]
+    for each in alone:
+        with together.watched(), each.watched():
             end = time.perf_counter() + 0.013
             while time.perf_counter() < end:
                 pass
-        found.append(foreign())
-    all_s = sum(every for _, every in found)
-    assert min(taken for taken, _ in found) < 0
-    assert share_of(sum(taken for taken, _ in found), all_s) < 0.5 * sum(max(0, taken) for taken, _ in found) / all_s
+    assert together.share < 0.5 * np.mean([each.share for each in alone])

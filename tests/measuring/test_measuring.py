@@ -17,6 +17,7 @@ from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import FLOAT32, Grid, Precision, Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring import accuracy, latency, memory, timing
+from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment
 from bitsweep.measuring.passes import Subject, load_measurement
 from bitsweep.results import (
@@ -225,7 +226,7 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
 
     if psutil.cpu_percent(0.3) > 20:
         pytest.skip("something else computes on this machine")
-    alone, crowded = timing.Others(), timing.Others()
+    alone, crowded = Others(), Others()
     with alone.watched():
         work(0.5)
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
@@ -244,7 +245,7 @@ def test_blocks_alternate() -> None:
     artifacts = [lambda images, name=name: turns.append(name) or time.sleep(0.001) for name in "AB"]
     quick = protocol(blocks=6, warmup_s=0, block_s=1e-6)
     even = Moment(arithmetic=1, distance=1, kernel_ms=1)
-    blocks, moments = timing.interleaved_blocks(artifacts, EXAMPLES, quick, lambda: even, timing.Others())
+    blocks, moments = timing.interleaved_blocks(artifacts, EXAMPLES, quick, lambda: even, Others())
     assert "".join(turns).endswith("AAAAABBBBBBBBBBAAAAA" * 3)
     assert moments == [[even] * 3] * 6
     assert [[len(block) for block in own] for own in blocks] == [[3] * 6] * 2

@@ -98,9 +98,10 @@ def test_the_best_is_known_for_a_day_and_damage_is_forgotten() -> None:
     (cores, kept), *_ = json.loads(file.read_text()).items()
     faster = {name: value / 10 for name, value in kept["times"].items() if name != "sorting_ms"}
     for since, seen in ((kept["since"], True), (kept["since"] - 90_000, False), (kept["since"] + 900, False)):
-        file.write_text(json.dumps({cores: {"since": since, "times": faster}}))
+        file.write_text(json.dumps({"other cores": 5, cores: {"since": since, "times": faster}}))
         with Pace() as pace:
             assert (pace().slowdown > 5) is seen, since
+        assert json.loads(file.read_text()).keys() == {"other cores", cores}
     for damaged in ("", "[]", "{}", '{"x": 3}', json.dumps({cores: {"since": "x"}}), json.dumps({cores: None})):
         file.write_text(damaged)
         with Pace() as pace:

@@ -13,13 +13,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +30,8 @@ _CORES = 8
 _CALLS = 7
 #: Round trips between two cores: as many in each series, of which the quickest counts.
 _ROUND_TRIPS, _SERIES = 200, 3
+#: Other cores at most to which messages go.
+_PARTNERS = 3
 #: How often a core looks for the other's answer before it gives up: about 20 ms.
 _LOOKS = 500_000
 #: What is known of a machine counts for a day.
@@ -148,7 +148,7 @@ class Pace:
 
         def run() -> None:
             with _on(first):
-                found.update({other: partner.round_trip_ns(other) for other in others[:3]})
+                found.update({other: partner.round_trip_ns(other) for other in others[:_PARTNERS]})
 
         helper = threading.Thread(target=run)
         helper.start()
@@ -216,13 +216,16 @@ class _Best:
     """The best times that the cores of a machine have been seen to reach, kept for its next measurements."""
 
     def __init__(self, cores: str) -> None:
-        self._file, self._cores = private_folder() / "pace.json", cores
+        self._file = private_folder() / "pace.json"
+        self._known: dict[str, Any] = {}
         self._since, self._times = time.time(), dict[str, float]()
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            known = json.loads(self._file.read_text())[cores]
-            if 0 <= self._since - known["since"] < _KNOWN_FOR_S:
-                self._since = float(known["since"])
-                self._times = {str(name): float(ms) for name, ms in known["times"].items()}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            self._known = dict(json.loads(self._file.read_text()))
+            of_these = self._known[cores]
+            if 0 <= self._since - of_these["since"] < _KNOWN_FOR_S:
+                self._times = {str(name): float(value) for name, value in of_these["times"].items()}
+                self._since = of_these["since"]
+        self._known[cores] = {"since": self._since, "times": self._times}
 
     def slowdown(self, name: str, value: float) -> float:
         """A time by the best of its kind, which it may be itself; 1 or more."""
@@ -233,10 +236,10 @@ class _Best:
 
     def keep(self) -> None:
         """Write it down; a machine that has no room for it is asked again next time."""
-        with contextlib.suppress(OSError, ValueError):
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, suffix=".json", delete=False) as new:
-                json.dump({self._cores: {"since": self._since, "times": self._times}}, new)
-            Path(new.name).replace(self._file)
+        partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            partial.write_text(json.dumps(self._known))
+            partial.replace(self._file)
 
 
 @contextlib.contextmanager

@@ -16,16 +16,9 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
-from bitsweep.measuring.timing import (
-    MOST_DISTURBED,
-    Others,
-    badness_of,
-    batch_of,
-    block,
-    pin,
-    runs_a_block,
-)
+from bitsweep.measuring.timing import MOST_DISTURBED, badness_of, batch_of, block, pin, runs_a_block
 from bitsweep.results import Array, RaceTime
 from bitsweep.runtime.environment import physical_cores
 from bitsweep.runtime.progress import Progress
@@ -70,7 +63,7 @@ def race(
     pin(threads)
     images = batch_of(np.load(entrant.examples), protocol.batch_sizes[0])
     blocks: list[Array] = []
-    others, rounds = Others(), list[list[Moment]]()
+    others, moments = Others(), list[list[Moment]]()
     with Pace() as pace:
         for number in _turns(lanes, len(entrants), protocol.blocks, rank):
             if number == 0:
@@ -81,10 +74,10 @@ def race(
             with others.watched():
                 timed = block(infer, images, runs)
             blocks.append(timed)
-            rounds.append([before, pace()])
+            moments.append([before, pace()])
     np.savez_compressed(folder / f"{rank}.npz", allow_pickle=False, **{str(i): each for i, each in enumerate(blocks)})
     (folder / f"{rank}.json").write_text(
-        json.dumps(_quiet(others, rounds, blocks, protocol, computes=not entrant.backend.on_gpu))
+        json.dumps(_quiet(others, moments, blocks, protocol, computes=not entrant.backend.on_gpu))
     )
 
 

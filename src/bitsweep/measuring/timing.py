@@ -3,20 +3,18 @@
 It needs numpy and psutil alone, so that a device without this project can do the same.
 """
 
-import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import psutil
 
 from bitsweep import stats
 from bitsweep.errors import first_line, ran_out_of_memory
+from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.runtime.environment import usable_cpus
@@ -27,10 +25,6 @@ if TYPE_CHECKING:
 
 #: Attempts again, and the pause before each, where others use the cores.
 CROWDED_REPEATS, PAUSE_S = 2, 1.0
-#: Share of the time that an engine's threads compute where nothing keeps them from it, at least.
-_LEAST_COMPUTING = 0.5
-#: How often in a second the system takes a core away from a process that has it to itself, at most.
-_MOST_PREEMPTIONS = 10.0
 #: Turns at most, in multiples of the protocol's blocks, where fewer than half of so many blocks were steady.
 MOST_TURNS = 2
 #: Share of disturbed turns, above which a measurement is noisy: too few are left.
@@ -166,73 +160,6 @@ def badness_of(
     )
 
 
-@dataclass
-class Others:
-    """How much others used the cores during blocks; shares are sums weighted by seconds."""
-
-    _seconds: float = 0.0
-    _foreign_s: float = 0.0
-    _all_s: float = 0.0
-    _computing: float = 0.0
-    _preemptions: float = 0.0
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch them during a block."""
-        start = time.monotonic()
-        with foreign_time() as foreign, own_time() as own:
-            yield
-        seconds, (computing, preemptions), (foreign_s, all_s) = time.monotonic() - start, own(), foreign()
-        self._seconds += seconds
-        self._foreign_s += foreign_s
-        self._all_s += all_s
-        self._computing += seconds * computing
-        self._preemptions += seconds * preemptions
-
-    @property
-    def share(self) -> float:
-        """What they took of the time of this process's CPUs, or the hypervisor, in [0, 1].
-
-        A neighbour that is busy all the time slows evenly, so that neither drift nor spread shows it; and it slows a
-        network with more small kernels more than the other.
-        """
-        return share_of(self._foreign_s, self._all_s)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """All that is known of them."""
-        return {
-            "foreign_share": self.share,
-            "computing_share": self._computing / self._seconds,
-            "preemptions_per_s": self._preemptions / self._seconds,
-        }
-
-    def crowd(self, protocol: "MeasurementProtocol", *, computes: bool) -> bool:
-        """Whether the threads of this process wait for cores that others use.
-
-        Args:
-            computes: whether it is its own threads that compute, and not a GPU.
-        """
-        computing, preemptions = self._computing / self._seconds, self._preemptions / self._seconds
-        waiting = preemptions > _MOST_PREEMPTIONS or (computes and computing < _LEAST_COMPUTING)
-        return self.share > protocol.max_foreign_share and waiting
-
-
-@contextlib.contextmanager
-def own_time() -> Iterator[Callable[[], tuple[float, float]]]:
-    """Share of the time that this process computed, and how often in a second others took its cores away."""
-    import resource  # which not every system has that can plan
-
-    def now() -> tuple[float, float, int]:
-        return time.monotonic(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-    start = now()
-    found = (0.0, 0.0)
-    yield lambda: found
-    wall, computed, preempted = (after - before for after, before in zip(now(), start, strict=True))
-    found = computed / wall, preempted / wall
-
-
 def interleaved_blocks(
     artifacts: "list[InferenceFn]",
     images: Array,
@@ -294,29 +221,3 @@ def block(infer: "InferenceFn", images: Array, runs: int) -> Array:
         infer(images)
         samples[index] = (time.perf_counter_ns() - start) / 1e6
     return samples
-
-
-@contextlib.contextmanager
-def foreign_time() -> Iterator[Callable[[], tuple[float, float]]]:
-    """Seconds that others took of this process's CPUs meanwhile, or the hypervisor, and seconds of all these CPUs.
-
-    The system counts in steps of 10 ms. So what is seen of a short while is rough, and may be less than nothing, while
-    the sum of many is right.
-    """
-    start, busy, own = time.monotonic(), _busy_s(), time.process_time()
-    found = (0.0, 0.0)
-    yield lambda: found
-    taken = (_busy_s() - busy) - (time.process_time() - own)
-    found = taken, (time.monotonic() - start) * len(usable_cpus())
-
-
-def share_of(taken_s: float, all_s: float) -> float:
-    """What others took, as a share in [0, 1]."""
-    return min(1.0, max(0.0, taken_s / all_s)) if all_s else 0.0
-
-
-def _busy_s() -> float:
-    """Seconds that this process's CPUs have been busy, with any process."""
-    times = psutil.cpu_times(percpu=True)
-    idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are in user time already
-    return sum(sum(value for name, value in times[cpu]._asdict().items() if name not in idle) for cpu in usable_cpus())
