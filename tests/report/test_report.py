@@ -92,7 +92,7 @@ def test_what_diverges_is_not_recommended(report: SweepReport) -> None:
 
 def test_what_has_learned_nothing_is_not_recommended(report: SweepReport) -> None:
     guessing = [dataclasses.replace(row, flags=("at chance",)) for row in report.rows[:2]]
-    (text,) = recommendations(dataclasses.replace(report, rows=guessing))
+    text, *_ = recommendations(dataclasses.replace(report, rows=guessing))
     assert "nothing can be recommended" in text
     assert "train longer" in text
     (text,) = recommendations(dataclasses.replace(report, rows=[guessing[0], report.rows[1]]))
@@ -113,6 +113,22 @@ def test_engines_are_ranked_for_each_model(report: SweepReport) -> None:
     assert "mean little" in caution
 
 
+def test_one_fp32_file_with_two_times(report: SweepReport) -> None:
+    """A machine that was faster for one cell than for another; the limit is 15 %."""
+    fast, slow = measured("resnet18", "int8", 0.98, 0.5, 11.3), measured("resnet18", "fp16", 0.98, 0.6, 22.0)
+    text = " ".join(recommendations(dataclasses.replace(report, rows=[slow, fast])))
+    assert (
+        "the same fp32 file took 1.00 ms beside resnet18 ptq int8 onnxruntime, and 1.20 ms beside resnet18 ptq fp16 "
+        "onnxruntime."
+    ) in text
+    alike = measured("resnet18", "fp16", 0.98, 0.57, 22.0)
+    flagged = dataclasses.replace(slow, flags=("noisy",))
+    another = dataclasses.replace(slow, cell={**slow.cell, "backend": "openvino"})
+    for row in (alike, flagged, another):
+        text = " ".join(recommendations(dataclasses.replace(report, rows=[row, fast])))
+        assert "the same fp32 file" not in text
+
+
 def test_what_is_slower_than_its_own_fp32_is_not_recommended(report: SweepReport) -> None:
     slower = measured("lenet", "int8", 0.98, 0.5, 1.0)
     figures = slower.metrics | {"speedup": 0.7, "speedup_low": 0.65, "speedup_high": 0.75}
@@ -123,7 +139,7 @@ def test_what_is_slower_than_its_own_fp32_is_not_recommended(report: SweepReport
         verdict="",
         metrics=figures | {"latency_p50_ms": 0.6, "size_mb": 4.0, "size_ratio": 1.0},
     )
-    (text,) = recommendations(dataclasses.replace(report, rows=[slower, twin]))
+    text, *_ = recommendations(dataclasses.replace(report, rows=[slower, twin]))
     assert text.startswith("digits: deploy lenet none fp32 onnxruntime, the fastest of the 2 cells")
     assert "of the best top-1 (98.00 %) that is not slower than its own fp32" in text
     assert "Where size matters more, lenet ptq int8 onnxruntime has 1.00 MB" in text

@@ -75,7 +75,7 @@ def test_requirements_are_those_of_all_cells() -> None:
 def test_the_choice_is_made_on_validation_images_and_told_on_test_images(report: SweepReport) -> None:
     good, lucky = judged("int8", lost=100, n=10_000, ms=2, mb=11), judged("int4", lost=400, n=10_000, ms=1, mb=6)
     lucky = dataclasses.replace(lucky, metrics=lucky.metrics | {"top1": 0.999})
-    (text,) = recommendations(dataclasses.replace(report, rows=[good, lucky]))
+    text, *_ = recommendations(dataclasses.replace(report, rows=[good, lucky]))
     assert text.startswith("digits: deploy resnet18 ptq int8 onnxruntime, the fastest of the 1") or "the only" in text
     assert "It reaches 97.00 [96.00, 97.50] %" in text
     assert "Cells were judged on 10000 validation images" in text
@@ -89,7 +89,7 @@ def test_what_nothing_keeps_says_what_is_nearest_and_what_would_have_to_give(rep
     assert text.startswith("digits: no cell is known to keep require.drop_pp=1 require.size_mb=5.")
     assert "Nearest to size_mb=5 is resnet18 ptq int4 onnxruntime with 6, which misses it." in text
     assert "All limits would be kept with size_mb=11 instead of 5 for resnet18 ptq int8 onnxruntime." in text
-    (met,) = recommendations(kept := dataclasses.replace(wanted, require=Requirements(drop_pp=1, size_mb=11)))
+    met, *_ = recommendations(kept := dataclasses.replace(wanted, require=Requirements(drop_pp=1, size_mb=11)))
     assert not unmet(kept)
     assert met.startswith("digits: deploy resnet18 ptq int8 onnxruntime, the only cell that keeps require.drop_pp=1 ")
 

@@ -10,7 +10,7 @@ from bitsweep.report.content import SweepReport, interval, ratio, shown
 from bitsweep.report.ranking import engines
 from bitsweep.report.row import Row
 from bitsweep.report.shortfall import shortfall, unseen
-from bitsweep.report.twins import twin_of
+from bitsweep.report.twins import own_ms, twin_of, unequal
 from bitsweep.report.verdict import accuracy, judged_on, verdict_of
 from bitsweep.results import AT_CHANCE
 
@@ -23,7 +23,7 @@ def recommendations(report: SweepReport) -> list[str]:
     paragraphs = []
     for dataset, rows in by_dataset(report).items():
         paragraphs.append(f"{dataset}: {_recommend(report, rows)}")
-        paragraphs += engines(dataset, rows, report)
+        paragraphs += [*engines(dataset, rows, report), *_unequal(report, rows)]
     if report.no_race:
         paragraphs.append(f"A final race could not be held: {report.no_race}")
     return paragraphs
@@ -143,6 +143,20 @@ def _place(choice: Choice, row: Row, require: Requirements) -> str:
         return f"{place}, and the first of those that raced in the end"
     faster = any((p50_ms(each) or ms) < ms for each in rivals)
     return f"{place} that is not slower than its own fp32" if faster else place
+
+
+def _unequal(report: SweepReport, rows: Sequence[Row]) -> list[str]:
+    """A paragraph for each network whose fp32 file took unequal times beside its cells."""
+    paragraphs = []
+    for fastest, slowest in unequal(rows):
+        took, instead = (METRICS["latency_p50_ms"].shown(own_ms(row)) for row in (fastest, slowest))
+        paragraphs.append(
+            f"The machine was not equally fast for all cells of {fastest.cell['model']} on {fastest.engine}: the same "
+            f"fp32 file took {took} ms beside {report.name_of(fastest)}, and {instead} ms beside "
+            f"{report.name_of(slowest)}. Do not compare the speed-ups and times of these two; remeasure=all measures "
+            "the cells again."
+        )
+    return paragraphs
 
 
 def _chosen_on(rows: Sequence[Row]) -> list[str]:

@@ -6,6 +6,9 @@ from bitsweep.measuring.latency import CROWDED
 from bitsweep.report.row import Race, Row
 from bitsweep.results import AT_CHANCE
 
+#: How far the times of one uncompressed cell may lie apart, beside several others.
+_APART = 0.15
+
 
 def twin_of(cell: dict[str, str]) -> dict[str, str]:
     """The choices of the uncompressed cell on the same engine."""
@@ -19,20 +22,40 @@ def twins(rows: Sequence[Row], races: Sequence[Race] = ()) -> list[Row]:
     Where several cells were timed against the same one, that of the quiet ones counts whose time is the median. Memory
     is not known.
     """
-    grid = {frozenset(row.cell.items()) for row in rows}
-    beside: dict[frozenset[tuple[str, str]], list[Row]] = {}
+    known = [row for row in rows if {"size_ratio", "top1"} <= row.metrics.keys()]
+    found = [(twin_of(beside[0].cell), beside) for beside in _beside(known)]
+    grid = [row.cell for row in rows]
+    return [_twin(cell, beside, races) for cell, beside in found if cell not in grid]
+
+
+def unequal(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Of each uncompressed cell whose times lie too far apart, the rows beside which it was fastest and slowest.
+
+    It is one file on one engine: where its times differ, the machine was not the same. Rows with a flag that says so
+    are left out.
+    """
+    found = []
+    for beside in _beside([row for row in rows if not {"noisy", CROWDED} & set(row.flags)]):
+        fastest, slowest = min(beside, key=own_ms), max(beside, key=own_ms)
+        if own_ms(slowest) > (1 + _APART) * own_ms(fastest):
+            found.append((fastest, slowest))
+    return found
+
+
+def _beside(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that were timed beside the same uncompressed cell, for each such cell."""
+    found: dict[frozenset[tuple[str, str]], list[Row]] = {}
     for row in rows:
-        cell = frozenset(twin_of(row.cell).items())
-        if {"speedup", "latency_p50_ms", "size_ratio", "top1"} <= row.metrics.keys() and cell not in grid:
-            beside.setdefault(cell, []).append(row)
-    return [_twin(twin_of(found[0].cell), found, races) for found in beside.values()]
+        if {"speedup", "latency_p50_ms"} <= row.metrics.keys():
+            found.setdefault(frozenset(twin_of(row.cell).items()), []).append(row)
+    return list(found.values())
 
 
 def _twin(cell: dict[str, str], beside: list[Row], races: Sequence[Race]) -> Row:
     quiet = [row for row in beside if CROWDED not in row.flags] or beside
-    by_time = sorted(quiet, key=_own_ms)
+    by_time = sorted(quiet, key=own_ms)
     source = by_time[(len(by_time) - 1) // 2]
-    metrics, ms = source.metrics, _own_ms(source)
+    metrics, ms = source.metrics, own_ms(source)
     top1 = metrics["top1"] + metrics.get("top1_drop_pp", 0.0) / 100
     known = {
         "top1": top1,
@@ -67,6 +90,6 @@ def _twin(cell: dict[str, str], beside: list[Row], races: Sequence[Race]) -> Row
     )
 
 
-def _own_ms(row: Row) -> float:
+def own_ms(row: Row) -> float:
     """Time of the uncompressed cell beside a row."""
     return row.metrics["latency_p50_ms"] * row.metrics["speedup"]
