@@ -1,5 +1,6 @@
 """How fast the cores are: what slows them without a trace is seen, and the blocks measured meanwhile do not count."""
 
+import dataclasses
 import json
 import math
 import os
@@ -58,9 +59,22 @@ def test_slow_blocks_do_not_count() -> None:
 def test_where_the_cores_stay_slow_all_blocks_count_and_it_is_noisy() -> None:
     machine = Machine(set(range(1, 100)))
     (blocks,), noise = until_quiet([machine.infer], IMAGES, PROTOCOL, machine.pace, computes=False)
-    assert len(blocks) == 12
+    assert len(blocks) == 24
     assert noise["disturbed_share"] == 1
     assert noise["noisy"]
+
+
+def test_a_neighbour_that_stays_is_waited_for_once_and_not_again_in_every_repeat() -> None:
+    patient = dataclasses.replace(PROTOCOL, repeats=2)
+    machine = Machine(set(range(1, 1000)))
+    _, noise = until_quiet([machine.infer], IMAGES, patient, machine.pace, computes=False)
+    assert noise["attempts"] == 1
+    # One that goes away after three quarters of the time leaves enough.
+    machine = Machine(set(range(1, 21)))
+    (blocks,), noise = until_quiet([machine.infer], IMAGES, patient, machine.pace, computes=False)
+    assert len(blocks) == 3
+    assert not noise["noisy"]
+    assert noise["attempts"] == 1
 
 
 def test_turns_and_their_drift() -> None:

@@ -18,7 +18,7 @@ from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
-from bitsweep.measuring.timing import MOST_DISTURBED, badness_of, batch_of, block, pin, runs_a_block
+from bitsweep.measuring.timing import FEWEST_STEADY, badness_of, batch_of, block, pin, runs_a_block, too_few
 from bitsweep.results import Array, RaceTime
 from bitsweep.runtime.environment import physical_cores
 from bitsweep.runtime.progress import Progress
@@ -106,8 +106,7 @@ def _quiet(
     counted = rounds or range(len(blocks))
     change = drift([moments[number] for number in counted])
     spread = stats.relative_iqr(np.concatenate([blocks[number] for number in counted]))
-    disturbed = 1 - len(rounds) / len(blocks)
-    badness = badness_of(protocol, drift=change, spread=spread, foreign_share=others.share, disturbed=disturbed)
+    badness = badness_of(protocol, drift=change, spread=spread, foreign_share=others.share, steady_turns=len(rounds))
     return {
         "noisy": badness > 1, "crowded": others.crowd(protocol, computes=computes), "badness": badness,
         "drift": change, "spread": spread, "steady": rounds, **others.figures,
@@ -118,19 +117,18 @@ def unrest(folder: Path) -> tuple[bool, float]:
     """Whether others used the cores in a race, and how far it was from quiet: above 1 some entrant was noisy."""
     files = sorted(folder.glob("*.npz"))
     heard = [json.loads(file.with_suffix(".json").read_text()) for file in files]
-    _, disturbed = _counted(heard, len(_blocks(files[0])))
-    return any(each["crowded"] for each in heard), max(disturbed / MOST_DISTURBED, *(each["badness"] for each in heard))
+    rounds = len(_blocks(files[0]))
+    shortage = FEWEST_STEADY * rounds / max(1, len(_steady_for_all(heard, rounds)))
+    return any(each["crowded"] for each in heard), max(shortage, *(each["badness"] for each in heard))
 
 
-def _counted(heard: list[dict[str, Any]], rounds: int) -> tuple[list[int], float]:
-    """Rounds that were steady for all entrants, or all rounds where those are too few; and the share of disturbed ones.
+def _steady_for_all(heard: list[dict[str, Any]], rounds: int) -> list[int]:
+    """Rounds that were steady for every entrant.
 
     Args:
         heard: what each entrant knows of the noise.
     """
-    counted = sorted(set(range(rounds)).intersection(*(each["steady"] for each in heard)))
-    disturbed = 1 - len(counted) / rounds
-    return (list(range(rounds)) if disturbed > MOST_DISTURBED else counted), disturbed
+    return sorted(set(range(rounds)).intersection(*(each["steady"] for each in heard)))
 
 
 def times(folder: Path, *, confidence: float) -> list[RaceTime]:
@@ -138,7 +136,10 @@ def times(folder: Path, *, confidence: float) -> list[RaceTime]:
     files = sorted(folder.glob("*.npz"), key=lambda file: int(file.stem))
     noise = [json.loads(file.with_suffix(".json").read_text()) for file in files]
     every = [_blocks(file) for file in files]
-    counted, disturbed = _counted(noise, len(every[0]))
+    rounds = len(every[0])
+    counted = _steady_for_all(noise, rounds)
+    if disturbed := too_few(len(counted), rounds):
+        counted = list(range(rounds))
     blocks = [[own[number] for number in counted] for own in every]
     p50_ms = [float(np.median(np.concatenate(each))) for each in blocks]
     winner = int(np.argmin(p50_ms))
@@ -155,7 +156,7 @@ def times(folder: Path, *, confidence: float) -> list[RaceTime]:
         found.append(
             RaceTime(
                 p50_ms=ms, low_ms=low_ms, high_ms=high_ms, times=ratio.ratio, times_low=ratio.low,
-                times_high=ratio.high, noisy=bool(heard["noisy"]) or disturbed > MOST_DISTURBED, crowded=crowded,
+                times_high=ratio.high, noisy=bool(heard["noisy"]) or disturbed, crowded=crowded,
             )
         )  # fmt: skip
     return found

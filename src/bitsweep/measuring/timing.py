@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 #: Attempts again, and the pause before each, where others use the cores.
 CROWDED_REPEATS, PAUSE_S = 2, 1.0
-#: Turns at most, in multiples of the protocol's blocks, where fewer than half of so many blocks were steady.
-MOST_TURNS = 2
-#: Share of disturbed turns, above which a measurement is noisy: too few are left.
-MOST_DISTURBED = 0.75
+#: Turns at most, in multiples of the protocol's blocks, where fewer than half of so many were steady.
+MOST_TURNS = 4
+#: Steady turns at least, as a share of the protocol's blocks: with fewer, a measurement is noisy.
+FEWEST_STEADY = 0.25
 T = TypeVar("T")
 
 
@@ -103,7 +103,7 @@ def until_quiet(
     *,
     computes: bool,
 ) -> tuple[list[list[Array]], dict[str, Any]]:
-    """Measure until the machine was quiet, or the repeats are used up; the quietest attempt counts.
+    """Measure until the machine was quiet, or the repeats or all turns are used up; the quietest attempt counts.
 
     Of an attempt, the blocks of disturbed turns are left out, unless too few would be left.
 
@@ -114,49 +114,57 @@ def until_quiet(
         Blocks of latencies in ms for each infer, and what is known of the noise.
     """
     best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
-    attempts, attempt = 1 + protocol.repeats, 0
+    attempts, attempt, turns_left = 1 + protocol.repeats, 0, MOST_TURNS * protocol.blocks
     while attempt < attempts:
         attempt += 1
         others = Others()
         blocks, turns = interleaved_blocks(artifacts, images, protocol, pace, others)
         counted = steady(turns, protocol.max_slowdown)
-        disturbed = 1 - len(counted) / len(turns)
-        if disturbed > MOST_DISTURBED:
+        steady_turns = len(counted)
+        turns_left -= len(turns)
+        if too_few(steady_turns, protocol.blocks):
             counted = list(range(len(turns)))
         blocks = [[own[turn] for turn in counted] for own in blocks]
         change = drift([turns[turn] for turn in counted])
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
-        badness = badness_of(protocol, drift=change, spread=spread, foreign_share=others.share, disturbed=disturbed)
+        badness = badness_of(
+            protocol, drift=change, spread=spread, foreign_share=others.share, steady_turns=steady_turns
+        )
         crowded = others.crowd(protocol, computes=computes)
         noise = {
             "noisy": badness > 1,
             "crowded": crowded,
             "drift": change,
             "spread": spread,
-            "disturbed_share": disturbed,
+            "disturbed_share": 1 - steady_turns / len(turns),
             **others.figures,
         }
         if best is None or (noise["crowded"], badness) < (best[2]["crowded"], best[0]):
             best = badness, blocks, noise
         best[2]["attempts"] = attempt
-        if badness <= 1:
+        if badness <= 1 or (turns_left <= 0 and not crowded):
             break
-        if noise["crowded"]:
+        if crowded:
             attempts = max(attempts, 1 + CROWDED_REPEATS)
             time.sleep(PAUSE_S if attempt < attempts else 0)
     assert best is not None
     return best[1], best[2]
 
 
+def too_few(steady_turns: int, blocks: int) -> bool:
+    """Whether so few turns were steady, of a protocol with so many blocks, that a measurement is noisy."""
+    return steady_turns < FEWEST_STEADY * blocks
+
+
 def badness_of(
-    protocol: "MeasurementProtocol", *, drift: float, spread: float, foreign_share: float, disturbed: float
+    protocol: "MeasurementProtocol", *, drift: float, spread: float, foreign_share: float, steady_turns: int
 ) -> float:
     """How far a measurement is from quiet: above 1 it is noisy."""
     return max(
         abs(drift) / protocol.max_drift,
         spread / protocol.max_spread,
         foreign_share / protocol.max_foreign_share,
-        disturbed / MOST_DISTURBED,
+        FEWEST_STEADY * protocol.blocks / max(1, steady_turns),
     )
 
 
