@@ -1,5 +1,6 @@
 """Imports of the fork server, so that its children start with every package that a stage may use."""
 
+import gc
 import logging
 
 import torch
@@ -22,5 +23,8 @@ import torchao.quantization.pt2e  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
 
 torch.cuda.is_available = _is_available
+
+# What packages have made stays for good: no child looks through it for garbage, nor copies its pages by doing so.
+gc.freeze()
 
 __all__ = ["torch"]

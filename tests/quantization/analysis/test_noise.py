@@ -9,7 +9,8 @@ from torch import Tensor
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, attribute, is_layer
 from bitsweep.quantization import grids
-from bitsweep.quantization.analysis.noise import NoiseStudy, study_noise
+from bitsweep.quantization.analysis.noise import NoiseStudy
+from bitsweep.quantization.analysis.watching import study_noise
 from bitsweep.quantization.calibration.ranges import minmax_range, minmax_weight_range
 from bitsweep.quantization.placement import EVERYWHERE
 from bitsweep.quantization.weights import nearest_codes

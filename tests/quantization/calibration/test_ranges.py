@@ -43,6 +43,19 @@ def test_the_expected_error_is_the_error(grid: Grid) -> None:
         assert expected[column].item() == pytest.approx(error, rel=0.02)
 
 
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("lowest", [-9.0, -0.4, 0.0])
+def test_the_mse_range_leaves_out_searches_that_find_nothing_new(bits: int, lowest: float) -> None:
+    grid = Grid(bits=bits, signed=False, symmetric=False)
+    seen = histograms.histogram(long_tailed().clamp(min=lowest))
+    widest_lo, widest_hi = lo, hi = ranges.minmax_range(seen, grid)
+    for _ in range(2):
+        his, los = widest_hi * ranges.SHRINK, widest_lo * ranges.SHRINK
+        hi = his[ranges.expected_error(seen, lo.expand_as(his), his, grid).argmin()]
+        lo = los[ranges.expected_error(seen, los, hi.expand_as(los), grid).argmin()]
+    assert ranges.mse_range(seen, grid) == (lo, hi)
+
+
 @pytest.mark.parametrize("grid", [Grid(bits=4, signed=False, symmetric=False), SYMMETRIC], ids=str)
 def test_the_mse_range_is_as_good_as_a_brute_force_search(grid: Grid) -> None:
     x = long_tailed(4000)

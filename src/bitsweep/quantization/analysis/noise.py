@@ -6,13 +6,13 @@ To first order the K logits l change by J e for an error e. With P random orthon
 
 so that a pass backwards for each direction prices every error in the network at once; with P = K there is no chance in
 it. What a price says to be large is then measured: the network is run with that error alone. The signal is by what the
-logits of images differ from their mean: what is the same for all images tells nothing.
+logits of images differ from their mean: what is the same for all images tells nothing. Which ranges and offsets the
+rounding has is found in ``watching.py``.
 """
 
-import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,8 +23,6 @@ from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, is_layer, values_of_an_image
 from bitsweep.graphs.qdq_pairs import round_to_grid
 from bitsweep.quantization import grids
-from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
-from bitsweep.quantization.placement import Placement, observe
 
 #: Passes backwards.
 _DIRECTIONS = 2
@@ -40,7 +38,7 @@ class Source:
     Attributes:
         name: path of the weights of a layer, or name of the node whose output is rounded.
         what: ``weights`` or ``activation``.
-        sqnr_db: of the logits with this rounded alone; an estimate until it is measured.
+        sqnr_db: of the logits with this rounded alone; an estimate until it is ``measured``.
         low_C, high_C: ends of each channel of an activation.
         shift_C, spread_C: of each channel that a layer yields, how far rounded weights shift its mean, and its
             standard deviation.
@@ -49,6 +47,7 @@ class Source:
     name: str
     what: Literal["weights", "activation"]
     sqnr_db: float
+    measured: bool = False
     low_C: Tensor | None = None
     high_C: Tensor | None = None
     shift_C: Tensor | None = None
@@ -63,19 +62,23 @@ class NoiseStudy:
         observed: with an observer on every activation that is to be rounded.
         qparams: by the name of the observer.
         tensors: the node that each observer watches, the first one where several share their scale.
+        sharing: by the name of that node, those of all nodes that share its scale.
         weights: rounded values by path.
         offsets: what is taken off the outputs of a layer with rounded weights, [C], by the path of the weights.
         images: float32 [N, C, H, W].
         logits: of the float network.
+        fresh: names of the sources that are not as they were in a study before this one.
     """
 
     observed: GraphModule
     qparams: Mapping[str, QParams]
     tensors: Mapping[str, str]
+    sharing: Mapping[str, frozenset[str]]
     weights: Mapping[str, Tensor]
     offsets: Mapping[str, Tensor]
     images: Tensor
     logits: Tensor
+    fresh: frozenset[str]
 
     @property
     def middle(self) -> Tensor:
@@ -87,6 +90,10 @@ class NoiseStudy:
         """SQNR of the logits with everything rounded."""
         return self._sqnr_db(self.qparams, self.weights)
 
+    def measured(self, source: Source) -> Source:
+        """A source with the SQNR of the logits with it rounded alone, if that was an estimate."""
+        return source if source.measured else replace(source, sqnr_db=self.alone_db(source), measured=True)
+
     def alone_db(self, source: Source) -> float:
         """SQNR of the logits with one source rounded alone."""
         if source.what == "weights":
@@ -95,16 +102,28 @@ class NoiseStudy:
             {name: self.qparams[name] for name, node in self.tensors.items() if node == source.name}, {}
         )
 
+    def sources(self, known: Collection[Source] = ()) -> list[Source]:
+        """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least.
+
+        Args:
+            known: those of the study before this one, which need no other estimate unless they are fresh.
+        """
+        rounded = {*self.weights, *self.sharing}
+        kept = [source for source in known if source.name in rounded - self.fresh]
+        others = rounded.difference(source.name for source in kept)
+        found = self._estimated(others) if others else []
+        return sorted((*kept, *found), key=lambda source: source.sqnr_db)
+
     @torch.enable_grad()  # type: ignore[untyped-decorator]
-    def sources(self) -> list[Source]:
-        """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least."""
+    def _estimated(self, names: Container[str]) -> list[Source]:
+        """Some of what is rounded, with an estimate of the noise that it makes."""
         noises, channels = dict[str, float](), dict[str, list[dict[str, Tensor]]]()
         directions_DNK = _directions(*self.logits.shape)
         at_a_time = max(1, _KEPT // _values_computed(self.observed))
         for images, part_DNK in zip(
             torch.split(self.images, at_a_time), torch.split(directions_DNK, at_a_time, dim=1), strict=True
         ):
-            priced = _Priced(self)
+            priced = _Priced(self, names)
             logits = priced.run(images.clone().requires_grad_())
             values = [value for _, value, _ in priced.errors]
             for direction_NK in part_DNK:
@@ -124,50 +143,15 @@ class NoiseStudy:
         for name, noise in noises.items():
             sqnr_db = 10 * math.log10(signal / noise) if noise and signal else math.inf
             what: Literal["weights", "activation"] = "weights" if name in self.weights else "activation"
-            found.append(Source(name=name, what=what, sqnr_db=sqnr_db, **_of_all(channels.get(name, []))))
-        return sorted(found, key=lambda source: source.sqnr_db)
+            found.append(
+                Source(name=name, what=what, sqnr_db=sqnr_db, measured=False, **_of_all(channels.get(name, [])))
+            )
+        return found
 
     def _sqnr_db(self, qparams: Mapping[str, QParams], weights: Mapping[str, Tensor]) -> float:
         with torch.no_grad():
             rounded = _Rounded(self.observed, qparams, weights, self.offsets).run(self.images)
         return grids.sqnr_db(self.logits - self.middle, rounded - self.middle)
-
-
-def study_noise(
-    graph: GraphModule,
-    images: Tensor,
-    *,
-    weights: Mapping[str, Tensor],
-    corrected: bool,
-    grid: Grid | None,
-    choose_range: ChooseRange,
-    placement: Placement,
-) -> NoiseStudy:
-    """Watch the activations of a float network on a few images, and choose their ranges.
-
-    Args:
-        graph: a traced network without batch normalisation.
-        images: float32 [N, C, H, W].
-        weights: rounded values by path.
-        corrected: whether biases make up for the means that rounded weights shift.
-        grid: of the activations; None where they stay float.
-    """
-    observed = copy.deepcopy(graph)
-    if grid is not None:
-        observed = observe(observed, grid, choose_range, placement)
-    watcher = _Watcher(observed, weights if corrected else {})
-    with torch.no_grad():
-        logits = watcher.run(images)
-    qparams, tensors, first = {}, {}, dict[ActivationObserver, str]()
-    for node in observed.graph.nodes:
-        observer = observed.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(observer, ActivationObserver):
-            qparams[node.target] = (*observer.calculate_qparams(), observer.grid)
-            tensors[node.target] = first.setdefault(observer, node.args[0].name)
-    return NoiseStudy(
-        observed=observed, qparams=qparams, tensors=tensors, weights=weights, offsets=watcher.offsets, images=images,
-        logits=logits,
-    )  # fmt: skip
 
 
 def _values_computed(graph: GraphModule) -> int:
@@ -193,7 +177,7 @@ def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
     return values_C.view([-1 if dim == axis else 1 for dim in range(like.ndim)])
 
 
-def _by_channel(values: Tensor, node: Node) -> Tensor:
+def by_channel(values: Tensor, node: Node) -> Tensor:
     """Values as [C, M]."""
     tokens = node.target == aten.layer_norm.default or values.ndim in (1, 3)
     axis = -1 if LAYER_KINDS.get(node.target, "linear" if tokens else "") == "linear" else 1
@@ -242,19 +226,22 @@ class _Rounded(Interpreter):
 class _Priced(Interpreter):
     """Runs a float network forwards, and keeps with every tensor the error that rounding would add to it.
 
+    Args:
+        names: of the sources whose errors are looked at.
+
     Attributes:
         errors: the name of each source with the tensor and the error.
         channels: of each source, the ends, or the shift, mean and variance, of each channel.
     """
 
-    def __init__(self, study: NoiseStudy) -> None:
+    def __init__(self, study: NoiseStudy, names: Container[str]) -> None:
         super().__init__(study.observed)
-        self._study = study
+        self._study, self._names = study, names
         self.errors: list[tuple[str, Tensor, Tensor]] = []
         self.channels: dict[str, dict[str, Tensor]] = {}
 
     def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
+        result = self.env[arguments(n)[0]] if n.op == "call_module" else super().run_node(n)
         if n.op == "get_attr" and isinstance(result, Tensor):
             return result.detach()
         if n.op == "call_module" and not result.requires_grad:
@@ -262,20 +249,20 @@ class _Priced(Interpreter):
         with torch.no_grad():
             if n.op == "call_module" and n.target in self._study.qparams:
                 self._price_activation(n, result)
-            elif is_layer(n) and str(arguments(n)[1].target) in self._study.weights:
+            elif is_layer(n) and (path := str(arguments(n)[1].target)) in self._study.weights and path in self._names:
                 self._price_weights(n, result)
         return result
 
     def _price_activation(self, observer: Node, x: Tensor) -> None:
         (tensor,) = observer.args
         assert isinstance(tensor, Node)
-        if any(
+        name = self._study.tensors[str(observer.target)]
+        if name not in self._names or any(
             source.target in self._study.tensors and self._shared(source, observer) for source in tensor.all_input_nodes
         ):
-            return  # an operation that only moves what is rounded already
-        name = self._study.tensors[str(observer.target)]
+            return  # known, or an operation that only moves what is rounded already
         self.errors.append((name, x, _rounded(x.detach(), *self._study.qparams[str(observer.target)]).sub_(x.detach())))
-        low_C, high_C = torch.aminmax(_by_channel(x, tensor), dim=1)
+        low_C, high_C = torch.aminmax(by_channel(x, tensor), dim=1)
         self.channels.setdefault(name, {"low_C": low_C, "high_C": high_C})
 
     def _shared(self, one: Node, other: Node) -> bool:
@@ -284,30 +271,16 @@ class _Priced(Interpreter):
 
     def _price_weights(self, layer: Node, result: Tensor) -> None:
         path = str(arguments(layer)[1].target)
-        error = _error_of_weights(self, layer, self._study.weights[path])
+        error = error_of_weights(self, layer, self._study.weights[path])
         if path in self._study.offsets:
             error = error - _along_channels(self._study.offsets[path], layer, error)
         self.errors.append((path, result, error))
-        variance_C, mean_C = torch.var_mean(_by_channel(result, layer), 1, correction=0)
-        shift_C = _by_channel(error, layer).mean(1)
+        variance_C, mean_C = torch.var_mean(by_channel(result, layer), 1, correction=0)
+        shift_C = by_channel(error, layer).mean(1)
         self.channels[path] = {"shift_C": shift_C, "mean_C": mean_C, "variance_C": variance_C}
 
 
-class _Watcher(Interpreter):
-    """Runs a float network for its observers, and sees by how much rounded weights shift the means of their layers."""
-
-    def __init__(self, observed: GraphModule, weights: Mapping[str, Tensor]) -> None:
-        super().__init__(observed)
-        self._weights = weights
-        self.offsets: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        if is_layer(n) and (path := str(arguments(n)[1].target)) in self._weights:
-            self.offsets[path] = _by_channel(_error_of_weights(self, n, self._weights[path]), n).mean(1)
-        return super().run_node(n)
-
-
-def _error_of_weights(running: Interpreter, layer: Node, rounded: Tensor) -> Tensor:
+def error_of_weights(running: Interpreter, layer: Node, rounded: Tensor) -> Tensor:
     """What rounded weights add to the output of a layer that is about to run."""
     (x, weight, *others), _ = running.fetch_args_kwargs_from_env(layer)
     assert callable(layer.target)

@@ -53,10 +53,13 @@ def mse_range(seen: Histogram, grid: Grid) -> Range:
         return -best, best
     widest_lo, widest_hi = lo, hi
     for _ in range(2):
-        his = widest_hi * SHRINK
+        his, last_lo = widest_hi * SHRINK, lo
         hi = his[expected_error(seen, lo.expand_as(his), his, grid).argmin()]
-        los = widest_lo * SHRINK
-        lo = los[expected_error(seen, los, hi.expand_as(los), grid).argmin()]
+        if widest_lo < 0:
+            los = widest_lo * SHRINK
+            lo = los[expected_error(seen, los, hi.expand_as(los), grid).argmin()]
+        if lo == last_lo:  # so would be all that follows
+            break
     return lo, hi
 
 

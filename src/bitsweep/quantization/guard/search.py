@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute, values_of_an_image
-from bitsweep.quantization.analysis.noise import NoiseStudy, Source, study_noise
+from bitsweep.quantization.analysis.noise import NoiseStudy, Source
+from bitsweep.quantization.analysis.watching import study_noise
 from bitsweep.quantization.calibration.observers import ChooseRange
 from bitsweep.quantization.guard.remedies import (
     Remedy,
@@ -152,8 +153,10 @@ class Guard:
         """What costs most where weights are so coarse that nothing is done about them; empty where little is lost."""
         if self._judges_weights or self.round_weights is None:
             return ()
-        study = self._study(state.graph, state.study.images, state.placement, state.floats, coarse=True)
-        coarse = replace(state, study=study, total_db=study.total_db())
+        study = self._study(
+            state.graph, state.study.images, state.placement, state.floats, known=state.study, coarse=True
+        )
+        coarse = state.studied(study)
         return self._noise(coarse.priced()) if coarse.total_db < SUFFICIENT_DB else ()
 
     # ------------------------------------------------------------------ remedies, from the cheapest
@@ -257,12 +260,15 @@ class Guard:
             bounds = {**placement.bounds, group.start.name: (_lowest(group, source, factor_C), math.inf)}
             placement = replace(placement, bounds=bounds)
         scale_channels(trial.graph, same, factor_C)
-        return replace(trial, placement=placement)
+        return replace(trial, placement=placement, changed=trial.changed | group.names)
 
     def _if_better(self, state: State, trial: State, told: list[Remedy], images: Tensor) -> State:
         """The trial where there is less noise in it, else the state."""
-        study = self._study(trial.graph, images, trial.placement, trial.floats)
-        trial = replace(trial, study=study, total_db=study.total_db())
+        trial = trial.studied(
+            self._study(
+                trial.graph, images, trial.placement, trial.floats, known=state.study, changed=trial.changed
+            )
+        )  # fmt: skip
         if trial.total_db <= state.total_db - 0.5 or (trial := trial.priced()).noise >= state.noise:
             return state
         after = (replace(remedy, after_db=trial.total_db) for remedy in told)
@@ -275,6 +281,8 @@ class Guard:
         placement: Placement,
         floats: frozenset[str] = frozenset(),
         *,
+        known: NoiseStudy | None = None,
+        changed: frozenset[str] = frozenset(),
         coarse: bool = False,
     ) -> NoiseStudy:
         rounded = dict[str, Tensor]()
@@ -283,7 +291,7 @@ class Guard:
             rounded = {path: self.round_weights(attribute(graph, weight)) for path, weight in judged.items()}
         return study_noise(
             graph, images, weights=rounded, corrected=not coarse, grid=self.activations,
-            choose_range=self.choose_range, placement=placement,
+            choose_range=self.choose_range, placement=placement, known=known, changed=changed,
         )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class State:
         study: of the network as it is.
         sources: by name, from the most to the least noise.
         total_db: SQNR of the logits with everything rounded.
+        changed: names of the nodes, and paths of the weights, that have other values by now than in the study.
     """
 
     graph: GraphModule
@@ -38,6 +39,7 @@ class State:
     float_layers: frozenset[str] = frozenset()
     remedies: tuple[Remedy, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
 
     @property
     def noise(self) -> float:
@@ -48,11 +50,15 @@ class State:
         """The same with a graph of its own."""
         return replace(self, graph=copy.deepcopy(self.graph))
 
+    def studied(self, study: NoiseStudy) -> "State":
+        """The same with a study of the network as it is; its sources are those of the study before."""
+        return replace(self, study=study, total_db=study.total_db(), changed=frozenset())
+
     def priced(self) -> "State":
-        """The same with its sources: the worst measured, the others estimated."""
-        estimated = self.study.sources()
-        measured = [replace(source, sqnr_db=self.study.alone_db(source)) for source in estimated[:_MEASURED]]
-        ordered = sorted((*measured, *estimated[_MEASURED:]), key=lambda source: source.sqnr_db)
+        """The same with all sources: the worst measured, the others estimated."""
+        found = self.study.sources(self.sources.values())
+        worst = map(self.study.measured, found[:_MEASURED])
+        ordered = sorted((*worst, *found[_MEASURED:]), key=lambda source: source.sqnr_db)
         return replace(self, sources={source.name: source for source in ordered})
 
     def harmful(self, limit_db: float = HARMLESS_DB) -> list[Source]:

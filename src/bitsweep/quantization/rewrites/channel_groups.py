@@ -52,6 +52,12 @@ class ScalingGroup:
         """Whether layers, or a layer normalisation, take the factors into their parameters."""
         return is_layer(self.start) or self.start.target == aten.layer_norm.default
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the nodes, and paths of the weights, whose values change."""
+        layers = (node for node in (*self.starts, *self.readers) if is_layer(node))
+        return frozenset([node.name for node in self.carriers] + [str(arguments(node)[1].target) for node in layers])
+
     def within(self, graph: GraphModule) -> "ScalingGroup":
         """The same group in a copy of its graph, or in one that was rewritten elsewhere."""
         own = {node.name: node for node in graph.graph.nodes}
