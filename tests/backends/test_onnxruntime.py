@@ -14,8 +14,9 @@ from bitsweep import stats
 from bitsweep.backends.onnxruntime.backend import OnnxRuntime
 from bitsweep.config import backend as backend_module
 from bitsweep.config.precision import Grid, Precision, Scheme
-from bitsweep.errors import ConfigError, MissingPackage
+from bitsweep.errors import CompressionError, ConfigError, MissingPackage
 from bitsweep.graphs.program import logits_of
+from bitsweep.graphs.tracing import export
 from bitsweep.measuring.saturation import largest_products
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.runtime import gpu as gpu_module
@@ -224,4 +225,13 @@ def test_nothing_runs_on_the_cpu_that_was_meant_for_a_gpu(int8_artifact: Path) -
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackage, match="onnxruntime is not installed; run: pip install"):
+        BACKEND.load(tmp_path, threads=1)
+
+
+def test_what_has_no_kernel_is_no_damaged_file(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).double()
+    network.register_forward_pre_hook(lambda module, images: images[0].double())
+    program = export(network.eval(), input_shape=(3, 8, 8))
+    BACKEND.lower(program, tmp_path)
+    with pytest.raises(CompressionError, match=r"^ONNX Runtime does not take the program: .*; let the network compute"):
         BACKEND.load(tmp_path, threads=1)

@@ -145,8 +145,13 @@ def test_random_numbers_are_refused(draw: Any) -> None:
 
 @pytest.mark.parametrize(
     "transform",
-    [torch.vmap(lambda x: x * x.sum()), lambda x: torch.func.jvp(torch.tanh, (x,), (x,))[1]],
-    ids=["vmap", "jvp"],
+    [
+        torch.vmap(lambda x: x * x.sum()),
+        lambda x: torch.func.jvp(torch.tanh, (x,), (x,))[1],
+        torch.func.grad(lambda x: x.pow(3).sum()),
+        torch.vmap(torch.func.grad(lambda x: x.square().sum().sqrt())),
+    ],
+    ids=["vmap", "jvp", "grad", "grads"],
 )
 def test_transformed_functions_are_refused(transform: Any) -> None:
     """What ``torch.export`` makes of them cannot run."""
@@ -155,8 +160,83 @@ def test_transformed_functions_are_refused(transform: Any) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return transform(images)  # type: ignore[no-any-return]
 
-    with pytest.raises(CompressionError, match=r"^0 calls a transformed function .*; write it out for all images"):
+    with pytest.raises(CompressionError, match=r"calls a transformed function .*; write it out for all images"):
         tracing.trace(nn.Sequential(Transforming()), input_shape=(3, SIZE, SIZE))
+
+
+class Calling(nn.Module):
+    """A function of images, with a layer and a buffer that it may use."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.layer = function, nn.Conv2d(3, 3, 3, padding=1)
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self, images)  # type: ignore[no-any-return]
+
+
+def _running_mean(self: Any, x: Tensor) -> Tensor:
+    self.mean.mul_(0.9).add_(0.1 * x.mean((0, 2, 3), keepdim=True))
+    return x - self.mean
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda self, x: torch.stack([self.layer(image[None])[0] for image in x]), "for one number of images at 3 x 7"),
+        (lambda self, x: torch.vmap(lambda image: self.layer(image[None])[0])(x), "for one number of images at 3 x 7"),
+        (lambda self, x: self.layer(x) if x.mean() > 0 else x, "decides by the values .*; choose with torch.where"),
+        (lambda self, x: self.layer(x) - x.mean(0), "depends on the images beside it .*; let it look at each image"),
+        (lambda self, x: x / x.abs().max(), "depends on the images beside it"),
+        (_running_mean, "depends on the images beside it"),
+        (lambda self, x: F.batch_norm(x, None, None, training=True), "set track_running_stats=True"),
+        (lambda self, x: x + len(x.tolist()), "cannot trace the network|another one|for one number|depends on"),
+    ],
+)
+def test_what_is_no_function_of_one_image_is_refused(function: Any, message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        tracing.trace(Calling(function), input_shape=(3, SIZE, SIZE))
+
+
+def _autocast_elsewhere(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        y = self.layer(x).relu_()
+    with torch.autocast("cuda", enabled=False), torch.enable_grad():
+        return self.layer(y)  # type: ignore[no-any-return]
+
+
+def _own_gradient(self: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = self.layer(x).requires_grad_()
+        return torch.autograd.grad((y**3).sum(), y)[0]
+
+
+@pytest.mark.parametrize("function", [_autocast_elsewhere, _own_gradient])
+def test_regions_become_part_of_the_graph_around_them(function: Any) -> None:
+    network = Calling(function).requires_grad_(False)
+    assert not any("higher_order" in str(target) for target in _targets(_same(network)))
+
+
+def test_a_network_that_chooses_its_arithmetic_is_refused() -> None:
+    def rounded(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layer(x).float()  # type: ignore[no-any-return]
+
+    with pytest.raises(CompressionError, match=r"computes in bfloat16 by itself \(torch\.autocast\)"):
+        tracing.trace(Calling(rounded), input_shape=(3, SIZE, SIZE))
+
+
+def test_what_is_copied_over_a_part_has_a_derivative() -> None:
+    def copied(self: Any, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        y[:, 0, ::2], y[:, 1] = y[:, 0, :4] * 2, 1.5
+        y[:, 2, 1:3] = x[:, 0, :1].double()
+        return y  # type: ignore[no-any-return]
+
+    graph = _same(Calling(copied).requires_grad_(False))
+    assert aten.copy.default not in _targets(graph)
+    graph(torch.randn(2, 3, SIZE, SIZE, requires_grad=True)).sum().backward()
 
 
 def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:

@@ -36,6 +36,30 @@ def broken():
 
 def number():
     return SCALE
+
+
+def pair(num_classes):
+    return Net(num_classes=num_classes), None
+
+
+def scripted(num_classes):
+    import torch
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes)))
+
+
+def valueless(num_classes):
+    import torch
+    with torch.device("meta"):
+        return Net(num_classes=num_classes)
+
+
+def compiled(num_classes):
+    import torch
+    return torch.compile(nn.DataParallel(Net(num_classes=num_classes)))
+
+
+def half(num_classes):
+    return Net(num_classes=num_classes).half()
 '''
 BLOCKS = """
 from torch import nn
@@ -68,6 +92,13 @@ def test_a_factory_gets_its_arguments_and_the_number_of_classes(nets: Path) -> N
     assert own(f"{nets}:fixed").build(3)(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", ["compiled", "half"])
+def test_what_wraps_or_narrows_a_network_is_taken_off(name: str, nets: Path) -> None:
+    network = own(f"{nets}:{name}").build(3)
+    assert type(network).__name__ == "Net"
+    assert network(torch.zeros(2, 3, 16, 16)).dtype == torch.float32
+
+
 def test_a_module_that_is_installed_is_named_by_its_path() -> None:
     network = own("torchvision.models:squeezenet1_1", num_classes=5).build(9)
     assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
@@ -80,6 +111,9 @@ def test_a_module_that_is_installed_is_named_by_its_path() -> None:
         ("{nets}:Nett", r"no such callable in nets_of_mine; it has .*Net"),
         ("{nets}:broken", "RuntimeError: no such thing"),
         ("{nets}:number", r"makes a int, no torch\.nn\.Module"),
+        ("{nets}:pair", "makes a tuple of Net, NoneType, no torch.nn.Module; return a network alone"),
+        ("{nets}:scripted", "makes a module of TorchScript, .*; return the network that it was made from"),
+        ("{nets}:valueless", "without values"),
         ("nowhere.py:Net", "there is no file /"),
         ("nothing_of_mine:Net", "there is no module nothing_of_mine"),
     ],

@@ -53,6 +53,13 @@ class Viewing(torch.nn.Module):
         return self.head(features.view(len(features), -1))
 
 
+class _Thirds(torch.nn.Module):
+    """A third of what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :10]
+
+
 def recipe(**knobs: object) -> Recipe:
     return Recipe(**{"name": "test", "epochs": 4, "max_steps": 1000, "lr": 0.01, "device": "cpu", **knobs})  # type: ignore[arg-type]
 
@@ -140,6 +147,27 @@ def test_a_network_that_yields_nan_is_no_baseline(digits: Splits, tmp_path: Path
     torch.save(Rooted().build(10).state_dict(), weights)
     with pytest.raises(ConfigError, match=r"the fp32 network yields NaN for (\d+) of \1 test images"):
         baseline.fit(Rooted(weights=str(weights)), digits, recipe=recipe(epochs=0), seed=0, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)), "the logits carry no gradients"),
+        (torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((10, 1)), torch.nn.Flatten(), _Thirds()), "no parameters to"),
+    ],
+)
+def test_what_cannot_learn_is_refused(network: torch.nn.Module, message: str, digits: Splits, tmp_path: Path) -> None:
+    @configurable
+    class Stuck(Model):
+        name: str = "stuck"
+        image_size: int = 8
+
+        def build(self, num_classes: int) -> torch.nn.Module:
+            return network
+
+    network.forward = torch.no_grad()(network.forward)  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=f"{message}.*train=pretrained"):
+        baseline.fit(Stuck(), digits, recipe=recipe(epochs=1), seed=0, folder=tmp_path)
 
 
 def test_a_seed_is_a_result(digits: Splits, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bitsweep.graphs import poolings
 from bitsweep.graphs.constants import fold_constants
 from bitsweep.graphs.editing import Editor
 from bitsweep.graphs.in_place import functional_graph
+from bitsweep.graphs.inlining import inline_regions
 from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, aten, attribute, drop_unread, reads_attribute, set_attribute
 
 #: Operations that yield what they read, in evaluation or since nothing overwrites a tensor.
@@ -44,13 +45,14 @@ def normal_form(program: ExportedProgram) -> GraphModule:
     """Graph of a traced network in normal form.
 
     Raises:
-        CompressionError: the network draws random numbers, or calls a transformed function.
+        CompressionError: the network draws random numbers, calls a transformed function, or chooses its arithmetic.
     """
+    inline_regions(program)
     for node in program.graph.nodes:
         if getattr(node.target, "__module__", "").startswith("torch._functorch"):
             raise CompressionError(
-                f"{_module_path(node) or 'the network'} calls a transformed function (torch.vmap or torch.func.jvp), "
-                "which no program can hold; write it out for all images at once"
+                f"{_module_path(node) or 'the network'} calls a transformed function (torch.vmap, torch.func.grad, ..."
+                "), which no program can hold; write it out for all images at once"
             )
     graph = functional_graph(program)
     drop_identities(graph)
@@ -270,12 +272,21 @@ def squeeze(edit: Editor, node: Node, x: Node) -> Node:
     return edit.call(aten.squeeze.dims, x, dims) if dims else x
 
 
+def copy(edit: Editor, node: Node, x: Node, source: Node, waits: bool = False) -> Node:
+    """What is copied, in the shape and type of what it is copied over: that operation has no derivative."""
+    before, after = x.meta["val"], source.meta["val"]
+    if before.dtype != after.dtype:
+        source = edit.call(aten.to.dtype, source, before.dtype)
+    return source if str(before.shape) == str(after.shape) else edit.call(aten.expand_as.default, source, x)
+
+
 REWRITES: dict[Any, Callable[..., Node | None]] = {
     aten.rrelu.default: leaky_relu_of_rrelu,
     aten.clamp.default: clamp,
     aten.clamp_min.default: clamp_min,
     aten.clamp_max.default: clamp_max,
     aten.fill.Tensor: fill,
+    aten.copy.default: copy,
     aten.hardtanh.default: hardtanh,
     aten.relu.default: relu,
     aten.relu6.default: relu,

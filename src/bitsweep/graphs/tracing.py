@@ -1,12 +1,15 @@
 """From networks to graphs of aten operations, and from graphs to programs."""
 
 import re
+import traceback
 import warnings
+from pathlib import Path
 
 import torch
 from torch.fx import GraphModule
 
 from bitsweep.errors import CompressionError, first_line
+from bitsweep.graphs.faithful import require_faithful
 from bitsweep.graphs.normal_form import normal_form
 from bitsweep.results import Shape
 
@@ -20,14 +23,17 @@ def trace(model: torch.nn.Module, *, input_shape: Shape) -> GraphModule:
     It takes any number of float32 images [N, C, H, W], whose C, H and W are the ``input_shape``.
 
     Raises:
-        CompressionError: ``torch.export`` cannot trace the network, or a parameter is not finite.
+        CompressionError: ``torch.export`` cannot trace the network, or takes it down wrong; what it yields for an image
+            depends on those beside it; or a parameter is not finite.
     """
     learned = dict(model.named_parameters())
     for name, value in model.state_dict().items():
         # A mask may be infinite.
         if value.is_floating_point() and not (torch.isfinite(value) if name in learned else ~value.isnan()).all():
             raise CompressionError(f"{name} holds values that are not finite; train again with a lower learning rate")
-    return normal_form(export(model.cpu().eval(), input_shape=input_shape))
+    graph = normal_form(export(model.cpu().eval(), input_shape=input_shape))
+    require_faithful(graph, model, input_shape=input_shape)
+    return graph
 
 
 def export(model: torch.nn.Module, *, input_shape: Shape) -> torch.export.ExportedProgram:
@@ -57,7 +63,29 @@ def _why_not(error: Exception, input_shape: Shape) -> str:
     reason = first_line(error)
     if "fake_quantize" in reason:
         return "the network rounds its own values (fake quantization), as methods do here: give it without that"
-    return f"torch.export cannot trace the network at {' x '.join(map(str, input_shape))}: {reason}"
+    where = f"at {' x '.join(map(str, input_shape))}"
+    if _transformed(error):
+        return (
+            "the network calls a transformed function (torch.vmap, torch.func.grad, ...), which no program can hold; "
+            "write it out for all images at once"
+        )
+    if "Constraints violated (batch)" in reason:
+        return (
+            f"the network is written for one number of images {where}: it takes them one by one in a loop, or holds "
+            "their number; let it do the same for all at once"
+        )
+    if "data-dependent expression" in reason:
+        return (
+            f"the network decides by the values of the images which way it goes {where}, which no program can hold; "
+            "choose with torch.where instead of if and while"
+        )
+    return f"torch.export cannot trace the network {where}: {reason}"
+
+
+def _transformed(error: Exception) -> bool:
+    """Whether an error came from within a function that ``torch.func`` transformed."""
+    files = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+    return any(file.parent.name == "_functorch" and file.stem in ("apis", "eager_transforms", "vmap") for file in files)
 
 
 def graph_of(program: torch.export.ExportedProgram) -> GraphModule:
@@ -71,6 +99,7 @@ def _exported(model: torch.nn.Module, input_shape: Shape, *, strict: bool) -> to
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     images = torch.zeros(2, *input_shape)
     fast = torch.backends.mha.get_fastpath_enabled()
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
         # Else layers of transformers would be one operation each, that no engine knows.
         torch.backends.mha.set_fastpath_enabled(False)
@@ -80,3 +109,5 @@ def _exported(model: torch.nn.Module, input_shape: Shape, *, strict: bool) -> to
             return torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=strict)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        # A transformed function that cannot be traced stays entered, and this process would go on within it.
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)

@@ -49,9 +49,34 @@ class OwnModel(Model):
 
         network = self._factory.make(self.arguments, num_classes=num_classes)
         if not isinstance(network, torch.nn.Module):
-            raise ConfigError(f"model.factory={self.factory}: makes a {type(network).__name__}, no torch.nn.Module")
+            parts = [type(part).__name__ for part in network] if isinstance(network, tuple | list) else []
+            made = f"a {type(network).__name__}" + (f" of {', '.join(parts)}" if parts else "")
+            raise ConfigError(f"model.factory={self.factory}: makes {made}, no torch.nn.Module; return a network alone")
+        if isinstance(network, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"model.factory={self.factory}: makes a module of TorchScript, which holds no code that can be traced; "
+                "return the network that it was made from, or a program of torch.export with model=exported"
+            )
+        network = _unwrapped(network)
+        if any(parameter.is_meta for parameter in network.parameters()):
+            raise ConfigError(
+                f"model.factory={self.factory}: makes a network without values (device meta); make it on the CPU"
+            )
+        for dtype in {each.dtype for each in network.parameters()} & {torch.float16, torch.bfloat16}:
+            print(f"model.factory={self.factory}: its parameters in {str(dtype)[6:]} become float32", flush=True)
+            network = network.float()
         return network
 
     @property
     def _factory(self) -> Factory:
         return Factory("model.factory", self.factory)
+
+
+def _unwrapped(network: "torch.nn.Module") -> "torch.nn.Module":
+    """The network in what runs it compiled, or on several GPUs: both would be done here."""
+    from torch._dynamo import OptimizedModule
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    while isinstance(network, OptimizedModule | DataParallel | DistributedDataParallel):
+        network = network._orig_mod if isinstance(network, OptimizedModule) else network.module
+    return network

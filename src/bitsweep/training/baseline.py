@@ -63,6 +63,8 @@ def fit(
     network.to(device)
     if recipe.epochs and not len(splits.train):
         raise DataError(f"train={recipe.name} trains, and there are no training images; use train=pretrained")
+    if recipe.epochs and not any(True for _ in network.parameters()):
+        raise ConfigError(f"model={model.name}: the network has no parameters to train; use train=pretrained")
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = recipe.bn_momentum

@@ -59,7 +59,7 @@ def train(
 
     Raises:
         CellFailed: the loss became infinite or not a number.
-        ConfigError: there are fewer training images than processes.
+        ConfigError: there are fewer training images than processes, or the logits carry no gradients.
     """
     device = next(network.parameters()).device
     torch.backends.cudnn.deterministic = True
@@ -130,6 +130,11 @@ def train(
                 images, targets = augmentation.mix(changed, labels[mine.to(device)], drawn)
                 with torch.autocast(device.type, half, enabled=half is not None):
                     loss = F.cross_entropy(forward(images), targets, label_smoothing=recipe.label_smoothing)
+                if not loss.requires_grad:
+                    raise ConfigError(
+                        f"{title}: the logits carry no gradients, so that nothing can be learned: take torch.no_grad, "
+                        "torch.inference_mode and detach() out of the network's forward, or use train=pretrained"
+                    )
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if recipe.clip_norm:
@@ -252,7 +257,7 @@ def loader(
     )  # fmt: skip
 
 
-@torch.inference_mode()
+@torch.no_grad()  # a network may compute gradients itself
 def compute_logits(
     network: nn.Module,
     split: Split,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 import tempfile
 from collections import defaultdict
@@ -12,7 +13,7 @@ from bitsweep.config.backend import CpuOrGpu, InferenceFn, OnDevice
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
-from bitsweep.errors import ConfigError, DataError, MissingPackage, damaged
+from bitsweep.errors import CompressionError, ConfigError, DataError, MissingPackage, damaged, first_line
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime import gpu
 from bitsweep.runtime.batches import in_batches_of
@@ -179,10 +180,11 @@ class OnnxRuntime(CpuOrGpu):
             onnxruntime.preload_dlls()
         try:
             session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[self.device], provider)])
+        except (state.InvalidGraph, state.NotImplemented) as error:
+            raise _refused(error) from error
         except (
             state.Fail,
             state.InvalidArgument,
-            state.InvalidGraph,
             state.InvalidProtobuf,
             state.NoSuchFile,
         ) as error:
@@ -196,6 +198,16 @@ class OnnxRuntime(CpuOrGpu):
         # Else a run that fails on the GPU would be tried again on the CPU.
         session.disable_fallback()
         return session
+
+
+def _refused(error: Exception) -> CompressionError:
+    """What is said of a graph for which there are no kernels: the file is as it was written."""
+    reason = first_line(error).rpartition(" : ")[2]
+    wide = " in float64" if re.search(r"tensor\(double\)|float64", str(error)) else ""
+    return CompressionError(
+        f"ONNX Runtime does not take the program{wide}: {reason}; let the network compute in float32, or use "
+        "backend=openvino or reference"
+    )
 
 
 def _kernel(event: dict[str, Any], *, ms: float) -> OpProfile:
