@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bitsweep.hydra_app import main
+from bitsweep.cli import run
 
 if __name__ == "__main__":
-    main(conf=Path(__file__).with_name("conf"))
+    run(conf=Path(__file__).with_name("conf"))

@@ -126,6 +126,7 @@ def test_a_device_is_part_of_the_cell_and_of_its_twin(monkeypatch: pytest.Monkey
         ({"train__epoch": 3}, r"train.epoch: no such key; did you mean train.epochs\?"),
         ({"train__devices": 3}, r"train.devices=3: must divide batch_size=64$"),
         ({"backend__tf32": True}, r"backend.tf32=true: there is no such arithmetic on device=cpu; use device=cuda$"),
+        ({"protocol__batch_sizes": []}, r"protocol\.batch_sizes=\[\]: should have at least 1 value"),
         ({"protocol__batch_sizes": [1, 0]}, "protocol.batch_sizes.1=0: should be greater"),
         (
             {"precision__weights": "float8"},

@@ -3,10 +3,12 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,36 +21,73 @@ if TYPE_CHECKING:
 #: What a command does; returns its exit code, or nothing for 0.
 Do = Callable[[argparse.Namespace], int | None]
 
+#: Exit code where the output was closed, as of programs that the signal for it ends.
+_UNREAD = 128 + 13
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; ends with exit code 1 or 2 and one line on standard error if it cannot be done."""
     given = sys.argv[1:] if arguments is None else arguments
     if list(given[:1]) == ["run"]:  # Hydra reads the rest
-        from bitsweep.hydra_app import main as run
-
         run(given[1:])
         return
-    parser, names = _commands()
-    if list(given[:1]) == ["-sc"]:
-        complete(given, names)
-        return
-    # Limits may stand anywhere, which positional arguments may not.
-    limits = [word for word in given if given[0] == "gate" and re.match(r"\+*require[.=]", word)]
-    options = parser.parse_args([word for word in given if word not in limits], argparse.Namespace(limits=limits))
+    with _ended_from_outside():
+        parser, names = _commands()
+        if list(given[:1]) == ["-sc"]:
+            complete(given, names)
+            return
+        # Limits may stand anywhere, which positional arguments may not.
+        limits = [word for word in given if given[0] == "gate" and re.match(r"\+*require[.=]", word)]
+        options = parser.parse_args([word for word in given if word not in limits], argparse.Namespace(limits=limits))
+        try:
+            code = options.do(options)
+        except BitsweepError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        if code:
+            sys.exit(code)
+
+
+@contextlib.contextmanager
+def _ended_from_outside() -> Iterator[None]:
+    """End without a traceback where Ctrl-C is typed, or where nobody reads the output any more, as in ``| head``."""
     try:
-        code = options.do(options)
-    except BitsweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        code = 130
-    if code:
-        sys.exit(code)
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        # Errors of files name their file.
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
+            raise
+        with Path(os.devnull).open("w") as nowhere:  # what is still to be written must not fail again
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            sys.exit(_UNREAD)
+        print(f"error: standard output: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(arguments: Sequence[str] | None = None, **places: Path) -> None:
+    """`bitsweep run`, from whose first moment on Ctrl-C ends it without a traceback: its imports take a second.
+
+    Args:
+        places: ``conf``, the folder of YAMLs, if another than that of the package.
+    """
+    with _ended_from_outside():
+        from bitsweep.hydra_app import main
+
+        main(arguments, **places)
 
 
 def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
     """What reads the options of a command, with what does it as ``do``; and the names of all commands."""
+    from bitsweep.runtime.environment import version_of
+
     parser = argparse.ArgumentParser(prog="bitsweep", description="Measure compressed classifiers, and look at it.")
+    parser.add_argument("--version", action="version", version=f"bitsweep {version_of('bitsweep')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(

@@ -99,6 +99,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
     if key == "store":  # the folder alone
         return f"store.folder={override.get_value_element_as_str()}"
+    if key in _OPEN and not override.is_delete() and not isinstance(override.value(), dict):
+        raise ConfigError(f"{word}: should be names with values, as in '{key}={{width: 2}}'")
     if any(key == each or key.startswith(f"{each}.") for each in _OPEN) and not override.is_force_add():
         return f"++{word.lstrip('+')}"
     # A named sweep is no part of a configuration that has none, for which Hydra wants a plus; it drops other choices
@@ -165,7 +167,7 @@ def _unreadable(word: str) -> str:
         return f"{word}: no key; write KEY=VALUE, as in model=resnet18"
     if not re.fullmatch(r"[+~]*[\w.@/:-]+", key):
         return f"{word}: {key} is no key; `--cfg job` prints all keys"
-    if not re.sub(r"[\s,]", "", value) or value.rstrip().endswith(","):
+    if not re.sub(r"[\s,]", "", value) or re.search(r"^\s*,|,\s*,|,\s*$", value):
         return f"{word}: a value is missing; write {key}=VALUE, or {key}=VALUE,VALUE with -m"
     return f"{word}: cannot be read; quote the value: {_quoted(word)}"
 

@@ -91,6 +91,35 @@ def test_channels_that_come_last_are_one_line(shape: tuple[int | None, ...], tmp
         _ = model_of(tmp_path / "net.onnx").input_shape
 
 
+@pytest.mark.parametrize(
+    ("opset", "outputs", "weights", "shape", "message"),
+    [
+        (6, 1, "", (1, 3), "is written for opset 6; 7 to [0-9]+ can be read"),
+        (99, 1, "", (1, 3), "is written for opset 99; 7 to"),
+        (17, 0, "", (1, 3), "has no output"),
+        (17, 1, "lost.bin", (1, 3), r"its weights are in lost\.bin, which is not beside it; put that file there, too"),
+        (17, 1, "../lost.bin", (1, 3), r"its weights are in \.\./lost\.bin, which is not in its folder"),
+        (17, 1, "", None, "x is FLOAT of a shape that is left open"),
+        (17, 1, "", (1, 3), "x is FLOAT of 2 dimensions"),
+    ],
+)
+def test_a_plan_sees_what_of_a_file_cannot_be_read(
+    opset: int, outputs: int, weights: str, shape: tuple[int, ...] | None, message: str, tmp_path: Path
+) -> None:
+    images, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    bias = helper.make_tensor("b", TensorProto.FLOAT, [3], [1, 2, 3])
+    if weights:
+        del bias.float_data[:]
+        bias.data_location = TensorProto.EXTERNAL
+        bias.external_data.add(key="location", value=weights)
+    node = helper.make_node("Add", ["x", "b"], ["y"])
+    graph = helper.make_graph([node], "g", [images], [logits][:outputs], [bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ConfigError, match=rf"^model\.file=.*net\.onnx: {message}"):
+        model_of(tmp_path / "net.onnx").check()
+
+
 def test_what_a_file_leaves_open_is_set(files: Path) -> None:
     model = replace(model_of(files / "open.pt2"), image_size=(10, 24))
     assert model.input_shape == (3, 10, 24)

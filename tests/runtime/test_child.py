@@ -222,3 +222,26 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_interrupt_while_its_server_imports_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "slow_of_mine.py").write_text(f"import time; open(r'{tmp_path}/begun', 'w'); time.sleep(1)")
+    program = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from bitsweep.runtime import child
+child.warm_up("slow_of_mine")
+try:
+    print("up", flush=True)
+    time.sleep(10)
+except KeyboardInterrupt:
+    time.sleep(1)
+"""
+    command = [sys.executable, "-c", program]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path}
+    with subprocess.Popen(command, text=True, start_new_session=True, **options) as parent:  # type: ignore[call-overload]
+        assert parent.stdout.readline() == "up\n"
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.communicate(timeout=60)[1] == ""

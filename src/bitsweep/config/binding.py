@@ -98,6 +98,8 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
 def _said(message: str) -> str:
     """What Pydantic says, in the words of a command line."""
     message = message.partition(", unable to parse ")[0]
+    if items := re.match(r"\w+ should have at (least|most) (\d+) items? after validation", message):
+        return f"should have at {items[1]} {items[2]} value{'s' * (items[2] != '1')}"
     for of_python, written in _WRITTEN.items():
         message = message.replace(of_python, written)
     return message

@@ -10,6 +10,7 @@ import functools
 import math
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import pickle
 import signal
@@ -54,7 +55,6 @@ def warm_up(preload: str = _PRELOAD) -> None:
         preload: module that it imports: all packages that a stage may use, or ``FOR_PICTURES``.
     """
     _context(preload)
-    multiprocessing.forkserver.ensure_running()
 
 
 def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerContext:
@@ -65,6 +65,13 @@ def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerConte
     # What the parent has imported of this package is what its children need of it.
     own = sorted(name for name in sys.modules if name.partition(".")[0] == "bitsweep")
     context.set_forkserver_preload([preload, *own])  # says nothing to a server that runs already
+    # Ctrl-C reaches all processes of a terminal; while the server imports, it would answer with a traceback.
+    multiprocessing.resource_tracker.ensure_running()  # which would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -13,6 +13,8 @@ from bitsweep.errors import ConfigError, first_line
 from bitsweep.results import Array
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+#: Before it, operators broadcast by an axis that they name.
+_OLDEST = 7
 #: Names of the two domains of operators that are known; the standard one has two.
 _DOMAINS = {"": "", "ai.onnx": "", "com.microsoft": "com.microsoft."}
 
@@ -93,12 +95,41 @@ def load_onnx(path: Path, *, tensors: bool = True) -> Any:
         ConfigError: it is no ONNX file, or is damaged.
     """
     try:
-        model = onnx.load(path, load_external_data=tensors)
+        model = onnx.load(path, load_external_data=False)
         if not model.graph.node:
             raise ValueError("it has no graph")
+        _require_readable(model, path)
+        if tensors:
+            onnx.load_external_data_for_model(model, str(path.parent))
         return inliner.inline_local_functions(model) if model.functions else model
+    except ConfigError:
+        raise
     except Exception as error:  # protobuf, the checker and the file system raise errors of their own
         raise ConfigError(f"cannot be read as ONNX; export it again: {first_line(error)}") from error
+
+
+def _require_readable(model: Any, path: Path) -> None:
+    """Refuse other versions of operators, a graph without outputs, and weights in files that are not beside it."""
+    versions = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    newest = onnx.defs.onnx_opset_version()
+    if versions and not _OLDEST <= max(versions) <= newest:
+        raise ConfigError(
+            f"is written for opset {max(versions)}; {_OLDEST} to {newest} can be read: export it for one of these, or "
+            "convert it with onnx.version_converter"
+        )
+    if not model.graph.output:
+        raise ConfigError("has no output; export it again, with its logits as the output")
+    for name in sorted(_external(model)):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(f"its weights are in {name}, which is not in its folder; save it with them beside it")
+        if not (path.parent / name).is_file():
+            raise ConfigError(f"its weights are in {name}, which is not beside it; put that file there, too")
+
+
+def _external(model: Any) -> set[str]:
+    """The files that the weights of a model lie in, as it names them."""
+    external = [each for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL]
+    return {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -107,9 +138,7 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         ConfigError: it is no ONNX file, or is damaged.
     """
-    model = load_onnx(path, tensors=False)
-    external = [each for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL]
-    names = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+    names = _external(load_onnx(path, tensors=False))
     return [path, *(path.parent / name for name in sorted(names))]
 
 
@@ -139,9 +168,9 @@ def image_input(model: Any) -> Any:
     (images,) = inputs
     kind, rank = images.type.tensor_type.elem_type, len(images.type.tensor_type.shape.dim)
     if kind not in _FLOATS or rank != 4:
+        known = f"of {rank} dimensions" if images.type.tensor_type.HasField("shape") else "of a shape that is left open"
         raise ConfigError(
-            f"{images.name} is {TensorProto.DataType.Name(kind)} of {rank} dimensions; float images "
-            "[N, C, H, W] are needed"
+            f"{images.name} is {TensorProto.DataType.Name(kind)} {known}; float images [N, C, H, W] are needed"
         )
     _, *outer, last = shape_of(images)
     if last in (1, 3, 4) and all(size is None or size > 4 for size in outer):
