@@ -50,6 +50,11 @@ def layer_name(path: str) -> str:
     return path.removesuffix(".weight")
 
 
+def name_of(layer: Node) -> str:
+    """Module path of a layer."""
+    return layer_name(str(arguments(layer)[1].target))
+
+
 def described(graph: GraphModule, source: Source) -> str:
     """A source in the words of the network's author."""
     if source.what == "weights":
@@ -58,11 +63,11 @@ def described(graph: GraphModule, source: Source) -> str:
     if node.op == "placeholder":
         return "the images"
     if is_layer(node):
-        return f"the output of {_module(node)}"
+        return f"the output of {name_of(node)}"
     layer, operation = node, str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     while not is_layer(layer) and layer.all_input_nodes:
         layer = layer.all_input_nodes[0]
-    after = f" after {_module(layer)}" if is_layer(layer) else ""
+    after = f" after {name_of(layer)}" if is_layer(layer) else ""
     return f"{operation.rstrip('_')}{after}"
 
 
@@ -120,7 +125,3 @@ def remedy_table(remedies: Iterable[Remedy], *, before_db: float) -> Table:
     rows += [(each.source, each.action, each.cause, each.price, each.alone_db, each.after_db) for each in remedies]
     columns = ("against", "remedy", "cause", "price", "alone: SQNR dB", "network after: SQNR dB")
     return Table(name=GUARD, columns=columns, rows=tuple(rows))
-
-
-def _module(layer: Node) -> str:
-    return layer_name(str(arguments(layer)[1].target))

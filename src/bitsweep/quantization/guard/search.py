@@ -7,16 +7,15 @@ to what costs most the cheapest remedy that helps: scales of channels moved into
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import arguments, aten, attribute, is_layer, set_attribute, values_of_an_image
-from bitsweep.quantization.analysis.noise import NoiseStudy, Source
+from bitsweep.graphs.ops import arguments, attribute, is_layer, set_attribute, values_of_an_image
+from bitsweep.quantization.analysis.noise import NoiseStudy
 from bitsweep.quantization.analysis.watching import study_noise
 from bitsweep.quantization.calibration.observers import ChooseRange
 from bitsweep.quantization.guard.remedies import (
@@ -24,15 +23,14 @@ from bitsweep.quantization.guard.remedies import (
     cause_of,
     channel_table,
     described,
-    layer_name,
+    name_of,
     noise_table,
     remedy_table,
 )
+from bitsweep.quantization.guard.scaling import free_groups, scaled, scaling_remedy
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import EVERYWHERE, Placement
-from bitsweep.quantization.rewrites.channel_groups import GATED, ScalingGroup, group_of, layer_groups
-from bitsweep.quantization.rewrites.channel_scaling import even_factors, expected_reach, reader_weights, scale_channels
-from bitsweep.quantization.rewrites.token_groups import token_groups
+from bitsweep.quantization.rewrites.channel_groups import layer_groups
 from bitsweep.quantization.weights import Codes
 from bitsweep.results import Table
 
@@ -167,10 +165,10 @@ class Guard:
             if joined and state.total_db >= SUFFICIENT_DB:
                 break
             trial, told = state.copied(), list[Remedy]()
-            for group in self._free_groups(state.graph, images):
+            for group in free_groups(state.graph, images, fuses_functions=self.placement.fuses_functions):
                 if (len(group.starts) > 1) is joined and (harm := state.harm_of(group)):
-                    trial = self._scaled(trial, state, group)
-                    told.append(_scaling(state, group, harm[0], price=FREE))
+                    trial = scaled(trial, state, group)
+                    told.append(scaling_remedy(state, group, harm[0], price=FREE))
             if told:
                 state = self._if_better(state, trial, told, images)
         return state
@@ -194,10 +192,9 @@ class Guard:
             tried.add(group.start.name)
             places = values_of_an_image(group.start.meta["val"])
             share = 100 * len(group.gated) * places / state.total_macs()
-            told = [
-                _scaling(state, group, source, price=f"a depthwise convolution more, {share:.1f} % of the products")
-            ]
-            state = self._if_better(state, self._scaled(state.copied(), state, group), told, images)
+            price = f"a depthwise convolution more, {share:.1f} % of the products"
+            told = [scaling_remedy(state, group, source, price=price)]
+            state = self._if_better(state, scaled(state.copied(), state, group), told, images)
         return state
 
     def _leave_in_float(self, state: State, images: Tensor) -> State:
@@ -222,45 +219,12 @@ class Guard:
             told = Remedy(
                 source=described(state.graph, source), cause=cause_of(source), action="it stays float",
                 price=f"{100 * share:.1f} % of the products are computed in float by now",
-                layers=tuple(_name(layer) for layer in layers), alone_db=source.sqnr_db, after_db=math.nan,
+                layers=tuple(name_of(layer) for layer in layers), alone_db=source.sqnr_db, after_db=math.nan,
             )  # fmt: skip
             state = self._if_better(state, trial, [told], images)
         return state
 
     # ------------------------------------------------------------------ trials
-
-    def _free_groups(self, graph: GraphModule, images: Tensor) -> Iterator[ScalingGroup]:
-        """Tensors that can be scaled without an operation more, as the engine computes them."""
-        yield from token_groups(graph, images)
-        yield from (group for group in layer_groups(graph) if not group.gated)
-        for node in graph.graph.nodes if self.placement.fuses_functions else ():
-            if node.target in GATED and is_layer(node.args[0]) and len(node.args[0].users) == 1:
-                group = group_of(graph, node)
-                if group is not None and not group.gated:
-                    yield group
-
-    def _scaled(self, trial: State, state: State, group: ScalingGroup) -> State:
-        """The trial, whose graph is changed in place, with a group of the state scaled."""
-        same = group.within(trial.graph)
-        if group.reach_C is not None:
-            reach_C = changes_C = group.reach_C
-        else:
-            ends = [_reach_and_changes(group, source) for source in state.watched(group)]
-            reach_C, changes_C = (torch.stack(each).amax(0) for each in zip(*ends, strict=True))
-        expected_C = expected_reach(trial.graph, same, reach_C)
-        if group.reach_C is not None:  # the other channels have no factor
-            expected_C = torch.where(reach_C > 0, expected_C, 0)
-        factor_C = even_factors(expected_C, reader_weights(trial.graph, same, changes_C))
-        if group.reach_C is not None:
-            factor_C = torch.where(reach_C > 0, factor_C, 1)
-        placement = trial.placement
-        if not group.starts_with_layer:
-            placement = replace(placement, floats=placement.floats | {group.start.name})
-        elif group.gated and (source := state.sources.get(group.start.name)) is not None:
-            bounds = {**placement.bounds, group.start.name: (_lowest(group, source, factor_C), math.inf)}
-            placement = replace(placement, bounds=bounds)
-        scale_channels(trial.graph, same, factor_C)
-        return replace(trial, placement=placement, changed=trial.changed | group.names)
 
     def _if_better(self, state: State, trial: State, told: list[Remedy], images: Tensor) -> State:
         """The trial where there is less noise in it, else the state."""
@@ -298,46 +262,3 @@ class Guard:
 def _layers(graph: GraphModule) -> dict[str, Node]:
     """The weights of the layers, by path."""
     return {str(arguments(node)[1].target): arguments(node)[1] for node in graph.graph.nodes if is_layer(node)}
-
-
-def _reach_and_changes(group: ScalingGroup, source: Source) -> tuple[Tensor, Tensor]:
-    """Largest magnitude of each channel of a group in one of its tensors, and by how much it changes.
-
-    Both are as far as the readers tell values apart.
-    """
-    assert source.low_C is not None and source.high_C is not None
-    low_C = source.low_C
-    if source.name == group.start.name and group.gated:
-        low_C = low_C.clamp(min=_least(group))
-    (span,) = (span for node, span in group.carriers.items() if node.name == source.name)
-    found = []
-    for own_C in (torch.maximum(-low_C, source.high_C).clamp(min=0), source.high_C - low_C):
-        of_group_C = torch.zeros(group.channels)
-        of_group_C[span] = own_C.view(span.stop - span.start, -1).amax(1)
-        found.append(of_group_C)
-    return found[0], found[1]
-
-
-def _lowest(group: ScalingGroup, source: Source, factor_C: Tensor) -> float:
-    """Value below which no channel of a scaled tensor is told apart by the functions that read it."""
-    assert source.low_C is not None
-    return float((source.low_C.clamp(min=_least(group), max=0) / factor_C).min())
-
-
-def _least(group: ScalingGroup) -> float:
-    """Below which hard-swish is 0; SiLU never is."""
-    return -3.0 if all(node.target == aten.hardswish.default for node in group.gated) else -math.inf
-
-
-def _scaling(state: State, group: ScalingGroup, source: Source, *, price: str) -> Remedy:
-    yielding = group.starts if group.starts_with_layer else group.start.all_input_nodes
-    layers = [node for node in (*yielding, *group.readers) if is_layer(node)]
-    return Remedy(
-        source=described(state.graph, source), cause=cause_of(source), price=price,
-        action="channels were given scales of their own", layers=tuple(_name(layer) for layer in layers),
-        alone_db=source.sqnr_db, after_db=math.nan,
-    )  # fmt: skip
-
-
-def _name(layer: Node) -> str:
-    return layer_name(str(arguments(layer)[1].target))
