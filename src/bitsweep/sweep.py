@@ -122,8 +122,10 @@ def run_sweep(
 
     planned = plan_of(cells)
     print(describe(planned), flush=True)
-    if options.stage == "baseline":
-        outcomes = launch(baselines(planned, options.expect), "baseline")
+    if options.stage != "cell":  # nothing is measured, so that there is nothing to report
+        outcomes = list(launch(baselines(planned, options.expect), "baseline"))
+        if options.stage != "baseline":
+            outcomes += launch([each.cell for each in planned if each.verdict in TO_DO], options.stage)
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     reused = [each for each in planned if each.verdict == "reuse"]

@@ -289,7 +289,8 @@ COMPUTED_WEIGHTS: dict[str, Pattern] = {
 FAMILIES: dict[str, dict[str, Pattern]] = {
     "poolings": POOLINGS,
     "clamps": CLAMPS,
-    "read twice": READ_TWICE | OVERWRITTEN,
+    "read twice": READ_TWICE,
+    "overwritten": OVERWRITTEN,
     "parameters": PARAMETERS,
     "paddings": PADDINGS,
     "tokens": TOKENS,
