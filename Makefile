@@ -31,10 +31,12 @@ docs: .venv/ready
 smoke: .venv/ready
 	$(BIN)/python run.py sweep=smoke
 
+# The sources are compiled here: containers often forbid Python to write what it compiles, at every start anew.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ from bitsweep.config.configurable import identity
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring import race as racing
-from bitsweep.measuring.timing import CROWDED_REPEATS, PAUSE_S
+from bitsweep.measuring.timing import PAUSE_S
 from bitsweep.pipeline import StageRunner
 from bitsweep.report import Race, Row, SweepReport
 from bitsweep.report.choice import by_dataset, finalists
@@ -158,7 +158,6 @@ def _until_quiet(
         attempts[folder] = crowded, badness = racing.unrest(folder)
         if badness <= 1:
             break
-        if crowded:
-            most = max(most, 1 + CROWDED_REPEATS)
-            time.sleep(PAUSE_S if len(attempts) < most else 0)
+        if crowded and len(attempts) < most:
+            time.sleep(PAUSE_S)
     return min(attempts, key=lambda folder: attempts[folder])

@@ -24,7 +24,7 @@ class MeasurementProtocol(Choice):
         max_foreign_share: largest part of the CPUs' time that other processes may take; above it the run is noisy.
         max_slowdown: how much slower than at their best the cores may be, as a share, in arithmetic and in answering
             each other; slower blocks are measured again, and where too few are left the run is noisy.
-        repeats: how often a noisy run is repeated at most.
+        repeats: how often a run that is noisy, or whose cores others use, is repeated at most.
         eval_batch: images a batch when measuring accuracy.
         parity_images: test images on which an artifact is compared with the reference, at most; each class has its
             share. Accuracy is that of all test images.

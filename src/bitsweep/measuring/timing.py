@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bitsweep.config.backend import InferenceFn
     from bitsweep.config.protocol import MeasurementProtocol
 
-#: Attempts again, and the pause before each, where others use the cores.
-CROWDED_REPEATS, PAUSE_S = 2, 1.0
+#: Pause before another attempt, where others use the cores.
+PAUSE_S = 1.0
 #: Turns at most, in multiples of the protocol's blocks, where fewer than half of so many were steady.
 MOST_TURNS = 4
 #: Steady turns at least, as a share of the protocol's blocks: with fewer, a measurement is noisy.
@@ -114,9 +114,8 @@ def until_quiet(
         Blocks of latencies in ms for each infer, and what is known of the noise.
     """
     best: tuple[float, list[list[Array]], dict[str, Any]] | None = None
-    attempts, attempt, turns_left = 1 + protocol.repeats, 0, MOST_TURNS * protocol.blocks
-    while attempt < attempts:
-        attempt += 1
+    attempts, turns_left = 1 + protocol.repeats, MOST_TURNS * protocol.blocks
+    for attempt in range(1, attempts + 1):
         others = Others()
         blocks, turns = interleaved_blocks(artifacts, images, protocol, pace, others)
         counted = steady(turns, protocol.max_slowdown)
@@ -144,9 +143,8 @@ def until_quiet(
         best[2]["attempts"] = attempt
         if badness <= 1 or (turns_left <= 0 and not crowded):
             break
-        if crowded:
-            attempts = max(attempts, 1 + CROWDED_REPEATS)
-            time.sleep(PAUSE_S if attempt < attempts else 0)
+        if crowded and attempt < attempts:
+            time.sleep(PAUSE_S)
     assert best is not None
     return best[1], best[2]
 
