@@ -216,7 +216,7 @@ EDITS = [
     ("backends/onnxruntime/backend.py", "TIMED_RUNS = 9", "TIMED_RUNS = 8", "m"),
     ("measuring/accuracy.py", "_EXPLAINED_SIZE_RATIO = 0.35", "_EXPLAINED_SIZE_RATIO = 0.4", "m"),
     ("measuring/latency.py", "_QUICK_RUNS = 9", "_QUICK_RUNS = 8", "m"),
-    ("measuring/timing.py", "PAUSE_S = 2, 1.0", "PAUSE_S = 2, 0.5", "m"),
+    ("measuring/timing.py", "PAUSE_S = 1.0", "PAUSE_S = 0.5", "m"),
     ("measuring/resident.py", "VmHWM", "VmPeak", "m"),
     ("measuring/causes.py", "WORTH_TELLING = 0.05", "WORTH_TELLING = 0.06", "m"),
     # Of what no stage of the cell uses:

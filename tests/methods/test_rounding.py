@@ -92,7 +92,7 @@ def test_grids_are_those_of_the_scheme(name: str, splits: Splits) -> None:
 @pytest.mark.parametrize("name", ["gptq", "gpfq", "adaround", "brecq"])
 def test_what_looks_at_data_beats_nearest_rounding(name: str, splits: Splits) -> None:
     # The outputs of an untrained network are small, and so must the regulariser be.
-    learned = {"iterations": 1000, "regularization": 1e-4} if name in ("adaround", "brecq") else {}
+    learned = {"iterations": 500, "regularization": 1e-4} if name in ("adaround", "brecq") else {}
     made = method(name, weight_range="minmax", **learned)
     nearest = noise(network(), compressed(method("ptq"), network(), splits, scheme(3)), splits)
     assert noise(network(), compressed(made, network(), splits, scheme(3)), splits) < 0.8 * nearest
