@@ -95,6 +95,7 @@ def test_test_images_that_are_training_images(tmp_path: Path, capsys: pytest.Cap
     ("change", "message"),
     [
         ("nothing", r"no such folder; set it to the folder of the images, which are there as train/CLASS/IMAGE and"),
+        ("a file", r"is no folder; set it to the folder of the images, which are there as train/CLASS/IMAGE and"),
         ("a class for testing only", r"unlike classes: wasps is only in val; for given weights .* dataset.classes$"),
         ("a class for training only", r"unlike classes: wasps is only in train; .*$"),
         ("an image in both", r"1 of 4 test images are training images too \(val/ants/9.png = train/ants/0.png\)"),
@@ -103,7 +104,9 @@ def test_test_images_that_are_training_images(tmp_path: Path, capsys: pytest.Cap
 )
 def test_a_tree_that_is_no_data_set(tmp_path: Path, change: str, message: str) -> None:
     root = tmp_path / "root"
-    if change != "nothing":
+    if change == "a file":
+        root.write_text("")
+    elif change != "nothing":
         put(root, parts())
     if change == "a class for testing only":
         shutil.copytree(root / "val/ants", root / "val/wasps")

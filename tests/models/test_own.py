@@ -150,6 +150,13 @@ partial = functools.partial(anything, depth=3)
 """
 
 
+def test_code_that_ends_the_program_is_an_error_of_the_setting(nets: Path) -> None:
+    file = nets.parent / "ends_of_mine.py"
+    file.write_text("import sys\n\ndef make():\n    sys.exit(3)\n")
+    with pytest.raises(ConfigError, match=r"^model\.factory=.*ends_of_mine\.py:make: SystemExit: 3$"):
+        own(f"{file}:make").build(2)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -92,10 +92,10 @@ class Factory:
         try:
             parameters = inspect.signature(factory).parameters
             return factory(**{name: value for name, value in offered.items() if name in parameters} | dict(arguments))
-        except Exception as error:  # whatever code of somebody else's raises
+        except (Exception, SystemExit) as error:  # whatever code of somebody else's raises
             raise self.failed(error) from error
 
-    def failed(self, error: Exception) -> ConfigError:
+    def failed(self, error: BaseException) -> ConfigError:
         """What is said where code of its module failed."""
         return ConfigError(f"{self.key}={self.named}: {type(error).__name__}: {first_line(error)}")
 
@@ -103,7 +103,7 @@ class Factory:
         module, name = self._module()
         try:
             found = importlib.import_module(module)
-        except Exception as error:  # whatever code of somebody else's raises
+        except (Exception, SystemExit) as error:  # whatever code of somebody else's raises
             raise ConfigError(
                 f"{self.key}={self.named}: {module} cannot be imported: {type(error).__name__}: {error}"
             ) from error

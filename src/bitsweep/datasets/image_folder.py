@@ -28,7 +28,8 @@ class ImageFolder(Photographs):
         """The files, each of the class that its folder is called by."""
         root = Path(self.root).expanduser()
         if not self.root or not root.is_dir():
-            wrong = f"dataset.root={self.root}: no such folder" if self.root else "dataset.root: is not set"
+            is_what = "is no folder" if root.exists() else "no such folder"
+            wrong = f"dataset.root={self.root}: {is_what}" if self.root else "dataset.root: is not set"
             raise DataError(
                 f"{wrong}; set it to the folder of the images, which are there as train/CLASS/IMAGE and "
                 "test/CLASS/IMAGE, as test/CLASS/IMAGE alone, or as CLASS/IMAGE"
