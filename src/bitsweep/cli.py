@@ -3,16 +3,15 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitsweep.errors import BitsweepError, UsageError
+from bitsweep.runtime.interruption import ended_from_outside
 from bitsweep.text import plain
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 #: What a command does; returns its exit code, or nothing for 0.
 Do = Callable[[argparse.Namespace], int | None]
 
-#: Exit code where the output was closed, as of programs that the signal for it ends.
-_UNREAD = 128 + 13
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; ends with exit code 1 or 2 and one line on standard error if it cannot be done."""
@@ -31,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if list(given[:1]) == ["run"]:  # Hydra reads the rest
         run(given[1:])
         return
-    with _ended_from_outside():
+    with ended_from_outside():
         parser, names = _commands()
         if list(given[:1]) == ["-sc"]:
             complete(given, names)
@@ -48,35 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(code)
 
 
-@contextlib.contextmanager
-def _ended_from_outside() -> Iterator[None]:
-    """End without a traceback where Ctrl-C is typed, or where nobody reads the output any more, as in ``| head``."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        # Errors of files name their file.
-        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
-            raise
-        with Path(os.devnull).open("w") as nowhere:  # what is still to be written must not fail again
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:
-            sys.exit(_UNREAD)
-        print(f"error: standard output: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-
-
 def run(arguments: Sequence[str] | None = None, **places: Path) -> None:
     """`bitsweep run`, from whose first moment on Ctrl-C ends it without a traceback: its imports take a second.
 
     Args:
         places: ``conf``, the folder of YAMLs, if another than that of the package.
     """
-    with _ended_from_outside():
+    with ended_from_outside():
         from bitsweep.hydra_app import main
 
         main(arguments, **places)

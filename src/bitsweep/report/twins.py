@@ -31,11 +31,11 @@ def twins(rows: Sequence[Row], races: Sequence[Race] = ()) -> list[Row]:
 def unequal(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Of each uncompressed cell whose times lie too far apart, the rows beside which it was fastest and slowest.
 
-    It is one file on one engine: where its times differ, the machine was not the same. Rows with a flag that says so
-    are left out.
+    It is one file on one engine: where its times differ, the machine was not the same. Rows whose cores others used are
+    left out: no time of theirs is their own, which their flag says.
     """
     found = []
-    for beside in _beside([row for row in rows if not {"noisy", CROWDED} & set(row.flags)]):
+    for beside in _beside([row for row in rows if CROWDED not in row.flags]):
         fastest, slowest = min(beside, key=own_ms), max(beside, key=own_ms)
         if own_ms(slowest) > (1 + _APART) * own_ms(fastest):
             found.append((fastest, slowest))
