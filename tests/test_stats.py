@@ -152,6 +152,15 @@ def test_equal_speeds_are_not_distinguished() -> None:
     assert (gain.verdict, gain.ratio) == ("not distinguishable", 1)
 
 
+def test_less_than_processes_differ_is_not_distinguished() -> None:
+    even = [np.full(5, 1.0)] * 20
+    for ratio, verdict in ((1.02, "not distinguishable"), (1.03, "faster"), (0.98, "not distinguishable")):
+        gain = stats.paired_speedup([ratio * block for block in even], even, confidence=0.95, seed=0)
+        assert gain.verdict == verdict
+        assert gain.low == pytest.approx(ratio * math.exp(-1.96 * 0.012), rel=1e-4)
+        assert gain.high == pytest.approx(ratio * math.exp(1.96 * 0.012), rel=1e-4)
+
+
 def test_blocks_must_be_pairs() -> None:
     with pytest.raises(ValueError, match="as many of each"):
         stats.paired_speedup([np.ones(3)], [], confidence=0.95, seed=0)
@@ -186,5 +195,5 @@ def test_the_interval_of_a_speedup_is_scipy_s_bootstrap() -> None:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    ours = stats.paired_speedup(fp32, own, confidence=0.9, seed=0)
+    ours = stats.paired_speedup(fp32, own, confidence=0.9, seed=0, between=0)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.02)

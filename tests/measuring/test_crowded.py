@@ -90,7 +90,7 @@ def test_what_crowded_samples_leave_open() -> None:
     fp32 = [np.full(5, 72.0) + rng.normal(0, 0.01, 5) for _ in range(6)]
     int8 = [np.full(5, 108.0) + rng.normal(0, 0.01, 5) for _ in range(6)]
     resampled = stats.paired_speedup(fp32, int8, confidence=0.95, seed=0)
-    assert (resampled.verdict, resampled.high - resampled.low < 0.01) == ("slower", True)
+    assert (resampled.verdict, resampled.high - resampled.low < 0.04) == ("slower", True)
     undecided = stats.undecided_speedup(fp32, int8)
     assert undecided.verdict == "not distinguishable"
     assert undecided.low < 0.67

@@ -15,9 +15,9 @@ from bitsweep.measuring.latency import CROWDED
 from bitsweep.metrics import metric_of
 from bitsweep.results import Array
 
-#: Standard deviation of the logarithm of a latency from process to process, of one program: beside its fp32 file, and
-#: alone. The two programs of `tests/comparison/recorded.json` have 0.4 and 1.3 %, and 2.5 and 2.7 %.
-_PROCESSES, _PROCESSES_ALONE = 0.012, 0.027
+#: Standard deviation of the logarithm of a latency from process to process, of one program that is timed alone: 2.5 and
+#: 2.7 % for the two of `tests/comparison/recorded.json`. Beside its fp32 file it is `stats.BETWEEN_PROCESSES`.
+_ALONE = 0.027
 #: ``not compared``: the two say nothing of each other.
 Verdict = Literal["better", "worse", "same", "undecided", "not compared"]
 
@@ -189,7 +189,7 @@ def _timed(
     """
     before, after = (_logarithms(timing, by_twin=by_twin) for timing in (old, new))
     shift, of_blocks = stats.shift(before, after)
-    of_processes = math.sqrt(2) * (_PROCESSES if by_twin else _PROCESSES_ALONE)
+    of_processes = math.sqrt(2) * (stats.BETWEEN_PROCESSES if by_twin else _ALONE)
     error, z = math.hypot(of_blocks, of_processes), NormalDist().inv_cdf((1 + confidence) / 2)
     slack = math.log1p(limits.slower_pct / 100)
     tolerated = max(slack, math.log1p(limits.unpaired_pct / 100)) if alone else slack
