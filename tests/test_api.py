@@ -110,7 +110,7 @@ predicted, samples = cell.predictions, cell.latency_samples
 assert (predicted.label == predicted.predicted).mean() == cell.metrics["top1"]
 assert len(cell.logits) == len(predicted) == cell.metrics["test_images"]
 ours = samples[(samples.of == "cell") & (samples.batch == 1)]
-assert abs(ours.ms.median() / cell.metrics["latency_p50_ms"] - 1) < 1e-9 and 3 <= ours.block.nunique() <= 12
+assert abs(ours.ms.median() / cell.metrics["latency_p50_ms"] - 1) < 1e-9 and 2 <= ours.block.nunique() <= 24
 assert set(samples.of) == {"cell", "fp32"} and len(cell.layers) == 3
 assert "confusion.png" in [picture.name for picture in cell.pictures] and cell.pictures[0].exists()
 for wrong, said in (

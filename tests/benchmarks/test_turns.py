@@ -45,5 +45,5 @@ def test_as_many_are_alive_as_fit_the_memory(memory_bytes: float, groups: list[l
     assert turns.missing == {"absent": "is not installed", "killed": "its process ended with code 9"}
     assert len(turns.blocks["reference"]) == 2 * len(groups)
     assert len(turns.blocks["slow"]) == 2 * sum("slow" in group for group in groups)
-    assert ratio(turns.blocks["medium"], turns.blocks["fast"]) == "2.00 [2.00, 2.00]"
+    assert ratio(turns.blocks["medium"], turns.blocks["fast"]) == "2.00 [1.95, 2.05]"  # what differs between processes
     assert relative(turns.blocks["slow"], turns.blocks["reference"]) == 0.5
