@@ -86,6 +86,17 @@ def test_labels_that_are_no_classes(labels: list[str | int], classes: tuple[str,
         number_labels(labels, classes)
 
 
+@pytest.mark.parametrize(
+    "pair", [("cat", "Cat"), ("cat", "cat "), ("a  b", "a b"), ("caf\u00e9", "cafe\u0301"), ("cat", "cat\u200b")]
+)
+def test_classes_that_look_alike_are_told(pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for classes in ((), pair):
+        assert len(number_labels([*pair], classes)[1]) == 2
+        assert "look alike, and are two" in capsys.readouterr().out
+    number_labels(["cat", "cats"], ())
+    assert not capsys.readouterr().out
+
+
 def test_words_that_are_numbers() -> None:
     assert whole_numbers(["1", "02", "3.0"]) == [1, 2, 3]
     assert whole_numbers(["1", "b"]) == ["1", "b"]

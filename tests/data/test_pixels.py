@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from bitsweep.data import pixels
@@ -23,6 +23,7 @@ from bitsweep.data.pixels import (
     read_picture,
     to_rgb,
     white_of,
+    why_unreadable,
 )
 from bitsweep.data.preprocessing import preprocess
 
@@ -169,6 +170,44 @@ def test_numbers_without_an_agreed_white_are_refused(values: np.ndarray, why: st
     Image.fromarray(values).save(tmp_path / "image.tiff")
     with pytest.raises(ValueError, match=why):
         read_picture(tmp_path / "image.tiff", form())
+
+
+def tiff(file: Path, data: bytes, tags: dict[int, list[int]]) -> None:
+    """A TIFF file of a kind that Pillow does not write: 6 x 6, in the order of bytes of this program."""
+    tags = {256: [6], 257: [6], 259: [1], 273: [0], 278: [6], 279: [len(data)]} | tags
+    rest, entries = b"", []
+    after = 8 + 2 + 12 * len(tags) + 4
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(packed) > 4:
+            rest, packed = rest + packed, struct.pack("<I", after + len(rest))
+        entries.append((tag, len(values), packed.ljust(4, b"\0")))
+    start = struct.pack("<I", after + len(rest))
+    body = [struct.pack("<HHI", tag, 3, n) + (start if tag == 273 else where) for tag, n, where in entries]
+    file.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(body) + b"\0" * 4 + rest + data)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "why"),
+    [
+        (GREY.view(np.int8), {258: [8], 262: [1], 277: [1], 339: [2]}, "negative pixels have no agreed black"),
+        (DEEP, {258: [16], 262: [0], 277: [1]}, "0 is white as negatives; save them with 0 as black"),
+        (np.stack([DEEP] * 3), {258: [16] * 3, 262: [2], 277: [3], 284: [2]}, "channels that lie apart"),
+    ],
+)
+def test_files_that_pillow_misreads_are_refused(
+    values: np.ndarray, tags: dict[int, list[int]], why: str, tmp_path: Path
+) -> None:
+    tiff(tmp_path / "image.tiff", values.tobytes(), tags)
+    with pytest.raises(ValueError, match=why):
+        read_picture(tmp_path / "image.tiff", form())
+    tiff(tmp_path / "image.tiff", DEEP.tobytes(), {258: [16], 262: [1], 277: [1]})
+    np.testing.assert_allclose(read_picture(tmp_path / "image.tiff", form()), _three(DEEP / 65535 * 255), atol=0.5)
+    tiff(tmp_path / "image.tiff", DEEP.tobytes(), {258: [16], 262: [1], 277: [1], 339: [3]})
+    with pytest.raises(UnidentifiedImageError) as caught:
+        read_picture(tmp_path / "image.tiff", form())
+    for picture in (tmp_path / "image.tiff", (tmp_path / "image.tiff").read_bytes()):
+        assert why_unreadable(picture, caught.value) == "a TIFF of a kind that Pillow cannot read"
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])

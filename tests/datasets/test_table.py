@@ -187,6 +187,41 @@ def test_an_odd_cell_is_a_missing_number(
     assert np.array_equal(found.train.labels, expected.train.labels)
 
 
+@pytest.mark.parametrize(
+    "how", ["{:.3f} %", "{:.3f}%", "$ {:.3f}", "{:,.3f}", "{:_.0f}", "{:.3f} kg", "comma", "minus"]
+)
+def test_numbers_in_another_spelling_become_no_words(how: str, plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+
+    def spelt(cell: str) -> str:
+        value = 1e6 * float(cell)
+        own = {"comma": f"{value:.3f}".replace(".", ","), "minus": f"\u2212{abs(value):.3f}"}
+        return own.get(how, "") or how.format(value)
+
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(p=rows.p.map(spelt)))
+    with pytest.raises(DataError, match=r"p of train\.csv holds numbers in another spelling \(.*drop=\[p\]"):
+        made.source()
+
+
+def test_a_few_choices_are_words_whatever_they_are(plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(p=["10 %", "20 %"] * (len(rows) // 2)))
+    assert made.decode().train.images[0, 0, :2, 0].tolist() == [255, 0]
+
+
+def test_a_column_that_holds_something_else_in_test_rows_is_told(plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    for train, test, wanted in (("True", "1", "true or false"), ("1", "True", "numbers"), ("1.5", "1,5", "numbers")):
+        change(made, "train", lambda rows, cell=train: rows.assign(p=cell))
+        change(made, "test", lambda rows, cell=test: rows.assign(p=cell))
+        with pytest.raises(
+            DataError, match=rf"p of test\.csv holds '{test}', and {wanted} in the training rows; write"
+        ):
+            made.source()
+
+
 def test_large_integers_are_numbers(plain: tuple[TableFile, RawData]) -> None:
     made, expected = plain
     for part in ("train", "test"):
@@ -206,6 +241,13 @@ def test_booleans_are_features(plain: tuple[TableFile, RawData]) -> None:
     found = made.decode()
     flags = numbers(60, seed=60).p > 0
     assert np.array_equal(found.train.images[:, 1, 2, 0], 255 * flags)
+
+
+def test_what_windows_writes_is_read(tmp_path: Path) -> None:
+    rows = numbers(60, seed=0).assign(y=["\u20ac", "\u201cb\u201d", "\u00e9"] * 20)
+    rows.to_csv(tmp_path / "all.csv", index=False, encoding="cp1252")
+    classes = TableFile(name="table", root=str(tmp_path / "all.csv"), target="y").decode().classes
+    assert classes == ("\u00e9", "\u201cb\u201d", "\u20ac")
 
 
 def test_what_becomes_switches_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +290,11 @@ def test_labels_that_are_missing_or_alike_are_told(
     for part in ("train", "test"):
         change(made, part, lambda rows: rows.assign(y=["cat", "Cat", "dog"] * (len(rows) // 3)))
     assert made.decode().classes == ("Cat", "cat", "dog")
-    assert "the classes Cat and cat differ in case only" in capsys.readouterr().out
+    assert "the classes 'Cat' and 'cat' look alike, and are two" in capsys.readouterr().out
+    change(made, "train", lambda rows: rows.assign(y=[f"{n}.5" for n in range(len(rows))]))
+    change(made, "test", lambda rows: rows.assign(y=["0.5"] * (len(rows) - 1) + ["77.5"]))
+    with pytest.raises(DataError, match=r"77\.5 has no training row: is y the column of classes"):
+        made.source()
     change(made, "train", lambda rows: rows.assign(y=["0", "1", "2"] * 19 + ["?", "NA", "1"]))
     change(made, "test", lambda rows: rows.assign(y=["0", "1", "2"] * 10))
     with pytest.raises(DataError, match=r"2 rows of train\.csv have no y \('\?', 'NA'\); remove them"):
@@ -264,6 +310,9 @@ def test_test_rows_that_are_training_rows(plain: tuple[TableFile, RawData], caps
     train = pandas.read_csv(Path(made.root) / "train.csv", dtype=str)
     change(made, "test", lambda rows: pandas.concat([rows, train[:4]]))
     with pytest.raises(DataError, match=r"4 of 34 test rows are training rows too, in every column; .*leaks=keep$"):
+        made.source()
+    change(made, "test", lambda rows: rows.assign(p=rows.p + "0"))  # the same number, written otherwise
+    with pytest.raises(DataError, match=r"4 of 34 test rows are training rows too"):
         made.source()
     assert len(replace(made, leaks="keep").decode().test) == 34
     assert "warning: 4 of 34 test rows are training rows too" in capsys.readouterr().out
@@ -303,7 +352,10 @@ FORMS: dict[str, Callable[["pandas.DataFrame", Path], None]] = {
     "packed.csv.zip": lambda rows, file: rows.to_csv(file, index=False),
     "small.csv": lambda rows, file: rows.to_csv(file, sep=";", decimal=",", index=False, float_format="%.17e"),
     "numbered.csv": lambda rows, file: rows.to_csv(file),
+    "excel.csv": lambda rows, file: file.write_text("sep=;\n" + rows.to_csv(sep=";", decimal=",", index=False)),
+    "widest.csv": lambda rows, file: rows.to_csv(file, index=False, encoding="utf-32"),
     "rows.parquet": lambda rows, file: rows.to_parquet(file),
+    "bytes.parquet": lambda rows, file: rows.assign(colour=rows.colour.str.encode("utf-8")).to_parquet(file),
 }
 
 
@@ -328,6 +380,7 @@ def test_tables_come_in_many_forms(form: str, tmp_path: Path) -> None:
         (b"\x7fELF\x02\x01,b\nx,y\n", "which is no text: is it a table"),
         (b'p,y\n1,a\n2,"b\n3,c,d\n', "cannot be read as CSV"),
         (b"p,y\n1,a,5\n2,b,6\n", "cannot be read as CSV"),
+        (b"# ours\np,y\n1,a\n", "CSV .*; its first line must name the columns"),
     ],
 )
 def test_what_is_no_table_is_one_line(content: bytes, named: str, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ Shape letters: N images, K classes.
 
 import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,8 @@ def number_labels(labels: Sequence[str | int], classes: Sequence[str]) -> tuple[
         DataError: a label is none of the classes.
     """
     found = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
+    for line in look_alikes(classes or map(str, found)):
+        print(line, flush=True)
     if classes:
         places = _places(found, classes)
         return np.array([places[label] for label in labels], np.int64), tuple(classes)
@@ -73,6 +76,18 @@ def number_labels(labels: Sequence[str | int], classes: Sequence[str]) -> tuple[
             print(f"labels run from {low} to {high} with {len(found)} values: those are the classes", flush=True)
     places = {label: number for number, label in enumerate(found)}
     return np.array([places[label] for label in labels], np.int64), tuple(str(label) for label in found)
+
+
+def look_alikes(names: Iterable[str]) -> list[str]:
+    """A line for every name that differs from another in case, spaces, invisible characters or encoding alone."""
+    lines = []
+    spellings: dict[str, str] = {}
+    for name in names:
+        visible = (each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
+        other = spellings.setdefault(" ".join("".join(visible).casefold().split()), name)
+        if other != name:
+            lines.append(f"warning: the classes {ascii(other)} and {ascii(name)} look alike, and are two")
+    return lines
 
 
 def whole_numbers(labels: Sequence[str]) -> Sequence[str | int]:

@@ -24,6 +24,11 @@ _TRUTHS = {"true": 1.0, "false": 0.0}
 _EXACT = 1 << 53
 #: Words of a column above which they may be names of rows.
 _MANY_WORDS = 50
+#: Numbers with decimal commas, separated thousands, a sign of percent, of a currency or of its own, or a unit.
+_SPELT = re.compile(
+    r"[+\-\u2212]?\s?[$€£¥]?\s?[+\-\u2212]?(\d+([.,]\d+)?|\d{1,3}([,.'_\u2019\s]\d{3})+([.,]\d+)?)"
+    r"(\s?[%‰°$€£¥]|\s[a-zA-Zµ°/%]{1,5})?"
+)
 #: Characters of a cell that messages show.
 _LONGEST = 40
 
@@ -63,6 +68,23 @@ def messages_about_cells(cells: "pandas.Series", kind: Kind) -> list[str]:
         what = f"{len(odd)} of {len(cells)} cells of {cells.name} are no numbers ({some_of(odd.unique())})"
         messages.append(f"{what}: they count as missing")
     return messages
+
+
+def number_spellings(cells: "pandas.Series", kind: Kind) -> list[str]:
+    """Numbers that are not written as programs write them, where most cells are such, and not a few choices of them."""
+    if kind != "words" or cells.nunique() <= _MANY_WORDS:
+        return []
+    spelt = cells[cells.str.fullmatch(_SPELT.pattern)]
+    odd = spelt[np.isnan(_numbers(spelt, "numbers"))]
+    return list(odd.unique()) if len(odd) and len(spelt) > 0.5 * len(cells) else []
+
+
+def as_numbers(cells: "pandas.Series", kind: Kind) -> "pandas.Series":
+    """The cells of a column with each of its numbers in one spelling."""
+    if kind == "words":
+        return cells
+    values = _numbers(cells, kind)
+    return cells.where(np.isnan(values), [repr(float(value)) for value in values])
 
 
 def some_of(cells: "Array | list[str]") -> str:

@@ -19,6 +19,9 @@ DEEPEST = (1 << 16) - 1
 #: Whites that cameras and scanners have: those of 8, 10, 12, 14 and 16 bits.
 _WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 _JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+#: Tags of TIFF: bits of each channel, what 0 shows, how channels lie, and whether they have a sign.
+_BITS, _PHOTOMETRIC, _PLANES, _SIGN = 258, 262, 284, 339
 #: Pillow's filters by name.
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -88,6 +91,7 @@ def as_stored(opened: Image.Image, form: StoredForm) -> np.ndarray[Any, Any]:
     """The same for a picture that is open."""
     if form.channels not in (1, 3, 4):
         raise ValueError(f"pictures have 1, 3 or 4 channels, not {form.channels}")
+    _refuse_misread(opened)
     upright = ImageOps.exif_transpose(opened)
     picture = to_rgba(upright, white=form.white) if form.channels == 4 else to_rgb(upright, white=form.white)
     if form.channels == 1:
@@ -183,7 +187,12 @@ def _sampled(picture: Image.Image, size: tuple[int, int], form: Framing) -> Imag
 def why_unreadable(picture: Path | bytes, error: Exception) -> str:
     """What is wrong with a picture that could not be read, from a file or from its content, in a few words."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image" if (picture if isinstance(picture, bytes) else picture.stat().st_size) else "empty"
+        if isinstance(picture, bytes):
+            head = picture[:4]
+        else:
+            with picture.open("rb") as stream:
+                head = stream.read(4)
+        return "a TIFF of a kind that Pillow cannot read" if head in _TIFF else "no image" if head else "empty"
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return " ".join(str(error).split()) or type(error).__name__
@@ -238,6 +247,22 @@ def largest_values(picture: Path | bytes | Image.Image) -> tuple[int, int]:
 def white_of(largest: int) -> int:
     """The white of pictures of 16 bits whose largest value is this: that of 8, 10, 12, 14 or 16 bits."""
     return next((white for white in _WHITES if largest <= white), DEEPEST) if largest > 0 else DEEPEST
+
+
+def _refuse_misread(opened: Image.Image) -> None:
+    """Refuse TIFF files that Pillow reads without an error, and as something else than they show.
+
+    Raises:
+        ValueError: what such a file holds.
+    """
+    tags = getattr(opened, "tag_v2", {})
+    bits = max(tags.get(_BITS, (1,)))
+    if bits == 8 and 2 in tags.get(_SIGN, ()):
+        raise ValueError("negative pixels have no agreed black")
+    if bits > 8 and tags.get(_PLANES) == 2:
+        raise ValueError("Pillow misreads 16-bit channels that lie apart; save them interleaved")
+    if opened.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0:
+        raise ValueError("Pillow shows 16-bit pixels whose 0 is white as negatives; save them with 0 as black")
 
 
 def _from_deep(picture: Image.Image, white: int) -> Image.Image:

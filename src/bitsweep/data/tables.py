@@ -24,7 +24,10 @@ TEXT = (".csv", ".tsv", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
 #: What columns without a name are called, with their number.
 UNNAMED = "Unnamed: "
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"),
+)  # fmt: skip
 _PACKED: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress,
 }  # fmt: skip
@@ -34,6 +37,8 @@ _NO_TEXT = {
 }  # fmt: skip
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE_LINES = 50
+#: What Excel writes into a line of its own to say how columns are separated.
+_SAYS_SEPARATOR = re.compile(r"\s*sep=(.)\s*\n")
 _QUOTED = r'^"(.*)"$'
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 
@@ -62,7 +67,10 @@ def read_table(file: Path, *, key: str, messages: list[str]) -> "pandas.DataFram
         raise
     except Exception as error:  # reading something damaged can raise anything
         reason = first_line(error)
-        raise DataError(f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason})") from error
+        hint = "" if parquet else "; its first line must name the columns, and every other have as many cells"
+        raise DataError(
+            f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason}){hint}"
+        ) from error
     frame = frame.rename(columns={name: str(name).strip() for name in frame.columns})
     if odd := [name for name in frame.columns if not name.isprintable()]:
         raise DataError(f"{key}: {file.name} has a column {odd[0][:20]!a}, which is no text: is it a table?")
@@ -81,14 +89,22 @@ def _read_parquet(file: Path) -> "pandas.DataFrame":
         frame = pandas.read_parquet(file)
     except ImportError as error:
         raise DataError(f"{file.name}: pyarrow, which reads it, is not installed; run: pip install pyarrow") from error
-    return frame.reset_index(drop=True).apply(lambda column: column.astype(object).where(column.notna(), "").map(str))
+    return frame.reset_index(drop=True).apply(
+        lambda column: column.astype(object).where(column.notna(), "").map(_written)
+    )
+
+
+def _written(cell: object) -> str:
+    return cell.decode("utf-8", "backslashreplace") if isinstance(cell, bytes) else str(cell)
 
 
 def _read_text(file: Path, messages: list[str]) -> "pandas.DataFrame":
     text, encoding = _decoded(_content(file))
     if encoding not in ("utf-8", "utf-8-sig"):
         messages.append(f"{file.name}: read as {encoding}")
-    separator = _separator(text)
+    if said := _SAYS_SEPARATOR.match(text):
+        text = text[said.end() :]
+    separator = said[1] if said and said[1] in _SEPARATORS else _separator(text)
     frame = _parsed(text, separator)
     if separator != ",":
         messages.append(f"{file.name}: columns are separated by {_SEPARATORS[separator]}")
@@ -143,6 +159,10 @@ def _decoded(content: bytes) -> tuple[str, str]:
             return content.decode(encoding), encoding
     try:
         return content.decode(), "utf-8"
+    except UnicodeDecodeError:
+        pass
+    try:
+        return content.decode("cp1252"), "Latin-1 (Windows-1252)"
     except UnicodeDecodeError:
         return content.decode("latin-1"), "Latin-1"
 

@@ -12,7 +12,10 @@ from pydantic import Field
 
 from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
-from bitsweep.data.columns import Encoder, Kind, kind_of, messages_about_cells, named_classes, present, some_of
+from bitsweep.data.class_names import look_alikes
+from bitsweep.data.columns import (
+    Encoder, Kind, as_numbers, kind_of, messages_about_cells, named_classes, number_spellings, present, some_of,
+)  # fmt: skip
 from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, UNNAMED, read_table
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
@@ -129,7 +132,7 @@ class TableFile(Dataset):
         del kinds[self.target]
         if not kinds:
             raise DataError(f"{self._key}: has no column beside {self.target}, and nothing to tell classes by")
-        train, test = frames if len(frames) == 2 else self._divided(frames[0], _rows_of(whole[0]))
+        train, test = frames if len(frames) == 2 else self._divided(frames[0], _rows_of(whole[0], like=whole[0]))
         return _Rows(
             train=train, test=test, kinds=kinds, classes=self._classes(train, test, messages), messages=messages
         )
@@ -165,10 +168,26 @@ class TableFile(Dataset):
             )
         for name, kind in kinds.items():
             if name != self.target and not present(frame[name], kind).any():
-                raise DataError(f"{self._key}: no row of {file.name} has {name}; name it in dataset.drop")
+                raise DataError(f"{self._key}: {self._why_empty(frame[name], kind, file)}")
+            if name != self.target and (odd := number_spellings(frame[name], kind)):
+                raise DataError(
+                    f"{self._key}: {name} of {file.name} holds numbers in another spelling ({some_of(odd)}), which "
+                    f"would be words; write them as 1234.5, or set dataset.drop=[{name}]"
+                )
             if name != self.target:
                 messages += [f"{file.name}: {line}" for line in messages_about_cells(frame[name], kind)]
         return frame.assign(**{self.target: labels})
+
+    @staticmethod
+    def _why_empty(cells: "pandas.Series", kind: Kind, file: Path) -> str:
+        """What is to be done about a column that holds nothing of its kind."""
+        if not (odd := [cell for cell in cells.unique() if cell]):
+            return f"no row of {file.name} has {cells.name}; name it in dataset.drop"
+        wanted = "true or false" if kind == "truths" else "numbers"
+        return (
+            f"{cells.name} of {file.name} holds {some_of(odd)}, and {wanted} in the training rows; write both alike, "
+            f"or set dataset.drop=[{cells.name}]"
+        )
 
     def _divided(self, frame: "pandas.DataFrame", rows: "pandas.Series") -> "tuple[pandas.DataFrame, pandas.DataFrame]":
         """Training and test rows, with the same share of every class.
@@ -199,7 +218,7 @@ class TableFile(Dataset):
         common = [name for name in train.columns if name in test.columns]
         kept = [name for name in common if name not in self.drop]
         for columns, where in ((common, "in every column"), (kept, f"but for {some(self.drop)}")):
-            seen, asked = (_rows_of(frame[columns]) for frame in (train, test))
+            seen, asked = (_rows_of(frame[columns], like=train) for frame in (train, test))
             if not (count := int(asked.isin(seen).sum())):
                 continue
             what = f"{count} of {len(test)} test rows are training rows too, {where}"
@@ -212,16 +231,14 @@ class TableFile(Dataset):
         classes = sorted(set(train[self.target]))
         there = set(test[self.target])
         if unknown := sorted(there - set(classes)):
-            raise DataError(f"{self._key}: class {unknown[0]} has no training row; give it some")
+            many = 2 * len(classes) > len(train)
+            hint = f": is {self.target} the column of classes (dataset.target)?" if many else "; give it some"
+            raise DataError(f"{self._key}: class {unknown[0]} has no training row{hint}")
         if len(classes) < 2:
             raise DataError(f"{self._key}: every row is of class {classes[0]}; there must be two classes or more")
         if untested := [name for name in classes if name not in there]:
             raise DataError(f"{self._key}: class {untested[0]} has no test row; give it some")
-        spellings: dict[str, str] = {}
-        for name in classes:
-            other = spellings.setdefault(name.casefold(), name)
-            if other != name:
-                messages.append(f"the classes {other} and {name} differ in case only, and are two")
+        messages += look_alikes(classes)
         return classes
 
 
@@ -230,11 +247,12 @@ def _say(lines: Sequence[str]) -> None:
         print(line, flush=True)
 
 
-def _rows_of(frame: "pandas.DataFrame") -> "pandas.Series":
-    """A hash for each row."""
+def _rows_of(frame: "pandas.DataFrame", *, like: "pandas.DataFrame") -> "pandas.Series":
+    """A hash for each row, the same however a number is written; what holds numbers is seen in other rows."""
     import pandas
 
-    return pandas.util.hash_pandas_object(frame, index=False)
+    cells = frame.assign(**{name: as_numbers(frame[name], kind_of(like[name])) for name in frame.columns})
+    return pandas.util.hash_pandas_object(cells, index=False)
 
 
 def _side(features: int) -> int:
