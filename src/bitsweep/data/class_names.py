@@ -86,7 +86,7 @@ def look_alikes(names: Iterable[str]) -> list[str]:
         visible = (each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
         other = spellings.setdefault(" ".join("".join(visible).casefold().split()), name)
         if other != name:
-            lines.append(f"warning: the classes {ascii(other)} and {ascii(name)} look alike, and are two")
+            lines.append(f"warning: the classes {other!a} and {name!a} look alike, and are two")
     return lines
 
 

@@ -14,7 +14,15 @@ from bitsweep.config.configurable import Place, Share, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data.class_names import look_alikes
 from bitsweep.data.columns import (
-    Encoder, Kind, as_numbers, kind_of, messages_about_cells, named_classes, number_spellings, present, some_of,
+    Encoder,
+    Kind,
+    as_numbers,
+    kind_of,
+    messages_about_cells,
+    named_classes,
+    number_spellings,
+    present,
+    some_of,
 )  # fmt: skip
 from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, UNNAMED, read_table
 from bitsweep.errors import DataError
