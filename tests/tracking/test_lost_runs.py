@@ -61,6 +61,22 @@ def test_nothing_that_was_measured_is_lost(measured: Path, capsys: pytest.Captur
     cli.main(["export", first["run_id"], "bundle"])
     assert Path("bundle/model.onnx").exists()
 
+    # A run without its tags tells nothing: what it measured is read from the store. A deleted sweep can be restored.
+    client = Connection().client
+    tags = client.get_run(first["run_id"]).data.tags
+    for tag in ("status", "kind", "flags"):
+        client.delete_tag(first["run_id"], tag)
+    cli.main(["report", name])
+    assert figures(fp32_of(folder.parent)) == figures(first)
+    for tag in ("status", "kind", "flags"):
+        client.set_tag(first["run_id"], tag, tags[tag])
+    own = Connection().sweeps()[name].info.run_id
+    client.delete_run(own)
+    with pytest.raises(SystemExit):
+        cli.main(["report", name])
+    assert f"{name} was deleted, restore it: MLFLOW_TRACKING_URI=" in capsys.readouterr().err
+    client.restore_run(own)
+
     # A deleted run is in the trash, and then gone for good: it was measured all the same.
     Connection().client.delete_run(first["run_id"])
     cli.main(["report", name])

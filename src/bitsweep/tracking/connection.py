@@ -94,12 +94,15 @@ class Connection:
         """Turn what MLflow and its database raise within into one line, see `explained`."""
         return explained(self.address)
 
-    def search(self, condition: str, *, experiment_id: str = "") -> "Iterable[Run]":
+    def search(self, condition: str, *, experiment_id: str = "", deleted: bool = False) -> "Iterable[Run]":
         """All runs that meet a condition of MLflow's query language, of an experiment or of that of the cells."""
+        from mlflow.entities import ViewType
+
+        kind = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         token = None
         while True:
             page = self.client.search_runs(
-                [experiment_id or self.experiment_id], condition, max_results=1000, page_token=token
+                [experiment_id or self.experiment_id], condition, kind, max_results=1000, page_token=token
             )
             yield from page
             token = page.token
@@ -127,7 +130,8 @@ class Connection:
         with self.explained():
             for each in conditions:
                 for run in self.search(each):  # the latest come first
-                    found.setdefault(run.data.tags[tag], run)
+                    if {tag, "status"} <= set(run.data.tags):
+                        found.setdefault(run.data.tags[tag], run)
         return found if keys is None else {key: found[key] for key in keys if key in found}
 
     def run(self, run_id: str) -> "Run | None":
@@ -142,10 +146,11 @@ class Connection:
                     raise
         return None
 
-    def sweeps(self) -> "dict[str, Run]":
-        """Sweep id -> its run."""
+    def sweeps(self, *, deleted: bool = False) -> "dict[str, Run]":
+        """Sweep id -> its run, of those that are there or of those that were deleted and can be restored."""
         with self.explained():
-            return {run.data.tags["sweep"]: run for run in self.search("tags.kind = 'sweep'")}
+            runs = self.search("tags.kind = 'sweep'", deleted=deleted)
+            return {run.data.tags["sweep"]: run for run in runs if "sweep" in run.data.tags}
 
     def read_json(self, run_id: str, name: str) -> Any:
         """The content of a JSON artifact of a run."""

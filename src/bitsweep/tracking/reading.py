@@ -20,6 +20,7 @@ from bitsweep.report import Baseline, Race, Row, RowStatus, SweepReport
 from bitsweep.report.choice import races_that_count
 from bitsweep.results import Measurement
 from bitsweep.runtime.store import MANIFEST, Store
+from bitsweep.tracking.address import VARIABLE
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.described import MISSING
 from bitsweep.tracking.entries import RACES, Entry
@@ -46,8 +47,12 @@ def find_sweep(connection: Connection, word: str) -> "Run":
     named = {**{run.info.run_id: run for run in by_start}, **dict(zip(("latest", "previous"), by_start, strict=False))}
     found = sweeps.get(word) or named.get(word) or sweeps.get(Path(word).resolve().name)
     if found is None:
-        known = ", ".join(run.data.tags["sweep"] for run in by_start[:5]) or "none yet"
-        raise UsageError(f"SWEEP_ID={word}: no such sweep in {connection.uri}; the latest are: {known}")
+        known = ", ".join(run.data.tags["sweep"] for run in by_start[:5]) or "none"
+        hint = ""
+        for name, run in list(connection.sweeps(deleted=True).items())[:1]:
+            how = f"{VARIABLE}={connection.uri} mlflow runs restore --run-id {run.info.run_id}"
+            hint = f"; {name} was deleted, restore it: {how}"
+        raise UsageError(f"SWEEP_ID={word}: no such sweep in {connection.uri}; the latest are: {known}{hint}")
     return found
 
 
@@ -219,7 +224,8 @@ class _Finished:
         latest = self._latest.get(entry.key)
         if not entry.run_id or (latest and latest.info.run_id == entry.run_id):
             return latest
-        return self._connection.run(entry.run_id) or latest
+        own = self._connection.run(entry.run_id)
+        return own if own and "status" in own.data.tags else latest  # its tags can be deleted, too
 
     def measurement_of(self, entry: Entry) -> Measurement | None:
         if entry.verdict not in ("finished", "lowered", "reuse"):
@@ -235,7 +241,7 @@ def _row(entry: Entry, finished: _Finished) -> Row:
     reason = entry.reason
     if entry.verdict in ("skip", "failed"):
         status = "skipped" if entry.verdict == "skip" else "failed"
-    elif run is not None and run.data.tags["status"] == "lowered":
+    elif run is not None and run.data.tags.get("status") == "lowered":
         status = "lowered"
     elif run is not None:
         status = "reused" if entry.verdict == "reuse" else "finished"
