@@ -3,7 +3,6 @@
 The file holds codes as codes, weights in as few bits as ONNX has a type for, and half-precision parameters as such.
 """
 
-import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.normal_form import place_of, refuse_groups_of_images
 from bitsweep.lowering.onnx import rewrites
 from bitsweep.lowering.onnx.operators import translations
+from bitsweep.lowering.onnx.translation import translate
 
 #: The first opset with 4-bit codes and 16-bit ones.
 OPSET = 21
@@ -63,6 +63,7 @@ def export_onnx(
         CompressionError: ONNX cannot express an operation of the program.
     """
     model = _written(program, translations(codes_of_gates=codes_of_gates))
+    model.graph.inputs[0].name, model.graph.outputs[0].name = INPUT, OUTPUT
     # As nodes, constants would be compared with every pattern.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     optimizer.optimize_ir(model, num_iterations=1, should_fold=lambda node: False if _widens_half(node) else None)
@@ -87,38 +88,20 @@ def export_onnx(
     ir.save(model, path)
 
 
-class _AsItIs(ExportedProgram):
-    """A program whose operations are not taken apart, for which all of it would be traced again."""
-
-    @classmethod
-    def of(cls, program: ExportedProgram) -> "_AsItIs":
-        """The same program, with a graph of its own."""
-        found = copy.copy(program)
-        found._graph_module = copy.deepcopy(program.graph_module)
-        found.__class__ = cls
-        assert isinstance(found, _AsItIs)
-        return found
-
-    def run_decompositions(self, *table: Any, **options: Any) -> ExportedProgram:
-        """The program itself."""
-        return self
-
-
 def _written(program: ExportedProgram, translated: dict[Any, Callable[..., Any]]) -> ir.Model:
     """A program as PyTorch writes it; with its operations taken apart only where ONNX has none for some of them.
 
     Raises:
         CompressionError: ONNX cannot express an operation of the program.
     """
-    settings: dict[str, Any] = {
-        "dynamo": True, "input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET,
-        "custom_translation_table": translated, "optimize": False, "verbose": False,
-    }  # fmt: skip
     try:
-        exported = torch.onnx.export(_AsItIs.of(program), **settings)
-    except torch.onnx.errors.OnnxExporterError:
+        return translate(program, translated, opset=OPSET)
+    except Exception:  # whatever translations raise; what is left of it is said of the operations taken apart
         try:
-            exported = torch.onnx.export(program, **settings)
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, custom_translation_table=translated, optimize=False,
+                verbose=False,
+            )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
             reason = first_line(error.__cause__ or error)
             if operation := re.search(r"%(\w+) .*target=torch\.ops\.([\w.]+)", reason):
