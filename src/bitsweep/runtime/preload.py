@@ -18,8 +18,8 @@ import onnxruntime  # noqa: E402, F401
 import onnxscript.function_libs.torch_lib.ops  # noqa: E402, F401
 import psutil  # noqa: E402, F401
 import sklearn.metrics  # noqa: E402, F401
-import torch._functorch.aot_autograd  # noqa: E402, F401
-import torch.onnx._internal.exporter._torchlib.ops  # noqa: E402, F401
+import torch._functorch.aot_autograd  # noqa: E402
+import torch.onnx._internal.exporter._torchlib.ops  # noqa: E402
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnxscript import opset18
 from onnxscript import opset21 as op
 
 from bitsweep.graphs.ops import quantized
@@ -26,6 +27,7 @@ def translations(*, codes_of_gates: bool) -> dict[Any, Callable[..., Any]]:
         aten.adaptive_avg_pool2d.default: adaptive_average,
         aten.mean.dim: mean,
         aten.linear.default: linear,
+        aten.to.dtype: cast,
         quantized.choose_qparams.tensor: choose_qparams,
         quantized.quantize_per_tensor.tensor: quantize_at_run_time,
         quantized.dequantize_per_tensor.tensor: dequantize_at_run_time,
@@ -72,6 +74,11 @@ def mean(values: Any, dim: list[int], keepdim: bool = False, dtype: int | None =
         return op.ReduceMean(values, _constant(np.array(dims)), keepdims=int(keepdim))
     pooled = op.GlobalAveragePool(values)
     return pooled if keepdim else op.Flatten(pooled)
+
+
+def cast(values: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: str = "") -> Any:
+    """Values in another type, without what later opsets say of 8-bit floats."""
+    return opset18.Cast(values, to=dtype)
 
 
 def linear(values: Any, weight: Any, bias: Any = None) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
+import onnxscript.function_libs.torch_lib.ops  # noqa: F401 - registers what onnxscript translates
 import torch
 import torch.fx.experimental._config
 from onnxscript import version_converter
@@ -19,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.onnx._internal.exporter import _core, _fx_passes
-from torch.onnx._internal.exporter._registration import ONNXRegistry, OnnxDecompMeta
+from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry as torch_operations
 from torch.onnx._internal.fx.passes.type_promotion import TypePromotionTable, get_type_promotion_rule
 from torch.onnx._internal.fx.type_utils import from_scalar_type_to_torch_dtype
@@ -69,7 +70,9 @@ def _registry(graph: GraphModule, own: Mapping[Any, Callable[..., Any]], *, opse
 
 def _name(target: Any) -> str:
     """The name of an operation: ``aten::conv2d.padding`` or ``_operator::getitem``."""
-    return target.name() if isinstance(target, OpOverload) else f"{target.__module__}::{target.__name__}"
+    if isinstance(target, OpOverload):
+        return str(target.name())  # type: ignore[no-untyped-call]
+    return f"{target.__module__}::{target.__name__}"
 
 
 def _graphs(graph: GraphModule) -> list[GraphModule]:
@@ -83,7 +86,8 @@ def _with_casts(program: ExportedProgram) -> ExportedProgram:
     """A program with a graph of its own, in which operands are cast to the type that an operation computes in."""
     found = copy.copy(program)
     found._graph_module = copy.deepcopy(program.graph_module)
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # a batch of 1 is like all others
+    sizes: Any = torch.fx.experimental._config
+    with sizes.patch(backed_size_oblivious=True):  # a batch of 1 is like all others
         _fx_passes.insert_type_promotion_nodes(found.graph_module)
         _fx_passes.remove_assertion_nodes(found.graph_module)
     return found
@@ -104,7 +108,8 @@ def _casts_operands(node: Node, rules: TypePromotionTable) -> bool:
     rule = get_type_promotion_rule(node, rules)
     if rule is None:
         return False
-    args, named = (map_arg(each, lambda source: source.meta["val"]) for each in (node.args, node.kwargs))
+    args: Any = map_arg(node.args, lambda source: source.meta["val"])
+    named: Any = map_arg(node.kwargs, lambda source: source.meta["val"])
     computed = rule.preview_type_promotion(args, named)
     wanted = [(args[index], dtype) for index, dtype in computed.args_dtypes.items()]
     wanted += [(named[name], dtype) for name, dtype in computed.kwargs_dtypes.items()]
