@@ -18,6 +18,7 @@ from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
 from bitsweep.hydra_app import cells_of, main, requirements
+from bitsweep.runtime.environment import version_of
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -30,6 +31,10 @@ CONF = Path(__file__).parents[1] / "conf"
         (["model"], "model: no value; write KEY=VALUE"),
         (["~model"], "~model: nothing can be left out; set another value, as in model=VALUE"),
         (["~train.compile"], "nothing can be left out; set another value, as in train.compile=VALUE"),
+        (["~hydra.run.dir"], "nothing can be left out; set another value, as in hydra.run.dir=VALUE"),
+        (["-m", "precision=[int8,fp16],int4"], r"one choice at a time; a grid is written -m precision=int8,fp16"),
+        (["-m", "precision=int8,4"], r"not a choice; bf16, .* are$"),
+        (["-m", "precision=range(2,5)"], r"not a choice; bf16, .* are$"),
         (["precision=[int8,fp16]"], r"one choice at a time; a grid is written -m precision=int8,fp16"),
         (["-m", "seed=range(0,0)"], "holds no value"),
         (["-m", "train.lr=interval(1,0)"], r"a number to begin with, and a larger one to end with"),
@@ -114,6 +119,7 @@ def test_a_plan_of_what_cannot_run_ends_as_the_run_would(
         ("train={epochs:1,lrr:3}", r"train\.lrr: no such key; did you mean train\.lr\?"),
         ("++search.cell=1", r"search\.cell: no such key; did you mean search\.cells\?"),
         ("model.weights=${oc.env:NOT_THERE}", r"model\.weights: .*'NOT_THERE' not found.*; give a value"),
+        ("model=${nix}", r"\$\{nix\}: no such key, whose value could be taken"),
         ("hydra/launcher=nope", "hydra/launcher=nope: no such choice; choose from basic, joblib"),
         ("data=???", r"data: Missing mandatory value: data; give a value, as in data=VALUE"),
     ],
@@ -125,6 +131,13 @@ def test_what_a_configuration_lacks_is_one_line(word: str, message: str) -> None
 
 def test_a_glob_of_choices_is_hydras() -> None:
     assert checked(["-m", "model=glob(*net)"]) == ["-m", "model=glob(*net)"]
+
+
+def test_the_version_is_our_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        checked(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == f"bitsweep {version_of('bitsweep')}"
 
 
 def test_options_may_stand_anywhere() -> None:

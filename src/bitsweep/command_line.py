@@ -49,6 +49,9 @@ def checked(arguments: Sequence[str]) -> list[str]:
     """
     parser = get_args_parser()
     parser.error = _refused  # type: ignore[method-assign]
+    for action in parser._actions:
+        if action.dest == "version":
+            action.version = f"bitsweep {version_of('bitsweep')}"  # type: ignore[attr-defined]
     options = parser.parse_intermixed_args(list(arguments))
     if options.shell_completion:
         _check_completion(options.overrides)
@@ -87,10 +90,10 @@ def _checked(word: str, *, multirun: bool) -> str:
         raise ConfigError(f"{word}: Hydra's settings are set one by one, as in hydra.verbose=true")
     if key == "hydra.searchpath":
         _check_folders(override.value(), word)
-    if key.startswith("hydra"):
-        return word
     if override.is_delete():
         raise ConfigError(f"{word}: nothing can be left out; set another value, as in {key}=VALUE")
+    if key.startswith("hydra"):
+        return word
     if override.is_sweep_override():
         _check_grid(override, word, multirun=multirun)
     elif key in _GROUPS:
@@ -142,8 +145,11 @@ def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
     _check_sweep(key, word)
     if isinstance(interval := override.value(), IntervalSweep):
         _check_interval(interval, word)
-    elif not isinstance(override.value(), Glob) and not list(override.sweep_iterator()):
-        raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
+    elif not isinstance(override.value(), Glob):
+        if not (values := list(override.sweep_iterator())):
+            raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
+        for value in values if key in _GROUPS else []:
+            _check_choice(key, value, word)
     if not multirun:
         path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
         raise ConfigError(f"{word}: several values are a grid; add -m{path}")
@@ -192,6 +198,10 @@ def explain(error: Exception, conf: Path) -> str:
     signs = (r"is not in struct\s+full_key: (\S+)", r"Could not override '([^']+)'")
     if match := next(filter(None, (re.search(sign, text) for sign in signs)), None):
         return _no_such_key(match[1], conf)
+    if match := re.search(r"nterpolation (?:key )?'(?:\$\{)?([^'}]+)\}?'", text):
+        return f"${{{match[1]}}}: no such key, whose value could be taken; `--cfg job` prints all keys"
+    if text.startswith("Primary config"):
+        return "--config-path: no such folder; --config-dir FOLDER adds YAML files of your own"
     return " ".join(text.split())
 
 

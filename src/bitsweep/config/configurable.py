@@ -7,6 +7,7 @@ devices are touched in methods only.
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -23,7 +24,19 @@ IN_NAMES = object()
 #: Where files lie. What is in them is in keys instead, see `Choice.source`.
 Place = Annotated[str, NOT_IN_KEYS]
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+def spelt(pattern: str, wanted: str) -> pydantic.AfterValidator:
+    """What refuses a text that is not of a pattern, and says in words what is wanted."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"should be {wanted}")
+        return text
+
+    return pydantic.AfterValidator(check)
+
+
+Name = Annotated[str, spelt(r"[A-Za-z0-9_.-]+", "a word of letters, digits, dots, hyphens and underscores")]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

@@ -12,9 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Annotated, ClassVar, final
 
-from pydantic import Field
-
-from bitsweep.config.configurable import NOT_IN_KEYS, Count, configurable
+from bitsweep.config.configurable import NOT_IN_KEYS, Count, configurable, spelt
 from bitsweep.config.target import Target
 from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
 from bitsweep.runtime.environment import Cpu
@@ -44,7 +42,7 @@ class SshMachine(Target):
 
     here: ClassVar[bool] = False
 
-    host: Annotated[str, NOT_IN_KEYS, Field(pattern=r"^[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*$")]
+    host: Annotated[str, NOT_IN_KEYS, spelt(r"[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*", "a machine, e.g. user@board")]
     options: Annotated[tuple[str, ...], NOT_IN_KEYS] = ()
     python: Annotated[str, NOT_IN_KEYS] = "python3"
     folder: Annotated[str, NOT_IN_KEYS] = ".cache/bitsweep"
