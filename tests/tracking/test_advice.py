@@ -1,9 +1,12 @@
 """Errors of MLflow and of what lies under it become one line."""
 
+import pytest
 from mlflow.exceptions import MlflowException
 
+from bitsweep.errors import TrackingError
 from bitsweep.tracking.address import Address
 from bitsweep.tracking.advice import explain
+from bitsweep.tracking.connection import Connection
 
 SERVER = Address(uri="http://me:secret@host:5000", shown="http://me:***@host:5000", database=None, chosen=True)
 HINT = "or unset MLFLOW_TRACKING_URI to use mlflow.db in this folder"
@@ -28,3 +31,21 @@ def test_a_server_of_something_else_is_named_as_such() -> None:
     assert "secret" not in line
     assert line.endswith("***</p>)")
     assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mlflow.db",
+        "file:///tmp",
+        "127.0.0.1:5000",
+        "localhost:5000",
+        "s3://b/x",
+        "postgresql://h:port/x",
+        "sqlite://u:s@h/x",
+    ],
+)
+def test_what_is_no_address_is_called_so(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(TrackingError, match=r"is no address that MLflow takes; correct it, as in http://HOST:5000 or"):
+        Connection(read_only=True)

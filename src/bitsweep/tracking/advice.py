@@ -5,6 +5,12 @@ import locale
 from bitsweep.errors import one_line
 from bitsweep.tracking.address import Address, elsewhere
 
+#: What MLflow and SQLAlchemy say of addresses that they cannot read, or no longer take, such as a folder of files.
+_NO_ADDRESS = (
+    "filesystem tracking backend", "unsupported uri", "invalid url", "invalid sqlite url", "could not parse sqlalchemy",
+    "invalid literal for int", "unity catalog", "databricks",
+)  # fmt: skip
+
 
 def explain(error: Exception, address: Address) -> str:
     """One line: the store, what to do, and in parentheses what was raised."""
@@ -36,6 +42,11 @@ def advice(error: Exception, address: Address) -> str:
         return f"needs a package that is not installed, the driver of its database; install it, {elsewhere(address)}"
     if "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
         return f"cannot be written; make it writable, {elsewhere(address)}"
+    if any(sign in text for sign in _NO_ADDRESS):
+        return (
+            "is no address that MLflow takes; correct it, as in http://HOST:5000 or sqlite:////FOLDER/mlflow.db, "
+            f"{elsewhere(address)}"
+        )
     if "database is locked" in text:
         return "is locked by another program; end that one, and run the same command again"
     if "out-of-date database schema" in text or "can't locate revision" in text:

@@ -130,7 +130,7 @@ class Connection:
         with self.explained():
             for each in conditions:
                 for run in self.search(each):  # the latest come first
-                    if {tag, "status"} <= set(run.data.tags):
+                    if tag in run.data.tags:
                         found.setdefault(run.data.tags[tag], run)
         return found if keys is None else {key: found[key] for key in keys if key in found}
 
@@ -170,7 +170,14 @@ def client_of(address: Address) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     quiet_mlflow()
     import mlflow
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
 
+    with contextlib.suppress(ArgumentError):  # no address of a database
+        try:
+            make_url(address.uri)
+        except ValueError as error:
+            raise TrackingError(explain(error, address)) from error
     mlflow.set_tracking_uri(address.uri)
     if not address.chosen:  # MLflow sets the variable, too, as if the user had
         os.environ.pop(VARIABLE, None)

@@ -218,14 +218,15 @@ class _Finished:
 
     def __init__(self, connection: Connection, store: Store, keys: Collection[str]) -> None:
         self._connection, self._store = connection, store
-        self._latest = connection.cells(keys)
+        # Tags can be deleted, too.
+        self._latest = {key: run for key, run in connection.cells(keys).items() if "status" in run.data.tags}
 
     def run_of(self, entry: Entry) -> "Run | None":
         latest = self._latest.get(entry.key)
         if not entry.run_id or (latest and latest.info.run_id == entry.run_id):
             return latest
         own = self._connection.run(entry.run_id)
-        return own if own and "status" in own.data.tags else latest  # its tags can be deleted, too
+        return own if own and "status" in own.data.tags else latest
 
     def measurement_of(self, entry: Entry) -> Measurement | None:
         if entry.verdict not in ("finished", "lowered", "reuse"):
