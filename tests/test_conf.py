@@ -1,17 +1,18 @@
 """Every YAML composes, binds to its class, and is planned."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+import bitsweep as bs
 from bitsweep import configured, planning
 from bitsweep.cell import Cell
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
@@ -32,33 +33,23 @@ STUDIES: dict[str, dict[str, str]] = {
 }
 
 
-def read(config: DictConfig) -> Cell:
+@functools.cache
+def _composed(*words: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(words), return_hydra_config=True)
+
+
+@functools.cache
+def _cell(*words: str) -> Cell:
     """The cell of a configuration as Hydra composes it, with Hydra's own settings in it."""
-    return configured.read(config, config.hydra)[0]
-
-
-def _cell(words: list[str]) -> Cell:
+    config = _composed(*words)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return read(compose("config", words, return_hydra_config=True))
-
-
-def _grid(words: list[str], **restriction: str) -> list[Cell]:
-    """The cells of a named sweep."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        sweeper = compose("config", words, return_hydra_config=True).hydra.sweeper
-        cells = []
-        for grid in sweeper.grids.values() or [{}]:
-            knobs: dict[str, Any] = {**grid, **sweeper.params, **restriction}
-            overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in knobs.items()])
-            (points,) = BasicSweeper.split_arguments(overrides, None)
-            composed = [compose("config", [*words, *point], return_hydra_config=True) for point in points]
-            cells += [read(each) for each in composed]
-        return cells
+        return configured.read(config, config.hydra)[0]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
 def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) -> None:
-    cell = _cell([f"{group}={choice}"])
+    cell = _cell(f"{group}={choice}")
     assert getattr(cell, group).name == choice or cell.precision.name == "fp32"
     (planned,) = planning.plan([cell], Store(tmp_path), None)
     assert planned.verdict in ("run", "lower", "skip")
@@ -69,16 +60,14 @@ def test_a_choice_binds_and_is_planned(group: str, choice: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
 def test_every_knob_can_be_overridden(group: str, choice: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"{group}={choice}"])
+    config = _composed(f"{group}={choice}")
     cls = get_class(config[group]["_target_"])
     assert set(config[group]) - {"_target_"} == {field.name for field in dataclasses.fields(cls)}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
 def test_comments_list_what_a_knob_takes(group: str, choice: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cls = get_class(compose("config", [f"{group}={choice}"])[group]["_target_"])
+    cls = get_class(_composed(f"{group}={choice}")[group]["_target_"])
     taken = {name: set(get_args(hint)) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
     lines = re.findall(r"^(\w+):.*?# (.*)$", (CONF / group / f"{choice}.yaml").read_text(), flags=re.MULTILINE)
     for name, comment in lines:
@@ -94,9 +83,7 @@ def test_every_group_has_a_choice() -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_named_sweep_is_a_grid(name: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"+sweep={name}"], return_hydra_config=True)
-    sweeper = config.hydra.sweeper
+    sweeper = _composed(f"+sweep={name}").hydra.sweeper
     grids = [sweeper.params, *sweeper.grids.values()]
     words = [f"{key}={value}" for grid in grids for key, value in grid.items()]
     assert any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(words))
@@ -106,7 +93,8 @@ def test_a_named_sweep_is_a_grid(name: str) -> None:
 @pytest.mark.parametrize("scale", ["small", "full"])
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_as_it_stands(name: str, scale: str, sample_data: Path, tmp_path: Path) -> None:
-    cells = _grid([f"+sweep={name}", f"scale={scale}", f"data={sample_data}"], **STUDIES[name])
+    less = [f"{group}={choices}" for group, choices in STUDIES[name].items()]
+    cells = bs.grid([f"+sweep={name}", f"scale={scale}", f"data={sample_data}", *less])
     planned = planning.plan(cells, Store(tmp_path), None)
     assert {each.verdict for each in planned} <= {"run", "lower", "skip"}
     assert all(len(each.reason) > 20 for each in planned if each.verdict != "run")
@@ -120,16 +108,16 @@ def test_a_study_runs_as_it_stands(name: str, scale: str, sample_data: Path, tmp
 
 
 def test_a_scale_is_for_any_cell() -> None:
-    neutral, small = _cell([]), _cell(["scale=small"])
+    neutral, small = _cell(), _cell("scale=small")
     assert (neutral.train.name, neutral.protocol.name) == ("default", "default")
     assert (small.train.name, small.protocol.name) == ("fast", "smoke")
     assert dataclasses.replace(small, train=neutral.train, protocol=neutral.protocol) == neutral
-    assert _cell(["scale=small", "train=default"]).train == neutral.train
+    assert _cell("scale=small", "train=default").train == neutral.train
 
 
 @pytest.mark.parametrize("choice", sorted(file.stem for file in (CONF / "dataset").glob("*.yaml")))
 def test_one_word_places_all_data_sets(choice: str) -> None:
-    before, after = (_cell([f"dataset={choice}", *words]).dataset for words in ([], ["data=/somewhere"]))
+    before, after = (_cell(f"dataset={choice}", *words).dataset for words in ([], ["data=/somewhere"]))
     if "${oc.select:data" in (CONF / "dataset" / f"{choice}.yaml").read_text():
         assert any(getattr(after, place).startswith("/somewhere") for place in marked(after, NOT_IN_KEYS))
     else:
