@@ -1,11 +1,16 @@
 """What tests share: real sample data where there is some, and a folder of their own to work in."""
 
+import contextlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from filelock import FileLock
@@ -51,6 +56,31 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
+
+
+@contextlib.contextmanager
+def as_a_program(name: str, **environment: str) -> Iterator[IO[str]]:
+    """Let this process be a program of some name: that spares the imports of another one, and of its children.
+
+    Returns:
+        The file of what it prints.
+    """
+    handlers = logging.root.handlers[:]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryFile("w+") as printed,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("default")
+        patch.setattr(sys, "argv", [name])
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
+        try:
+            yield printed
+        finally:
+            logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

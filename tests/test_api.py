@@ -1,8 +1,7 @@
 """Sweeps from Python, as a program of the user's has them."""
 
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pandas
@@ -10,6 +9,7 @@ import pytest
 
 import bitsweep as bs
 from bitsweep.errors import ConfigError, UsageError
+from tests.conftest import as_a_program
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 QUICK = "model=mlp model.image_size=8 train=smoke train.max_steps=20 protocol=smoke protocol.memory=false"
@@ -140,9 +140,11 @@ assert sorted(set(searched["status"])) == ["finished", "skipped"] and len(search
 """.replace("QUICK", QUICK)
     )
     Path("sweep.py").write_text(program)
-    ran = subprocess.run([sys.executable, "sweep.py"], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "1 run, 0 reuse" in ran.stdout and "test images are not recognised" in ran.stdout
+    with as_a_program("sweep.py") as printed:
+        runpy.run_path("sweep.py", run_name="__main__")
+        printed.seek(0)
+        output = printed.read()
+    assert "1 run, 0 reuse" in output and "test images are not recognised" in output
     frame = pandas.read_pickle("frame.pkl")
     assert list(frame["precision"]) == ["int8"] and list(frame["status"]) == ["finished"]
     assert frame["top1"].between(0, 1).all() and (frame["latency_p50_ms"] > 0).all()

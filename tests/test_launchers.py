@@ -20,7 +20,7 @@ from bitsweep.results import Outcome
 from bitsweep.runtime import environment
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
-from tests.test_sweep import cells, run
+from tests.test_sweep import cells, run_apart
 
 LAUNCHERS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -84,7 +84,7 @@ def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
         "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=dies,breaks,onnxruntime",
         f"hydra/launcher={launcher}",
     ]  # fmt: skip
-    output = run(*words, code=1)
+    output = run_apart(*words, code=1)
     assert "UserWarning" not in output
     statuses = {"dies": "failed", "breaks": "failed", "onnxruntime": "finished"}
     assert {row["backend"]: row["status"] for row in cells()} == statuses

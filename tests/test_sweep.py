@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import sqlite3
 import subprocess
@@ -24,18 +23,33 @@ from bitsweep.job import runner_of
 from bitsweep.options import Options
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.registry import register
-from tests.conftest import GRID, QUICK
+from tests.conftest import GRID, QUICK, as_a_program
 
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "run.py", *words]
 
 
-def run(*words: str, code: int = 0, **environment: str) -> str:
+def run_apart(*words: str, code: int = 0) -> str:
     """What the command prints; it must end with the given exit code and without a traceback."""
-    finished = subprocess.run(command(*words), capture_output=True, text=True, env=os.environ | environment)
+    finished = subprocess.run(command(*words), capture_output=True, text=True)
     output = finished.stdout + finished.stderr
     assert finished.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+def run(*words: str, code: int = 0, **environment: str) -> str:
+    """The same of the command within this process, which has imported everything for the tests before."""
+    ended = 0
+    with as_a_program("run.py", **environment) as printed:
+        try:
+            cli.run(words, conf=Path("conf").resolve())
+        except SystemExit as exit:
+            ended = int(exit.code or 0)
+        printed.seek(0)
+        output = printed.read()
+    assert ended == code, output
     assert "Traceback" not in output
     return output
 
@@ -83,7 +97,7 @@ class Mine(OnnxRuntime):
     ]
     for said in ("hello", "good-bye"):
         (workplace / "helper.py").write_text(f"said = {said!r}\n")
-        output = run(*words)
+        output = run_apart(*words)
         assert re.search(r"^lowered +mlp-none-fp32-onnxruntime-digits", output, re.MULTILINE)
         assert "interrupted" not in output
     made = sorted(file.read_text() for file in workplace.rglob("artifact/*/said.txt"))

@@ -9,7 +9,8 @@ import pytest
 from bitsweep.tracking.connection import Connection
 from tests.cluster.services import wait_until
 from tests.test_launchers import DIES, LAUNCHERS, add_engines, has
-from tests.test_sweep import cells, command, run
+from tests.test_sweep import cells, command
+from tests.test_sweep import run_apart as run
 
 #: An engine whose cells wait for a file before they go on, but for the process that plans them.
 WAITS = """
