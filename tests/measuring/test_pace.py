@@ -30,8 +30,8 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Machine:
     """Cores that are twice as slow in some turns, and an artifact that takes as long as they let it."""
 
-    def __init__(self, slow_turns: set[int]) -> None:
-        self.slow_turns, self.asked = slow_turns, 0
+    def __init__(self, slow_turns: set[int], *, slow_s: float = 0.004) -> None:
+        self.slow_turns, self.slow_s, self.asked = slow_turns, slow_s, 0
 
     def pace(self) -> Moment:
         self.asked += 1
@@ -41,17 +41,17 @@ class Machine:
         return 2.0 if turn in self.slow_turns else 1.0
 
     def infer(self, images: np.ndarray) -> np.ndarray:
-        time.sleep(0.002 * self.slowdown(self.asked - 1))
+        time.sleep(0.002 if self.slowdown(self.asked - 1) == 1 else self.slow_s)
         return images
 
 
 def test_slow_blocks_do_not_count() -> None:
-    machine = Machine({1, 4})
+    machine = Machine({1, 4}, slow_s=0.1)  # far above a quick one, which on a busy machine is longer than it asks for
     (blocks,), noise = until_quiet([machine.infer], IMAGES, PROTOCOL, machine.pace, computes=False)
     # A slow moment belongs to the turn before it and to the one after it. Of the first six turns two are steady.
     assert machine.asked == 1 + 7
     assert len(blocks) == 3
-    assert max(float(np.median(block)) for block in blocks) < 3
+    assert max(float(np.median(block)) for block in blocks) < 100
     assert noise["disturbed_share"] == pytest.approx(4 / 7)
     assert not noise["noisy"]
 
