@@ -5,9 +5,10 @@
 
 All quantize the same network on the same images (`contestants.py`, `trained_networks.py`), each in a process of its own
 with so many cores. Times are CPU-seconds of all threads, user and system: other work on the machine hardly changes
-them. A stage has the time that no stage within it has. What is compared is all that a tool does from the float network
-in its own form: of ours from the network in PyTorch to the file, evaluation apart; of a peer, the call that quantizes.
-With "export" a peer has the ONNX export too, without which it cannot start, and which is part of ours.
+them. A stage has the time that no stage within it has. What is compared is what a tool does from the float network in
+its own form: of ours from the file of the exported network, which all its cells share, to the artifact, evaluation
+apart; of a peer, the call that quantizes. With "export" everybody has the export of the network in PyTorch, too: to
+that file, or to ONNX.
 """
 
 import argparse
@@ -48,8 +49,8 @@ PEER_STAGES: dict[str, Stages] = {
     },
 }
 OURS: Stages = {
-    "bitsweep.graphs.tracing:trace": "trace",
-    "bitsweep.graphs.folding:fold_batch_norm": "fold",
+    "contestants:program_file": "export",
+    "bitsweep.graphs.program:load_program": "load",
     "bitsweep.graphs.folding:fold_hard_sigmoid": "fold",
     "bitsweep.data.preprocessing:preprocess": "preprocess images",
     "bitsweep.quantization.guard.search:Guard.protect": "guard",
@@ -60,8 +61,7 @@ OURS: Stages = {
     "bitsweep.quantization.placement:convert": "choose ranges, place pairs",
     "bitsweep.quantization.calibration.observers:histogram": "histograms",
     "bitsweep.quantization.storing:stored": "records",
-    "bitsweep.graphs.tracing:export": "torch.export",
-    "bitsweep.graphs.lifting:program_of": "program",
+    "bitsweep.quantization.storing:program_of": "program",
     "bitsweep.lowering.onnx.export:export_onnx": "lower",
     "bitsweep.methods.ptq:PostTrainingQuantization.compress": "others",
 }
@@ -189,25 +189,23 @@ def run_lane(network: str, name: str, arguments: argparse.Namespace) -> dict[str
 
 
 def print_table(network: str, rounds: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> None:
-    """What each contestant takes, its ratio to each peer, and where ours goes."""
+    """What each contestant takes, its ratio to each peer, without and with exports, and where ours goes."""
     medians = {
         name: {stage: statistics.median(each.get(stage, 0.0) for each in found) for stage in found[0]}
         for name, found in rounds.items()
     }
     for seconds in medians.values():
         seconds.pop("imports")
-    totals = {
-        name: sum(seconds.values()) - (seconds["export"] if name in PEER_STAGES else 0)
-        for name, seconds in medians.items()
-    }
-    peers = [peer for peer in PEER_STAGES if peer in totals]
-    columns = [*peers, *(f"{peer} with export" for peer in peers)]
-    against = [*(totals[peer] for peer in peers), *(sum(medians[peer].values()) for peer in peers)]
+    peers = [peer for peer in PEER_STAGES if peer in medians]
     print(f"\n{network}, {arguments.calibration} images, CPU-seconds; ratios")
-    print(f"{'':26}{'CPU-s':>9}" + "".join(f"{f'/ {each}':>32}" for each in columns))
-    for name, total in totals.items():
-        shown = (f"{total / other:32.2f}" for other in against) if name not in peers else ()
-        print(f"{name:26}{total:9.2f}" + "".join(shown))
+    print(f"{'':26}" + "".join(f"{each:>20}" for each in ["", *(f"/ {peer}" for peer in peers)] * 2))
+    for name in medians:
+        shown = list[str]()
+        for left_out, what in (("export", "CPU-s"), ("", "with export")):
+            totals = {each: sum(medians[each].values()) - medians[each].get(left_out, 0) for each in (name, *peers)}
+            ratios = [f"{totals[name] / totals[peer]:20.2f}" if name not in peers else " " * 20 for peer in peers]
+            shown += [f"{f'{totals[name]:.2f} {what}':>20}", *ratios]
+        print(f"{name:26}" + "".join(shown))
     for name, seconds in medians.items():
         parts = ", ".join(f"{stage} {value:.2f}" for stage, value in sorted(seconds.items(), key=lambda each: -each[1]))
         print(f"{name}: {parts}", flush=True)

@@ -151,10 +151,32 @@ class Ours:
         else:
             method = configured("method", "ptq", calibration_images=len(task.splits.train))
         keep_freed_memory()  # as the stage that compresses does
-        compression = method.compress(task.network, task.splits, input_shape=task.input_shape, scheme=scheme, seed=0)
+        network = task.network if scheme.weights == "float32" else exported(task)
+        compression = method.compress(network, task.splits, input_shape=task.input_shape, scheme=scheme, seed=0)
         backend.lower(compression.program, task.folder)
         infer: InferenceFn = backend.load(task.folder, threads=task.threads)
         return infer
+
+
+def exported(task: Task) -> "torch.nn.Module":
+    """The network as a cell finds it that is compressed: in the file of its fp32 twin."""
+    from bitsweep.graphs import program, tracing
+
+    file, normalized = program_file(task)
+    return tracing.Exported(program.load_program(file), normalized=normalized)
+
+
+def program_file(task: Task) -> tuple[Path, tuple[str, ...]]:
+    """The file of the fp32 twin, and which weights a normalisation was folded into: made once for all its cells."""
+    from bitsweep.graphs import program
+
+    precision, file = configured("precision", "fp32"), task.folder / "program.pt2"
+    scheme = configured("backend", "reference").scheme(precision, current_cpu())
+    twin = configured("method", "none").compress(
+        task.network, task.splits, input_shape=task.input_shape, scheme=scheme, seed=0
+    )
+    program.save_program(twin.program, file)
+    return file, twin.normalized
 
 
 def configured(group: str, choice: str, **knobs: Any) -> Any:

@@ -290,12 +290,17 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """What a method returns: a program from float32 images [N, C, H, W] to float32 logits [N, K], and its records."""
+    """What a method returns: a program from float32 images [N, C, H, W] to float32 logits [N, K], and its records.
+
+    Attributes:
+        normalized: of an uncompressed program, the paths of the weights that a normalisation was folded into.
+    """
 
     program: "torch.export.ExportedProgram"
     layers: tuple[LayerRecord, ...]
     curves: tuple[Curve, ...] = ()
     tables: tuple[Table, ...] = ()
+    normalized: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +312,7 @@ class Compressed:
         layer_stats: statistics of the layers that are in the float network as well.
         calibrated_on: number of calibration images that the method watched.
         given: ONNX file that engines get instead of the program; None for none.
+        normalized: as of a ``Compression``.
         reference_N: indices, int64 [N], of the test images that the reference was run on, in rising order.
         reference_NK: float32 logits of these images by the reference, that is the program op by op in PyTorch.
     """
@@ -320,6 +326,7 @@ class Compressed:
     reference_NK: Array
     calibrated_on: int = 0
     given: Path | None = None
+    normalized: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,16 +84,19 @@ def compress(
 ) -> None:
     """Compress the baseline to a program, look into it, and run it on test images: the reference.
 
+    What is compressed is the uncompressed program, so that a network is traced once.
     The uncompressed program is the network that was run on all test images after training. So it is run on a batch, to
     see that it still is.
     """
     import numpy as np
     import torch
+    from torch.export import ExportedProgram
 
     from bitsweep.data.preprocessing import normalized, preprocessed
     from bitsweep.data.sampling import sample_of_tests
     from bitsweep.data.splits import load_splits
     from bitsweep.graphs.program import load_program, logits_of, looks_at_batches
+    from bitsweep.graphs.tracing import Exported
     from bitsweep.quantization.compressed import load_compressed, save_compression
     from bitsweep.runtime.allocation import keep_freed_memory
     from bitsweep.training.network import build_network
@@ -101,10 +104,17 @@ def compress(
 
     keep_freed_memory()
     splits = normalized(load_splits(data), model)
-    network, _ = build_network(model, len(splits.classes))
     trained = load_trained(baseline)
-    if not method.keeps_files:
-        network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
+    network: torch.nn.Module
+    before: ExportedProgram | None = None
+    if original and not method.keeps_files:
+        uncompressed = load_compressed(original)
+        before = load_program(uncompressed.program)
+        network = Exported(before, normalized=uncompressed.normalized)
+    else:
+        network, _ = build_network(model, len(splits.classes))
+        if not method.keeps_files:
+            network.load_state_dict(torch.load(trained.checkpoint, map_location="cpu", weights_only=True))
     compression = method.compress(network.eval(), splits, input_shape=model.input_shape, scheme=scheme, seed=seed)
     as_taken = functools.partial(preprocessed, splits=splits, input_shape=model.input_shape)
     # What chooses ranges for a whole batch is to see the batches that the engine sees: those of all images.
@@ -118,7 +128,6 @@ def compress(
         first_NK = logits_of(compression.program, [next(batches)])
         _require_same_network(first_NK, reference_NK[: len(first_NK)])
     probe_images = next(as_taken(splits.probe_images[:_PROBE_IMAGES], batch=_PROBE_IMAGES))
-    before = load_program(load_compressed(original).program) if original and not method.keeps_files else None
     watched = method.calibrated_on(len(splits.calibration), scheme)
     save_compression(
         compression, folder, reference_N=reference_N, reference_NK=reference_NK,

@@ -10,7 +10,9 @@ from torch.fx import GraphModule
 
 from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.faithful import require_faithful
+from bitsweep.graphs.folding import fold_batch_norm
 from bitsweep.graphs.normal_form import normal_form
+from bitsweep.graphs.ops import set_attribute
 from bitsweep.results import Shape
 
 #: The number of images, as ``torch.export`` writes it.
@@ -34,6 +36,38 @@ def trace(model: torch.nn.Module, *, input_shape: Shape) -> GraphModule:
     graph = normal_form(export(model.cpu().eval(), input_shape=input_shape))
     require_faithful(graph, model, input_shape=input_shape)
     return graph
+
+
+class Exported(torch.nn.Module):
+    """A network that was exported before, as its program: in normal form, with batch normalisation folded.
+
+    To trace a network takes longer than to read what was traced; so all that start from one network share it.
+
+    Args:
+        normalized: paths of the weights that a normalisation was folded into.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, *, normalized: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.program, self.normalized = program, normalized
+
+
+def folded(model: torch.nn.Module, *, input_shape: Shape) -> tuple[GraphModule, tuple[str, ...]]:
+    """Graph of a network in evaluation mode, in normal form, without batch normalisation.
+
+    Returns:
+        The graph, and the paths of the weights that a normalisation was folded into.
+
+    Raises:
+        CompressionError: as ``trace`` and ``fold_batch_norm`` do.
+    """
+    if not isinstance(model, Exported):
+        graph = trace(model, input_shape=input_shape)
+        return graph, tuple(fold_batch_norm(graph))
+    graph = graph_of(model.program)
+    for path, value in (*graph.named_parameters(), *graph.named_buffers()):
+        set_attribute(graph, path, value.clone())  # which the program would share
+    return graph, model.normalized
 
 
 def export(model: torch.nn.Module, *, input_shape: Shape) -> torch.export.ExportedProgram:

@@ -42,7 +42,6 @@ class DynamicQuantization(Method):
     ) -> Compression:
         """Round the weights of linear layers, and quantize their inputs."""
         from bitsweep.graphs import ops, tracing
-        from bitsweep.graphs.folding import fold_batch_norm
         from bitsweep.graphs.lifting import program_of
         from bitsweep.quantization import dynamic
         from bitsweep.quantization.calibration import ranges
@@ -51,8 +50,7 @@ class DynamicQuantization(Method):
 
         assert isinstance(scheme.weights, Grid) and isinstance(scheme.activations, Grid)
         choose_range = ranges.mse_weight_range if self.weight_range == "mse" else ranges.minmax_weight_range
-        graph = tracing.trace(model, input_shape=input_shape)
-        fold_batch_norm(graph)
+        graph, _ = tracing.folded(model, input_shape=input_shape)
         originals = ops.layers(graph)
         macs = [dynamic.macs(graph, layer) for layer in originals]
         weights = [ops.arguments(layer)[1] for layer in dynamic.linear_layers(graph)]

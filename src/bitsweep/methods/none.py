@@ -27,11 +27,9 @@ class NoCompression(Method):
     ) -> Compression:
         """Export the float network."""
         from bitsweep.graphs import ops, tracing
-        from bitsweep.graphs.folding import fold_batch_norm
         from bitsweep.graphs.lifting import program_of
         from bitsweep.quantization.layer_records import layer_records
 
-        graph = tracing.trace(model, input_shape=input_shape)
-        fold_batch_norm(graph)
+        graph, normalized = tracing.folded(model, input_shape=input_shape)
         layers = layer_records(graph, ops.layers(graph))
-        return Compression(program=program_of(graph), layers=layers)
+        return Compression(program=program_of(graph), layers=layers, normalized=normalized)

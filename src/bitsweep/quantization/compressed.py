@@ -52,7 +52,9 @@ def save_compression(
         onnx.save(load_onnx(given), folder / _GIVEN)
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
-    (folder / "records.json").write_text(json.dumps({**records, "calibrated_on": calibrated_on}))
+    (folder / "records.json").write_text(
+        json.dumps({**records, "calibrated_on": calibrated_on, "normalized": compression.normalized})
+    )
     _save_layer_stats(
         layer_stats(original or compression.program, compression.program, torch.from_numpy(probe_images)), folder
     )
@@ -73,6 +75,7 @@ def load_compressed(folder: Path) -> Compressed:
         tables=tuple(map(Table.from_json, records["tables"])),
         layer_stats=_load_layer_stats(folder),
         calibrated_on=records["calibrated_on"],
+        normalized=tuple(records["normalized"]),
         reference_N=reference_N,
         reference_NK=reference_NK,
     )

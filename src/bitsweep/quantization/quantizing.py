@@ -125,12 +125,11 @@ class QuantizingMethod(Method):
             CompressionError: the network cannot be traced, or a parameter is not finite.
         """
         from bitsweep.graphs import tracing
-        from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
+        from bitsweep.graphs.folding import fold_hard_sigmoid
         from bitsweep.quantization.fitting import fitting
         from bitsweep.quantization.rewrites.equalization import absorb_high_biases, equalize
 
-        graph = tracing.trace(model, input_shape=input_shape)
-        normalized = tuple(fold_batch_norm(graph))
+        graph, normalized = tracing.folded(model, input_shape=input_shape)
         batches = self.calibration_batches(splits, input_shape=input_shape, seed=seed)
         if self.equalize:
             equalize(graph)

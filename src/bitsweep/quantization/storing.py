@@ -9,7 +9,6 @@ from torch.fx import GraphModule
 
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.graphs import ops, tracing
-from bitsweep.graphs.folding import fold_batch_norm
 from bitsweep.graphs.lifting import program_of
 from bitsweep.graphs.ops import Layer
 from bitsweep.quantization import casting
@@ -49,8 +48,7 @@ def in_half_precision(
 ) -> Compression:
     """A network in half precision: as storage of its parameters, or as its arithmetic, as the scheme says."""
     assert not isinstance(scheme.weights, Grid) and not isinstance(scheme.activations, Grid)
-    graph = tracing.trace(model, input_shape=input_shape)
-    fold_batch_norm(graph)
+    graph, _ = tracing.folded(model, input_shape=input_shape)
     originals = ops.layers(graph)
     casting.cast(graph, scheme.weights, scheme.activations)
     records = layer_records(graph, originals)
