@@ -84,13 +84,12 @@ def compress(
 ) -> None:
     """Compress the baseline to a program, look into it, and run it on test images: the reference.
 
-    What is compressed is the uncompressed program, so that a network is traced once.
+    Most methods start from the uncompressed program, so that a network is traced once.
     The uncompressed program is the network that was run on all test images after training. So it is run on a batch, to
     see that it still is.
     """
     import numpy as np
     import torch
-    from torch.export import ExportedProgram
 
     from bitsweep.data.preprocessing import normalized, preprocessed
     from bitsweep.data.sampling import sample_of_tests
@@ -105,11 +104,10 @@ def compress(
     keep_freed_memory()
     splits = normalized(load_splits(data), model)
     trained = load_trained(baseline)
+    uncompressed = load_compressed(original) if original and not method.keeps_files else None
+    before = load_program(uncompressed.program) if uncompressed else None
     network: torch.nn.Module
-    before: ExportedProgram | None = None
-    if original and not method.keeps_files:
-        uncompressed = load_compressed(original)
-        before = load_program(uncompressed.program)
+    if uncompressed and before and method.takes_exported(scheme):
         network = Exported(before, normalized=uncompressed.normalized)
     else:
         network, _ = build_network(model, len(splits.classes))

@@ -47,6 +47,7 @@ def network() -> nn.Module:
 def test_what_starts_from_an_exported_network_is_what_starts_from_the_network(
     method: Method, scheme: Scheme, network: nn.Module, tmp_path: Path
 ) -> None:
+    assert method.takes_exported(scheme)
     splits = noise_splits(SIZE)
     twin = NoCompression(name="none").compress(
         copy.deepcopy(network), splits, input_shape=SHAPE, scheme=FLOAT32, seed=0
@@ -69,3 +70,7 @@ def test_what_starts_from_an_exported_network_is_what_starts_from_the_network(
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][path]) for path, value in states[0].items())
     assert all(torch.equal(value, program.state_dict[path]) for path, value in before.items())
+
+
+def test_what_is_trained_in_half_precision_starts_from_the_network() -> None:
+    assert not QuantizationAwareTraining(name="qat").takes_exported(HALF)

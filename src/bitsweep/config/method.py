@@ -38,6 +38,10 @@ class Method(Choice, ABC):
         """The labelled images that it cannot do without."""
         return None
 
+    def takes_exported(self, scheme: Scheme) -> bool:
+        """Whether it starts from what the network was exported to, so that this is done once; else from the network."""
+        return False
+
     def calibrated_on(self, available: int, scheme: Scheme) -> int:
         """How many of so many calibration images it watches to choose codes and ranges."""
         return 0

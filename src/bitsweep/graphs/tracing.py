@@ -51,6 +51,11 @@ class Exported(torch.nn.Module):
         super().__init__()
         self.program, self.normalized = program, normalized
 
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The logits; nothing of it learns."""
+        logits: torch.Tensor = graph_of(self.program)(images)
+        return logits
+
 
 def folded(model: torch.nn.Module, *, input_shape: Shape) -> tuple[GraphModule, tuple[str, ...]]:
     """Graph of a network in evaluation mode, in normal form, without batch normalisation.

@@ -37,6 +37,10 @@ class DynamicQuantization(Method):
             )
         return None
 
+    def takes_exported(self, scheme: Scheme) -> bool:
+        """What is rounded is the graph of the network."""
+        return True
+
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:

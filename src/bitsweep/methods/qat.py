@@ -47,6 +47,10 @@ class QuantizationAwareTraining(QuantizingMethod):
         """Training images."""
         return "training"
 
+    def takes_exported(self, scheme: Scheme) -> bool:
+        """In half precision the network itself is trained."""
+        return isinstance(scheme.weights, Grid)
+
     def compress(
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:

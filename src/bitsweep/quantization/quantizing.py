@@ -273,6 +273,10 @@ class QuantizingMethod(Method):
             return ranges.mse_weight_range
         return partial(ranges.histogram_weight_range, choose_range=self._chooser(self.weight_range))
 
+    def takes_exported(self, scheme: Scheme) -> bool:
+        """What is rounded is the graph of the network."""
+        return True
+
     def calibrated_on(self, available: int, scheme: Scheme) -> int:
         """As many as ``calibration_images`` asks for, if there are, and none for half precision."""
         return min(self.calibration_images, available) if isinstance(scheme.weights, Grid) else 0
