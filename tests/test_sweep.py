@@ -347,13 +347,16 @@ def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(
 ) -> None:
     words = [*QUICK, "precision=fp32", "hydra.run.dir=out"]
     run(*words)
-    first = Path("out/cells.csv").read_text()
+    first, asked = Path("out/cells.csv").read_text(), Path("out/.hydra/overrides.yaml").read_text()
     again = run("--experimental-rerun", "out/.hydra/config.pickle")
     assert "out holds another sweep: this one is " in again
     assert "1 reuse" in again
     output = run(*words, "hydra.job.chdir=true", "remeasure=all")
     assert re.search(r"^finished +lenet-none-fp32", output, re.MULTILINE)
+    run(*words, "seed=7", "plan=true")
     assert Path("out/cells.csv").read_text() == first
+    assert Path("out/.hydra/overrides.yaml").read_text() == asked
+    assert "remeasure=all" in Path("out-3/.hydra/overrides.yaml").read_text()
     assert [path.name for path in Path().rglob("mlflow.db")] == ["mlflow.db"]
     assert statuses().count(("cell", "FINISHED")) == 3
 

@@ -20,8 +20,9 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep import command_line
@@ -38,11 +39,28 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.search.sampling import SearchSpace, corners
 from bitsweep.several_values import grid_overrides, spaces
-from bitsweep.sweep import own_folder, run_sweep
+from bitsweep.sweep import free_folder, own_folder, run_sweep
 
 #: The YAMLs that are installed with the package.
 CONF = Path(__file__).parent / "conf"
 _CHATTY = ("matplotlib", "PIL", "torch", "onnx_ir", "onnxscript", "mlflow", "alembic", "urllib3", "filelock", "git")
+#: Folders of this process that no other sweep has written to.
+_own: set[Path] = set()
+
+
+class OwnFolder(Callback):  # type: ignore[misc]
+    """Chooses the folder of a cell on its own before Hydra writes to it: what another sweep left there stays."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra, which turns errors into warnings: what cannot be created it names itself."""
+        wanted = Path(config.hydra.run.dir).absolute()
+        with contextlib.suppress(OSError):
+            if str(config.get("plan")).lower() == "false":
+                _own.add(folder := own_folder(wanted))
+            else:
+                folder = free_folder(wanted)
+            with read_write(config):
+                config.hydra.run.dir = str(folder)
 
 
 def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
@@ -102,8 +120,9 @@ def run_job(config: DictConfig) -> Outcome | None:
 
         if options.search.limited:
             raise ConfigError("search: chooses among the cells of a grid; add -m, and several values")
-        if not options.plan:
+        if not options.plan and folder not in _own:  # `--experimental-rerun` reads a file instead of composing
             folder = own_folder(folder)
+        _own.discard(folder)
 
         def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
             return [run_cell(each, options, folder=folder, sweep_id=folder.name) for each in cells]

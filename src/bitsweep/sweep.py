@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 UNMET = 3
 
 
+def free_folder(wanted: Path) -> Path:
+    """The folder that `own_folder` would create now."""
+    beside = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([wanted], beside) if not (folder / ".sweep").exists())
+
+
 def own_folder(wanted: Path) -> Path:
     """A folder that no other sweep has written to, created: the one that is wanted, or one beside it with a number."""
     for number in itertools.count(1):
