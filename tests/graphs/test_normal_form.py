@@ -189,6 +189,10 @@ def _running_mean(self: Any, x: Tensor) -> Tensor:
         (lambda self, x: self.layer(x) if x.mean() > 0 else x, "decides by the values .*; choose with torch.where"),
         (lambda self, x: self.layer(x) - x.mean(0), "depends on the images beside it .*; let it look at each image"),
         (lambda self, x: x / x.abs().max(), "depends on the images beside it"),
+        (lambda self, x: x / x.min(), "depends on the images beside it"),  # that of the first image
+        (lambda self, x: x * x.min().item(), "depends on the images beside it"),
+        (lambda self, x: x * 2 if self.mean.sum() > 0 else x, "decides by the values .* settings as numbers"),
+        (lambda self, x: x * float(f"{x.mean():.3f}"), r"cannot trace the network .*; write its forward in operations"),
         (_running_mean, "depends on the images beside it"),
         (lambda self, x: F.batch_norm(x, None, None, training=True), "set track_running_stats=True"),
         (lambda self, x: x + len(x.tolist()), "cannot trace the network|another one|for one number|depends on"),

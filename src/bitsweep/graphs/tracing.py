@@ -32,7 +32,10 @@ def trace(model: torch.nn.Module, *, input_shape: Shape) -> GraphModule:
     for name, value in model.state_dict().items():
         # A mask may be infinite.
         if value.is_floating_point() and not (torch.isfinite(value) if name in learned else ~value.isnan()).all():
-            raise CompressionError(f"{name} holds values that are not finite; train again with a lower learning rate")
+            raise CompressionError(
+                f"{name} holds values that are not finite: its training failed; take other weights, or train with a "
+                "lower learning rate"
+            )
     graph = normal_form(export(model.cpu().eval(), input_shape=input_shape))
     require_faithful(graph, model, input_shape=input_shape)
     return graph
@@ -115,10 +118,13 @@ def _why_not(error: Exception, input_shape: Shape) -> str:
         )
     if "data-dependent expression" in reason:
         return (
-            f"the network decides by the values of the images which way it goes {where}, which no program can hold; "
-            "choose with torch.where instead of if and while"
+            f"the network decides by the values of a tensor which way it goes {where}, which no program can hold; "
+            "choose with torch.where instead of if and while, and keep settings as numbers, not as buffers"
         )
-    return f"torch.export cannot trace the network {where}: {reason}"
+    return (
+        f"torch.export cannot trace the network {where}: {reason}; write its forward in operations of tensors alone, "
+        "without .item(), .numpy() and what else leaves them"
+    )
 
 
 def _transformed(error: Exception) -> bool:
