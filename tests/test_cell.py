@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+import bitsweep as bs
 from bitsweep import cell as cell_module
 from bitsweep.cell import Cell, bind
 from bitsweep.config import backend as backend_module
 from bitsweep.errors import ConfigError
-from bitsweep.planning import plan
+from bitsweep.planning import names_of, plan
 from bitsweep.runtime import gpu as gpu_module
 from bitsweep.runtime.environment import Cpu, Gpu, current_cpu
 from bitsweep.runtime.store import Store
@@ -249,3 +250,16 @@ def test_numbers_are_names_where_names_are_asked_for() -> None:
 def test_bad_values_are_told_in_the_words_of_a_command_line(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         cell(**knobs)
+
+
+def test_names_show_in_what_cells_and_their_baselines_differ() -> None:
+    words = ["model=own dataset=digits precision=int8,fp32", "model.factory=nets.py:small,nets.py:large"]
+    cells = bs.grid(" ".join(words))
+    assert names_of(cells) == [
+        f"own-{rest} model.factory=nets.py:{net}"
+        for rest in ("ptq-int8-onnxruntime-digits", "none-fp32-onnxruntime-digits")
+        for net in ("small", "large")
+    ]
+    baselines = [f"baseline own on digits model.factory=nets.py:{net}" for net in ("small", "large")]
+    assert names_of(cells, "baseline") == baselines * 2
+    assert names_of(cells[:1]) == [cells[0].name]

@@ -31,7 +31,7 @@ from bitsweep.errors import ConfigError
 from bitsweep.job import run_cell
 from bitsweep.loaded import SweepResults
 from bitsweep.options import Keeping, Options
-from bitsweep.planning import Planned, describe
+from bitsweep.planning import Planned, describe, names_of
 from bitsweep.planning import plan as plan_cells
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
@@ -120,8 +120,10 @@ def run(
     place = own_folder((folder or Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute())
 
     def launch(asked: Sequence[Cell], stage: str) -> list[Outcome]:
-        as_far = replace(options, stage=stage)  # type: ignore[arg-type]
-        return [run_cell(each, as_far, folder=place, sweep_id=place.name) for each in asked]
+        all_cells = asked if isinstance(cells, SearchSpace) else cells
+        called = dict(zip(all_cells, names_of(all_cells, stage), strict=True))
+        told = {each: replace(options, stage=stage, called=called[each]) for each in asked}  # type: ignore[arg-type]
+        return [run_cell(each, told[each], folder=place, sweep_id=place.name) for each in asked]
 
     if isinstance(cells, SearchSpace):
         forget_files()

@@ -11,7 +11,7 @@ from bitsweep.errors import BitsweepError
 from bitsweep.expectation import Expectation
 from bitsweep.launching import made, require_planned
 from bitsweep.options import Options
-from bitsweep.planning import duration
+from bitsweep.planning import duration, names_of
 from bitsweep.results import Outcome
 from bitsweep.runtime import machine
 from bitsweep.runtime.store import Store
@@ -64,7 +64,8 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         outcome = replace(outcome, status="failed", reason=str(error))
     if shared:
         shared.offer(cell)
-    print(_summary(cell, outcome, options.stage), flush=True)
+    called = options.called or names_of([cell], options.stage)[0]
+    print(_summary(called, outcome, options.stage), flush=True)
     return outcome
 
 
@@ -90,11 +91,10 @@ def _expected(cell: Cell, runner: pipeline.StageRunner, expect: Expectation) -> 
     return replace(outcome, status="failed", reason=reason) if reason else outcome
 
 
-def _summary(cell: Cell, outcome: Outcome, stage: str) -> str:
-    name = f"baseline {cell.model.name} on {cell.dataset.name}" if stage == "baseline" else cell.name
+def _summary(called: str, outcome: Outcome, stage: str) -> str:
     done = {"screening": "screened", "artifact": "lowered"}.get(stage, "finished")
     status = done if outcome.status == "finished" else outcome.status
-    ended = f"{status:<10}{name}"
+    ended = f"{status:<10}{called}"
     if outcome.status == "failed":
         return f"{ended}: {outcome.reason}"
     metrics = outcome.measurement.metrics if outcome.measurement else {}

@@ -51,6 +51,7 @@ class Options:
         search: how much of a grid to run; without a limit, all of it.
         register: name of the registered model in MLflow that what is recommended becomes a version of; empty for none.
         planned: key of the cell and machine where it was planned, see `bitsweep.launching`; empty for no plan.
+        called: what the plan calls the cell, beside the others of a sweep; empty for its own name.
     """
 
     plan: bool = False
@@ -63,6 +64,7 @@ class Options:
     search: Budget = Budget()
     register: str = ""
     planned: str = ""
+    called: str = ""
 
     def __post_init__(self) -> None:
         if self.register and not _MODEL_NAME.fullmatch(self.register):

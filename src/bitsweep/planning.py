@@ -105,7 +105,7 @@ def _judge(cell: Cell, store: Store, runs: Mapping[str, str] | None, counted: se
 
 def describe(planned: Sequence[Planned]) -> str:
     """The plan as text: a line a cell, the baselines to be trained, and a time estimate where there is one."""
-    names = _names([each.cell for each in planned])
+    names = names_of([each.cell for each in planned])
     width = max(map(len, names), default=0)
     times = [each.seconds for each in planned if each.verdict in TO_DO]
     lines = []
@@ -123,15 +123,21 @@ def describe(planned: Sequence[Planned]) -> str:
     return "\n".join(lines)
 
 
-def _names(cells: Sequence[Cell]) -> list[str]:
-    """Names of cells, with the knobs in which they differ."""
+def names_of(cells: Sequence[Cell], stage: str = "cell") -> list[str]:
+    """Names of cells, or of their baselines where that is the stage, with the knobs in which they differ."""
     choices = [cell.choices for cell in cells]
+    if stage == stages.BASELINE.name:
+        names = [f"baseline {cell.model.name} on {cell.dataset.name}" for cell in cells]
+        groups = ("model.", "dataset.", "train.")
+        choices = [{name: value for name, value in each.items() if name.startswith(groups)} for each in choices]
+    else:
+        names = [cell.name for cell in cells]
     shown = {knob for cell in cells for knob in cell.shown_knobs}
     knobs = dict.fromkeys(name for each in choices for name in each if "." in name and name not in shown)
     varying = [knob for knob in knobs if len({each.get(knob) for each in choices}) > 1]
     return [
-        plain(" ".join([cell.name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)]))
-        for cell, each in zip(cells, choices, strict=True)
+        plain(" ".join([name, *(f"{knob}={each[knob]}" for knob in varying if knob in each)]))
+        for name, each in zip(names, choices, strict=True)
     ]
 
 

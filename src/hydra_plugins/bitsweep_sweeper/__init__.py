@@ -14,6 +14,7 @@ from bitsweep.configured import read, typed_command
 from bitsweep.errors import ConfigError
 from bitsweep.launching import GaveUp, as_planned
 from bitsweep.options import Options
+from bitsweep.planning import names_of
 from bitsweep.results import Outcome
 from bitsweep.runtime.environment import physical_cores
 from bitsweep.search.sampling import Interval, Points, corners
@@ -66,7 +67,11 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
 
         def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
             own = [f"stage={stage}", f"hydra.sweep.dir={as_word(str(folder))}"]
-            jobs = [[*overrides_of[cell], *own, f"planned={as_word(as_planned(cell, stage))}"] for cell in cells]
+            called = dict(zip(overrides_of, names_of(list(overrides_of), stage), strict=True))
+            jobs = []
+            for cell in cells:
+                told = {"planned": as_planned(cell, stage), "called": called[cell]}
+                jobs.append([*overrides_of[cell], *own, *(f"{key}={as_word(text)}" for key, text in told.items())])
             return self._launch(jobs)
 
         about: dict[str, Any] = {"command": typed_command(), "folder": folder, "launch": launch}
