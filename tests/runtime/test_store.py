@@ -318,3 +318,15 @@ def test_what_is_where_a_lock_belongs_is_named(make: Callable[[Path], None], tmp
         store.holding("artifact", "k"),
     ):
         pass
+
+
+def test_what_is_damaged_is_told_once_until_it_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path)
+    for told in (1, 2):
+        with store.building("baseline", "key", about={}) as folder:
+            assert folder
+            (folder / "weights.pt").write_bytes(b"weights")
+        assert store.find("baseline", "key")
+        (store.folder("baseline", "key") / "weights.pt").write_bytes(b"others!")
+        assert [store.find("baseline", "key") for _ in range(3)] == [None] * 3
+        assert caplog.text.count("is damaged") == told

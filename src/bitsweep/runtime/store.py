@@ -33,7 +33,8 @@ from bitsweep.runtime.integrity import damaged, digests, remember
 from bitsweep.runtime.plain_files import require_plain
 
 log = logging.getLogger(__name__)
-
+#: Folders that a warning was given about: one looks for them several times before they are built again.
+_told: set[Path] = set()
 MANIFEST = "manifest.json"
 #: Of the machine; folders that several machines share may have no locks that hold between them.
 _HOST = socket.gethostname() or "host"
@@ -103,8 +104,11 @@ class Store:
             return None
         reason = self._damage(folder, kind, key)
         if reason is None:
+            _told.discard(folder)
             return folder
-        log.warning("%s is damaged (%s); it will be built again", folder, reason)
+        if folder not in _told:
+            _told.add(folder)
+            log.warning("%s is damaged (%s); it will be built again", folder, reason)
         return None
 
     def _damage(self, folder: Path, kind: str, key: str) -> str | None:
