@@ -197,6 +197,16 @@ def test_the_command_of_a_cell_makes_the_cell() -> None:
         assert configured.read(again, again.hydra)[0] == cell
 
 
+def test_the_command_of_a_cell_names_folders_of_choices_from_the_root_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "extra" / "train").mkdir(parents=True)
+    (tmp_path / "extra" / "train" / "mine.yaml").write_text((CONF / "train" / "smoke.yaml").read_text())
+    (cell,) = cells_of(["hydra.searchpath=[extra]", "train=mine", "model=lenet"])
+    assert f"hydra.searchpath=[file://{tmp_path}/extra]" in shlex.split(cell.command)
+
+
 def test_requirements_of_a_report_replace_those_of_its_sweep_one_by_one() -> None:
     recorded = Requirements(drop_pp=2, size_mb=4, objective="size")
     assert requirements([], recorded=recorded) is recorded

@@ -93,7 +93,11 @@ def _command(about: DictConfig, chosen: dict[str, str], knobs: Sequence[tuple[st
     name = about.job.config_name
     words = [] if name == "config" else ["--config-name", name]
     words += [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
-    searched = [f"{each.schema}://{each.path}" for each in sources if each.provider.startswith("hydra.searchpath")]
+    searched = [
+        f"{each.schema}://{Path(about.runtime.cwd, each.path) if each.schema == 'file' else each.path}"
+        for each in sources
+        if each.provider.startswith("hydra.searchpath")
+    ]
     words += [f"hydra.searchpath={as_word(searched)}"] if searched else []
     usual = _usual_choices(about)
     words += [f"{group}={as_word(choice)}" for group, choice in chosen.items() if choice != usual[group]]

@@ -3,10 +3,11 @@
 Latencies of different minutes rank engines wrongly. A race is kept by the key of what ran in it.
 """
 
+import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from bitsweep.report import Race, Row, SweepReport
 from bitsweep.report.choice import by_dataset, finalists
 from bitsweep.report.twins import twin_of
 from bitsweep.runtime import child, fingerprint
-from bitsweep.runtime.machine import working
+from bitsweep.runtime.machine import private_folder, working
 from bitsweep.stages import ARTIFACT, MEASUREMENT
 
 #: Kind of its results in the store.
 RACE = "race"
+_SCRATCH = "race-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +132,19 @@ def _run(starters: Sequence[_Starter], runner: StageRunner, key: str) -> None:
         if folder is None:
             return
         print(f"final race: {names}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="bitsweep-race-") as scratch:
-            quietest = _until_quiet(entrants, starters[0].cell.protocol, runner, Path(scratch))
+        with _scratch() as scratch:
+            quietest = _until_quiet(entrants, starters[0].cell.protocol, runner, scratch)
             shutil.copytree(quietest, folder, dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """An empty folder for a race. Only one is run at a time, so what is left there is of one that was killed."""
+    place = private_folder()
+    for left in place.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as folder:
+        yield Path(folder)
 
 
 def _until_quiet(
