@@ -1,6 +1,10 @@
 import copy
+import sys
+from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional
 
 from bitsweep.graphs.ops import quantized
-from bitsweep.lowering.onnx.export import OPSET
+from bitsweep.lowering.onnx.export import OPSET, export_onnx
 from bitsweep.lowering.onnx.operators import translations
 from bitsweep.lowering.onnx.translation import translate
 
@@ -68,3 +72,16 @@ def test_it_is_what_torch_onnx_export_writes(network: type[nn.Module]) -> None:
     texts = [ir.serde.serialize_model(model) for model in (found, expected.model)]
     assert texts[0].graph.SerializeToString(deterministic=True) == texts[1].graph.SerializeToString(deterministic=True)
     assert texts[0].opset_import == texts[1].opset_import
+
+
+def test_without_the_parts_of_pytorch_that_it_uses_pytorch_writes_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, images = _program(Plain()), np.random.default_rng(0).standard_normal((3, 3, 8, 8), dtype=np.float32)
+    found = []
+    for name in ("with", "without"):
+        export_onnx(program, tmp_path / f"{name}.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {"images": images})[0])
+        monkeypatch.setitem(sys.modules, "bitsweep.lowering.onnx.translation", None)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)

@@ -19,7 +19,6 @@ from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.normal_form import place_of, refuse_groups_of_images
 from bitsweep.lowering.onnx import rewrites
 from bitsweep.lowering.onnx.operators import translations
-from bitsweep.lowering.onnx.translation import translate
 
 #: The first opset with 4-bit codes and 16-bit ones.
 OPSET = 21
@@ -95,6 +94,9 @@ def _written(program: ExportedProgram, translated: dict[Any, Callable[..., Any]]
         CompressionError: ONNX cannot express an operation of the program.
     """
     try:
+        # Parts of PyTorch's exporter that other versions may have elsewhere.
+        from bitsweep.lowering.onnx.translation import translate
+
         return translate(program, translated, opset=OPSET)
     except Exception:  # whatever translations raise; what is left of it is said of the operations taken apart
         try:
