@@ -172,6 +172,31 @@ def test_numbers_without_an_agreed_white_are_refused(values: np.ndarray, why: st
         read_picture(tmp_path / "image.tiff", form())
 
 
+def test_a_transparent_colour_of_sixteen_bits_is_white(tmp_path: Path) -> None:
+    deep_colours(tmp_path / "image.png", 40_000, clear=True)
+    with Image.open(tmp_path / "image.png") as opened:
+        expected = np.asarray(opened.convert("RGB")).copy()
+    expected[0, 0] = 255
+    assert np.array_equal(read_picture(tmp_path / "image.png", form(resize=())), expected)
+    assert (
+        read_picture(tmp_path / "image.png", form(channels=4, resize=()))[..., 3].ravel().tolist() == [0] + [255] * 35
+    )
+
+
+def test_sixteen_bits_keep_their_levels_beside_transparency(tmp_path: Path) -> None:
+    clear = int(DEEP[1, 2])
+    Image.fromarray(DEEP).save(tmp_path / "image.png", transparency=clear)
+    with Image.open(tmp_path / "image.png") as opened:
+        assert opened.mode == "I;16" and opened.info["transparency"] == clear
+    found = read_picture(tmp_path / "image.png", form(channels=4, resize=()))
+    seen = clear != DEEP
+    assert np.array_equal(found[..., 3], np.where(seen, 255, 0))
+    np.testing.assert_allclose(found[seen][:, :3], _three(DEEP / 65535 * 255)[seen], atol=0.5)
+    np.testing.assert_allclose(
+        read_picture(tmp_path / "image.png", form(resize=())), _three(np.where(seen, DEEP / 257, 255)), atol=0.5
+    )
+
+
 def tiff(file: Path, data: bytes, tags: dict[int, list[int]]) -> None:
     """A TIFF file of a kind that Pillow does not write: 6 x 6, in the order of bytes of this program."""
     tags = {256: [6], 257: [6], 259: [1], 273: [0], 278: [6], 279: [len(data)]} | tags
@@ -230,13 +255,15 @@ def test_whites_are_those_of_cameras(tmp_path: Path) -> None:
     assert {largest_values(tmp_path / name) for name in ("grey.png", "grey.jpg", "none.png")} == {(0, 0)}
 
 
-def deep_colours(file: Path, largest: int) -> None:
-    """A PNG file of colours in 16 bits, which Pillow does not write."""
+def deep_colours(file: Path, largest: int, *, clear: bool = False) -> None:
+    """A PNG file of colours in 16 bits, which Pillow does not write; the first may be transparent."""
     values = RNG.integers(0, largest + 1, (6, 6, 3)).astype(">u2")
     values[0, 0] = largest
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     header = struct.pack(">IIBBBBB", 6, 6, 16, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if clear:
+        chunks.insert(1, (b"tRNS", values[0, 0].tobytes()))
     packed = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     ]

@@ -93,6 +93,9 @@ def as_stored(opened: Image.Image, form: StoredForm) -> np.ndarray[Any, Any]:
         raise ValueError(f"pictures have 1, 3 or 4 channels, not {form.channels}")
     _refuse_misread(opened)
     upright = ImageOps.exif_transpose(opened)
+    clear = upright.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, of which Pillow reads the upper half
+        upright.info["transparency"] = tuple(value >> 8 for value in clear)
     picture = to_rgba(upright, white=form.white) if form.channels == 4 else to_rgb(upright, white=form.white)
     if form.channels == 1:
         picture = picture.convert("L")
@@ -218,6 +221,9 @@ def to_rgb(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
 
 def to_rgba(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
     """The same with its transparency as a fourth channel."""
+    if picture.mode.startswith("I"):
+        levels, seen = _levels(picture, white)
+        return Image.merge("RGBA", [Image.fromarray(each) for each in (levels, levels, levels, seen)])
     return (picture if picture.has_transparency_data else to_rgb(picture, white=white)).convert("RGBA")
 
 
@@ -266,7 +272,13 @@ def _refuse_misread(opened: Image.Image) -> None:
 
 
 def _from_deep(picture: Image.Image, white: int) -> Image.Image:
-    """Grey of 16 bits in 8."""
+    """Grey of 16 bits in 8, its transparent parts white."""
+    levels, seen = _levels(picture, white)
+    return Image.fromarray(np.where(seen, levels, np.uint8(255)))
+
+
+def _levels(picture: Image.Image, white: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Grey of 16 bits in 8, and 255 where it is seen or 0 where it is transparent; both uint8 [H, W]."""
     values = np.asarray(picture)
     if values.min() < 0:
         raise ValueError("negative pixels have no agreed black")
@@ -274,4 +286,5 @@ def _from_deep(picture: Image.Image, white: int) -> Image.Image:
         raise ValueError("32-bit pixels have no agreed white")
     levels = (510 * np.minimum(values, white).astype(np.int64) + white) // (2 * white)
     clear = picture.info.get("transparency")
-    return Image.fromarray((levels if clear is None else np.where(values == clear, 255, levels)).astype(np.uint8))
+    seen = np.full(values.shape, 255) if clear is None else np.where(values == clear, 0, 255)
+    return levels.astype(np.uint8), seen.astype(np.uint8)
