@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._export.verifier import TrainingIRVerifier
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -34,6 +35,8 @@ _CALL = ModuleCallSignature(
     inputs=[], outputs=[], in_spec=pytree.tree_structure(((0,), {})), out_spec=pytree.tree_structure(0)
 )
 
+#: What yields the values of stored codes, float32.
+_STORED = {quantized.dequantize_per_tensor.default, quantized.dequantize_per_channel.default}
 _ANY_NUMBER = ValueRanges(1, int_oo)
 
 
@@ -118,7 +121,9 @@ class _Shapes(Interpreter):
     def _found(self, node: Node) -> Any:
         if node.op == "placeholder":
             given = self._parameters.get(node.name)
-            return self._example if given is None else self._example.fake_mode.from_tensor(given, static_shapes=True)
+            return self._example if given is None else self._without_values(given)
+        if node.target in _STORED and node.all_input_nodes[0].op == "placeholder":
+            return self._without_values(node.all_input_nodes[0].meta["val"], dtype=torch.float32)
         if (source := _restored(node)) is not None:
             if source in self._unchanged:
                 self._unchanged.add(node)
@@ -127,6 +132,11 @@ class _Shapes(Interpreter):
             return known
         with self._example.fake_mode, enable_python_dispatcher():
             return super().run_node(node)
+
+    def _without_values(self, given: torch.Tensor, *, dtype: torch.dtype | None = None) -> FakeTensor:
+        """A tensor of the same shape and memory layout without values, of another type where one is given."""
+        shape = torch.empty_strided(given.shape, given.stride(), dtype=dtype or given.dtype, device="meta")
+        return FakeTensor(self._example.fake_mode, shape, given.device)
 
 
 def _alike(one: Any, other: Any) -> bool:

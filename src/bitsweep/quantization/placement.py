@@ -34,6 +34,7 @@ from torchao.quantization.pt2e.quantizer import (
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import ELEMENTWISE, LAYER_KINDS, aten, is_layer
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange, activation_spec
+from bitsweep.quantization.overwriting import overwriting
 
 RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
 #: Functions of one activation, with the bounds beyond which they are constant.
@@ -286,7 +287,7 @@ def quantize_activations(
         The same as ``convert``.
     """
     observed = observe(graph, grid, choose_range, placement)
-    with torch.no_grad():
+    with torch.no_grad(), overwriting(observed):
         for images in batches:
             observed(images)
     return convert(observed)

@@ -12,7 +12,7 @@ from bitsweep.errors import CompressionError
 #: Most bins of a histogram.
 BINS = 2048
 #: Values that are counted at a time.
-_PIECE = 1 << 15
+_PIECE = 1 << 17
 #: How far the power of an image may be above the median of its batch, and still count in full.
 POWER = 2.0
 #: Values of an image that are counted, at most.
