@@ -31,6 +31,7 @@ CONF = Path(__file__).parents[1] / "conf"
         (["model"], "model: no value; write KEY=VALUE"),
         (["~model"], "~model: nothing can be left out; set another value, as in model=VALUE"),
         (["~train.compile"], "nothing can be left out; set another value, as in train.compile=VALUE"),
+        (["-m", "sweep=smoke", "+sweep=engines"], "one named sweep at a time"),
         (["~hydra.run.dir"], "nothing can be left out; set another value, as in hydra.run.dir=VALUE"),
         (["-m", "precision=[int8,fp16],int4"], r"one choice at a time; a grid is written -m precision=int8,fp16"),
         (["-m", "precision=int8,4"], r"not a choice; bf16, .* are$"),
@@ -131,6 +132,11 @@ def test_what_a_configuration_lacks_is_one_line(word: str, message: str) -> None
 
 def test_a_glob_of_choices_is_hydras() -> None:
     assert checked(["-m", "model=glob(*net)"]) == ["-m", "model=glob(*net)"]
+
+
+def test_a_word_that_has_no_effect_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    checked(["-m", "precision=int8,int4", "seed=1", "+precision=fp16", "seed=1"])
+    assert capsys.readouterr().err == "precision=int8,int4: has no effect, for +precision=fp16 follows\n"
 
 
 def test_the_version_is_our_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -58,8 +59,21 @@ def checked(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     named = any(word.lstrip("+").startswith(("sweep=", "hydra.mode=MULTIRUN")) for word in options.overrides)
     words = {word: _checked(word, multirun=options.multirun or named) for word in options.overrides}
+    _tell_twice(options.overrides)
     # Hydra wants all overrides in one row.
     return [*(each for each in arguments if each not in words), *words.values()]
+
+
+def _tell_twice(words: Sequence[str]) -> None:
+    """Say which words have no effect, because a later one is about the same key."""
+    parser = OverridesParser.create()
+    last: dict[str, str] = {}
+    for word in words:
+        key = parser.parse_override(word).key_or_group
+        if last.get(key, word) != word:
+            _check_sweep(key, word)
+            print(f"{last[key]}: has no effect, for {word} follows", file=sys.stderr, flush=True)
+        last[key] = word
 
 
 def _refused(message: str) -> NoReturn:
