@@ -145,6 +145,8 @@ def test_what_is_no_classification_is_refused_while_planning(
             "labels count from 1: 1 is a",
         ),
         ({"x_test": IMAGES[12][:4]}, {"leaks": "keep"}, ("0", "1", "2"), "warning: 4 of 4 test images are training"),
+        ({"x_test": IMAGES[4] // 128}, {}, ("0", "1", "2"), "that of test images 1: are both on one scale?"),
+        ({"x_train": IMAGES[12] * 0}, {}, ("0", "1", "2"), "largest value of training images is 0, that of"),
         (
             {"x_train": IMAGES[12][:, :, :5], "x_test": IMAGES[4][:, :, :5]}, {}, ("0", "1", "2"),
             "images are 8 x 5 with 3 channels, as model.image_size=[8,5] takes them",

@@ -21,6 +21,8 @@ _CONVENTIONS = (
 )
 #: So many rows or less of more channels than that are taken for channels that come first.
 _MOST_PLANES = 4
+#: So many times as large values are on another scale.
+_UNLIKE = 8
 #: What other files begin with, what they are, and what to do about it.
 _OTHERS = (
     (b"\x1f\x8b", "is gzipped: unpack it with gunzip, and name the .npz that comes out"),
@@ -73,6 +75,14 @@ def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) ->
     names = data.classes
     if len(names) < 2:
         raise DataError(f"{key}: all images are of class {names[0]}; there must be two classes or more")
+    if len(data.train) and len(data.test):
+        largest = [int(part.images[np.arange(len(part))].max()) for part in (data.train, data.test)]
+        if max(largest) >= _UNLIKE * min(largest):
+            print(
+                f"warning: the largest value of training images is {largest[0]}, that of test images {largest[1]}: "
+                "are both on one scale?",
+                flush=True,
+            )
     tested = list(map(_digest, data.test.images[np.arange(len(data.test))]))
     watched = {"training": data.train.images} | (
         {"calibration": data.calibration} if data.calibration is not None else {}
