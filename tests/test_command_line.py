@@ -47,6 +47,10 @@ CONF = Path(__file__).parents[1] / "conf"
         (["-m", "model=,alexnet"], "a value is missing"),
         (["model.arguments=[1]"], r"should be names with values, as in 'model\.arguments=\{width: 2\}'$"),
         (["dataset.arguments=3"], "should be names with values"),
+        (
+            ["-m", "model.arguments={width:2},{width:4}"],
+            r"; several of a name are given as model\.arguments\.width=2,4$",
+        ),
         (["precision=int8,fp16"], "several values are a grid; add -m$"),
         (["dataset.root=/x/a,b"], r"""add -m, or quote a comma that belongs to the value: "dataset.root='/x/a,b'"$"""),
         (["dataset.root=/tmp/\u00e9"], r"""cannot be read; quote the value: "dataset.root='/tmp/\u00e9'"$"""),

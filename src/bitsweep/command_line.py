@@ -117,7 +117,8 @@ def _checked(word: str, *, multirun: bool) -> str:
     if key == "store":  # the folder alone
         return f"store.folder={override.get_value_element_as_str()}"
     if key in _OPEN and not override.is_delete() and not isinstance(override.value(), dict):
-        raise ConfigError(f"{word}: should be names with values, as in '{key}={{width: 2}}'")
+        grid = f"; several of a name are given as {key}.width=2,4" if override.is_sweep_override() else ""
+        raise ConfigError(f"{word}: should be names with values, as in '{key}={{width: 2}}'{grid}")
     if any(key == each or key.startswith(f"{each}.") for each in _OPEN) and not override.is_force_add():
         return f"++{word.lstrip('+')}"
     # A named sweep is no part of a configuration that has none, for which Hydra wants a plus; it drops other choices
