@@ -128,6 +128,34 @@ def test_batches_come_in_any_order_and_results_stay(program_of: ProgramOf, image
         np.testing.assert_allclose(logits_NK, expected[size : 2 * size], rtol=1e-3, atol=1e-4)
 
 
+class Tokens(nn.Module):
+    """A linear layer behind a learned token and those of an image, which all have either sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.token = nn.Conv2d(3, 16, 3, 4, 1), nn.Parameter(torch.randn(1, 1, 16))
+        self.mix, self.head = nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), tokens], 1)
+        return self.head(self.mix(tokens).relu()[:, 0] + tokens.mean(1))
+
+
+def test_tokens_whose_zero_has_any_code_are_joined(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scheme = BACKEND.scheme(INT8, current_cpu())
+    compress = PostTrainingQuantization(name="ptq", calibration_images=32).compress
+    program = compress(Tokens().eval(), noise_splits(32), input_shape=(3, 32, 32), scheme=scheme, seed=0).program
+    BACKEND.lower(program, tmp_path)
+    run, images = (
+        BACKEND.load(tmp_path, threads=1),
+        np.random.default_rng(0).standard_normal((5, 3, 32, 32), np.float32),
+    )
+    for batch in (images, images[:1]):
+        assert stats.sqnr_db(logits_of(program, [batch]), run(batch)) > 25
+
+
 def test_what_openvino_does_not_take_is_named(determinant: ExportedProgram, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"OpenVINO has nothing for .*det.*, which is Det in ONNX; use backend="):
         BACKEND.lower(determinant, tmp_path)

@@ -1,5 +1,6 @@
 """Imports of the fork server, so that its children start with every package that a stage may use."""
 
+import contextlib
 import gc
 import logging
 
@@ -18,10 +19,13 @@ import onnxruntime  # noqa: E402, F401
 import onnxscript.function_libs.torch_lib.ops  # noqa: E402, F401
 import psutil  # noqa: E402, F401
 import sklearn.metrics  # noqa: E402, F401
-import torch._functorch.aot_autograd  # noqa: E402
-import torch.onnx._internal.exporter._torchlib.ops  # noqa: E402
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
+
+# Parts of PyTorch that it imports late, and that other versions may have elsewhere.
+with contextlib.suppress(ImportError):
+    import torch._functorch.aot_autograd
+    import torch.onnx._internal.exporter._torchlib.ops
 
 torch.cuda.is_available = _is_available
 

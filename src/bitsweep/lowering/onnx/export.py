@@ -52,7 +52,8 @@ def export_onnx(
             fuse this, and the function, into the layer before.
         pointwise_linear: whether linear layers of codes are written as 1x1 convolutions over the batch, for engines
             that have better kernels for these.
-        pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one.
+        pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one; else
+            tokens are joined as codes, too.
         bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
             followed by a cast to bytes, for engines that do this once, when they load the file.
         floats: what the file says that floats between codes are computed in; a program in half precision says so
@@ -79,6 +80,7 @@ def export_onnx(
         rewrites.dequantize_gates_by_arithmetic(model.graph)
     if not pairs_after_joins:
         rewrites.drop_pairs_after_joins(model.graph)
+        rewrites.join_tokens_as_codes(model.graph)
     if pointwise_linear:
         rewrites.convolve_linear_layers(model.graph)
     rewrites.narrow_weights(model, bits_of_weights)

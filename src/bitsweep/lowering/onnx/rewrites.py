@@ -137,6 +137,23 @@ def drop_pairs_after_joins(graph: ir.Graph) -> None:
             dequantize.outputs[0].replace_all_uses_with(joined)
 
 
+def join_tokens_as_codes(graph: ir.Graph) -> None:
+    """Join sequences of tokens, [N, T, C], that come from one grid as codes, and dequantize what is joined.
+
+    OpenVINO takes their axis for that of channels, and refuses the linear layer behind, unless the code of zero is 0.
+    """
+    for join in [node for node in graph if node.op_type == "Concat"]:
+        shape = join.outputs[0].shape
+        first, *others = (_made_by(part, "DequantizeLinear") for part in join.inputs)
+        if shape is None or len(shape) != 3 or first is None or not all(_same_grid(first, each) for each in others):
+            continue
+        tape = ir.tape.Tape(graph)
+        parts = [part.producer().inputs[0] for part in join.inputs]  # type: ignore[union-attr]
+        codes = tape.op("Concat", parts, dict(join.attributes), name=join.name)
+        result = tape.op("DequantizeLinear", [codes, *first.inputs[1:]], dict(first.attributes))
+        ir.convenience.replace_nodes_and_values(graph, join, [join], tape.nodes, join.outputs, [result])
+
+
 def _only_reader(value: ir.Value, operation: str) -> ir.Node | None:
     """The node that alone reads a value, if it is such an operation."""
     readers = [reader for reader, _ in value.uses()]
