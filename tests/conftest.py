@@ -73,13 +73,16 @@ def as_a_program(name: str, **environment: str) -> Iterator[IO[str]]:
         contextlib.redirect_stderr(printed),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("default")
+        warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", [name])
         for variable, value in environment.items():
             patch.setenv(variable, value)
         try:
             yield printed
         finally:
+            for handler in logging.root.handlers:
+                if handler not in handlers:
+                    handler.close()
             logging.root.handlers[:] = handlers
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -30,9 +31,9 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "run.py", *words]
 
 
-def run_apart(*words: str, code: int = 0) -> str:
+def run_apart(*words: str, code: int = 0, **environment: str) -> str:
     """What the command prints; it must end with the given exit code and without a traceback."""
-    finished = subprocess.run(command(*words), capture_output=True, text=True)
+    finished = subprocess.run(command(*words), capture_output=True, text=True, env=os.environ | environment)
     output = finished.stdout + finished.stderr
     assert finished.returncode == code, output
     assert "Traceback" not in output
@@ -230,7 +231,7 @@ def test_files_that_cannot_be_made_lose_nothing_and_are_made_by_the_next_start(w
     """The user's own settings leave no room for a picture in Matplotlib, and MLflow refuses to write a model."""
     words = [*QUICK, "protocol.memory=false", "precision=fp32"]
     Path("matplotlibrc").write_text("figure.subplot.left: 0.95")
-    output = run(*words, MLFLOW_LOCK_MODEL_DEPENDENCIES="perhaps")
+    output = run_apart(*words, MLFLOW_LOCK_MODEL_DEPENDENCIES="perhaps")
     assert "pictures/speed/latency.png is missing (ValueError: left cannot be >= right)" in output
     assert "model is missing (log onnx model failed: ValueError: MLFLOW_LOCK_MODEL_DEPENDENCIES" in output
     (row,) = cells()

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch.export import ExportedProgram
 
+import bitsweep as bs
 from bitsweep import cell as cell_module
 from bitsweep import planning, stats
 from bitsweep.backends.torch_tensorrt import backend as torch_tensorrt
@@ -23,11 +23,9 @@ from bitsweep.results import OpProfile
 from bitsweep.runtime import gpu as gpu_module
 from bitsweep.runtime.environment import Gpu, current_cpu, version_of
 from bitsweep.runtime.store import Store
-from tests.test_conf import read
 
 ProgramOf = Callable[[Scheme], ExportedProgram]
 Lowered = Callable[[Backend, Precision], tuple[ExportedProgram, Path]]
-CONF = Path(__file__).parents[2] / "conf"
 BACKEND = TorchTensorRt(name="torch_tensorrt")
 WEIGHTS = Grid(bits=8, signed=True, symmetric=True, per_channel=True)
 UNSIGNED = Grid(bits=8, signed=False, symmetric=False)
@@ -50,8 +48,7 @@ def _place(gpu: Gpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _plan(words: list[str], folder: Path) -> planning.Planned:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cell = read(compose("config", words, return_hydra_config=True))
+    (cell,) = bs.grid(words)
     (planned,) = planning.plan([cell], Store(folder), None)
     return planned
 
