@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,23 +38,27 @@ UNMET = 3
 
 def free_folder(wanted: Path) -> Path:
     """The folder that `own_folder` would create now."""
-    beside = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
-    return next(folder for folder in itertools.chain([wanted], beside) if not (folder / ".sweep").exists())
+    return next(folder for folder in _places(wanted) if not (folder / ".sweep").exists())
 
 
 def own_folder(wanted: Path) -> Path:
     """A folder that no other sweep has written to, created: the one that is wanted, or one beside it with a number."""
-    for number in itertools.count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+    for folder in _places(wanted):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             (folder / ".sweep").touch(exist_ok=False)
         except FileExistsError:
             continue
-        if number > 1:
+        if folder != wanted:
             print(f"{wanted} holds another sweep: this one is {folder}", flush=True)
         return folder
     raise AssertionError("numbers do not end")
+
+
+def _places(wanted: Path) -> Iterator[Path]:
+    """The folder that is wanted, and those beside it, by their numbers."""
+    yield wanted
+    yield from (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
 
 
 def run_sweep(

@@ -75,6 +75,9 @@ def test_nothing_that_was_measured_is_lost(measured: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         cli.main(["report", name])
     assert f"{name} was deleted, restore it: MLFLOW_TRACKING_URI=" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report", "another"])
+    assert "was deleted" not in capsys.readouterr().err
     client.restore_run(own)
 
     # A deleted run is in the trash, and then gone for good: it was measured all the same.

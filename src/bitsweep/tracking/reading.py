@@ -49,9 +49,10 @@ def find_sweep(connection: Connection, word: str) -> "Run":
     if found is None:
         known = ", ".join(run.data.tags["sweep"] for run in by_start[:5]) or "none"
         hint = ""
-        for name, run in list(connection.sweeps(deleted=True).items())[:1]:
-            how = f"{VARIABLE}={connection.uri} mlflow runs restore --run-id {run.info.run_id}"
-            hint = f"; {name} was deleted, restore it: {how}"
+        for name, run in connection.sweeps(deleted=True).items():
+            if {word, Path(word).resolve().name} & {name, run.info.run_id}:
+                how = f"{VARIABLE}={connection.uri} mlflow runs restore --run-id {run.info.run_id}"
+                hint = f"; {name} was deleted, restore it: {how}"
         raise UsageError(f"SWEEP_ID={word}: no such sweep in {connection.uri}; the latest are: {known}{hint}")
     return found
 
