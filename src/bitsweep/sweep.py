@@ -103,8 +103,8 @@ def run_sweep(
                 print("these are the first points of a search; which follow depends on what is found")
             return UsageError.exit_code if _all_skipped(shown) else 0
     store.check()
-    computes = options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store)
-    child.warm_up(*([] if computes else [child.FOR_PICTURES]))
+    if options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store):
+        child.warm_up()
     from bitsweep.final_race import hold_races
     from bitsweep.report import unmet
     from bitsweep.tracking.connection import Connection
@@ -198,7 +198,7 @@ def run_sweep(
         report = report or reported()
         if status == "finished" and any(row.status == "interrupted" for row in report.rows):
             status = "failed"  # what was to be run has no run
-        sweep_logger.finish(run_id, status, publish(report, folder), report.records())
+        sweep_logger.finish(run_id, status, publish(report, folder, store), report.records())
     if _all_skipped(list(entries)):
         return UsageError.exit_code
     if options.register and not unmet(report):
@@ -283,12 +283,12 @@ def _entry(planned: Planned, knobs: Sequence[str]) -> "Entry":
     )
 
 
-def publish(report: "SweepReport", folder: Path) -> list[Path]:
-    """Print a report's table and write its files."""
+def publish(report: "SweepReport", folder: Path, store: Store | None = None) -> list[Path]:
+    """Print a report's table and write its files; pictures that a store has are not drawn again."""
     from bitsweep.report import table, write
     from bitsweep.report.terminal import console
 
-    paths = write(report, folder)
+    paths = write(report, folder, store)
     terminal = console()
     terminal.print(table(report, width=terminal.width))
     print(f"report: {folder / 'report.html'}    compare: bitsweep ui")

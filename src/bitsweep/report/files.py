@@ -13,13 +13,18 @@ from bitsweep.report.content import SweepReport, environment_lines, findings
 from bitsweep.report.interactive import plotted
 from bitsweep.report.pictures import Picture, pictures
 from bitsweep.report.row import Baseline, Row
+from bitsweep.runtime.store import Store
 from bitsweep.text import write_csv
 
 
-def write(report: SweepReport, folder: Path) -> list[Path]:
-    """Write the report's files into a folder, which is created; returns their paths, the pictures' included."""
+def write(report: SweepReport, folder: Path, store: Store | None = None) -> list[Path]:
+    """Write the report's files into a folder, which is created; returns their paths, the pictures' included.
+
+    Args:
+        store: where pictures are kept that another report may show.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = pictures(report)
+    drawn = pictures(report, store)
     paths = [folder / picture.name for picture in drawn if picture.png]
     for picture in drawn:
         if picture.png:
