@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitsweep.runtime.syntax import Facts, Signature, chain_of, is_never_true, signature_of
+from bitsweep.runtime.syntax import Facts, Signature, chain_of, is_never_true, signature_of, walk
 
 #: A module and a name in it, or None for the module itself: what an import binds a name to.
 Target = tuple[str, str | None]
@@ -100,10 +100,13 @@ class _Reader:
         self._is_package = is_package
 
     def read(self, tree: ast.Module) -> Module:
-        nodes = list(ast.walk(tree))
-        loaded = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-        strings = (node.value for node in nodes if isinstance(node, ast.Constant))
-        loaded.update(word for text in strings if isinstance(text, str) for word in re.findall(r"\w+", text))
+        loaded: set[str] = set()
+        for node in walk(tree):
+            match node:
+                case ast.Name(id=name, ctx=ast.Load()):
+                    loaded.add(name)
+                case ast.Constant(value=str(text)):
+                    loaded.update(re.findall(r"\w+", text))
         self._statements(tree.body)
         if not self._is_package:
             for bound, targets in self.module.imported.items():

@@ -9,6 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 
+#: Fields of each kind of node. Whether a name is read or written follows from where it stands.
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(name for name in kind._fields if name != "ctx")
+    for kind in vars(ast).values()
+    if isinstance(kind, type) and issubclass(kind, ast.AST)
+}
+#: Kinds of nodes that say something beyond their parts.
+_NOTED = frozenset({ast.Name, ast.Attribute, ast.Constant, ast.MatchClass, ast.Import, ast.ImportFrom})
+#: Kinds of nodes of which a part does not count, or is said and not used.
+_READ_IN_PART = frozenset(
+    {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Raise, ast.If, ast.Assert, ast.arg, ast.AnnAssign}
+)
+
+
 class Facts:
     """What a statement says and uses, from one pass through its syntax tree.
 
@@ -32,23 +46,28 @@ class Facts:
         Args:
             follow: whether what it names is used, and not only said.
         """
-        if isinstance(value, list):
+        kind = type(value)
+        if kind is list:
             self.text.append(f"{len(value)}:")
             for each in value:
                 self._read(each, follow=follow)
-        elif isinstance(value, ast.Attribute) and (chain := chain_of(value)):
+        elif kind not in _FIELDS:
+            self.text.append(repr(value))
+        elif kind is ast.Attribute and (chain := chain_of(value)):
             self.text.append(".".join(chain))
             if follow:
                 self.uses.add(chain)
                 self.mentions.update(chain[1:])
-        elif isinstance(value, ast.AST):
-            self.text.append(type(value).__name__)
-            if follow:
-                self._note(value)
-            for name, part in self._parts(value):
-                self._read(part, follow=follow and not _is_only_said(value, name, of=self._root))
         else:
-            self.text.append(repr(value))
+            self.text.append(kind.__name__)
+            if follow and kind in _NOTED:
+                self._note(value)
+            if kind in _READ_IN_PART:
+                for name, part in self._parts(value):
+                    self._read(part, follow=follow and not _is_only_said(value, name, of=self._root))
+            else:
+                for name in _FIELDS[kind]:
+                    self._read(getattr(value, name, None), follow=follow)
 
     def _note(self, node: ast.AST) -> None:
         match node:
@@ -79,9 +98,8 @@ class Facts:
                 parts["body"] = None
             case ast.Assert():
                 parts["msg"] = None
-        for name in node._fields:
-            if name != "ctx":
-                yield name, parts[name] if name in parts else getattr(node, name, None)
+        for name in _FIELDS[type(node)]:
+            yield name, parts[name] if name in parts else getattr(node, name, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +168,20 @@ def chain_of(node: ast.AST) -> tuple[str, ...]:
         case ast.Attribute(value=value, attr=attribute) if chain := chain_of(value):
             return (*chain, attribute)
     return ()
+
+
+def walk(root: ast.AST) -> Iterator[ast.AST]:
+    """A node and all in it, in any order: `ast.walk` without its queue."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in _FIELDS[type(node)]:
+            value = getattr(node, name, None)
+            if type(value) is list:
+                waiting.extend(each for each in value if type(each) in _FIELDS)
+            elif type(value) in _FIELDS:
+                waiting.append(value)
 
 
 def is_never_true(test: ast.expr) -> bool:
