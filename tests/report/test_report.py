@@ -19,6 +19,7 @@ from bitsweep.report.choice import pareto_front
 from bitsweep.report.content import SweepReport, distinguishing, ratio
 from bitsweep.report.pictures import swept_numbers
 from bitsweep.report.row import Baseline, Row, RowStatus
+from bitsweep.runtime.store import Store
 
 CHROMIUM = shutil.which("chromium")
 
@@ -359,6 +360,26 @@ def test_pictures_have_a_size(report: SweepReport, tmp_path: Path) -> None:
     assert [path.name for path in pictures] == ["digits_latency.png", "digits_size.png"]
     assert all(path.stat().st_size > 10_000 for path in pictures)
     assert len(written) == 5
+
+
+def test_pictures_are_drawn_anew_only_if_their_figures_change(report: SweepReport, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+
+    def written(name: str, rows: list[Row]) -> dict[str, bytes]:
+        paths = write(dataclasses.replace(report, rows=rows), tmp_path / name, store)
+        return {path.name: path.read_bytes() for path in paths if path.suffix == ".png"}
+
+    def drawn() -> int:
+        return len(list(store.root.glob("report/*/manifest.json")))
+
+    first = written("first", report.rows)
+    assert first and drawn() == 1
+    again = [
+        dataclasses.replace(each, status="reused", run_id="another") if each.measured else each for each in report.rows
+    ]
+    assert written("again", again) == first and drawn() == 1
+    better = dataclasses.replace(again[0], metrics=again[0].metrics | {"top1": 0.5})
+    assert written("better", [better, *again[1:]]) != first and drawn() == 2
 
 
 def studied() -> list[Row]:
