@@ -1,6 +1,7 @@
 """What tests share: real sample data where there is some, and a folder of their own to work in."""
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -15,6 +16,9 @@ from typing import IO
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+
+# What the suite imports is no garbage: looking for it takes a second of every worker.
+gc.set_threshold(100_000)
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("untimed", deadline=None)

@@ -1,6 +1,7 @@
 """Configurations of the many jobs of a sweep."""
 
 import copy
+import dataclasses
 import multiprocessing
 import pickle
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
@@ -58,13 +60,23 @@ def _compose(job: list[str]) -> DictConfig | None:
 
 @contextmanager
 def _files_read_once(loader: ConfigLoaderImpl) -> Iterator[None]:
-    """Let a loader read each file once for all configurations, instead of once for each."""
-    own = loader.repository
-    loader.repository = _ReadOnce(loader.get_search_path())
+    """Let a loader read each file once for all configurations, and merge the same files once."""
+    own, merge = loader.repository, loader._compose_config_from_defaults_list
+    merged: dict[Any, DictConfig] = {}
+
+    def merge_once(*, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        sources = tuple((source.provider, source.path) for source in repo.get_sources())
+        asked = sources, tuple(map(dataclasses.astuple, defaults))
+        if asked not in merged:
+            merged[asked] = merge(defaults=defaults, repo=repo)
+        return copy.deepcopy(merged[asked])
+
+    loader.repository, loader._compose_config_from_defaults_list = _ReadOnce(loader.get_search_path()), merge_once
     try:
         yield
     finally:
         loader.repository = own
+        del loader._compose_config_from_defaults_list
 
 
 class _ReadOnce(ConfigRepository):  # type: ignore[misc]
