@@ -177,9 +177,9 @@ def walk(root: ast.AST) -> Iterator[ast.AST]:
         yield node
         for name in _FIELDS[type(node)]:
             value = getattr(node, name, None)
-            if type(value) is list:
-                waiting.extend(each for each in value if type(each) in _FIELDS)
-            elif type(value) in _FIELDS:
+            if isinstance(value, list):
+                waiting.extend(each for each in value if isinstance(each, ast.AST))
+            elif isinstance(value, ast.AST):
                 waiting.append(value)
 
 
