@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 import bitsweep as bs
 from bitsweep import cell as cell_module
@@ -234,7 +235,8 @@ def test_numbers_are_names_where_names_are_asked_for() -> None:
             {"dataset": "image_folder", "dataset__classes": {"a": 1}},
             "dataset.classes={'a': 1}: should be a valid string",
         ),
-        ({"model__mean": "x"}, r"model.mean=x: should be a list, as in \[A,B\]$"),
+        ({"model__pixel_range": 255}, r"model.pixel_range=255: should be a list, as in \[A,B\]$"),
+        ({"model__mean": "x"}, "model.mean.0=x: should be a valid number$"),
         ({"model__mean": ["x"]}, "model.mean.0=x: should be a valid number$"),
         ({"model": "own", "model__output": [1]}, r"model.output=\[1\]: should be a valid string, or "),
         (
@@ -263,3 +265,38 @@ def test_names_show_in_what_cells_and_their_baselines_differ() -> None:
     baselines = [f"baseline own on digits model.factory=nets.py:{net}" for net in ("small", "large")]
     assert names_of(cells, "baseline") == baselines * 2
     assert names_of(cells[:1]) == [cells[0].name]
+
+
+@pytest.mark.parametrize(
+    ("choices", "knob", "one"),
+    [
+        ({"model__mean": 0, "model__std": 0.5}, "model.std", 0.5),
+        ({"protocol__batch_sizes": 8}, "protocol.batch_sizes", 8),
+        ({"model": "lenet", "model__hidden": 64}, "model.hidden", 64),
+        ({"model": "lenet", "model__filters": 6}, "model.filters", 6),
+        ({"method": "mixed", "method__bits": 4}, "method.bits", 4),
+        ({"method": "factorize", "method__keep": "fc"}, "method.keep", "fc"),
+        ({"dataset": "table", "dataset__drop": "id"}, "dataset.drop", "id"),
+    ],
+)
+def test_one_value_alone_is_a_list_of_one(choices: dict[str, Any], knob: str, one: Any) -> None:
+    group, name = knob.split(".")
+    assert getattr(getattr(cell(**choices), group), name) == (one,)
+
+
+def test_what_a_data_set_refuses_is_found_once_for_all_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files were read, and its messages printed, once for every cell."""
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(2):
+                colour = (number, 0, 0) if part == "train" or name == "a" else (number, 9, ord(name))
+                Image.new("RGB", (4, 4), colour).save(tmp_path / part / name / f"{number}.png")
+    data = {"dataset": "image_folder", "dataset__root": str(tmp_path)}
+    cells = [cell(**data, precision=precision) for precision in ("fp32", "int8", "int4")]
+    reasons = {each.skip_reason() for each in cells}
+    assert len(reasons) == 1
+    assert "test images are training images too" in str(reasons.pop())
+    assert capsys.readouterr().out.count("are there twice") == 1

@@ -56,6 +56,7 @@ def test_what_no_network_takes_is_refused_in_one_line(knobs: dict[str, object], 
     [
         ({"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}, lambda x: (x / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]),
         ({"mean": (0.5,), "std": (0.25,)}, lambda x: (x / 255 - 0.5) / 0.25),
+        ({"mean": 0.5, "std": 0.25}, lambda x: (x / 255 - 0.5) / 0.25),
         ({"pixel_range": (-1, 1)}, lambda x: x / 127.5 - 1),
         ({"pixel_range": (0, 255)}, lambda x: x),
         (

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, dataclass_transform
 import pydantic
 from pydantic import ConfigDict, Field
 
+from bitsweep.errors import UsageError
 from bitsweep.runtime.fingerprint import digest, settings
 
 T = TypeVar("T")
@@ -41,6 +42,15 @@ Name = Annotated[str, spelt(r"[A-Za-z0-9_.-]+", "a word of letters, digits, dots
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _listed(value: Any) -> Any:
+    """A single number or name as a list of one."""
+    return [value] if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+
+#: As many values as one likes; one alone needs no brackets.
+Several = Annotated[tuple[T, ...], pydantic.BeforeValidator(_listed)]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
@@ -114,12 +124,20 @@ def source_of(choice: Choice) -> str:
 def asked_once(choice: Choice, question: str, ask: Callable[[], T]) -> T:
     """What a choice says of its files, which are read once only for each question, see `forget_files`.
 
-    What they hold is said where the first question is asked: the others print nothing.
+    What they hold is said where the first question is asked: the others print nothing. A refusal is an answer, too.
+
+    Raises:
+        UsageError: what `ask` raises.
     """
     answers = _answers.setdefault(digest(settings(choice)), {})
     if question not in answers:
         with contextlib.redirect_stdout(io.StringIO()) if answers else contextlib.nullcontext():
-            answers[question] = ask()
+            try:
+                answers[question] = ask()
+            except UsageError as refusal:
+                answers[question] = refusal
+    if isinstance(answers[question], UsageError):
+        raise answers[question].with_traceback(None)
     found: T = answers[question]
     return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from bitsweep.config.configurable import Choice, Place, configurable
+from bitsweep.config.configurable import Choice, Place, Several, configurable
 from bitsweep.config.weights_file import require_weights
 from bitsweep.data.pixels import Framing
 from bitsweep.errors import ConfigError, MissingPackage
@@ -92,8 +92,8 @@ class Model(Choice, ABC):
     pad: Margins = 0
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     antialias: bool = True
-    mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    mean: Several[float] = ()
+    std: Several[Annotated[float, Field(gt=0)]] = ()
     pixel_range: tuple[float, float] | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
     head: Literal["linear", "mlp"] = "linear"

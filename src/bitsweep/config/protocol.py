@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bitsweep.config.configurable import NOT_IN_KEYS, Choice, Count, Share, configurable
+from bitsweep.config.configurable import NOT_IN_KEYS, Choice, Count, Several, Share, configurable
 
 
 @configurable
@@ -36,7 +36,7 @@ class MeasurementProtocol(Choice):
     """
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    batch_sizes: Annotated[Several[Count], Field(min_length=1)] = (1,)
     warmup_s: Annotated[float, Field(ge=0)] = 0.3
     blocks: Annotated[int, Field(ge=6)] = 20
     block_s: Annotated[float, Field(gt=0)] = 0.05

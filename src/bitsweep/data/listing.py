@@ -155,6 +155,12 @@ def _arranged(
     if untrainable and not divided and not test_N.all():
         test_N = np.ones_like(test_N)
         print(f"all images are for testing: {untrainable}", flush=True)
+    elif not divided and not test_N.all():
+        print(
+            f"{listing.key}: {np.count_nonzero(~test_N)} images are for training and {np.count_nonzero(test_N)} for "
+            f"testing, by dataset.test_share={test_share:g}; 1 tests given weights on all",
+            flush=True,
+        )
     return Arranged(labels_N=labels_N, test_N=test_N, classes=names, untrainable=untrainable)
 
 

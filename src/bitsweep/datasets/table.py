@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 import numpy as np
 from pydantic import Field
 
-from bitsweep.config.configurable import Place, Share, configurable
+from bitsweep.config.configurable import Place, Several, Share, configurable
 from bitsweep.config.dataset import Dataset
 from bitsweep.data.class_names import look_alikes
 from bitsweep.data.columns import (
@@ -67,7 +67,7 @@ class TableFile(Dataset):
     pictures: ClassVar[bool] = False
     root: Place = ""
     target: str = ""
-    drop: tuple[str, ...] = ()
+    drop: Several[str] = ()
     test_share: Annotated[Share, Field(gt=0, lt=1)] = 0.2
     leaks: Literal["refuse", "keep"] = "refuse"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Count, Share, configurable
+from bitsweep.config.configurable import Count, Several, Share, configurable
 from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.recipe import Recipe
@@ -60,7 +60,7 @@ class Factorize(QuantizingMethod):
     correction_iterations: Annotated[int, Field(ge=0)] = 10
     keep_first: bool = True
     keep_last: bool = True
-    keep: tuple[str, ...] = ()
+    keep: Several[str] = ()
     correct_bias: bool = True
     epochs: Annotated[int, Field(ge=0)] = 0
     max_steps: Count = 800

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.configurable import Count, Several, configurable
 from bitsweep.config.dataset import Part
 from bitsweep.config.precision import Grid, Scheme
 from bitsweep.errors import CompressionError
@@ -43,7 +43,7 @@ class MixedPrecision(QuantizingMethod):
         study_images: validation images, at most.
     """
 
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (8, 6, 4, 3, 2)
+    bits: Annotated[Several[Bits], Field(min_length=1)] = (8, 6, 4, 3, 2)
     budget: Literal["accuracy", "size"] = "accuracy"
     drop_pp: Annotated[float, Field(ge=0)] = 1.0
     size_share: Annotated[float, Field(gt=0, le=1)] = 0.6

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, final
 
 from pydantic import Field
 
-from bitsweep.config.configurable import Count, configurable
+from bitsweep.config.configurable import Count, Several, configurable
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 
@@ -27,12 +27,12 @@ class PlainNetwork(Model):
         bias: whether layers have one.
     """
 
-    filters: tuple[Count, ...] = ()
+    filters: Several[Count] = ()
     kernel: Count = 3
     stride: Count = 1
     padding: Annotated[int, Field(ge=0)] = 0
     pool: Count = 2
-    hidden: tuple[Count, ...] = ()
+    hidden: Several[Count] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     bias: bool = True
 

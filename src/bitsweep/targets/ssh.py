@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Annotated, ClassVar, final
 
-from bitsweep.config.configurable import NOT_IN_KEYS, Count, configurable, spelt
+from bitsweep.config.configurable import NOT_IN_KEYS, Count, Several, configurable, spelt
 from bitsweep.config.target import Target
 from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
 from bitsweep.runtime.environment import Cpu
@@ -43,7 +43,7 @@ class SshMachine(Target):
     here: ClassVar[bool] = False
 
     host: Annotated[str, NOT_IN_KEYS, spelt(r"[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*", "a machine, e.g. user@board")]
-    options: Annotated[tuple[str, ...], NOT_IN_KEYS] = ()
+    options: Annotated[Several[str], NOT_IN_KEYS] = ()
     python: Annotated[str, NOT_IN_KEYS] = "python3"
     folder: Annotated[str, NOT_IN_KEYS] = ".cache/bitsweep"
     cpu_model: str
