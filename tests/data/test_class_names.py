@@ -14,6 +14,8 @@ from bitsweep.errors import DataError
         "\ufefftench \r\n\r\ngoldfish\r\nwhite shark\r\n",
         json.dumps(["tench", "goldfish", "white shark"]),
         json.dumps({"1": "goldfish", "2": "white shark", "0": "tench"}),
+        json.dumps({"goldfish": 1, "white shark": 2, "tench": 0}),
+        "{0: 'tench',\n 1: 'goldfish',\n 2: \"white shark\"}",
     ],
 )
 def test_names_in_a_file(text: str, tmp_path: Path) -> None:
@@ -28,6 +30,18 @@ def test_the_index_of_imagenet(tmp_path: Path) -> None:
     classes = read_classes(str(tmp_path / "index.json"))
     assert classes == ("n01440764 tench", "n01443537 goldfish")
     assert number_labels(["n01443537", "n01440764", "n01443537"], classes)[0].tolist() == [1, 0, 1]
+    assert number_labels(["tench", "goldfish"], classes)[0].tolist() == [0, 1]
+
+
+def test_names_of_several_classes_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``crane``, the bird and the machine, in lists of ImageNet's classes."""
+    (tmp_path / "names").write_text("tench\ncrane\nplane\ncrane\n")
+    classes = read_classes(str(tmp_path / "names"))
+    assert classes == ("tench", "crane (1)", "plane", "crane (3)")
+    assert "several classes have one name, and are called crane (1), crane (3)" in capsys.readouterr().out
+    assert number_labels(["plane", "crane (3)"], classes)[0].tolist() == [2, 3]
+    with pytest.raises(DataError, match=r"^crane is none of the 4 dataset.classes"):
+        number_labels(["crane"], classes)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +49,9 @@ def test_the_index_of_imagenet(tmp_path: Path) -> None:
     [
         (None, "no such file; name one with a class in every line"),
         (b"", "holds no names; write one class in every line"),
-        (b"a\nb\na\n", "a is there 2 times"),
+        (b"a\na\na (0)\n", r"a \(0\) is there twice"),
+        (b'{"a": 0, "b": 2}', "keys are not the numbers from 0 on"),
+        (b"{0: open('x')}", "cannot be read as names"),
         (b"\xff\xfe\x00", "cannot be read as names"),
         (b"[1, 2]", "cannot be read as names, .* other things than names"),
         (b'{"1": "a"}', "keys are not the numbers from 0 on"),

@@ -6,6 +6,7 @@ Shape letters: N images, K classes.
 import json
 import re
 import unicodedata
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,17 +18,19 @@ from bitsweep.results import Array
 from bitsweep.text import some
 
 #: A noun of WordNet's, by which ImageNet's classes are called; its words may follow.
-_SYNSET = re.compile(r"(n\d{8})\b.*", re.DOTALL)
+_SYNSET = re.compile(r"(n\d{8})\b\s*(.*)", re.DOTALL)
 
 
 def read_classes(given: str | Sequence[str]) -> tuple[str, ...]:
     """Names of classes in their order: those that are given, or those in a file.
 
-    The file is text with a name in every line, a JSON list of them, or a JSON object from numbers to names, as
-    ``imagenet_class_index.json`` is.
+    The file is text with a name in every line, a list of them in JSON, or an object from numbers to names, as
+    ``imagenet_class_index.json`` is, or from names to numbers, as torchvision's ``class_to_idx``; or a list or
+    dictionary of Python. Names of several classes, as ``crane`` in lists of ImageNet's, are told apart by the numbers
+    of these, and printed.
 
     Raises:
-        DataError: there is no such file, it is empty, or a name is there twice.
+        DataError: there is no such file, or no names are in it.
     """
     if not isinstance(given, str):
         names, key = tuple(given), f"dataset.classes={list(given)}"
@@ -39,15 +42,11 @@ def read_classes(given: str | Sequence[str]) -> tuple[str, ...]:
             names = _names_in(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise DataError(f"{key}: no such file; name one with a class in every line, or give a list") from error
-        except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise DataError(f"{key}: cannot be read as names, one in every line or in JSON ({error})") from error
         if not names:
             raise DataError(f"{key}: holds no names; write one class in every line, in the order of the outputs")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(
-            f"{key}: {twice[0]} is there {Counter(names)[twice[0]]} times; give every class a name of its own"
-        )
-    return names
+    return _told_apart(names, key)
 
 
 def number_labels(labels: Sequence[str | int], classes: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
@@ -99,7 +98,12 @@ def whole_numbers(labels: Sequence[str]) -> Sequence[str | int]:
 
 def _places(found: Sequence[str | int], classes: Sequence[str]) -> dict[str | int, int]:
     """The number of every label among the classes."""
-    known = {match[1]: number for number, name in enumerate(classes) if (match := _SYNSET.fullmatch(name))}
+    synsets = [
+        (match[1], match[2], number) for number, name in enumerate(classes) if (match := _SYNSET.fullmatch(name))
+    ]
+    called = Counter(words for _, words, _ in synsets)
+    known = {words: number for _, words, number in synsets if called[words] == 1}
+    known |= {synset: number for synset, _, number in synsets}
     known |= {name: number for number, name in enumerate(classes)}
     strange = [label for label in found if str(label) not in known]
     if not strange:
@@ -118,11 +122,29 @@ def _places(found: Sequence[str | int], classes: Sequence[str]) -> dict[str | in
     return {label: int(number) - first for label, number in zip(found, numbers, strict=True)}
 
 
+def _told_apart(names: tuple[str, ...], key: str) -> tuple[str, ...]:
+    """Names of which none is that of several classes: theirs get the number of the class."""
+    several = {name for name, count in Counter(names).items() if count > 1}
+    apart = tuple(f"{name} ({number})" if name in several else name for number, name in enumerate(names))
+    if again := [name for name, count in Counter(apart).items() if count > 1]:
+        raise DataError(f"{key}: {again[0]} is there twice; give every class a name of its own")
+    if several:
+        renamed = [new for old, new in zip(names, apart, strict=True) if old in several]
+        print(f"{key}: several classes have one name, and are called {some(renamed)}", flush=True)
+    return apart
+
+
 def _names_in(text: str) -> tuple[str, ...]:
     if not text.lstrip().startswith(("[", "{")):
         return tuple(line.strip() for line in text.splitlines() if line.strip())
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = literal_eval(text.lstrip())
     if isinstance(content, dict):
+        if content and all(type(number) is int for number in content.values()):
+            content = {number: name for name, number in content.items()}
+        content = {str(key): name for key, name in content.items()}
         numbers = sorted(map(int, content))
         if numbers != list(range(len(numbers))):
             raise ValueError("its keys are not the numbers from 0 on")
