@@ -307,3 +307,16 @@ def test_twelve_bits_of_colours_are_refused(tmp_path: Path) -> None:
         deep_colours(tmp_path / name, 4095)
     with pytest.raises(DataError, match="coloured 16-bit training images use 12 bits only, of which 4 would be read"):
         dataset(tmp_path).decode()
+
+
+def test_how_images_are_divided_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a script of one's own tests on all images is not compared with a part of them unawares."""
+    root = put(tmp_path, together(5))
+    dataset(root).source()
+    said = f"dataset.root={root}: 8 images are for training and 2 for testing, by dataset.test_share=0.2; 1 tests"
+    assert said in capsys.readouterr().out
+    dataset(root, test_share=1.0).source()
+    said = (
+        f"dataset.root={root}: 1 of 10 test images is held out to choose ranges on, by dataset.val_share=0.1; to test"
+    )
+    assert said in capsys.readouterr().out

@@ -196,7 +196,7 @@ def test_too_few_images_to_train_on(changed: dict[str, np.ndarray], what: str, t
     assert not saved(tmp_path).lacks()
 
 
-def test_test_images_alone_with_images_for_calibration(tmp_path: Path) -> None:
+def test_test_images_alone_with_images_for_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "data.npz", x_test=IMAGES[4], y_test=LABELS[4])
     alone = Npz(name="npz", root=str(tmp_path / "data.npz"), classes=("a", "b", "c", "d"))
     raw = alone.decode()
@@ -204,8 +204,13 @@ def test_test_images_alone_with_images_for_calibration(tmp_path: Path) -> None:
     assert raw.test.labels.tolist() == LABELS[4].tolist()
     assert set(alone.lacks()) == {"training"}
     np.save(tmp_path / "some.npy", IMAGES[12])
+    assert (
+        "1 of 4 test images is held out to choose ranges on, by dataset.val_share=0.1; to test all"
+        in capsys.readouterr().out
+    )
     given = Npz(name="npz", root=alone.root, calibration=str(tmp_path / "some.npy"))
     assert np.array_equal(given.decode().calibration, IMAGES[12])
+    assert "held out" not in capsys.readouterr().out
     assert set(given.lacks()) == {"training", "validation"}
     assert given.source() != alone.source()
 

@@ -14,7 +14,7 @@ import numpy as np
 from bitsweep.data.class_names import number_labels
 from bitsweep.data.image_files import ImageFiles, Picture, blocks_of, largest_of
 from bitsweep.data.pixels import DEEPEST, StoredForm, white_of
-from bitsweep.data.sampling import stratified_share
+from bitsweep.data.sampling import stratified_share, tell_held_out
 from bitsweep.data.unlabelled import Unlabelled
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, RawSplit
@@ -84,6 +84,7 @@ def arrange(
     *,
     classes: Sequence[str],
     test_share: float,
+    val_share: float,
     seed: int,
     leaks: Literal["refuse", "keep"],
 ) -> Arranged:
@@ -94,6 +95,7 @@ def arrange(
         classes: see `bitsweep.data.class_names.number_labels`.
         test_share: part of each class held out for testing; equal pictures stay together. Nothing is left for
             training where it is 1, or where a class has too few pictures to be divided.
+        val_share: part of the images that are all for testing that ranges are chosen on, which is printed.
         leaks: whether to refuse or to keep test images that are, byte for byte, training or calibration images too.
 
     Raises:
@@ -105,6 +107,8 @@ def arrange(
         _check_leaks(listing, arranged.test_N, calibration, leaks)
     except DataError as error:
         raise DataError(f"{listing.key}: {error}") from error
+    if arranged.test_N.all() and calibration is None:
+        tell_held_out(listing.key, len(arranged.test_N), val_share)
     return arranged
 
 

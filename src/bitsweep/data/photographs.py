@@ -83,6 +83,7 @@ class Photographs(Dataset):
         listing = self.listed(classes)
         calibration = find_unlabelled(self.calibration) if self.calibration else None
         arranged = arrange(
-            listing, calibration, classes=classes, test_share=self.test_share, seed=self.split_seed, leaks=self.leaks
-        )
+            listing, calibration, classes=classes, test_share=self.test_share, val_share=self.val_share,
+            seed=self.split_seed, leaks=self.leaks,
+        )  # fmt: skip
         return listing, arranged, calibration

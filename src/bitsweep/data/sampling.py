@@ -40,6 +40,24 @@ def stratified_share(labels: Array, share: float, seed: int) -> Array:
     return stratified(labels, round(share * len(labels)), seed)
 
 
+def held_out(count: int, share: float) -> int:
+    """How many of so many images are held out from the others: at least one."""
+    return max(1, round(share * count))
+
+
+def tell_held_out(key: str, count: int, share: float) -> None:
+    """Say that ranges are chosen on some of so many test images, since there are no others, and what to do about it.
+
+    Args:
+        key: of the setting that names the images, with its value.
+    """
+    print(
+        f"{key}: {held_out(count, share)} of {count} test images {'is' if held_out(count, share) == 1 else 'are'} held "
+        f"out to choose ranges on, by dataset.val_share={share:g}; to test all, name others with dataset.calibration",
+        flush=True,
+    )
+
+
 def calibration_images(splits: Splits, count: int, seed: int) -> Array:
     """Images to calibrate on, each class with its share, in random order: none of those that accuracy is measured on.
 

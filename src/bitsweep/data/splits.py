@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsweep.data.pixels import Framing
-from bitsweep.data.sampling import stratified
+from bitsweep.data.sampling import held_out, stratified
 from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
@@ -115,7 +115,7 @@ def _parts(raw: RawData, val_share: float, seed: int) -> dict[str, tuple[RawSpli
         # Of classes with a single image each, those that lose it are drawn.
         order_K = np.random.default_rng(seed).permutation(len(raw.classes))
         labels = raw.train.labels if len(raw.train) else order_K[raw.test.labels]
-        val = stratified(labels, max(1, round(val_share * count)), seed)
+        val = stratified(labels, held_out(count, val_share), seed)
     kept = np.setdiff1d(np.arange(count), val)
     if not len(kept):
         where, why = (

@@ -13,6 +13,7 @@ from bitsweep.config.dataset import Dataset, Part
 from bitsweep.data.archives import check_parts, read_npz
 from bitsweep.data.class_names import read_classes
 from bitsweep.data.listing import too_few
+from bitsweep.data.sampling import tell_held_out
 from bitsweep.data.unlabelled import read_unlabelled
 from bitsweep.errors import DataError
 from bitsweep.results import RawData
@@ -61,6 +62,8 @@ class Npz(Dataset):
         data = read_npz(self._file(), key=key, classes=read_classes(self.classes))
         if self.calibration:
             data = replace(data, calibration=read_unlabelled(self.calibration, like=data.test.images))
+        elif not len(data.train):
+            tell_held_out(key, len(data.test), self.val_share)
         check_parts(data, key=key, leaks=self.leaks)
         return data
 

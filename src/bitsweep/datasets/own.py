@@ -72,7 +72,7 @@ class OwnDataset(Dataset):
         listing = _listing(dict(zip(parts, items, strict=True)), key)
         arranged = arrange(
             listing, calibration, classes=read_classes(self.classes), test_share=self.test_share,
-            seed=self.split_seed, leaks=self.leaks,
+            val_share=self.val_share, seed=self.split_seed, leaks=self.leaks,
         )  # fmt: skip
         side = self.store_size or 224
         size = next(iter(sizes)) if len(sizes) == 1 and not self.store_size else (side, side)
