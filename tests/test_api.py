@@ -61,6 +61,8 @@ def test_a_folder_of_yamls_of_ones_own_is_found() -> None:
     folder.mkdir(parents=True)
     (folder / "small.yaml").write_text("defaults: [lenet, _self_]\nname: small\nimage_size: 32\n")
     (cell,) = bs.grid("model=small", config_dir=Path("mine"))
+    assert bs.grid("model=small", config_dir="mine") == [cell]
+    assert [each.verdict for each in bs.plan([cell], store="kept")] == [each.verdict for each in bs.plan([cell])]
     assert (cell.model.name, cell.model.input_shape) == ("small", (3, 32, 32))
     assert "hydra.searchpath" in cell.command
 

@@ -42,7 +42,7 @@ from bitsweep.sweep import own_folder, run_sweep
 __all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"]
 
 
-def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> list[Cell]:
+def grid(overrides: str | Sequence[str], *, config_dir: Path | str | None = None) -> list[Cell]:
     """The cells of a grid, by the overrides of a command line with ``-m``.
 
     Args:
@@ -57,7 +57,7 @@ def grid(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> l
     return cells_of(_words(overrides, config_dir))
 
 
-def space(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> SearchSpace:
+def space(overrides: str | Sequence[str], *, config_dir: Path | str | None = None) -> SearchSpace:
     """What a search chooses from, where a setting has an interval of values: ``"method.damping=interval(0.01,0.5)"``.
 
     Args:
@@ -71,16 +71,16 @@ def space(overrides: str | Sequence[str], *, config_dir: Path | None = None) -> 
     return space_of(_words(overrides, config_dir))
 
 
-def plan(cells: Sequence[Cell], *, store: Path = Keeping.folder) -> list[Planned]:
+def plan(cells: Sequence[Cell], *, store: Path | str = Keeping.folder) -> list[Planned]:
     """What is to be done with each cell, judged by the store: run, reuse, or skip for a reason. Nothing is computed."""
-    return plan_cells(_by_files_now(cells), Store(store), None)
+    return plan_cells(_by_files_now(cells), Store(Path(store)), None)
 
 
 def run(
     cells: Sequence[Cell] | SearchSpace,
     *,
-    folder: Path | None = None,
-    store: Path = Keeping.folder,
+    folder: Path | str | None = None,
+    store: Path | str = Keeping.folder,
     fetch: bool = Keeping.fetch,
     remeasure: Literal["none", "noisy", "all"] = "none",
     timeout_s: float = Options.timeout_s,
@@ -110,14 +110,14 @@ def run(
     try:
         budget = {"minutes": search_minutes, "cells": search_cells, "points": search_points, "seed": search_seed}
         options = Options(
-            store=Keeping(folder=store, fetch=fetch), remeasure=remeasure, timeout_s=timeout_s, memory_gb=memory_gb,
-            register=register, search=budget,  # type: ignore[arg-type]  # checked by the class itself
+            store=Keeping(folder=Path(store), fetch=fetch), remeasure=remeasure, timeout_s=timeout_s,
+            memory_gb=memory_gb, register=register, search=budget,  # type: ignore[arg-type]  # checked by the class itself
         )  # fmt: skip
     except pydantic.ValidationError as error:
         raise invalid(Options, error) from None
     if isinstance(cells, SearchSpace) and not options.search.limited:
         raise ConfigError("a space has no end of cells; say search_minutes=30, or search_cells")
-    place = own_folder((folder or Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute())
+    place = own_folder(Path(folder or f"multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute())
 
     def launch(asked: Sequence[Cell], stage: str) -> list[Outcome]:
         all_cells = asked if isinstance(cells, SearchSpace) else cells
@@ -136,7 +136,7 @@ def run(
     return load(place.name, folder=place)
 
 
-def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> SweepResults:
+def load(sweep_id: str, *, require: str = "", folder: Path | str | None = None) -> SweepResults:
     """What a sweep found, read from MLflow.
 
     Args:
@@ -155,7 +155,7 @@ def load(sweep_id: str, *, require: str = "", folder: Path | None = None) -> Swe
     connection = Connection(read_only=True)
     sweep = find_sweep(connection, sweep_id)
     wanted = requirements(shlex.split(require), recorded=requirements_of(sweep))
-    place = folder or Path("multirun") / sweep.data.tags["sweep"]
+    place = Path(folder) if folder else Path("multirun") / sweep.data.tags["sweep"]
     return SweepResults(report=read_sweep(connection, sweep, folder=place, require=wanted), connection=connection)
 
 
@@ -182,12 +182,12 @@ def compare(
     return compare_cells(read_evidence(old), read_evidence(new), limits)
 
 
-def _words(overrides: str | Sequence[str], config_dir: Path | None) -> list[str]:
+def _words(overrides: str | Sequence[str], config_dir: Path | str | None) -> list[str]:
     """Overrides one by one, with the folder of YAMLs among them."""
     from bitsweep.config.overrides import as_word
 
     found = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-    return [*found, *([f"hydra.searchpath={as_word([f'file://{config_dir.absolute()}'])}"] if config_dir else [])]
+    return [*found, *([f"hydra.searchpath={as_word([f'file://{Path(config_dir).absolute()}'])}"] if config_dir else [])]
 
 
 def _by_files_now(cells: Sequence[Cell]) -> list[Cell]:

@@ -134,6 +134,8 @@ def test_labels_of_any_kind(
     ("listed", "kind", "knobs", "message"),
     [
         (rows(label=lambda n: ["a", "b"]), "jsonl", {}, r"label of row 0 is \['a', 'b'\]: images of several classes"),
+        (rows(label=lambda n: str([n % 2, 5])), "csv", {}, r"label of row 0 is \[0, 5\]: images of several classes"),
+        (rows(label=lambda n: ["a", "b", "b|a"][n % 3]), "csv", {}, r"label of row 2 is b\|a: images of several"),
         (rows(label=lambda n: None if n == 5 else "a"), "jsonl", {}, "row 5 has no label; leave out rows"),
         (rows(label=""), "csv", {}, "row 0 has no label"),
         (rows(label=0.5), "jsonl", {}, "label of row 0 is 0.5; labels are names or whole numbers"),
@@ -172,3 +174,11 @@ def test_damaged_lists_are_one_line(name: str, content: bytes | None, message: s
     with pytest.raises(DataError, match=rf"^dataset.file={tmp_path}/{name}: {message}") as caught:
         Manifest(name="list", file=str(tmp_path / name)).source()
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_may_be_several_labels_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ("crane", "tench, Tinca tinca", "crane, machine")
+    manifest(folder, rows(label=lambda n: named[n % 3])).source()
+    told = capsys.readouterr().out
+    assert "warning: 'crane, machine' is a class beside 'crane': is it several labels?" in told
+    assert told.count("several labels?") == 1

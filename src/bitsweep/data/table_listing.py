@@ -1,6 +1,7 @@
 """From a table of pictures to a listing: which columns hold what, and which rows are for testing."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ _USUAL = {"image": ("Image", _IMAGE), "label": ("ClassLabel", _LABEL), "split": 
 #: Of a row's part, what it is for: training or testing.
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+#: What may stand between several labels, and a list as Python or JSON writes it.
+_BETWEEN = re.compile(r"[,;|]")
+_BRACKETS = re.compile(r"[\[({].*,.*[\])}]", re.DOTALL)
 
 
 def find_columns(table: Table, *, image: str, label: str, split: str) -> tuple[str, str, str]:
@@ -74,10 +78,7 @@ def labels_of(table: Table, column: str) -> tuple[list[str | int], Sequence[str]
     labels: list[str | int] = []
     for number, value in enumerate(values):
         if isinstance(value, list | tuple | dict | set):
-            raise DataError(
-                f"{column} of row {number} is {str(value)[:40]}: images of several classes are not classified "
-                "here; give one label an image"
-            )
+            raise _several(column, number, value)
         whole = isinstance(value, float) and value.is_integer()
         label = value.strip() if isinstance(value, str) else int(value) if whole or isinstance(value, int) else value
         if label is None or label == "" or (names and label == -1) or label != label:
@@ -87,7 +88,31 @@ def labels_of(table: Table, column: str) -> tuple[list[str | int], Sequence[str]
         labels.append(label)
     if names and any(isinstance(label, str) or label >= len(names) for label in labels):
         raise DataError(f"{column} has labels beyond its {len(names)} names")
+    _check_text(column, [str(label) for label in labels])
     return labels, names
+
+
+def _several(column: str, number: int, value: Any) -> DataError:
+    return DataError(
+        f"{column} of row {number} is {str(value)[:40]}: images of several classes are not classified here; give one "
+        "label an image"
+    )
+
+
+def _check_text(column: str, labels: Sequence[str]) -> None:
+    """Refuse lists of labels that are written as text; tell of a name that may be one.
+
+    Raises:
+        DataError: a label is a list in brackets, or consists of other labels, as in ``cat|dog`` beside both.
+    """
+    first = {label: number for number, label in reversed(list(enumerate(labels)))}
+    for label, number in sorted(first.items(), key=lambda each: each[1]):
+        pieces = [piece.strip() for piece in _BETWEEN.split(label)]
+        known = [piece for piece in pieces if piece in first]
+        if _BRACKETS.fullmatch(label) or (len(pieces) > 1 and len(known) == len(pieces)):
+            raise _several(column, number, label)
+        if len(pieces) > 1 and known:
+            print(f"warning: {label[:40]!a} is a class beside {known[0]!a}: is it several labels?", flush=True)
 
 
 def tested_rows(values: Sequence[Any]) -> tuple[list[int], list[bool]]:
