@@ -89,7 +89,29 @@ def _shrink_variances(network: Separable) -> None:
             norm.running_var[channel] = 1e-8
 
 
+def _cancel(network: Separable) -> None:
+    """Two channels are multiples of one another, and the dense convolution reads them with large opposite weights."""
+    large = 300 * torch.randn(network.dense.weight[:, 0].shape, generator=torch.Generator().manual_seed(4))
+    network.point.weight.data[20] = network.point.weight.data[4]
+    for name in ("weight", "bias"):
+        getattr(network.point_norm, name).data[20] = 0.5 * getattr(network.point_norm, name).data[4]
+    for name in ("running_mean", "running_var"):
+        getattr(network.point_norm, name)[20] = getattr(network.point_norm, name)[4]
+    network.dense.weight.data[:, 4] += large
+    network.dense.weight.data[:, 20] -= 2 * large
+
+
+def _read_dead_channels(network: Separable) -> None:
+    """Channels are always 0 behind their ReLU, and the dense convolution has large weights for them."""
+    for channel in (3, 17):
+        network.point_norm.weight.data[channel] *= 1e-3
+        network.point_norm.bias.data[channel] = -5.0
+        network.dense.weight.data[:, channel] *= 300
+
+
 DISTORTIONS = {
+    "dead channels": _read_dead_channels,
+    "cancelling channels": _cancel,
     "depthwise pair": rescale_stem,
     "dense pair": _rescale_depthwise,
     "pair of dense layers": _rescale_dense,
@@ -144,6 +166,15 @@ def test_a_network_made_hard_is_nearly_as_good_as_before(distort: Callable[[Sepa
     torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
     reached = _total_db(guard, guarded)
     assert reached > min(SUFFICIENT_DB, _total_db(guard, Guarded(graph=_graph(nn.ReLU), placement=Placement())) - 3)
+
+
+def test_dead_channels_are_not_read_behind_a_relu6_either() -> None:
+    guard, images = _guard(), _images()
+    graph = _graph(nn.ReLU6, _read_dead_channels)
+    before = _total_db(guard, Guarded(graph=graph, placement=Placement()))
+    guarded = guard.protect(graph, images)
+    assert before < 12 and _total_db(guard, guarded) >= SUFFICIENT_DB
+    assert "channel 3 is always 0, and 1 more are like that" in guarded.remedies_by_layer()["dense"]
 
 
 def test_all_distortions_at_once_are_mended() -> None:

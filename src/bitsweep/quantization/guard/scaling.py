@@ -6,15 +6,31 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
-from bitsweep.graphs.ops import aten, is_layer
+from bitsweep.graphs.ops import arguments, aten, is_layer
 from bitsweep.quantization.analysis.noise import Source
 from bitsweep.quantization.guard.remedies import Remedy, cause_of, described, name_of
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.rewrites.channel_groups import GATED, ScalingGroup, group_of, layer_groups
 from bitsweep.quantization.rewrites.channel_scaling import even_factors, expected_reach, reader_weights, scale_channels
 from bitsweep.quantization.rewrites.token_groups import token_groups
+
+FREE = "costs no latency"
+
+
+def merging_remedy(state: State, layer: Node, pairs: list[tuple[int, int]]) -> Remedy:
+    """What is told of a layer that does not read the second of each pair of channels any more."""
+    source = state.sources.get(str(arguments(layer)[1].target))
+    first, second = pairs[0]
+    always = f"channel {second} is always " + ("0" if first == second else f"a multiple of channel {first}")
+    more = f", and {len(pairs) - 1} more are like that" if len(pairs) > 1 else ""
+    return Remedy(
+        source=f"the weights of {name_of(layer)}",
+        cause=always + more, action="what such channels tell is read from one of them", price=FREE,
+        layers=(name_of(layer),),
+        alone_db=math.inf if source is None else source.sqnr_db, after_db=math.nan,
+    )  # fmt: skip
 
 
 def free_groups(graph: GraphModule, images: Tensor, *, fuses_functions: bool) -> Iterator[ScalingGroup]:

@@ -27,15 +27,18 @@ from bitsweep.quantization.guard.remedies import (
     noise_table,
     remedy_table,
 )
-from bitsweep.quantization.guard.scaling import free_groups, scaled, scaling_remedy
+from bitsweep.quantization.guard.scaling import FREE, free_groups, merging_remedy, scaled, scaling_remedy
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import EVERYWHERE, Placement
 from bitsweep.quantization.rewrites.channel_groups import layer_groups
+from bitsweep.quantization.rewrites.equal_channels import read_once
 from bitsweep.quantization.weights import Codes
 from bitsweep.results import Table
 
-#: SQNR of the logits in dB with which a network needs no remedies.
+#: SQNR of the logits in dB with which a network needs no remedies that cost latency.
 SUFFICIENT_DB = 18.0
+#: The same of those that cost none.
+ENOUGH_DB = SUFFICIENT_DB + 4
 #: What alone leaves more than this, in dB, is not worth a remedy that costs latency.
 COSTLY_DB = SUFFICIENT_DB + 10
 #: What alone leaves less than this above the whole network, in dB, makes a quarter of all noise: worth a small
@@ -49,7 +52,6 @@ FLOAT_SHARE = 0.05
 FINE_BITS = 7
 #: Calibration images that are looked at.
 IMAGES = 8
-FREE = "costs no latency"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +117,14 @@ class Guard:
         """
         study = self._study(graph, images, self.placement)
         start = State(graph=graph, placement=self.placement, study=study, total_db=study.total_db())
-        if start.total_db >= SUFFICIENT_DB:
-            return self._guarded(start, tables=self._noise_of_coarse_weights(start))
-        state = start = start.priced()
-        for step in (self._scale_for_free, self._scale_at_a_price, self._leave_in_float):
-            state = step(state, images)
-        noise = self._noise_of_coarse_weights(state) or self._noise(state, before=start)
+        state = self._read_once(start, images) if start.total_db < COSTLY_DB else start
+        if state.total_db >= ENOUGH_DB:
+            told = (remedy_table(state.remedies, before_db=start.total_db),) if state.remedies else ()
+            return self._guarded(state, tables=(*self._noise_of_coarse_weights(state), *told))
+        state = self._scale_for_free(before := state.priced(), images)
+        if before.total_db < SUFFICIENT_DB:
+            state = self._leave_in_float(self._scale_at_a_price(state, images), images)
+        noise = self._noise_of_coarse_weights(state) or self._noise(state, before=before)
         return self._guarded(state, tables=(*noise, remedy_table(state.remedies, before_db=start.total_db)))
 
     def _guarded(self, state: State, *, tables: tuple[Table, ...]) -> Guarded:
@@ -159,10 +163,23 @@ class Guard:
 
     # ------------------------------------------------------------------ remedies, from the cheapest
 
+    def _read_once(self, state: State, images: Tensor) -> State:
+        """Let layers read once what channels tell that are multiples of one another, so that weights do not cancel."""
+        trial = state.copied()
+        if state.total_db < SUFFICIENT_DB:
+            state = state.priced()
+        merged = read_once(trial.graph, state.ranges())
+        if not merged:
+            return state
+        state = state if state.sources else state.priced()
+        told = [merging_remedy(state, layer, pairs) for layer, pairs in merged.items()]
+        changed = frozenset(str(arguments(layer)[1].target) for layer in merged)
+        return self._if_better(state, replace(trial, sources=state.sources, changed=changed), told, images)
+
     def _scale_for_free(self, state: State, images: Tensor) -> State:
         """Even out the channels of all tensors where that costs no latency; those that sums join only if need be."""
         for joined in (False, True):
-            if joined and state.total_db >= SUFFICIENT_DB:
+            if joined and state.total_db >= ENOUGH_DB:
                 break
             trial, told = state.copied(), list[Remedy]()
             for group in free_groups(state.graph, images, fuses_functions=self.placement.fuses_functions):

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.ops import arguments, attribute, is_layer, values_of_an_image
@@ -60,6 +61,11 @@ class State:
         worst = map(self.study.measured, found[:_MEASURED])
         ordered = sorted((*worst, *found[_MEASURED:]), key=lambda source: source.sqnr_db)
         return replace(self, sources={source.name: source for source in ordered})
+
+    def ranges(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Ends of the channels of rounded tensors, by the names of their nodes, as far as they are known."""
+        ends = {source.name: (source.low_C, source.high_C) for source in self.sources.values()}
+        return {name: (low, high) for name, (low, high) in ends.items() if low is not None and high is not None}
 
     def harmful(self, limit_db: float = HARMLESS_DB) -> list[Source]:
         """The sources that alone leave less than a limit, the worst first."""

@@ -55,7 +55,8 @@ def reader_weights(graph: GraphModule, group: ScalingGroup, changes_C: Tensor) -
 def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> Tensor:
     """Largest magnitudes of channels, where those that few images reach count as parameters let expect.
 
-    With the largest parameter p_i of a channel and the median m of r_i / p_i, r_i is at least a twentieth of m p_i.
+    With the largest parameter p_i of a channel and the median m of r_i / p_i, r_i is at least a twentieth of m p_i. Of
+    a channel that a rectifier held at 0, a bias below 0 does not count: it is why the channel reaches nowhere.
     """
     expected_C = reach_C.clone()
     for start in group.starts if group.starts_with_layer else ():
@@ -65,7 +66,8 @@ def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> 
             attribute(graph, weight).flatten(1).abs().amax(1) if is_layer(start) else attribute(graph, weight).abs()
         )
         if bias is not None:
-            largest = torch.maximum(largest, attribute(graph, bias).abs())
+            shift_C = attribute(graph, bias)
+            largest = torch.maximum(largest, torch.where(reach_C[span] > 0, shift_C.abs(), shift_C.clamp(min=0)))
         live = (reach_C[span] > 0) & (largest > 0)
         if live.any():
             least = RARE * (reach_C[span][live] / largest[live]).median() * largest
