@@ -218,6 +218,80 @@ def test_channels_along_shortcuts_are_scaled_together() -> None:
     assert not (guarded.floats or guarded.placement.floats)
 
 
+class Grown(nn.Module):
+    """Layers whose outputs are put behind what they read, with normalisations that no layer can take in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.Linear(48, 4)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (16, 32, 48))
+        self.inner = nn.ModuleList(nn.Conv2d(channels, 16, 3, padding=1, bias=False) for channels in (16, 32))
+        self(torch.randn(32, 3, SIZE, SIZE))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for norm, inner in zip(self.norms, self.inner, strict=False):
+            x = torch.cat([x, inner(torch.relu(norm(x)))], 1)
+        return self.head(torch.relu(self.norms[2](x)).mean((2, 3)))
+
+
+def test_channels_that_share_a_scale_are_scaled_by_what_each_of_them_reaches() -> None:
+    network, guard, images = Grown(), _guard(), _images()
+    for place, layer in enumerate((network.stem, *network.inner)):
+        layer.weight.data *= FACTORS.view(-1, 1, 1, 1)
+        for norm in network.norms[place:]:
+            norm.weight.data[16 * place : 16 * (place + 1)] /= FACTORS
+            norm.running_mean[16 * place : 16 * (place + 1)] *= FACTORS
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
+    fold_batch_norm(graph)
+    logits, before = graph(images), _total_db(guard, Guarded(graph=graph, placement=Placement()))
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
+    assert before < 8 and _total_db(guard, guarded) > SUFFICIENT_DB
+    assert not (guarded.floats or guarded.placement.floats)
+
+
+class Bottlenecks(nn.Module):
+    """Narrow sums of layers without a function, between wide layers with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        widths = (16, 16, 24, 24, 32)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.inner = nn.ModuleList(nn.Conv2d(width, 48, 1) for width in widths[:-1])
+        self.outer = nn.ModuleList(nn.Conv2d(48, width, 1) for width in widths[1:])
+        self.head = nn.Linear(32, 4)
+        for layer in (self.stem, *self.inner, *self.outer, self.head):
+            nn.init.normal_(layer.weight, std=1.5 * layer.weight[0].numel() ** -0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            y = outer(nn.functional.silu(inner(x)))
+            x = x + y if y.shape == x.shape else y
+        return self.head(x.mean((2, 3)))
+
+
+def test_tensors_that_help_only_together_are_scaled_together() -> None:
+    network, guard, images = Bottlenecks(), _guard(), _images()
+    plain = _total_db(guard, Guarded(graph=tracing.trace(network, input_shape=(3, SIZE, SIZE)), placement=Placement()))
+    factors = {width: 30 ** (2 * torch.rand(width, generator=torch.Generator().manual_seed(width)) - 1)
+               for width in (16, 24, 32)}  # fmt: skip
+    for layer in (network.stem, *network.outer):
+        layer.weight.data *= factors[len(layer.weight)].view(-1, 1, 1, 1)
+        layer.bias.data *= factors[len(layer.weight)]
+    for layer in (*network.inner, network.head):
+        layer.weight.data /= factors[layer.weight.shape[1]].view(1, -1, *[1] * (layer.weight.ndim - 2))
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
+    logits, before = graph(images), _total_db(guard, Guarded(graph=graph, placement=Placement()))
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=1e-3)
+    assert before < 0 and _total_db(guard, guarded) > min(SUFFICIENT_DB, plain - 3)
+
+
 def _imbalanced(function: type[nn.Module]) -> GraphModule:
     """Channels of unlike ranges before a function that lets no factors through."""
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.graphs import tracing
-from bitsweep.graphs.folding import fold_hard_sigmoid
-from bitsweep.graphs.ops import arguments, attribute, set_attribute
+from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
+from bitsweep.graphs.ops import arguments, attribute, is_layer, set_attribute
 from bitsweep.quantization.rewrites.channel_groups import ScalingGroup, group_of, layer_groups
 from bitsweep.quantization.rewrites.channel_scaling import (
     even_factors,
@@ -64,6 +64,19 @@ class Branches(nn.Module):
         return torch.cat([torch.relu(self.one(x)), nn.functional.max_pool2d(self.other(x), 3, 1, 1)], 1)
 
 
+class Grown(nn.Module):
+    """Reads what was yielded so far by a normalisation that no layer can take in, and puts its own behind it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm2d(channels), nn.Conv2d(channels, 4, 3, padding=1)
+        for tensor in (self.norm.weight, self.norm.bias, self.norm.running_mean):
+            nn.init.normal_(tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.layer(torch.relu(self.norm(x)))], 1)
+
+
 class Flattened(nn.Module):
     """A sum of features, of which several share a channel of the layer before."""
 
@@ -97,12 +110,14 @@ NETWORKS = {
     "flattened shortcut": _network(nn.ReLU(), Flattened(), nn.Linear(72, 5)),
     "shortcut": _network(Block(), nn.Conv2d(8, 5, 1)),
     "padded shortcut": _network(Block(), Block(12), nn.Conv2d(12, 5, 1)),
+    "normalisations of their own": _network(Grown(8), Grown(12), Grown(16).norm, nn.ReLU(), nn.Conv2d(16, 5, 1)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
 }
 
 
 def _graph(network: nn.Module) -> GraphModule:
-    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
+    graph = tracing.trace(network.eval(), input_shape=(3, SIZE, SIZE))
+    fold_batch_norm(graph)
     fold_hard_sigmoid(graph)
     return graph
 
@@ -122,6 +137,13 @@ def test_a_scaled_network_computes_the_same(network: nn.Module) -> None:
     for group in layer_groups(graph):
         scale_channels(graph, group, torch.logspace(-2, 2, group.channels))
     torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
+
+
+def test_normalisations_that_no_layer_takes_in_read_factors_and_yield_them() -> None:
+    groups = layer_groups(_graph(NETWORKS["normalisations of their own"]))
+    joined, *others = (group for group in groups if len(group.starts) > 1 or not is_layer(group.start))
+    assert len(joined.starts) == 3 and joined.channels == 16 and not any(map(is_layer, joined.readers))
+    assert [group.channels for group in others] == [8, 12, 16] and all(group.starts_with_layer for group in others)
 
 
 def test_after_any_function_factors_are_a_product() -> None:

@@ -12,7 +12,7 @@ rounding has is found in ``watching.py``.
 
 import math
 from collections.abc import Collection, Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -40,6 +40,7 @@ class Source:
         what: ``weights`` or ``activation``.
         sqnr_db: of the logits with this rounded alone; an estimate until it is ``measured``.
         low_C, high_C: ends of each channel of an activation.
+        sharing: the same of the other activations that share its scale, by the names of their nodes.
         shift_C, spread_C: of each channel that a layer yields, how far rounded weights shift its mean, and its
             standard deviation.
     """
@@ -50,6 +51,7 @@ class Source:
     measured: bool = False
     low_C: Tensor | None = None
     high_C: Tensor | None = None
+    sharing: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     shift_C: Tensor | None = None
     spread_C: Tensor | None = None
 
@@ -143,9 +145,14 @@ class NoiseStudy:
         for name, noise in noises.items():
             sqnr_db = 10 * math.log10(signal / noise) if noise and signal else math.inf
             what: Literal["weights", "activation"] = "weights" if name in self.weights else "activation"
+            others = (self.sharing.get(name, frozenset()) - {name}) & channels.keys()
+            ends = {other: _of_all(channels[other]) for other in sorted(others)}
             found.append(
-                Source(name=name, what=what, sqnr_db=sqnr_db, measured=False, **_of_all(channels.get(name, [])))
-            )
+                Source(
+                    name=name, what=what, sqnr_db=sqnr_db, measured=False, **_of_all(channels.get(name, [])),
+                    sharing={other: (each["low_C"], each["high_C"]) for other, each in ends.items()},
+                )
+            )  # fmt: skip
         return found
 
     def _sqnr_db(self, qparams: Mapping[str, QParams], weights: Mapping[str, Tensor]) -> float:
@@ -179,9 +186,22 @@ def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
 
 def by_channel(values: Tensor, node: Node) -> Tensor:
     """Values as [C, M]."""
+    return values.detach().movedim(_axis(values, node), 0).flatten(1)
+
+
+def _axis(values: Tensor, node: Node) -> int:
     tokens = node.target == aten.layer_norm.default or values.ndim in (1, 3)
-    axis = -1 if LAYER_KINDS.get(node.target, "linear" if tokens else "") == "linear" else 1
-    return values.detach().movedim(axis, 0).flatten(1)
+    return -1 if LAYER_KINDS.get(node.target, "linear" if tokens else "") == "linear" else 1
+
+
+def ends_of_channels(values: Tensor, node: Node) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel, [C] each."""
+    values = values.detach()
+    if _axis(values, node) == 1 and values.ndim > 2:
+        low_NC, high_NC = torch.aminmax(values.flatten(2), dim=2)
+        return low_NC.amin(0), high_NC.amax(0)
+    low_C, high_C = torch.aminmax(by_channel(values, node), dim=1)
+    return low_C, high_C
 
 
 def _of_all(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -257,13 +277,15 @@ class _Priced(Interpreter):
         (tensor,) = observer.args
         assert isinstance(tensor, Node)
         name = self._study.tensors[str(observer.target)]
-        if name not in self._names or any(
+        if name not in self._names:
+            return
+        if tensor.name not in self.channels:
+            self.channels[tensor.name] = dict(zip(("low_C", "high_C"), ends_of_channels(x, tensor), strict=True))
+        if any(
             source.target in self._study.tensors and self._shared(source, observer) for source in tensor.all_input_nodes
         ):
-            return  # known, or an operation that only moves what is rounded already
+            return  # an operation that only moves what is rounded already
         self.errors.append((name, x, _rounded(x.detach(), *self._study.qparams[str(observer.target)]).sub_(x.detach())))
-        low_C, high_C = torch.aminmax(by_channel(x, tensor), dim=1)
-        self.channels.setdefault(name, {"low_C": low_C, "high_C": high_C})
 
     def _shared(self, one: Node, other: Node) -> bool:
         tensors = self._study.tensors

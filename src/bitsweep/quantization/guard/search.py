@@ -177,13 +177,16 @@ class Guard:
         return self._if_better(state, replace(trial, sources=state.sources, changed=changed), told, images)
 
     def _scale_for_free(self, state: State, images: Tensor) -> State:
-        """Even out the channels of all tensors where that costs no latency; those that sums join only if need be."""
+        """Even out the channels of all tensors where that costs no latency; those that sums join only if need be.
+
+        Then those of the others that did not help alone are tried with them.
+        """
         for joined in (False, True):
             if joined and state.total_db >= ENOUGH_DB:
                 break
             trial, told = state.copied(), list[Remedy]()
             for group in free_groups(state.graph, images, fuses_functions=self.placement.fuses_functions):
-                if (len(group.starts) > 1) is joined and (harm := state.harm_of(group)):
+                if (joined or len(group.starts) == 1) and (harm := state.harm_of(group)):
                     trial = scaled(trial, state, group)
                     told.append(scaling_remedy(state, group, harm[0], price=FREE))
             if told:

@@ -65,16 +65,21 @@ class State:
     def ranges(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Ends of the channels of rounded tensors, by the names of their nodes, as far as they are known."""
         ends = {source.name: (source.low_C, source.high_C) for source in self.sources.values()}
-        return {name: (low, high) for name, (low, high) in ends.items() if low is not None and high is not None}
+        known = {name: (low, high) for name, (low, high) in ends.items() if low is not None and high is not None}
+        return known | {name: each for source in self.sources.values() for name, each in source.sharing.items()}
 
     def harmful(self, limit_db: float = HARMLESS_DB) -> list[Source]:
         """The sources that alone leave less than a limit, the worst first."""
         return [source for source in self.sources.values() if source.sqnr_db < limit_db]
 
     def watched(self, group: ScalingGroup) -> list[Source]:
-        """The rounded tensors of a group."""
-        named = (self.sources.get(node.name) for node in group.carriers)
-        return [source for source in named if source is not None and source.low_C is not None]
+        """The rounded tensors of a group, also those that share the scale of another one."""
+        named = {node.name for node in group.carriers}
+        found = [source for name, source in self.sources.items() if name in named and source.low_C is not None]
+        for source in self.sources.values():
+            ends = (each for each in source.sharing.items() if each[0] in named)
+            found += [replace(source, name=name, low_C=low_C, high_C=high_C) for name, (low_C, high_C) in ends]
+        return found
 
     def harm_of(self, group: ScalingGroup) -> list[Source]:
         """What scaling a group may help against: its rounded tensors, and the weights of the layers that read it."""

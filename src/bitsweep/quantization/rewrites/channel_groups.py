@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.im2col import groups_of
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, attribute, ensure_bias, is_layer
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, attribute, ensure_bias, is_layer, reads_attribute
 from bitsweep.quantization.rewrites.equalization import EQUIVARIANT
 
 #: Functions x g(x), each with its gate g as slope and offset before a function from 0 to 1.
@@ -49,8 +49,8 @@ class ScalingGroup:
 
     @property
     def starts_with_layer(self) -> bool:
-        """Whether layers, or a layer normalisation, take the factors into their parameters."""
-        return is_layer(self.start) or self.start.target == aten.layer_norm.default
+        """Whether layers, or a normalisation, take the factors into their parameters."""
+        return is_layer(self.start) or self.start.target == aten.layer_norm.default or is_affine(self.start)
 
     @property
     def names(self) -> frozenset[str]:
@@ -69,18 +69,41 @@ class ScalingGroup:
 
 
 def parameters_of_start(graph: GraphModule, start: Node) -> tuple[Node, Node | None]:
-    """Weight and bias of a layer, which gets a bias where it has none, or of a layer normalisation."""
+    """Weight and bias of a layer, which gets a bias where it has none, or of a normalisation."""
+    if is_affine(start):
+        product, offset = arguments(start)[:2]
+        return arguments(product)[1], offset
     if start.target == aten.layer_norm.default:
         weight, bias = (*arguments(start)[2:4], None)[:2]
         return weight, bias
     return arguments(start)[1], ensure_bias(graph, start)
 
 
+def is_affine(node: Node) -> bool:
+    """Whether a node adds to a product, channel by channel, as a normalisation does that no layer could take in."""
+    product = node.args[0] if node.target == aten.add.Tensor and len(node.args) == 2 and not node.kwargs else None
+    if not isinstance(product, Node) or product.target != aten.mul.Tensor or len(product.users) > 1:
+        return False
+    return all(_is_parameter_of_channels(each) for each in (product, node)) and owns_parameters(node)
+
+
+def _is_affine_product(node: Node) -> bool:
+    return any(is_affine(user) and user.args[0] is node for user in node.users)
+
+
+def _is_parameter_of_channels(node: Node) -> bool:
+    """Whether the second argument of a node is a parameter [1, C, 1, 1] for [N, C, H, W], or [1, C] for [N, C]."""
+    value, parameter, graph = node.meta["val"], node.args[1], node.graph.owning_module
+    if not isinstance(parameter, Node) or not reads_attribute(parameter) or len(parameter.users) > 1 or graph is None:
+        return False
+    return list(attribute(graph, parameter).shape) == [1, value.shape[1], *[1] * (value.ndim - 2)]
+
+
 def layer_groups(graph: GraphModule) -> list[ScalingGroup]:
-    """The groups that start with layers, in order."""
+    """The groups that start with layers, or with normalisations that no layer could take in, in order."""
     found, seen = list[ScalingGroup](), set[Node]()
     for node in graph.graph.nodes:
-        if is_layer(node) and node not in seen and (group := group_of(graph, node)) is not None:
+        if (is_layer(node) or is_affine(node)) and node not in seen and (group := group_of(graph, node)) is not None:
             found.append(group)
             seen.update(group.starts)
     return found
@@ -95,7 +118,7 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
     while waiting:
         node = waiting.pop()
         first, count = spans[node]
-        if node is start or is_layer(node):
+        if node is start or is_layer(node) or is_affine(node):
             if is_layer(node) and not (owns_parameters(node) and _channels(node) == count):
                 return None
             starts.append(node)
@@ -106,7 +129,9 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
                 return None
         following = dict[Node, tuple[int, int]]()
         for user in node.users:
-            if is_layer(user) and arguments(user)[0] is node and makes_up(graph, user, count):
+            if (is_layer(user) and arguments(user)[0] is node and makes_up(graph, user, count)) or _is_affine_product(
+                user
+            ):
                 readers.append(user)
             elif user.target in GATED or _lets_through(node, user, count):
                 left, right = _added_channels(node, user)
@@ -122,7 +147,9 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
     products = [node for node in spans if node.target == aten.mul.Tensor and node is not start]
     if not readers or any(all(factor in spans for factor in node.args[:2]) for node in products):
         return None
-    if ((gated or not is_layer(start)) and len(starts) > 1) or any(node.meta["val"].ndim != 4 for node in gated):
+    if ((gated or not (is_layer(start) or is_affine(start))) and len(starts) > 1) or any(
+        node.meta["val"].ndim != 4 for node in gated
+    ):
         return None
     lowest = min(first for first, _ in spans.values())
     carriers = {node: slice(first - lowest, first - lowest + count) for node, (first, count) in spans.items()}
@@ -211,6 +238,6 @@ def makes_up(graph: GraphModule, reader: Node, channels: int) -> bool:
 
 
 def owns_parameters(layer: Node) -> bool:
-    """Whether no other node reads the parameters of a layer or of a layer normalisation."""
+    """Whether no other node reads the parameters of a layer or of a normalisation."""
     first = 2 if layer.target == aten.layer_norm.default else 1
     return all(len(each.users) == 1 for each in layer.args[first : first + 2] if isinstance(each, Node))

@@ -27,7 +27,7 @@ RARE = 0.05
 
 def is_depthwise(graph: GraphModule, layer: Node) -> bool:
     """Whether each output channel of a layer reads one input channel, so that factors are lost in its own scales."""
-    return groups_of(layer) > 1 and attribute(graph, arguments(layer)[1]).shape[1] == 1
+    return not is_layer(layer) or (groups_of(layer) > 1 and attribute(graph, arguments(layer)[1]).shape[1] == 1)
 
 
 def reader_weights(graph: GraphModule, group: ScalingGroup, changes_C: Tensor) -> Tensor | None:
@@ -64,9 +64,9 @@ def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> 
         weight, bias = parameters_of_start(graph, start)
         largest = (
             attribute(graph, weight).flatten(1).abs().amax(1) if is_layer(start) else attribute(graph, weight).abs()
-        )
+        ).flatten()
         if bias is not None:
-            shift_C = attribute(graph, bias)
+            shift_C = attribute(graph, bias).flatten()
             largest = torch.maximum(largest, torch.where(reach_C[span] > 0, shift_C.abs(), shift_C.clamp(min=0)))
         live = (reach_C[span] > 0) & (largest > 0)
         if live.any():
@@ -104,6 +104,9 @@ def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) ->
         multiplied_C = factor_C[group.carriers[arguments(reader)[0]]]
         path = arguments(reader)[1].target
         weight = attribute(graph, arguments(reader)[1])
+        if not is_layer(reader):  # a normalisation
+            set_attribute(graph, path, weight * multiplied_C.view(weight.shape))
+            continue
         columns = by_input_channel(weight, reader, len(multiplied_C))
         set_attribute(graph, path, from_input_channels(columns * multiplied_C.view(-1, 1, 1), weight, reader))
     for start in group.starts:
@@ -114,7 +117,8 @@ def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) ->
         for parameter in parameters_of_start(graph, start):
             if parameter is not None:
                 rows = attribute(graph, parameter)
-                set_attribute(graph, str(parameter.target), rows / divided_C.view(-1, *[1] * (rows.ndim - 1)))
+                shape = [-1, *[1] * (rows.ndim - 1)] if is_layer(start) else rows.shape
+                set_attribute(graph, str(parameter.target), rows / divided_C.view(shape))
     for function in group.gated:
         _write_gate(graph, function, factor_C)
     graph.recompile()
