@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, is_layer, values_of_an_image
+from bitsweep.graphs.ops import LAYER_KINDS, arguments, is_layer, values_of_an_image
 from bitsweep.graphs.qdq_pairs import round_to_grid
 from bitsweep.quantization import grids
+from bitsweep.quantization.analysis.channels import by_channel, ends_of_channels, of_all_images
 
 #: Passes backwards.
 _DIRECTIONS = 2
@@ -146,10 +147,10 @@ class NoiseStudy:
             sqnr_db = 10 * math.log10(signal / noise) if noise and signal else math.inf
             what: Literal["weights", "activation"] = "weights" if name in self.weights else "activation"
             others = (self.sharing.get(name, frozenset()) - {name}) & channels.keys()
-            ends = {other: _of_all(channels[other]) for other in sorted(others)}
+            ends = {other: of_all_images(channels[other]) for other in sorted(others)}
             found.append(
                 Source(
-                    name=name, what=what, sqnr_db=sqnr_db, measured=False, **_of_all(channels.get(name, [])),
+                    name=name, what=what, sqnr_db=sqnr_db, measured=False, **of_all_images(channels.get(name, [])),
                     sharing={other: (each["low_C"], each["high_C"]) for other, each in ends.items()},
                 )
             )  # fmt: skip
@@ -182,39 +183,6 @@ def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor
 def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
     axis = like.ndim - 1 if LAYER_KINDS[node.target] == "linear" else 1
     return values_C.view([-1 if dim == axis else 1 for dim in range(like.ndim)])
-
-
-def by_channel(values: Tensor, node: Node) -> Tensor:
-    """Values as [C, M]."""
-    return values.detach().movedim(_axis(values, node), 0).flatten(1)
-
-
-def _axis(values: Tensor, node: Node) -> int:
-    tokens = node.target == aten.layer_norm.default or values.ndim in (1, 3)
-    return -1 if LAYER_KINDS.get(node.target, "linear" if tokens else "") == "linear" else 1
-
-
-def ends_of_channels(values: Tensor, node: Node) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each channel, [C] each."""
-    values = values.detach()
-    if _axis(values, node) == 1 and values.ndim > 2:
-        low_NC, high_NC = torch.aminmax(values.flatten(2), dim=2)
-        return low_NC.amin(0), high_NC.amax(0)
-    low_C, high_C = torch.aminmax(by_channel(values, node), dim=1)
-    return low_C, high_C
-
-
-def _of_all(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``Source`` tells of channels, from what is known of them on parts of the images."""
-    if not parts:
-        return {}
-    of = {what: torch.stack([part[what] for part in parts]) for what in parts[0]}
-    if "low_C" in of:
-        return {"low_C": of["low_C"].amin(0), "high_C": of["high_C"].amax(0)}
-    share_P1 = of["share"][:, None]
-    mean_C = (share_P1 * of["mean_C"]).sum(0)
-    variance_C = (share_P1 * (of["variance_C"] + (of["mean_C"] - mean_C).square())).sum(0)
-    return {"shift_C": (share_P1 * of["shift_C"]).sum(0), "spread_C": variance_C.sqrt()}
 
 
 class _Rounded(Interpreter):

@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, is_layer
-from bitsweep.quantization.analysis.noise import NoiseStudy, QParams, by_channel, error_of_weights
+from bitsweep.quantization.analysis.channels import by_channel
+from bitsweep.quantization.analysis.noise import NoiseStudy, QParams, error_of_weights
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
 from bitsweep.quantization.placement import Placement, observe
 
