@@ -172,8 +172,10 @@ class Guard:
         if not merged:
             return state
         state = state if state.sources else state.priced()
-        told = [merging_remedy(state, layer, pairs) for layer, pairs in merged.items()]
         changed = frozenset(str(arguments(layer)[1].target) for layer in merged)
+        if changed.isdisjoint(source.name for source in state.harmful()):
+            return state
+        told = [merging_remedy(state, layer, pairs) for layer, pairs in merged.items()]
         return self._if_better(state, replace(trial, sources=state.sources, changed=changed), told, images)
 
     def _scale_for_free(self, state: State, images: Tensor) -> State:
@@ -182,7 +184,7 @@ class Guard:
         Then those of the others that did not help alone are tried with them.
         """
         for joined in (False, True):
-            if joined and state.total_db >= ENOUGH_DB:
+            if joined and state.total_db >= SUFFICIENT_DB:
                 break
             trial, told = state.copied(), list[Remedy]()
             for group in free_groups(state.graph, images, fuses_functions=self.placement.fuses_functions):
