@@ -121,7 +121,8 @@ class Guard:
         if state.total_db >= ENOUGH_DB:
             told = (remedy_table(state.remedies, before_db=start.total_db),) if state.remedies else ()
             return self._guarded(state, tables=(*self._noise_of_coarse_weights(state), *told))
-        state = self._scale_for_free(before := state.priced(), images)
+        before = state if state.sources else state.priced()
+        state = self._scale_for_free(before, images)
         if before.total_db < SUFFICIENT_DB:
             state = self._leave_in_float(self._scale_at_a_price(state, images), images)
         noise = self._noise_of_coarse_weights(state) or self._noise(state, before=before)
