@@ -217,6 +217,23 @@ def test_the_command_of_a_cell_names_folders_of_choices_from_the_root_on(
     assert f"hydra.searchpath=[file://{tmp_path}/extra]" in shlex.split(cell.command)
 
 
+def test_a_field_that_a_yaml_does_not_list_is_added_with_a_plus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "extra" / "train").mkdir(parents=True)
+    (tmp_path / "extra" / "train" / "mine.yaml").write_text("_target_: bitsweep.config.recipe.Recipe\nname: mine\n")
+    words = ["hydra.searchpath=[extra]", "train=mine", "model=lenet"]
+    with pytest.raises(
+        ConfigError, match=r"^train\.lr: Recipe has it, but its YAML does not .*; write \+train\.lr=VALUE"
+    ):
+        cells_of([*words, "train.lr=0.5"])
+    with pytest.raises(ConfigError, match=r"^train\.lrr: no such key; did you mean train\.lr\?"):
+        cells_of([*words, "train.lrr=0.5"])
+    (cell,) = cells_of([*words, "+train.lr=0.5"])
+    assert cell.train.lr == 0.5
+
+
 def test_requirements_of_a_report_replace_those_of_its_sweep_one_by_one() -> None:
     recorded = Requirements(drop_pp=2, size_mb=4, objective="size")
     assert requirements([], recorded=recorded) is recorded

@@ -34,7 +34,7 @@ def baseline(tmp_path: Path) -> Callable[[int], tuple[Cell, Store]]:
         said = np.where(np.arange(len(labels)) < RIGHT, labels, (labels + 1) % 10)
         with store.building("baseline", stages.BASELINE.key_of(of), about={}) as place:
             assert place
-            about = {"device": "cpu", "best_epoch": -1, "val_top1": 0.9, "epochs": []}
+            about = {"device": "cpu", "best_epoch": -1, "val_top1": 0.9, "epochs": [], "notes": []}
             (place / "history.json").write_text(json.dumps(about))
             np.save(place / "validation_right.npy", np.zeros(0, bool))
             np.save(place / "test_logits.npy", np.eye(10, dtype=np.float32)[(said + first) % 10])

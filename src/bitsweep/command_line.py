@@ -3,7 +3,9 @@
 They are read by Hydra's own parser, never split at "=".
 """
 
+import dataclasses
 import difflib
+import importlib
 import math
 import os
 import re
@@ -17,7 +19,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
@@ -212,7 +214,7 @@ def explain(error: Exception, conf: Path) -> str:
         return _no_such_choice(error.missing_cfg_file, error.options or [])
     signs = (r"is not in struct\s+full_key: (\S+)", r"Could not override '([^']+)'")
     if match := next(filter(None, (re.search(sign, text) for sign in signs)), None):
-        return _no_such_key(match[1], conf)
+        return _not_listed(match[1], cause) or _no_such_key(match[1], conf)
     if match := re.search(r"nterpolation (?:key )?'(?:\$\{)?([^'}]+)\}?'", text):
         return f"${{{match[1]}}}: no such key, whose value could be taken; `--cfg job` prints all keys"
     if text.startswith("Primary config"):
@@ -240,6 +242,20 @@ def _no_such_choice(file: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(choice, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{group}={choice}: no such choice; {hint}choose from {', '.join(known)}"
+
+
+def _not_listed(key: str, error: OmegaConfBaseException | None) -> str:
+    """What to do about a key that the class of a choice has and its YAML does not list; empty where it has none."""
+    choice = getattr(error, "parent_node", None)
+    target = choice.get("_target_") if isinstance(choice, DictConfig) else None
+    try:
+        module, _, name = str(target).rpartition(".")
+        fields = dataclasses.fields(getattr(importlib.import_module(module), name))
+    except Exception:  # whatever a module of somebody else's raises
+        return ""
+    if key.rpartition(".")[2] not in {field.name for field in fields}:
+        return ""
+    return f"{key}: {name} has it, but its YAML does not list it; write +{key}=VALUE, or list it there"
 
 
 def _no_such_key(key: str, conf: Path) -> str:

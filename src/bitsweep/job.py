@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bitsweep import pipeline, stages
 from bitsweep.cell import Cell
+from bitsweep.cell_results import trained_of
 from bitsweep.errors import BitsweepError
 from bitsweep.expectation import Expectation
 from bitsweep.launching import made, require_planned
@@ -15,6 +16,7 @@ from bitsweep.planning import duration, names_of
 from bitsweep.results import Outcome
 from bitsweep.runtime import machine
 from bitsweep.runtime.store import Store
+from bitsweep.text import plain
 
 if TYPE_CHECKING:
     from bitsweep.tracking.shared import SharedResults
@@ -52,6 +54,8 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     try:
         baseline_run_id = ""
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
+            if stages.BASELINE.name in outcome.seconds:  # it was trained just now
+                print(*map(plain, trained_of(cell, store).notes), sep="\n")
             baseline_run_id = logger.log_baseline(cell, lambda: pipeline.evidence_of_baseline(cell, runner))
         if options.stage == "cell" or (options.stage == "artifact" and outcome.status == "failed"):
             evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None

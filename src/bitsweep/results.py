@@ -171,6 +171,7 @@ class Trained:
         val_top1: None where there are no validation images.
         test_logits_NK: float32 logits of the test images, computed by PyTorch in fp32.
         validation_right_N: which validation images it classifies right, bool [N].
+        notes: what is to be told of the network, a line each.
     """
 
     checkpoint: Path
@@ -180,6 +181,7 @@ class Trained:
     device: str
     test_logits_NK: Array
     validation_right_N: Array
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -234,4 +235,23 @@ def test_what_has_no_kernel_is_no_damaged_file(tmp_path: Path) -> None:
     program = export(network.eval(), input_shape=(3, 8, 8))
     BACKEND.lower(program, tmp_path)
     with pytest.raises(CompressionError, match=r"^ONNX Runtime does not take the program: .*; let the network compute"):
+        BACKEND.load(tmp_path, threads=1)
+
+
+def test_a_file_that_says_too_low_an_opset_is_to_be_written_anew(tmp_path: Path) -> None:
+    """What `quantize_static` makes of a file in opset 11 where scales are of single channels."""
+    make = onnx.helper
+    nodes = [
+        make.make_node("DequantizeLinear", ["codes", "scales"], ["weights"], axis=0),
+        make.make_node("MatMul", ["images", "weights"], ["logits"]),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(np.ones((4, 2), np.int8), "codes"),
+        onnx.numpy_helper.from_array(np.ones(4, np.float32), "scales"),
+    ]
+    values = [make.make_tensor_value_info(name, 1, ["N", size]) for name, size in (("images", 4), ("logits", 2))]
+    graph = make.make_graph(nodes, "graph", values[:1], values[1:], constants)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 11)], ir_version=8)
+    onnx.save(model, tmp_path / BACKEND.artifact)
+    with pytest.raises(CompressionError, match=r"axis .*; this came with a later opset .*: write the file .* opset 13"):
         BACKEND.load(tmp_path, threads=1)

@@ -294,6 +294,16 @@ def test_the_terminal_shows_one_line_a_cell(report: SweepReport, width: int) -> 
     assert any(line.startswith("failed ") and "SIGSEGV" in line for line in lines)
 
 
+def test_a_reason_that_several_cells_share_is_told_once(report: SweepReport) -> None:
+    failed = next(row for row in report.rows if row.status == "failed")
+    alike = dataclasses.replace(failed, cell={**failed.cell, "backend": "openvino"})
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(dataclasses.replace(report, rows=[*report.rows, alike]), width=100))
+    text = console.export_text()
+    assert text.count("SIGSEGV") == 1
+    assert re.search(r"^failed  .*: for the same reason$", text, re.MULTILINE)
+
+
 def test_the_csv_has_every_cell_at_full_precision(report: SweepReport, tmp_path: Path) -> None:
     write(report, tmp_path)
     with (tmp_path / "cells.csv").open() as file:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +20,28 @@ from bitsweep.training.baseline import fit
 from bitsweep.training.trained import load_trained
 
 
+class WithAuxiliaryHead(nn.Sequential):
+    """Layers, the last of them the head, and another head that yields something in training alone."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.auxiliary = nn.Linear(72, 2)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        *layers, head, auxiliary = self
+        features = nn.Sequential(*layers)(images)
+        return (head(features), auxiliary(features)) if self.training else head(features)
+
+
 @configurable
 class Normalised(Model):
-    """Convolutions with normalisation, and a head."""
+    """Convolutions with normalisation, and heads."""
 
     name: str = "normalised"
     image_size: int = 8
 
     def build(self, num_classes: int) -> nn.Module:
-        return nn.Sequential(
+        return WithAuxiliaryHead(
             nn.Conv2d(3, 8, 3, padding=1),
             nn.BatchNorm2d(8),
             nn.ReLU(),
@@ -57,6 +71,7 @@ def trained(splits: Splits, folder: Path, knobs: Recipe) -> tuple[np.ndarray, np
     given = {"splits": splits, "recipe": knobs, "seed": 3}
     child.call(train, given, folder=folder, log=folder / "log.txt", processes=knobs.devices)
     made = load_trained(folder)
+    assert ["auxiliary has no part in the logits" in note for note in made.notes] == [True]
     losses = np.array([(epoch.train_loss, epoch.val_loss, epoch.val_top1) for epoch in made.history])
     return losses, made.test_logits_NK, torch.load(made.checkpoint, weights_only=True)
 

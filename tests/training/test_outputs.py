@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from bitsweep.config.configurable import configurable
@@ -12,6 +13,7 @@ from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 from bitsweep.graphs import tracing
 from bitsweep.training.network import build_network
+from bitsweep.training.outputs import parts_without_logits
 
 SIZE, CLASSES = 8, 5
 Named = namedtuple("Named", "features logits")
@@ -140,3 +142,36 @@ def test_the_head_may_be_a_bare_parameter() -> None:
     assert build_network(_model(Cosine()), CLASSES)[1] == "weight"
     with pytest.raises(ConfigError, match=r"model.head=mlp: the last layer of own is not linear"):
         build_network(_model(Cosine(), head="mlp"), CLASSES)
+
+
+class TwoHeads(Network):
+    """A network with a second head, a scale that nothing reads, and a body that takes no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2))
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, images: Tensor) -> Any:
+        with torch.no_grad():
+            features = self.body(images).mean((2, 3))
+        return self.head(features), self.other(features)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "parts"),
+    [
+        (lambda: torchvision.models.googlenet(num_classes=CLASSES, init_weights=False), 32, ["aux1", "aux2"]),
+        (lambda: torchvision.models.inception_v3(num_classes=CLASSES, init_weights=False), 75, ["AuxLogits"]),
+        (TwoHeads, SIZE, ["other", "scale"]),
+        (Network, SIZE, []),
+    ],
+    ids=["googlenet", "inception", "two heads", "one head"],
+)
+def test_parts_without_a_loss_are_named(make: Callable[[], nn.Module], size: int, parts: list[str]) -> None:
+    model = _model(make(), image_size=size)
+    network, _ = build_network(model, CLASSES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert parts_without_logits(network, model) == parts
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], msg=name)

@@ -34,11 +34,15 @@ def table(report: SweepReport, *, width: int) -> RenderableType:
         width: of the terminal; where the whole table does not fit, it has no intervals.
     """
     parts: list[RenderableType] = [_figures(report, width)] if report.measured else []
+    alike: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.not_run or not row.measured:
-            style = "red" if row.status == "failed" else "yellow"
-            name, why = plain(report.name_of(row)), plain(row.reason or "it was not run")
-            parts.append(Text.assemble((f"{row.status}  ", style), f"{name}: {why}"))
+            alike.setdefault((row.status, plain(row.reason or "it was not run")), []).append(plain(report.name_of(row)))
+    for (status, why), names in alike.items():
+        for name in names:
+            style = "red" if status == "failed" else "yellow"
+            told = why if name == names[0] else "for the same reason"
+            parts.append(Text.assemble((f"{status}  ", style), f"{name}: {told}"))
     parts += [Text(plain(paragraph)) for paragraph in recommendations(report)]
     return Group(*parts)
 

@@ -89,6 +89,7 @@ class RunLogger:
         splits = cell_results.splits_of(cell, self._store)
         seconds = self._store.seconds("baseline", key)
         tags = {"baseline_key": key, "device": trained.device, "status": "finished"}
+        tags |= {"notes": "\n".join(trained.notes)} if trained.notes else {}
         with self._run(cell.baseline_name, "baseline", tags, "FINISHED", seconds) as run_id:
             started = int(time.time() * 1000) - int(seconds * 1000)
             top1 = float((trained.test_logits_NK.argmax(1) == splits.test.labels).mean())

@@ -4,7 +4,7 @@ Shape letters: N images, K classes.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from bitsweep.results import Splits
 from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.gpu import allow_tf32
 from bitsweep.runtime.progress import Progress, silent
+from bitsweep.text import some
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.loop import choose_device, compute_logits, loader, memory_format, train
 from bitsweep.training.network import build_network, freeze, start_from_weights
+from bitsweep.training.outputs import parts_without_logits
 
 
 def fit(
@@ -60,6 +62,10 @@ def fit(
     torch.manual_seed(seed)
     network, head = build_network(model, len(splits.classes))
     start_from_weights(network, model, head=head if recipe.epochs else "")
+    unused = parts_without_logits(network, model)
+    notes = [_without_loss(model, unused, trains=bool(recipe.epochs))] if unused else []
+    if context.is_main:
+        print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
     network.to(device)
     if recipe.epochs and not len(splits.train):
         raise DataError(f"train={recipe.name} trains, and there are no training images; use train=pretrained")
@@ -83,7 +89,7 @@ def fit(
                 before_epoch=lambda epoch, epochs: freeze(
                     network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
                 ),
-                context=context,
+                context=replace(context, has_unused=bool(unused)),
                 unfinished=unfinished,
                 progress=progress,
             )
@@ -102,6 +108,7 @@ def fit(
         "best_epoch": best,
         "val_top1": float(right_N.mean()) if len(right_N) else None,
         "epochs": [asdict(epoch) for epoch in history],
+        "notes": notes,
     }
     (folder / "history.json").write_text(json.dumps(about))
     test_logits_NK = compute_logits(network, splits.test, load, device).cpu().numpy()
@@ -111,3 +118,13 @@ def fit(
             "its weights (a negative variance, say), and at what it divides by"
         )
     np.save(folder / "test_logits.npy", test_logits_NK)
+
+
+def _without_loss(model: Model, parts: list[str], *, trains: bool) -> str:
+    """What is said of parts that the logits do not depend on."""
+    one = len(parts) == 1
+    loss = f"get{'s' * one} no loss in training and " if trains else ""
+    return (
+        f"model={model.name}: {some(parts)} {'has' if one else 'have'} no part in the logits (auxiliary heads, for "
+        f"instance), {loss}{'is' if one else 'are'} not in the compressed network"
+    )

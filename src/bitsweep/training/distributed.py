@@ -25,11 +25,14 @@ class DistributedContext:
         rank: its number, from 0 on.
         size: how many there are.
         rendezvous: file through which they find one another; none of them has made it before.
+        has_unused: whether there are parameters that learn and have no part in the loss, as in auxiliary heads, whose
+            gradients nobody is to wait for.
     """
 
     rank: int = 0
     size: int = 1
     rendezvous: Path | None = None
+    has_unused: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -75,7 +78,10 @@ class DistributedContext:
             return network
         device = next(network.parameters()).device
         return DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            forward_sync_buffers=False,
+            find_unused_parameters=self.has_unused,
         )
 
 

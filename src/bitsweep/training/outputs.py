@@ -57,6 +57,38 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
     return head
 
 
+def parts_without_logits(network: nn.Module, model: Model) -> list[str]:
+    """Paths of the largest parts with parameters on which the logits do not depend in evaluation.
+
+    Auxiliary heads are such parts, and heads for another task than this one. A part without gradients may be one that
+    the network keeps as it is (`torch.no_grad`), so what has no part must change no logit as NaN either.
+
+    Args:
+        network: one that yields its logits alone.
+    """
+    logits = _outputs(network, model)
+    used = {id(weight) for step in _steps(logits) if (weight := getattr(step, "variable", None)) is not None}
+    parts = dict[str, list[nn.Parameter]]()
+    for path, module in [*network.named_modules(), *network.named_parameters()]:
+        parameters = [module] if isinstance(module, nn.Parameter) else list(module.parameters())
+        inside = any(path.startswith(f"{part}.") for part in parts)
+        if path and parameters and not inside and used.isdisjoint(map(id, parameters)):
+            parts[path] = parameters
+    return [path for path, parameters in parts.items() if not _reaches_logits(network, model, parameters)]
+
+
+def _reaches_logits(network: nn.Module, model: Model, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether logits are NaN where these parameters are."""
+    values = [parameter.detach().clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.detach().fill_(torch.nan)
+        return bool(_outputs(network, model).isnan().any())
+    finally:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.detach().copy_(value)
+
+
 def _renew(network: nn.Module, head: str, outputs: int, num_classes: int) -> bool:
     """Whether a head with so many outputs is a layer that another for the classes can take the place of, as it does."""
     layer = dict(network.named_modules()).get(head)
@@ -145,17 +177,23 @@ def _likely(paths: Sequence[str]) -> str:
 def _head(network: nn.Module, logits: Tensor) -> str:
     """Path of the module, or else of the parameter, of the weights from which the way to the logits is shortest."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    left, seen = deque([logits.grad_fn]), set[Any]()
-    while left:
-        step = left.popleft()
-        if step is None or step in seen:
-            continue
-        seen.add(step)
+    for step in _steps(logits):
         weight = getattr(step, "variable", None)
         if weight is not None and weight.ndim > 1 and id(weight) in names:
             name = names[id(weight)]
             path = name.partition(_PARAMETRIZED)[0] if _PARAMETRIZED in name else name.rpartition(".")[0]
             children = dict(network.get_submodule(path).named_children()).keys() - {"parametrizations"}
             return name if children else path
-        left.extend(source for source, _ in step.next_functions)
     return ""
+
+
+def _steps(logits: Tensor) -> Iterator[Any]:
+    """The steps that gradients of the logits take, the nearest first."""
+    left, seen = deque([logits.grad_fn]), set[Any]()
+    while left:
+        step = left.popleft()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        yield step
+        left.extend(source for source, _ in step.next_functions)

@@ -20,4 +20,5 @@ def load_trained(folder: Path) -> Trained:
         device=about["device"],
         test_logits_NK=np.load(folder / "test_logits.npy"),
         validation_right_N=np.load(folder / "validation_right.npy"),
+        notes=tuple(about["notes"]),
     )

@@ -203,6 +203,11 @@ class OnnxRuntime(CpuOrGpu):
 def _refused(error: Exception) -> CompressionError:
     """What is said of a graph for which there are no kernels: the file is as it was written."""
     reason = first_line(error).rpartition(" : ")[2]
+    if "Unrecognized attribute" in reason:
+        return CompressionError(
+            f"ONNX Runtime does not take the program: {reason}; this came with a later opset than the file says: write "
+            "the file anew in opset 13 or later, which is the first with a scale for each channel"
+        )
     wide = " in float64" if re.search(r"tensor\(double\)|float64", str(error)) else ""
     return CompressionError(
         f"ONNX Runtime does not take the program{wide}: {reason}; let the network compute in float32, or use "
