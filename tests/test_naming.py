@@ -35,6 +35,8 @@ def fails(num_classes):
         ("Two", "logit", (), "model.output=logit: the network yields logits, features: choose one of them"),
         ("Two", "logits", ("stem",), "method.keep=stem: no such layer; choose from body, head"),
         ("fails", "logits", ("stem",), ""),
+        ("Two@body", "", (), ""),
+        ("Two@fc", "", (), "model.head_path=fc: the network has no such part with weights; leave it out for head"),
     ],
 )
 def test_parts_are_looked_for_in_the_network(
@@ -42,9 +44,11 @@ def test_parts_are_looked_for_in_the_network(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "nets_with_names.py").write_text(NETS)
+    factory, _, head = made.partition("@")
     model = cell(
-        model="own", model__factory=f"nets_with_names:{made}", model__output=output, model__image_size=16
-    ).model
+        model="own", model__factory=f"nets_with_names:{factory}", model__output=output, model__image_size=16,
+        model__head_path=head,
+    ).model  # fmt: skip
     if message:
         with pytest.raises(ConfigError) as caught:
             look_for(model=model, layers=layers, folder=tmp_path, progress=silent)

@@ -55,7 +55,8 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         baseline_run_id = ""
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
             if stages.BASELINE.name in outcome.seconds:  # it was trained just now
-                print(*map(plain, trained_of(cell, store).notes), sep="\n")
+                for note in trained_of(cell, store).notes:
+                    print(plain(note))
             baseline_run_id = logger.log_baseline(cell, lambda: pipeline.evidence_of_baseline(cell, runner))
         if options.stage == "cell" or (options.stage == "artifact" and outcome.status == "failed"):
             evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None

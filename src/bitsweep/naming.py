@@ -24,7 +24,7 @@ Asked = tuple[Model, tuple[str, ...]]
 
 
 def wrong_names(cells: Iterable[Cell], known: dict[Asked, str]) -> dict[Cell, str]:
-    """Why cells name outputs or layers that their networks do not have.
+    """Why cells name outputs, heads or layers that their networks do not have.
 
     Most cells name none, and cost nothing. For the others the network is built, once for each setting, in a process of
     its own. What fails for another reason is left to the cell, which says it better.
@@ -35,7 +35,8 @@ def wrong_names(cells: Iterable[Cell], known: dict[Asked, str]) -> dict[Cell, st
     wrong = {}
     for cell in cells:
         asked = cell.model, cell.method.layers_named
-        if not cell.method.layers_named and (not cell.model.output or not cell.model.has_outputs):
+        output = cell.model.output if cell.model.has_outputs else ""
+        if not (cell.method.layers_named or output or cell.model.head_named()):
             continue
         if asked not in known:
             known[asked] = _wrong(*asked)

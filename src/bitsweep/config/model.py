@@ -178,6 +178,10 @@ class Model(Choice, ABC):
             ConfigError: there is no such network.
         """
 
+    def head_named(self) -> str:
+        """Path of the head, where a knob names it; empty where it is to be found."""
+        return ""
+
     def imagenet_state(self) -> "dict[str, torch.Tensor]":
         """The state_dict that ``weights=imagenet`` means, with a head for ImageNet's 1,000 classes.
 

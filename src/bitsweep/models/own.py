@@ -23,17 +23,23 @@ class OwnModel(Model):
             ``package.module:name``.
         arguments: what it is called with, by keyword; ``num_classes`` besides, if it has such a parameter. Without one
             the head is made anew where it has another number of outputs than the data set has classes.
+        head_path: of the head, the layer that learns anew for other classes; empty for the one nearest to the logits.
     """
 
     has_outputs: ClassVar[bool] = True
 
     factory: Place = ""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    head_path: str = ""
 
     def check(self) -> None:
         """Whether there is such a file or module, and takes these arguments."""
         self._factory.check()
         self._factory.check_arguments("model.arguments", self.arguments, offered=("num_classes",))
+
+    def head_named(self) -> str:
+        """What ``head_path`` says."""
+        return self.head_path
 
     def source(self) -> str:
         """The code of the factory, and what is in the file of weights."""

@@ -64,8 +64,8 @@ def fit(
     start_from_weights(network, model, head=head if recipe.epochs else "")
     unused = parts_without_logits(network, model)
     notes = [_without_loss(model, unused, trains=bool(recipe.epochs))] if unused else []
-    if context.is_main:
-        print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
+    for note in notes if context.is_main else []:
+        print(note, flush=True)
     network.to(device)
     if recipe.epochs and not len(splits.train):
         raise DataError(f"train={recipe.name} trains, and there are no training images; use train=pretrained")

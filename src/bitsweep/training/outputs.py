@@ -36,6 +36,11 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
     path = _chosen(named, model, num_classes)
     logits = named[path]
     head = _head(network, logits)
+    if named_head := model.head_named():
+        if not any(f"{name}.".startswith(f"{named_head}.") for name, _ in network.named_parameters()):
+            found = f"; leave it out for {head}" if head else ""
+            raise ConfigError(f"model.head_path={named_head}: the network has no such part with weights{found}")
+        head = named_head
     if num_classes is not None and (
         logits.ndim != 2 or (logits.shape[1] != num_classes and not _renew(network, head, logits.shape[1], num_classes))
     ):
