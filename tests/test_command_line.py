@@ -222,8 +222,13 @@ def test_a_field_that_a_yaml_does_not_list_is_added_with_a_plus(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "extra" / "train").mkdir(parents=True)
-    (tmp_path / "extra" / "train" / "mine.yaml").write_text("_target_: bitsweep.config.recipe.Recipe\nname: mine\n")
+    (tmp_path / "extra" / "train" / "mine.yaml").write_text(
+        "_target_: bitsweep.config.recipe.Recipe\nname: mine\nepochs: 1\n"
+    )
     words = ["hydra.searchpath=[extra]", "train=mine", "model=lenet"]
+    with pytest.raises(ConfigError, match=r"^train\.max_steps: a value is required; give one with \+train\.max_steps="):
+        cells_of(words)
+    words.append("+train.max_steps=9")
     with pytest.raises(
         ConfigError, match=r"^train\.lr: Recipe has it, but its YAML does not .*; write \+train\.lr=VALUE"
     ):

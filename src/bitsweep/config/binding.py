@@ -86,7 +86,8 @@ def invalid(cls: Any, error: pydantic.ValidationError, *group: str) -> ConfigErr
         hint = f"did you mean {'.'.join(named)}?" if close else f"choose from {', '.join(fields)}"
         return ConfigError(f"{key}: no such key; {hint}")
     if first["type"].startswith("missing"):
-        return ConfigError(f"{key}: a value is required; give one with {key}=VALUE")
+        plus = "+" if group else ""  # a YAML that listed it would give it a value
+        return ConfigError(f"{key}: a value is required; give one with {plus}{key}=VALUE")
     if not location:  # keys that do not go together name themselves
         return ConfigError(".".join([*group, first["msg"].removeprefix("Value error, ")]))
     # A value that fits no member of a union has an error for each of them.
