@@ -190,6 +190,12 @@ _DECLARED = [
     ),
     _speed(name="speedup_low", unit="ratio", better="more", text="Lower end of its interval.", form=".2f"),
     _speed(name="speedup_high", unit="ratio", better="more", text="Upper end of its interval.", form=".2f"),
+    _speed(
+        name="speedup_between",
+        unit="share",
+        text="Standard deviation of its logarithm from process to process, which its interval has.",
+        form=".3f",
+    ),
     _latency(name="load_ms", unit="ms", better="less", text="Time to load the artifact."),
     _latency(name="first_run_ms", unit="ms", better="less", text="Time of the first run after that."),
     _size(

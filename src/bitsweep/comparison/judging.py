@@ -166,7 +166,10 @@ def _latencies(old: CellEvidence, new: CellEvidence, limits: Limits, *, confiden
             same_twin = old.twin_key == new.twin_key != ""
             by_twin = bool(same_twin and before.fp32_ms and after.fp32_ms)
             alone = same_twin and not before.fp32_ms and not after.fp32_ms
-            judged = _timed(pair, before, after, limits, confidence=confidence, by_twin=by_twin, alone=alone)
+            between = max(_between(cell, pair.metric) for cell in (old, new)) if by_twin else _ALONE
+            judged = _timed(
+                pair, before, after, limits, confidence=confidence, by_twin=by_twin, alone=alone, between=between
+            )
             if any(CROWDED in cell.flags for cell in (old, new)):
                 judged = replace(
                     judged, verdict="undecided", p_worse=1.0, p_better=1.0, why=f"{CROWDED}: measure again"
@@ -180,16 +183,27 @@ def is_latency(metric: str) -> bool:
 
 
 def _timed(
-    pair: Judged, old: Timing, new: Timing, limits: Limits, *, confidence: float, by_twin: bool, alone: bool
+    pair: Judged,
+    old: Timing,
+    new: Timing,
+    limits: Limits,
+    *,
+    confidence: float,
+    by_twin: bool,
+    alone: bool,
+    between: float,
 ) -> Judged:
     """The shift of block medians, which has two errors: that of the blocks, and that of the two processes.
 
     Where both were timed beside the same fp32 file, their ratios to the blocks of that file are compared: what slows
     the whole machine is in both.
+
+    Args:
+        between: standard deviation of a logarithm from process to process.
     """
     before, after = (_logarithms(timing, by_twin=by_twin) for timing in (old, new))
     shift, of_blocks = stats.shift(before, after)
-    of_processes = math.sqrt(2) * (stats.BETWEEN_PROCESSES if by_twin else _ALONE)
+    of_processes = math.sqrt(2) * between
     error, z = math.hypot(of_blocks, of_processes), NormalDist().inv_cdf((1 + confidence) / 2)
     slack = math.log1p(limits.slower_pct / 100)
     tolerated = max(slack, math.log1p(limits.unpaired_pct / 100)) if alone else slack
@@ -203,6 +217,11 @@ def _timed(
         p_worse=1 - NormalDist().cdf((shift - tolerated) / error),
         p_better=1 - NormalDist().cdf((-shift - tolerated) / error),
     )
+
+
+def _between(cell: CellEvidence, metric: str) -> float:
+    suffix = metric.removeprefix("latency_p50_ms")
+    return cell.metrics.get(f"speedup_between{suffix}", stats.BETWEEN_PROCESSES)
 
 
 def _logarithms(timing: Timing, *, by_twin: bool) -> Array:

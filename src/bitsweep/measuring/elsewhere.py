@@ -44,11 +44,11 @@ def judge(subject: Subject, material: accuracy.Material, results: Path, *, probe
             np.load(results / "probe.npy", allow_pickle=False), np.load(probe.parent / _EXPECTED)
         )
         (folder / LATENCY_SAMPLES).write_bytes((results / LATENCY_SAMPLES).read_bytes())
-        metrics, flags, details = latency.figures_of(notes, folder, subject.protocol)
+        metrics, flags, details = latency.figures_of(notes, folder, subject)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CellFailed(f"target={subject.target.name} sent other results than were asked for: {error}") from error
     accuracy.judge(subject, material, logits_NK=logits_NK, said_N=said_N, saturates=wrong, folder=folder)
-    findings = [latency.CROWDED_FINDING] if latency.CROWDED in flags else []
+    findings = latency.cautions(flags, details)
     if notes.get("throttled"):
         flags.append(THROTTLED)
         findings.append("the processor was slowed down while it measured: cool it, and measure again (remeasure=all)")

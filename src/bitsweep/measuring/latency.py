@@ -8,8 +8,8 @@ import numpy as np
 
 from bitsweep import stats
 from bitsweep.config.backend import InferenceFn
-from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.causes import Profile, why_not_faster
+from bitsweep.measuring.from_memory import TOLD, between_processes, share_from_memory, size_of
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.timing import batch_of, time_artifacts, timed_ms
 from bitsweep.results import LATENCY_SAMPLES, Array
@@ -43,21 +43,22 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
         folder=folder,
         device_ms=partial(_device_ms, subject) if backend.on_gpu else None,
     )
-    metrics, flags, details = figures_of(timed, folder, subject.protocol)
-    findings = []
-    if CROWDED in flags:
-        findings = [CROWDED_FINDING]
-    elif details["verdict"] not in ("", "faster"):
+    metrics, flags, details = figures_of(timed, folder, subject)
+    findings = cautions(flags, details)
+    if CROWDED not in flags and details["verdict"] not in ("", "faster"):
         own_ms = metrics["latency_p50_ms"]
         images = batch_of(examples, subject.protocol.batch_sizes[0])
-        findings = _why_not_faster(subject, images, own_ms, own_ms * metrics["speedup"])
+        findings += _why_not_faster(subject, images, own_ms, own_ms * metrics["speedup"])
     write_pass(folder, "measure_latency", metrics, flags, details, findings=findings)
 
 
 def figures_of(
-    timed: dict[str, Any], folder: Path, protocol: MeasurementProtocol
+    timed: dict[str, Any], folder: Path, subject: Subject
 ) -> tuple[dict[str, float], list[str], dict[str, Any]]:
     """Metrics, flags and details of what was timed, whose samples lie in a folder."""
+    protocol = subject.protocol
+    cache = 0 if subject.backend.on_gpu else int(timed.get("last_cache_bytes", 0))
+    details: dict[str, Any] = {"threads": timed["threads"], "batches": timed["batches"]}
     metrics: dict[str, float] = {"load_ms": timed["load_ms"], "first_run_ms": timed["first_run_ms"]}
     flags: list[str] = []
     with np.load(folder / LATENCY_SAMPLES, allow_pickle=False) as stored:
@@ -80,10 +81,19 @@ def figures_of(
         metrics[f"throughput_ips{suffix}"] = 1000 * size / float(np.median(own))
         if f"fp32_b{size}_ms" in samples:
             fp32 = _blocks(samples, f"fp32_b{size}")
+            medians = [float(np.median(own)), float(np.median(samples[f"fp32_b{size}_ms"]))]
+            shares = [
+                share_from_memory(size_of(files), ms, cache=cache)
+                for files, ms in zip((subject.artifact, subject.twin), medians, strict=True)
+            ]
+            between = between_processes(*shares)
+            if not suffix and max(shares) > TOLD:
+                details["from_memory"] = {"share": max(shares), "between": between, "last_cache_bytes": cache}
+            metrics[f"speedup_between{suffix}"] = between
             if noise["crowded"]:
                 gain = stats.undecided_speedup(fp32, blocks)
             else:
-                gain = stats.paired_speedup(fp32, blocks, confidence=protocol.confidence, seed=0)
+                gain = stats.paired_speedup(fp32, blocks, confidence=protocol.confidence, seed=0, between=between)
             metrics |= {
                 f"speedup{suffix}": gain.ratio,
                 f"speedup_low{suffix}": gain.low,
@@ -92,9 +102,21 @@ def figures_of(
             noise["verdict"] = gain.verdict
         found = [flag for flag, holds in (("noisy", noise["noisy"]), (CROWDED, noise["crowded"])) if holds]
         flags += [flag for flag in found if flag not in flags]
-    details = {"threads": timed["threads"], "batches": timed["batches"]}
     details["verdict"] = timed["batches"][str(protocol.batch_sizes[0])].get("verdict", "")
     return metrics, flags, details
+
+
+def cautions(flags: list[str], details: dict[str, Any]) -> list[str]:
+    """What keeps times from being the artifact's own, in words."""
+    if CROWDED in flags:
+        return [CROWDED_FINDING]
+    if rests := details.get("from_memory"):
+        return [
+            "weights that do not fit half of the last cache, which others use too, are read from memory in every run "
+            f"(it has {rests['last_cache_bytes'] / 1e6:.0f} MB): from one measurement to the next, the speed-up "
+            f"differs by {rests['between']:.0%} (a standard deviation, which its interval has)"
+        ]
+    return []
 
 
 def _blocks(samples: dict[str, Array], name: str) -> list[Array]:

@@ -16,11 +16,12 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
+from bitsweep.measuring.from_memory import between_processes, share_from_memory, size_of
 from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.measuring.timing import FEWEST_STEADY, badness_of, batch_of, block, pin, runs_a_block, too_few
 from bitsweep.results import Array, RaceTime
-from bitsweep.runtime.environment import physical_cores
+from bitsweep.runtime.environment import last_cache_bytes, physical_cores
 from bitsweep.runtime.progress import Progress
 
 
@@ -77,8 +78,16 @@ def race(
             moments.append([before, pace()])
     np.savez_compressed(folder / f"{rank}.npz", allow_pickle=False, **{str(i): each for i, each in enumerate(blocks)})
     (folder / f"{rank}.json").write_text(
-        json.dumps(_quiet(others, moments, blocks, protocol, computes=not entrant.backend.on_gpu))
+        json.dumps(
+            _quiet(others, moments, blocks, protocol, computes=not entrant.backend.on_gpu)
+            | {"from_memory": _from_memory(entrant, blocks)}
+        )
     )
+
+
+def _from_memory(entrant: Entrant, blocks: list[Array]) -> float:
+    cache = 0 if entrant.backend.on_gpu else last_cache_bytes()
+    return share_from_memory(size_of(entrant.artifact), float(np.median(np.concatenate(blocks))), cache=cache)
 
 
 def _turns(lanes: Path, count: int, rounds: int, rank: int) -> Iterator[int]:
@@ -152,7 +161,8 @@ def times(folder: Path, *, confidence: float) -> list[RaceTime]:
         elif crowded:
             ratio = stats.undecided_speedup(own, blocks[winner])
         else:
-            ratio = stats.paired_speedup(own, blocks[winner], confidence=confidence, seed=0)
+            between = between_processes(heard.get("from_memory", 0.0), noise[winner].get("from_memory", 0.0))
+            ratio = stats.paired_speedup(own, blocks[winner], confidence=confidence, seed=0, between=between)
         found.append(
             RaceTime(
                 p50_ms=ms, low_ms=low_ms, high_ms=high_ms, times=ratio.ratio, times_low=ratio.low,

@@ -17,7 +17,7 @@ from bitsweep.errors import first_line, ran_out_of_memory
 from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.results import LATENCY_SAMPLES, Array
-from bitsweep.runtime.environment import usable_cpus
+from bitsweep.runtime.environment import last_cache_bytes, usable_cpus
 
 if TYPE_CHECKING:
     from bitsweep.config.backend import InferenceFn
@@ -49,8 +49,8 @@ def time_artifacts(
         device_ms: of engines on a GPU, how long that takes itself for runs of a batch.
 
     Returns:
-        Times of loading and of the first run in ms, and for each batch size how quiet the machine was, or that memory
-        ran out.
+        Times of loading and of the first run in ms, the size of the last cache, and for each batch size how quiet the
+        machine was, or that memory ran out.
     """
     pin(threads)
     infer, load_ms = timed_ms(loads[0])
@@ -75,7 +75,10 @@ def time_artifacts(
                 samples[f"{which}_b{size}_ms"] = np.concatenate(its_blocks)
                 samples[f"{which}_b{size}_block_lengths"] = np.array([len(block) for block in its_blocks])
     np.savez_compressed(folder / LATENCY_SAMPLES, allow_pickle=False, **samples)
-    return {"load_ms": load_ms, "first_run_ms": first_run_ms, "threads": threads, "batches": batches}
+    return {
+        "load_ms": load_ms, "first_run_ms": first_run_ms, "threads": threads, "batches": batches,
+        "last_cache_bytes": last_cache_bytes(),
+    }  # fmt: skip
 
 
 def pin(threads: int) -> None:

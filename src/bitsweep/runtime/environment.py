@@ -87,6 +87,17 @@ def _read_by_cpuinfo() -> tuple[str, frozenset[str]]:
     return str(info.get("brand_raw", "")), frozenset(flags)
 
 
+@functools.cache
+def last_cache_bytes() -> int:
+    """Size of the cache that is next to memory, of the first CPU; 0 where the system does not tell."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = file.read_text().strip()
+            sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
+    return max(sizes, default=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
     """An NVIDIA GPU.
