@@ -72,7 +72,7 @@ def _same(path: Path) -> bool:
     ("words", "message"),
     [
         (["report", "2000-01-01"], "/mlflow.db: there is no such file; run this in the folder of the sweep"),
-        (["report"], "the following arguments are required: SWEEP_ID"),
+        (["report"], "the following arguments are required: SWEEP_ID\n"),
         (["show"], "invalid choice: 'show'"),
         (["export", "0" * 32, "bundle"], "/mlflow.db: there is no such file"),
         (["verify", "nowhere"], "error: nowhere: no bundle"),

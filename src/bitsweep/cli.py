@@ -82,7 +82,9 @@ def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
     commands.add_parser("run", help="measure a cell, or a grid with -m; `bitsweep run --help` lists all choices")
     report = command("report", rebuild_report, "rebuild the report of a sweep from MLflow")
     report.add_argument("sweep_id", metavar="SWEEP_ID", help="its folder under multirun/, latest, or previous")
-    report.add_argument("require", metavar="require.LIMIT=VALUE", nargs="*", help="judge its cells by other limits")
+    report.add_argument(
+        "require", metavar="require.LIMIT=VALUE", nargs="*", default=[], help="judge its cells by other limits"
+    )
     report.add_argument("--folder", type=Path, help="where to write it (default: multirun/SWEEP_ID)")
     compare = command("compare", compare_sweeps, "set two sweeps side by side: better, worse, undecided, new, gone")
     compare.add_argument("old", metavar="OLD", help="a sweep's folder or id, latest, previous, or a file of accept")
