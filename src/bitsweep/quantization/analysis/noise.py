@@ -23,7 +23,12 @@ from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import LAYER_KINDS, arguments, is_layer, values_of_an_image
 from bitsweep.graphs.qdq_pairs import round_to_grid
 from bitsweep.quantization import grids
-from bitsweep.quantization.analysis.channels import by_channel, ends_of_channels, of_all_images
+from bitsweep.quantization.analysis.channels import (
+    ends_of_channels,
+    mean_of_channels,
+    of_all_images,
+    variance_of_channels,
+)
 
 #: Passes backwards.
 _DIRECTIONS = 2
@@ -135,7 +140,7 @@ class NoiseStudy:
                 changes_N: dict[str, Tensor] = {}
                 for (name, _, error), gradient in zip(priced.errors, gradients, strict=True):
                     if gradient is not None:
-                        change_N = (gradient * error).sum(tuple(range(1, error.ndim)), dtype=torch.float64)
+                        change_N = (gradient * error).sum(tuple(range(1, error.ndim))).double()
                         changes_N[name] = changes_N.get(name, 0) + change_N
                 for name, change_N in changes_N.items():
                     noises[name] = noises.get(name, 0.0) + change_N.square().sum().item() / len(self.images)
@@ -265,9 +270,11 @@ class _Priced(Interpreter):
         if path in self._study.offsets:
             error = error - _along_channels(self._study.offsets[path], layer, error)
         self.errors.append((path, result, error))
-        variance_C, mean_C = torch.var_mean(by_channel(result, layer), 1, correction=0)
-        shift_C = by_channel(error, layer).mean(1)
-        self.channels[path] = {"shift_C": shift_C, "mean_C": mean_C, "variance_C": variance_C}
+        self.channels[path] = {
+            "shift_C": mean_of_channels(error, layer),
+            "mean_C": mean_of_channels(result, layer),
+            "variance_C": variance_of_channels(result, layer),
+        }
 
 
 def error_of_weights(running: Interpreter, layer: Node, rounded: Tensor) -> Tensor:

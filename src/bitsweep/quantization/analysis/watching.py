@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs.ops import arguments, is_layer
-from bitsweep.quantization.analysis.channels import by_channel
+from bitsweep.quantization.analysis.channels import mean_of_channels
 from bitsweep.quantization.analysis.noise import NoiseStudy, QParams, error_of_weights
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange
 from bitsweep.quantization.placement import Placement, observe
@@ -44,7 +44,7 @@ def study_noise(
         known: a study of the same function on the same images, with other factors of channels or other pairs.
         changed: names of the nodes, and paths of the weights, that have other values than in the known study.
     """
-    observed = copy.deepcopy(graph)
+    observed = GraphModule(graph, copy.deepcopy(graph.graph))
     if grid is not None:
         observed = observe(observed, grid, choose_range, placement)
     observers, watched = dict[str, ActivationObserver](), defaultdict[ActivationObserver, list[str]](list)
@@ -91,5 +91,5 @@ class _Watcher(Interpreter):
         if n.op == "call_module" and n.target in self._known:
             return self.env[arguments(n)[0]]
         if is_layer(n) and (path := str(arguments(n)[1].target)) in self._weights:
-            self.offsets[path] = by_channel(error_of_weights(self, n, self._weights[path]), n).mean(1)
+            self.offsets[path] = mean_of_channels(error_of_weights(self, n, self._weights[path]), n)
         return super().run_node(n)

@@ -166,9 +166,11 @@ class Guard:
 
     def _read_once(self, state: State, images: Tensor) -> State:
         """Let layers read once what channels tell that are multiples of one another, so that weights do not cancel."""
-        trial = state.copied()
         if state.total_db < SUFFICIENT_DB:
             state = state.priced()
+            if not any(source.what == "weights" for source in state.harmful()):
+                return state
+        trial = state.copied()
         merged = read_once(trial.graph, state.ranges())
         if not merged:
             return state
@@ -275,7 +277,11 @@ class Guard:
         rounded = dict[str, Tensor]()
         if self.round_weights is not None and (self._judges_weights or coarse):
             judged = {path: weight for path, weight in _layers(graph).items() if path not in floats}
-            rounded = {path: self.round_weights(attribute(graph, weight)) for path, weight in judged.items()}
+            same = {} if known is None else {path: known.weights[path] for path in known.weights.keys() - changed}
+            rounded = {
+                path: same[path] if path in same else self.round_weights(attribute(graph, weight))
+                for path, weight in judged.items()
+            }
         return study_noise(
             graph, images, weights=rounded, corrected=not coarse, grid=self.activations,
             choose_range=self.choose_range, placement=placement, known=known, changed=changed,

@@ -48,8 +48,8 @@ class State:
         return sum(min(1.0, 10 ** (-source.sqnr_db / 10)) for source in self.sources.values())
 
     def copied(self) -> "State":
-        """The same with a graph of its own."""
-        return replace(self, graph=copy.deepcopy(self.graph))
+        """The same with a graph of its own, which reads the same tensors: they are replaced, never changed in place."""
+        return replace(self, graph=GraphModule(self.graph, copy.deepcopy(self.graph.graph)))
 
     def studied(self, study: NoiseStudy) -> "State":
         """The same with a study of the network as it is; its sources are those of the study before."""
