@@ -97,7 +97,7 @@ def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
         "require.LIMIT=VALUE, as in bitsweep run: a cell that begins to miss a limit is a regression, too; "
         "those that NEW was run with hold anyway",
     )
-    gate.add_argument("new", metavar="NEW", help="a sweep's folder or id, or latest")
+    gate.add_argument("new", metavar="NEW", help="a sweep's folder or id, latest, or a file of accept")
     gate.add_argument("--against", metavar="OLD", required=True, help="another sweep, or a file of accept")
     gate.add_argument("--junit", metavar="FILE", type=Path, help="write the result of every cell as JUnit XML")
     gate.add_argument("--strict", action="store_true", help="what cannot be decided is a regression, too")
@@ -246,12 +246,16 @@ def gate_sweep(options: argparse.Namespace) -> int:
     from bitsweep.comparison.content import compare
     from bitsweep.comparison.gate import write_junit, write_summary
     from bitsweep.comparison.reading import read_evidence
+    from bitsweep.config.requirement import NOTHING
     from bitsweep.hydra_app import requirements
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import find_sweep, requirements_of
 
-    connection = Connection(read_only=True)
-    wanted = requirements(options.limits, recorded=requirements_of(find_sweep(connection, options.new)))
+    connection, recorded = None, NOTHING
+    if not options.new.endswith(".json"):
+        connection = Connection(read_only=True)
+        recorded = requirements_of(find_sweep(connection, options.new))
+    wanted = requirements(options.limits, recorded=recorded)
     old, new = read_evidence(options.against), read_evidence(options.new, connection)
     comparison = compare(old, new, _limits(options), require=wanted)
     if options.junit:

@@ -1,6 +1,8 @@
 """Sweeps against each other: what counts as worse, what is only said, and the files that tell it."""
 
+import contextlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from bitsweep import cli
 from bitsweep.comparison.content import compare
 from bitsweep.comparison.evidence import CellEvidence, SweepEvidence, Timing, read_accepted, write_accepted
 from bitsweep.comparison.gate import write_junit, write_summary
@@ -158,6 +161,29 @@ def test_an_accepted_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "baseline.json").stat().st_size < 10_000
     with pytest.raises(UsageError, match="none of its cells was measured"):
         write_accepted(sweep(cell(status="failed")), tmp_path / "other.json")
+
+
+def test_a_gate_judges_accepted_sweeps_where_no_store_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_accepted(sweep(cell()), Path("old.json"))
+    for name, changes, limits, code, said in (
+        ("same", {}, [], 0, "1 the same"),
+        ("slow", {"timings": {1: timing(1.1)}}, [], 1, "regression: .*p50 ms"),
+        ("large", {}, ["require.size_mb=0.01"], 0, "1 the same"),
+        ("edited", {}, [], 1, "latency_p50_ms is missing, or not a number"),
+    ):
+        write_accepted(sweep(cell(measurement=name, **changes)), Path("new.json"))
+        if name == "edited":
+            text = Path("new.json").read_text()
+            Path("new.json").write_text(re.sub(r'("latency_p50_ms": ?)1\.0', r"\1NaN", text))
+        ended = pytest.raises(SystemExit) if code else contextlib.nullcontext()
+        with ended as exited:
+            cli.main(["gate", "new.json", "--against", "old.json", *limits])
+        assert not exited or exited.value.code == code
+        assert re.search(said, capsys.readouterr().out)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new.json", "old.json"]
 
 
 @pytest.mark.parametrize(

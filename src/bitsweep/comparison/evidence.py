@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -140,6 +141,6 @@ def _unpacked(packed: Mapping[str, Any]) -> CellEvidence:
         int(batch): Timing(own_ms=tuple(map(float, timing["own_ms"])), fp32_ms=tuple(map(float, timing["fp32_ms"])))
         for batch, timing in packed["timings"].items()
     }
-    metrics = {str(name): float(value) for name, value in packed["metrics"].items()}
+    metrics = {str(name): float(value) for name, value in packed["metrics"].items() if math.isfinite(value)}
     plain = {"flags": tuple(map(str, packed["flags"])), "metrics": metrics, "correct_N": correct, "timings": timings}
     return CellEvidence(**{**packed, **plain})
