@@ -221,18 +221,18 @@ def test_a_field_that_a_yaml_does_not_list_is_added_with_a_plus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "extra" / "train").mkdir(parents=True)
-    (tmp_path / "extra" / "train" / "mine.yaml").write_text(
-        "_target_: bitsweep.config.recipe.Recipe\nname: mine\nepochs: 1\n"
-    )
+    (tmp_path / "extra" / "train" / "mine.yaml").write_text("_target_: recipes_of_mine.Mine\nname: mine\nepochs: 1\n")
+    (tmp_path / "recipes_of_mine.py").write_text("from bitsweep.config.recipe import Recipe as Mine\n")
     words = ["hydra.searchpath=[extra]", "train=mine", "model=lenet"]
+    with pytest.raises(
+        ConfigError, match=r"^train\.lr: Mine has it, but its YAML does not .*; write \+train\.lr=VALUE"
+    ):
+        cells_of([*words, "train.lr=0.5"])
     with pytest.raises(ConfigError, match=r"^train\.max_steps: a value is required; give one with \+train\.max_steps="):
         cells_of(words)
     words.append("+train.max_steps=9")
-    with pytest.raises(
-        ConfigError, match=r"^train\.lr: Recipe has it, but its YAML does not .*; write \+train\.lr=VALUE"
-    ):
-        cells_of([*words, "train.lr=0.5"])
     with pytest.raises(ConfigError, match=r"^train\.lrr: no such key; did you mean train\.lr\?"):
         cells_of([*words, "train.lrr=0.5"])
     (cell,) = cells_of([*words, "+train.lr=0.5"])

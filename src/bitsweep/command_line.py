@@ -248,6 +248,8 @@ def _not_listed(key: str, error: OmegaConfBaseException | None) -> str:
     """What to do about a key that the class of a choice has and its YAML does not list; empty where it has none."""
     choice = getattr(error, "parent_node", None)
     target = choice.get("_target_") if isinstance(choice, DictConfig) else None
+    if (here := str(Path.cwd())) not in sys.path:  # where plug-ins of the user's own may lie
+        sys.path.append(here)
     try:
         module, _, name = str(target).rpartition(".")
         fields = dataclasses.fields(getattr(importlib.import_module(module), name))
