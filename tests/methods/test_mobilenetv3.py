@@ -12,6 +12,7 @@ from bitsweep.config.precision import Grid, Scheme
 from bitsweep.data.preprocessing import normalized_for_imagenet, preprocessed
 from bitsweep.data.splits import make_splits
 from bitsweep.graphs.program import logits_of
+from bitsweep.measuring.causes import why_less_accurate
 from bitsweep.models.torchvision import TorchvisionModel
 from bitsweep.results import Array, Compression, RawData, RawSplit, Splits
 from bitsweep.training.network import load_weights
@@ -89,4 +90,6 @@ def test_the_default_keeps_within_a_point_of_the_float_network(
 def test_without_the_guard_most_is_lost(sample_data: Path) -> None:
     compression = _compressed(sample_data, "ptq", bits=8, fuses_functions=False, guard=False)
     assert _correct(compression, sample_data) < _correct_in_float(sample_data) - 60
-    assert not any(layer.remedy for layer in compression.layers) and not compression.tables
+    assert not any(layer.remedy for layer in compression.layers)
+    (told,) = why_less_accurate(compression.tables)
+    assert "channel 11 spans" in told and told.partition("; try ")[2].startswith("method.guard=true")

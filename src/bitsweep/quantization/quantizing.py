@@ -56,7 +56,7 @@ class QuantizingMethod(Method):
         supports_half: whether it can also produce float16 and bfloat16.
         replaces_layers: whether layers get other weights, so that the guard looks at activations only.
         guard: round the network on a few calibration images first, and where its logits are too far from those of the
-            float network, mend the tensors and layers that cost most.
+            float network, mend the tensors and layers that cost most. Without it they are only named.
         equalize: even out the ranges of channels across pairs of layers first (arXiv 1906.04721).
         absorb_bias: move what large biases always add into the next layer (same paper).
         activation_range: ``minmax``; ``moving_average`` of the ends of the batches; ``percentile``; ``mse``, the least
@@ -147,20 +147,22 @@ class QuantizingMethod(Method):
 
         grid = scheme.weights
         placement = Placement(fuses_functions=scheme.fuses_functions, yields_floats=scheme.yields_floats)
-        if not self.guard or not isinstance(grid, Grid):
+        if not isinstance(grid, Grid):
             return Guarded(graph=graph, placement=placement)
         choose_range = self.choose_weight_range()
 
         def rounded(weight: torch.Tensor) -> torch.Tensor:
             return nearest_codes(weight, grid, choose_range).values
 
-        return Guard(
+        guard = Guard(
             round_weights=None if self.replaces_layers else rounded,
             weights=grid,
             activations=scheme.activations if isinstance(scheme.activations, Grid) else None,
             choose_range=self.choose_activation_range(),
             placement=placement,
-        ).protect(graph, torch.cat(list(batches[: -(-IMAGES // len(batches[0]))]))[:IMAGES])
+        )
+        images = torch.cat(list(batches[: -(-IMAGES // len(batches[0]))]))[:IMAGES]
+        return guard.protect(graph, images) if self.guard else guard.looked_at(graph, images)
 
     def finished(
         self,

@@ -95,10 +95,16 @@ def knob_of(source: Source, weights: Grid) -> str:
     return "method=adaround or qat" if weights.bits > 4 else "method=adaround or mixed, or more precision.weights.bits"
 
 
-def noise_table(graph: GraphModule, sources: Iterable[Source], weights: Grid) -> Table:
-    """What is rounded, from the most to the least noise, as far as it makes some."""
+def noise_table(graph: GraphModule, sources: Iterable[Source], weights: Grid, *, knob: str = "") -> Table:
+    """What is rounded, from the most to the least noise, as far as it makes some.
+
+    Args:
+        knob: what mends all of it; otherwise that is told for each.
+    """
     noisy = [source for source in sources if math.isfinite(source.sqnr_db)][:_TOLD]
-    rows = tuple((described(graph, each), each.sqnr_db, cause_of(each), knob_of(each, weights)) for each in noisy)
+    rows = tuple(
+        (described(graph, each), each.sqnr_db, cause_of(each), knob or knob_of(each, weights)) for each in noisy
+    )
     return Table(name=NOISE, columns=("what is rounded", "alone: SQNR dB", "channels", "try"), rows=rows)
 
 

@@ -128,6 +128,16 @@ class Guard:
         noise = self._noise_of_coarse_weights(state) or self._noise(state, before=before)
         return self._guarded(state, tables=(*noise, remedy_table(state.remedies, before_db=start.total_db)))
 
+    def looked_at(self, graph: GraphModule, images: Tensor) -> Guarded:
+        """The network as it is, with what costs most where it needs remedies; arguments as for ``protect``."""
+        study = self._study(graph, images, self.placement)
+        state = State(graph=graph, placement=self.placement, study=study, total_db=study.total_db())
+        if state.total_db < SUFFICIENT_DB:
+            tables = self._noise(state.priced(), knob="method.guard=true")
+        else:
+            tables = self._noise_of_coarse_weights(state)
+        return Guarded(graph=graph, placement=self.placement, tables=tables)
+
     def _guarded(self, state: State, *, tables: tuple[Table, ...]) -> Guarded:
         return Guarded(
             graph=state.graph,
@@ -143,12 +153,16 @@ class Guard:
         """Whether the noise of weights counts: it does not where they are meant to be coarse."""
         return self.round_weights is not None and self.weights.bits >= FINE_BITS
 
-    def _noise(self, state: State, *, before: State | None = None) -> tuple[Table, ...]:
-        """What costs most, and its channels; those of what cost most before, too, where something was done."""
+    def _noise(self, state: State, *, before: State | None = None, knob: str = "") -> tuple[Table, ...]:
+        """What costs most, and its channels; those of what cost most before, too, where something was done.
+
+        Args:
+            knob: what mends it, if that is one for all.
+        """
         looks = [("before its remedies", before)] if before is not None and state.remedies else []
         looks += [("as it is quantized", state)]
         return (
-            noise_table(state.graph, state.sources.values(), self.weights),
+            noise_table(state.graph, state.sources.values(), self.weights, knob=knob),
             channel_table(*((when, each.graph, each.sources.values()) for when, each in looks)),
         )
 
