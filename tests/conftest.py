@@ -17,6 +17,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from bitsweep.runtime import child
+
 # What the suite imports is no garbage: looking for it takes a second of every worker.
 gc.set_threshold(100_000)
 
@@ -36,6 +38,7 @@ def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor"))
     os.environ["TMPDIR"] = os.environ["BITSWEEP_LOCK_FOLDER"] = str(tmp_path_factory.mktemp("own"))
     tempfile.tempdir = None
+    child.warm_up()  # a command that only draws would start a server whose children can do nothing else
 
 
 @pytest.fixture(scope="session")

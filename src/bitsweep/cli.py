@@ -208,6 +208,7 @@ def rebuild_report(options: argparse.Namespace) -> int:
     """
     from bitsweep.hydra_app import requirements
     from bitsweep.report import unmet
+    from bitsweep.runtime import child
     from bitsweep.sweep import UNMET, publish
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import find_sweep, read_sweep, requirements_of
@@ -223,6 +224,7 @@ def rebuild_report(options: argparse.Namespace) -> int:
             f"{folder}: the report there is complete, while {lost} of its cells are gone from MLflow and the store; "
             "it is kept: name another folder with --folder, or run the sweep again"
         )
+    child.warm_up(child.FOR_PICTURES)
     publish(report, folder)
     return UNMET if unmet(report) else 0
 

@@ -127,7 +127,7 @@ def run_job(config: DictConfig) -> Outcome | None:
         def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
             return [run_cell(each, options, folder=folder, sweep_id=folder.name) for each in cells]
 
-        sys.exit(run_sweep([cell], options, command=typed_command(), folder=folder, launch=launch))
+        sys.exit(run_sweep([cell], options, command=typed_command(), folder=folder, launch=launch, is_all=True))
     except BitsweepError as error:
         if about.mode == RunMode.MULTIRUN:
             return Outcome(status="failed", reason=str(error))

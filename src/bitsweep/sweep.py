@@ -69,6 +69,7 @@ def run_sweep(
     folder: Path,
     launch: Launch,
     at_once: bool = False,
+    is_all: bool = False,
     points: "Points | None" = None,
 ) -> int:
     """Plan cells, train their baselines, run them, and report.
@@ -77,6 +78,7 @@ def run_sweep(
         command: the command line that started this, for the report.
         folder: where the report is written, see ``own_folder``; its name is the sweep's id.
         at_once: whether cells are run many at once: then all are lowered before any is measured.
+        is_all: whether this process does nothing else.
         points: what a search takes more cells from, which proposed the first ones; None where these are all.
 
     Returns:
@@ -105,6 +107,8 @@ def run_sweep(
     store.check()
     if options.remeasure != "none" or any(each.verdict in TO_DO for each in by_store):
         child.warm_up()
+    elif is_all:
+        child.warm_up(child.FOR_PICTURES)
     from bitsweep.final_race import hold_races
     from bitsweep.report import unmet
     from bitsweep.tracking.connection import Connection

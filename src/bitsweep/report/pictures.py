@@ -94,7 +94,6 @@ def _drawn_of(row: Row) -> Row:
 
 def _drawn(rows: Sequence[Row], folder: Path) -> Evidence:
     """The pictures as files, drawn one by one in a process that may crash or hang."""
-    child.warm_up(child.FOR_PICTURES)
     call = partial(
         child.call, draw_pictures, {"rows": rows}, folder=folder, log=folder / "log.txt", timeout_s=_PATIENCE_S
     )

@@ -74,7 +74,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
                 jobs.append([*overrides_of[cell], *own, *(f"{key}={as_word(text)}" for key, text in told.items())])
             return self._launch(jobs)
 
-        about: dict[str, Any] = {"command": typed_command(), "folder": folder, "launch": launch}
+        about: dict[str, Any] = {"command": typed_command(), "folder": folder, "launch": launch, "is_all": True}
         sys.exit(run_sweep(cells, options, at_once=self._chosen_launcher != "basic", points=points, **about))
 
     @property
