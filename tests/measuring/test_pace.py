@@ -114,7 +114,8 @@ def test_the_best_is_known_for_a_day_and_damage_is_forgotten() -> None:
     for since, seen in ((kept["since"], True), (kept["since"] - 90_000, False), (kept["since"] + 900, False)):
         file.write_text(json.dumps({"other cores": 5, cores: {"since": since, "times": faster}}))
         with Pace() as pace:
-            assert (pace().slowdown > 5) is seen, since
+            # A core that other programs keep from answering for once is infinitely slow.
+            assert (min(pace().slowdown for _ in range(20)) > 5) is seen, since
         assert json.loads(file.read_text()).keys() == {"other cores", cores}
     for damaged in ("", "[]", "{}", '{"x": 3}', json.dumps({cores: {"since": "x"}}), json.dumps({cores: None})):
         file.write_text(damaged)
