@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from bitsweep import stats
-from bitsweep.config.backend import Backend
 from bitsweep.config.precision import Grid
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring.causes import why_less_accurate
-from bitsweep.measuring.passes import Subject, write_pass
+from bitsweep.measuring.passes import Subject, stored_bytes, write_pass
 from bitsweep.measuring.scores import scores
 from bitsweep.results import (
     AT_CHANCE,
@@ -27,7 +26,6 @@ from bitsweep.results import (
     Table,
     Trained,
 )
-from bitsweep.runtime.store import MANIFEST
 
 #: Sizes below this share of fp32 need no explanation for 8-bit weights.
 _EXPLAINED_SIZE_RATIO = 0.35
@@ -238,7 +236,7 @@ def _where_it_diverges(subject: Subject, compressed: Compressed, examples: Array
 
 def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dict[str, float], list[str]]:
     """Bytes of the artifact as stored, and the bound that parameters x bits sets."""
-    stored, twin = (_stored_bytes(folder, subject.backend) for folder in (subject.artifact, subject.twin))
+    stored, twin = (stored_bytes(folder, subject.backend) for folder in (subject.artifact, subject.twin))
     bits = sum(layer.stored_bits for layer in compressed.layers)
     metrics = {
         "size_mb": stored / 1e6,
@@ -251,12 +249,6 @@ def _size(subject: Subject, compressed: Compressed) -> tuple[dict[str, Any], dic
         max(8, subject.scheme.weights.bits) / 8
     )
     return {"layers_left_float": left}, metrics, ["large"] if large else []
-
-
-def _stored_bytes(folder: Path, backend: Backend) -> int:
-    """Bytes of an artifact's files."""
-    apart = {MANIFEST, *backend.unloaded}
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name not in apart)
 
 
 def _kernels(subject: Subject, kernels: Sequence[OpProfile]) -> tuple[dict[str, Any], dict[str, float], list[str]]:

@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 
 from bitsweep import stats
+from bitsweep.config.backend import Backend
+from bitsweep.measuring.passes import stored_bytes
 
 #: Bytes that cores read from memory in a millisecond, about: who reads weights faster has them in a cache.
 _READ_BYTES_PER_MS = 20e6
@@ -30,11 +32,11 @@ def share_from_memory(size: float, ms: float, *, cache: int) -> float:
     return min(1.0, size / ms / _READ_BYTES_PER_MS) if cache and size > cache / 2 else 0.0
 
 
+def share_of(artifact: Path, backend: Backend, ms: float, *, cache: int) -> float:
+    """The same of an artifact, whose files are the program; 0 on a GPU, which has a memory of its own."""
+    return share_from_memory(stored_bytes(artifact, backend), ms, cache=0 if backend.on_gpu else cache)
+
+
 def between_processes(*shares: float) -> float:
     """Standard deviation of the logarithm of the ratio of two latencies from process to process, from their shares."""
     return math.hypot(stats.BETWEEN_PROCESSES, _BETWEEN_READERS * max(shares))
-
-
-def size_of(artifact: Path) -> int:
-    """Bytes of the files of an artifact."""
-    return sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())

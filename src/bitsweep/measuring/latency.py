@@ -9,7 +9,7 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.config.backend import InferenceFn
 from bitsweep.measuring.causes import Profile, why_not_faster
-from bitsweep.measuring.from_memory import TOLD, between_processes, share_from_memory, size_of
+from bitsweep.measuring.from_memory import TOLD, between_processes, share_of
 from bitsweep.measuring.passes import Subject, write_pass
 from bitsweep.measuring.timing import batch_of, time_artifacts, timed_ms
 from bitsweep.results import LATENCY_SAMPLES, Array
@@ -57,7 +57,7 @@ def figures_of(
 ) -> tuple[dict[str, float], list[str], dict[str, Any]]:
     """Metrics, flags and details of what was timed, whose samples lie in a folder."""
     protocol = subject.protocol
-    cache = 0 if subject.backend.on_gpu else int(timed.get("last_cache_bytes", 0))
+    cache = int(timed.get("last_cache_bytes", 0))
     details: dict[str, Any] = {"threads": timed["threads"], "batches": timed["batches"]}
     metrics: dict[str, float] = {"load_ms": timed["load_ms"], "first_run_ms": timed["first_run_ms"]}
     flags: list[str] = []
@@ -83,7 +83,7 @@ def figures_of(
             fp32 = _blocks(samples, f"fp32_b{size}")
             medians = [float(np.median(own)), float(np.median(samples[f"fp32_b{size}_ms"]))]
             shares = [
-                share_from_memory(size_of(files), ms, cache=cache)
+                share_of(files, subject.backend, ms, cache=cache)
                 for files, ms in zip((subject.artifact, subject.twin), medians, strict=True)
             ]
             between = between_processes(*shares)

@@ -13,6 +13,7 @@ from bitsweep.config.precision import Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.target import Target
 from bitsweep.results import Measurement, Table
+from bitsweep.runtime.store import MANIFEST
 
 _PASSES = ("inspect", "evaluate", "measure_latency", "measure_memory")
 
@@ -32,6 +33,12 @@ class Subject:
     def threads(self) -> int:
         """Threads of the engine."""
         return self.protocol.threads or self.target.cores
+
+
+def stored_bytes(artifact: Path, backend: Backend) -> int:
+    """Bytes of an artifact's files."""
+    apart = {MANIFEST, *backend.unloaded}
+    return sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file() and file.name not in apart)
 
 
 def write_pass(

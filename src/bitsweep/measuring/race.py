@@ -16,7 +16,7 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.from_memory import between_processes, share_from_memory, size_of
+from bitsweep.measuring.from_memory import between_processes, share_of
 from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
 from bitsweep.measuring.timing import FEWEST_STEADY, badness_of, batch_of, block, pin, runs_a_block, too_few
@@ -86,8 +86,8 @@ def race(
 
 
 def _from_memory(entrant: Entrant, blocks: list[Array]) -> float:
-    cache = 0 if entrant.backend.on_gpu else last_cache_bytes()
-    return share_from_memory(size_of(entrant.artifact), float(np.median(np.concatenate(blocks))), cache=cache)
+    ms = float(np.median(np.concatenate(blocks)))
+    return share_of(entrant.artifact, entrant.backend, ms, cache=last_cache_bytes())
 
 
 def _turns(lanes: Path, count: int, rounds: int, rank: int) -> Iterator[int]:

@@ -73,7 +73,7 @@ def pictures(report: SweepReport, store: Store | None = None) -> list[Picture]:
     planned = _files(rows)
     if not planned:
         return []
-    key = fingerprint.digest(fingerprint.code_of(__name__, draw_pictures.__name__), list(map(dataclasses.asdict, rows)))
+    key = _key(rows) if store else ""
     if store and (kept := store.find(_KIND, key)):
         return _pictures(planned, load_evidence(kept))
     with tempfile.TemporaryDirectory(prefix="bitsweep-pictures-") as scratch:
@@ -90,6 +90,13 @@ def _drawn_of(row: Row) -> Row:
     status = "finished" if row.measured else row.status
     taken = {name: getattr(row, name) for name in ("cell", "metrics", "shown", "confidence", "batch", "settings")}
     return Row(status=status, command="", **taken)
+
+
+def _key(rows: Sequence[Row]) -> str:
+    """Of the pictures of some rows in a store: by the figures, and the code that draws them."""
+    return fingerprint.digest(
+        fingerprint.code_of(__name__, draw_pictures.__name__), list(map(dataclasses.asdict, rows))
+    )
 
 
 def _drawn(rows: Sequence[Row], folder: Path) -> Evidence:
