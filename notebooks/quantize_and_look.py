@@ -94,7 +94,7 @@ figure.savefig("activations.png")
 
 # %%
 for method, settings in [("ptq", "method.weight_range=minmax"), ("ptq", "method.weight_range=mse"), ("gptq", "")]:
-    for bits in (8, 3):
+    for bits in (8, 2):
         other = bs.compress(network, images[train], method=method, settings=f"{settings} precision.weights.bits={bits}")
         right = (other(images[test]).argmax(1) == labels[test]).float().mean()
         print(f"{method} {settings} {bits} bits: {right:.3f} of the test images")

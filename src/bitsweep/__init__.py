@@ -1,11 +1,15 @@
 """Which compressed image classifier to ship, and why to believe it: sweeps from Python, see `bitsweep.api`."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitsweep.api import compare, compress, describe, grid, load, lower, plan, run, space
 
 __all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"]
+
+# PyTorch warns of how torchao uses it, whenever that is imported.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 
 gc.disable()  # imports make many objects and no garbage: looking for it took a quarter of their time
 
@@ -10,9 +9,6 @@ import torch  # noqa: E402
 
 # A process that has asked the driver for GPUs can fork none that uses one; torchao asks when it is imported.
 _is_available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
-
-# torchao's import warns of its own use of PyTorch, once for every start.
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 import matplotlib.backends.backend_agg  # noqa: E402
 import matplotlib.figure  # noqa: E402, F401

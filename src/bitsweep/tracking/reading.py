@@ -53,7 +53,7 @@ def find_sweep(connection: Connection, word: str) -> "Run":
             if {word, Path(word).resolve().name} & {name, run.info.run_id}:
                 how = f"{VARIABLE}={connection.uri} mlflow runs restore --run-id {run.info.run_id}"
                 hint = f"; {name} was deleted, restore it: {how}"
-        raise UsageError(f"SWEEP_ID={word}: no such sweep in {connection.uri}; the latest are: {known}{hint}")
+        raise UsageError(f"{word}: no such sweep in {connection.uri}; the latest are: {known}{hint}")
     return found
 
 
@@ -122,7 +122,7 @@ def _note(connection: Connection, sweep: "Run", name: str, store: Store) -> Any:
     """
     if (kept := _kept_note(connection, sweep, name, store)) is None:
         raise UsageError(
-            f"SWEEP_ID={sweep.data.tags['sweep']}: its {name} is gone from {sweep.info.artifact_uri} and from "
+            f"{sweep.data.tags['sweep']}: its {name} is gone from {sweep.info.artifact_uri} and from "
             f"{store.root}; run it again: {sweep.data.tags['command']}"
         )
     return kept
