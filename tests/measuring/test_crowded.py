@@ -17,7 +17,7 @@ from bitsweep import stats
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace
-from bitsweep.measuring.timing import until_quiet
+from bitsweep.measuring.timing import FEWEST_RUNS, block, until_quiet
 
 IMAGES = np.ones((1, 3, 4, 4), np.float32)
 QUICK = MeasurementProtocol(name="quick", threads=1, warmup_s=0.01, blocks=6, block_s=0.02, repeats=0)
@@ -55,6 +55,18 @@ def test_crowded_cores_are_seen_and_tried_again(repeats: int) -> None:
     assert noise["attempts"] == 1 + repeats
     assert noise["foreign_share"] > 0.5
     assert noise["computing_share"] < 0.5 or noise["preemptions_per_s"] > 10
+
+
+def test_a_block_that_takes_too_long_ends() -> None:
+    """Two threads of which one waits for its core take a hundred times as long: the time of a protocol must hold."""
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        return images
+
+    assert FEWEST_RUNS <= len(block(slow, IMAGES, 500, longest_s=0.1)) < 50
+    assert len(block(slow, IMAGES, 500, longest_s=0)) == FEWEST_RUNS
+    assert len(block(slow, IMAGES, 5)) == 5
 
 
 def test_one_s_own_work_is_no_crowd() -> None:

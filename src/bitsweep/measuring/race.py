@@ -19,7 +19,16 @@ from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.from_memory import between_processes, share_of
 from bitsweep.measuring.others import Others
 from bitsweep.measuring.pace import Moment, Pace, drift, steady
-from bitsweep.measuring.timing import FEWEST_STEADY, badness_of, batch_of, block, pin, runs_a_block, too_few
+from bitsweep.measuring.timing import (
+    FEWEST_STEADY,
+    LONGEST_BLOCK,
+    badness_of,
+    batch_of,
+    block,
+    pin,
+    runs_a_block,
+    too_few,
+)
 from bitsweep.results import Array, RaceTime
 from bitsweep.runtime.environment import last_cache_bytes, physical_cores
 from bitsweep.runtime.progress import Progress
@@ -73,7 +82,7 @@ def race(
                 continue
             before = pace()
             with others.watched():
-                timed = block(infer, images, runs)
+                timed = block(infer, images, runs, longest_s=LONGEST_BLOCK * protocol.block_s)
             blocks.append(timed)
             moments.append([before, pace()])
     np.savez_compressed(folder / f"{rank}.npz", allow_pickle=False, **{str(i): each for i, each in enumerate(blocks)})

@@ -4,6 +4,7 @@ It needs numpy and psutil alone, so that a device without this project can do th
 """
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,10 @@ PAUSE_S = 1.0
 MOST_TURNS = 4
 #: Steady turns at least, as a share of the protocol's blocks: with fewer, a measurement is noisy.
 FEWEST_STEADY = 0.25
+#: Runs of a block, at least.
+FEWEST_RUNS = 3
+#: A block that has taken so many times the protocol's block_s ends.
+LONGEST_BLOCK = 4
 T = TypeVar("T")
 
 
@@ -189,6 +194,7 @@ def interleaved_blocks(
         Blocks of each infer, and how the cores were before, between and after those of each turn.
     """
     runs = [runs_a_block(infer, images, protocol) for infer in artifacts]
+    longest_s = LONGEST_BLOCK * protocol.block_s
     blocks: list[list[Array]] = [[] for _ in artifacts]
     turns: list[list[Moment]] = []
     gc.disable()
@@ -199,7 +205,7 @@ def interleaved_blocks(
             seen = [now]
             for index in order:
                 with others.watched():
-                    timed = block(artifacts[index], images, runs[index])
+                    timed = block(artifacts[index], images, runs[index], longest_s=longest_s)
                 blocks[index].append(timed)
                 seen.append(now := pace())
             turns.append(seen)
@@ -216,17 +222,20 @@ def runs_a_block(infer: "InferenceFn", images: Array, protocol: "MeasurementProt
     durations = [timed_ms(lambda: infer(images))[1] for _ in range(3)]
     while time.perf_counter() < end:
         durations.append(timed_ms(lambda: infer(images))[1])
-    return max(3, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
+    return max(FEWEST_RUNS, int(np.ceil(1000 * protocol.block_s / float(np.median(durations)))))
 
 
-def block(infer: "InferenceFn", images: Array, runs: int) -> Array:
-    """Latencies in ms of so many runs."""
+def block(infer: "InferenceFn", images: Array, runs: int, *, longest_s: float = math.inf) -> Array:
+    """Latencies in ms of so many runs; of fewer, but of ``FEWEST_RUNS``, if they take longer: others hold the cores."""
     # The first runs of a block meet the other infer's caches and still spinning threads: they are not counted.
     infer(images)
     infer(images)
     samples = np.empty(runs)
+    begin = time.perf_counter_ns()
     for index in range(runs):
         start = time.perf_counter_ns()
+        if index >= FEWEST_RUNS and start - begin > 1e9 * longest_s:
+            return samples[:index]
         infer(images)
         samples[index] = (time.perf_counter_ns() - start) / 1e6
     return samples
