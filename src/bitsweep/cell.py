@@ -94,8 +94,8 @@ class Cell:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Distributions that its network and its engine come in."""
-        return self.model.package, self.backend.package
+        """Distributions that its network, its method and its engine come in."""
+        return self.model.package, self.method.package, self.backend.package
 
     @property
     def baseline_name(self) -> str:
@@ -135,9 +135,9 @@ class Cell:
 
     @functools.cached_property
     def scheme(self) -> Scheme:
-        """The precision resolved against backend and the CPU that measures; of a kept file, what is said of it."""
+        """The precision resolved against backend and the CPU that measures; of a file as it is, what is said of it."""
         weights, activations = self.precision.weights, self.precision.activations
-        if self.method.keeps_files and self.precision.is_integer:
+        if self.method.hands_over_files and self.precision.is_integer:
             return Scheme(weights=weights, activations=activations, arithmetic="integer")
         return self.backend.scheme(self.precision, self.target.cpu)
 
@@ -163,7 +163,7 @@ class Cell:
         # Packages come second: none of them makes up for a GPU, or for kernels.
         if reason := self.backend.unsupported(self.precision):
             return reason
-        for choice in (self.model, self.backend):
+        for choice in (self.model, self.method, self.backend):
             if version_of(choice.package) == "absent":
                 return str(MissingPackage(choice.package, choice.extra))
         if reason := self.method.unsupported(self.precision):
@@ -227,14 +227,14 @@ class Cell:
     def _file_reason(self) -> str | None:
         """Why the file of the network does not go with method, precision or engine, with the hint."""
         model = self.model if isinstance(self.model, FileModel) else None
-        if not self.method.keeps_files:
-            if model is None or not model.is_quantized:
-                return None
+        if not self.method.keeps_files and model and model.is_quantized:
             return f"model.file={model.file} is quantized already: use method=as_is, or give the float file"
-        if model is None or not model.is_onnx:
+        if self.method.keeps_files and not (model and model.is_onnx):
             return f"method={self.method.name} measures an ONNX file as it is: use model=onnx model.file=FILE"
-        if not self.backend.reads_onnx:
+        if self.method.hands_over_files and not self.backend.reads_onnx:
             return f"backend={self.backend.name} takes no ONNX files as they are: use backend=onnxruntime or openvino"
+        if model is None or not self.method.keeps_files:
+            return None
         if model.is_quantized and not self.precision.is_integer:
             return f"model.file={model.file} is quantized: use precision=int8, not {self.precision.name}"
         if not model.is_quantized and self.precision != FP32:

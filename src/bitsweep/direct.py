@@ -201,10 +201,13 @@ def lower(program: Program, backend: str, folder: Path | str, *, settings: str =
     """
     from bitsweep.graphs.program import load_program, save_program
 
-    engine = _chosen(f"backend={backend}", *shlex.split(settings)).backend
+    engine, given = _chosen(f"backend={backend}", *shlex.split(settings)).backend, program.compression.given
     if reason := engine.unsupported(program.precision) or engine.cannot_run():
         raise ConfigError(reason)
-    _require_scheme(program, engine.scheme(program.precision, current_cpu()), backend)
+    if given and not engine.reads_onnx:
+        raise ConfigError(f"backend={backend}: takes no ONNX files as they are: use backend=onnxruntime or openvino")
+    if not given:
+        _require_scheme(program, engine.scheme(program.precision, current_cpu()), backend)
     place = Path(folder).absolute()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"folder={folder}: is not empty; name a new one")
@@ -212,8 +215,14 @@ def lower(program: Program, backend: str, folder: Path | str, *, settings: str =
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:  # an engine may change the program that it is given
-            save_program(program.compression.program, file := Path(scratch) / "program.pt2")
-            engine.lower(load_program(file), place)
+            if given:
+                import onnx
+
+                onnx.save(given, file := Path(scratch) / "given.onnx")
+                engine.take(file, place)
+            else:
+                save_program(program.compression.program, file := Path(scratch) / "program.pt2")
+                engine.lower(load_program(file), place)
         for name, text in programs.items():
             (place / name).write_bytes(text)
     except OSError as error:
@@ -238,8 +247,9 @@ def _chosen(*words: str) -> Cell:
     if len(cells) > 1:
         raise ConfigError(f"{' '.join(words)}: {len(cells)} cells; give one value each")
     (cell,) = cells
-    if version_of(cell.backend.package) == "absent":
-        raise MissingPackage(cell.backend.package, cell.backend.extra)
+    for choice in (cell.method, cell.backend):
+        if version_of(choice.package) == "absent":
+            raise MissingPackage(choice.package, choice.extra)
     if reason := cell.backend.unsupported(cell.precision):
         raise ConfigError(reason)
     return cell

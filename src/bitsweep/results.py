@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
     from bitsweep.data.pixels import Framing
@@ -296,6 +297,7 @@ class Compression:
 
     Attributes:
         normalized: of an uncompressed program, the paths of the weights that a normalisation was folded into.
+        given: ONNX file that engines get instead of the program; None for none.
     """
 
     program: "torch.export.ExportedProgram"
@@ -303,6 +305,7 @@ class Compression:
     curves: tuple[Curve, ...] = ()
     tables: tuple[Table, ...] = ()
     normalized: tuple[str, ...] = ()
+    given: "onnx.ModelProto | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)

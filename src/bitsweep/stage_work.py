@@ -94,6 +94,7 @@ def compress(
     from bitsweep.data.preprocessing import normalized, preprocessed
     from bitsweep.data.sampling import sample_of_tests
     from bitsweep.data.splits import load_splits
+    from bitsweep.graphs.onnx.reading import load_onnx
     from bitsweep.graphs.program import load_program, logits_of, looks_at_batches
     from bitsweep.graphs.tracing import Exported
     from bitsweep.quantization.compressed import load_compressed, save_compression
@@ -130,7 +131,7 @@ def compress(
     save_compression(
         compression, folder, reference_N=reference_N, reference_NK=reference_NK,
         probe_images=np.asarray(probe_images), calibrated_on=watched, original=before,
-        given=Path(model.file).expanduser() if method.keeps_files and isinstance(model, FileModel) else None,
+        given=load_onnx(Path(model.file).expanduser()) if method.keeps_files and isinstance(model, FileModel) else None,
     )  # fmt: skip
 
 

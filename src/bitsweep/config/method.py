@@ -20,10 +20,20 @@ class Method(Choice, ABC):
     Attributes:
         compresses_float: whether it changes a network that stays in fp32.
         keeps_files: whether engines get the file that the network came in.
+        makes_files: whether engines get an ONNX file that it makes, in formats that it chooses.
+        package, extra: distribution of the tool that does it, and the extra of this project that installs it.
     """
 
     compresses_float: ClassVar[bool] = False
     keeps_files: ClassVar[bool] = False
+    makes_files: ClassVar[bool] = False
+    package: ClassVar[str] = "torch"
+    extra: ClassVar[str] = ""
+
+    @property
+    def hands_over_files(self) -> bool:
+        """Whether engines get an ONNX file as it is, instead of a program."""
+        return self.keeps_files or self.makes_files
 
     @abstractmethod
     def unsupported(self, precision: Precision) -> str | None:

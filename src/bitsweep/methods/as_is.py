@@ -26,9 +26,6 @@ class AsIs(Method):
         self, model: "torch.nn.Module", splits: Splits, *, input_shape: Shape, scheme: Scheme, seed: int
     ) -> Compression:
         """Export the network with the quantizations that it has, and record its layers."""
-        from bitsweep.graphs import tracing
-        from bitsweep.quantization.layer_records import layer_records, quantized_layers
+        from bitsweep.quantization.quantized_already import with_its_quantizations
 
-        program = tracing.export(model.eval(), input_shape=input_shape)
-        graph = tracing.graph_of(program)
-        return Compression(program=program, layers=layer_records(graph, quantized_layers(graph)))
+        return with_its_quantizations(model, input_shape=input_shape)

@@ -13,6 +13,7 @@ import numpy as np
 from bitsweep.results import Array, Compressed, Compression, Curve, Distribution, LayerRecord, LayerStats, Table
 
 if TYPE_CHECKING:
+    import onnx
     from torch.export import ExportedProgram
 
 _GIVEN = "given.onnx"
@@ -27,7 +28,7 @@ def save_compression(
     probe_images: Array,
     calibrated_on: int = 0,
     original: "ExportedProgram | None" = None,
-    given: Path | None = None,
+    given: "onnx.ModelProto | None" = None,
 ) -> None:
     """Write what a method returned into a folder, with the reference's logits for some test images.
 
@@ -37,19 +38,18 @@ def save_compression(
         probe_images: a few images that the statistics of the layers are of.
         calibrated_on: number of images that the method watched.
         original: program of the network before it was compressed; None if it was not.
-        given: ONNX file that engines are to get instead of the program; None for none.
+        given: ONNX file that the network came in, which engines are to get; None for the one that the method made, if
+            it did.
     """
     import torch
 
     from bitsweep.graphs.program import save_program
     from bitsweep.quantization.analysis.layer_stats import layer_stats
 
-    if given:
+    if file := given or compression.given:
         import onnx
 
-        from bitsweep.graphs.onnx.reading import load_onnx
-
-        onnx.save(load_onnx(given), folder / _GIVEN)
+        onnx.save(file, folder / _GIVEN)
     save_program(compression.program, folder / "program.pt2")
     records = {name: [asdict(each) for each in getattr(compression, name)] for name in ("layers", "curves", "tables")}
     (folder / "records.json").write_text(
