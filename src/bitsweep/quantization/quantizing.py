@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bitsweep.graphs.ops import Layer
     from bitsweep.quantization.calibration.observers import ChooseRange
-    from bitsweep.quantization.guard.search import Guarded
+    from bitsweep.quantization.guard.guarded import Guarded
     from bitsweep.quantization.weights import ChooseWeightRange, Codes
 
 WeightRange = Literal["minmax", "percentile", "mse", "entropy", "aciq_laplace", "aciq_gauss", "sigma", "std"]
@@ -141,7 +141,8 @@ class QuantizingMethod(Method):
     def _guarded(self, graph: "GraphModule", batches: "Sequence[torch.Tensor]", scheme: Scheme) -> "Guarded":
         import torch
 
-        from bitsweep.quantization.guard.search import IMAGES, Guard, Guarded
+        from bitsweep.quantization.guard.guarded import Guarded
+        from bitsweep.quantization.guard.search import IMAGES, Guard
         from bitsweep.quantization.placement import Placement
         from bitsweep.quantization.weights import nearest_codes
 

@@ -1,6 +1,6 @@
 """The guard mends networks that were made hard without a change of what they compute, and leaves others alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import pytest
@@ -12,8 +12,10 @@ from bitsweep.config.precision import Grid
 from bitsweep.graphs import tracing
 from bitsweep.graphs.folding import fold_batch_norm, fold_hard_sigmoid
 from bitsweep.graphs.ops import is_layer
+from bitsweep.quantization.analysis.noise import NoiseStudy, Source
 from bitsweep.quantization.calibration.ranges import minmax_weight_range, mse_range
-from bitsweep.quantization.guard.search import FLOAT_SHARE, LARGE_PART_DB, SUFFICIENT_DB, Guard, Guarded
+from bitsweep.quantization.guard.guarded import Guarded
+from bitsweep.quantization.guard.search import ENOUGH_DB, FLOAT_SHARE, LARGE_PART_DB, SUFFICIENT_DB, Guard
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import Placement
 from bitsweep.quantization.weights import nearest_codes
@@ -145,6 +147,25 @@ def _guard(*, weights: Grid = WEIGHTS, activations: Grid | None = ACTIVATIONS, f
 def _total_db(guard: Guard, guarded: Guarded) -> float:
     study = guard._study(guarded.graph, _images(), guarded.placement, guarded.floats)
     return study.total_db()
+
+
+@pytest.mark.parametrize(("function", "looks"), [(nn.ReLU, 1), (nn.ReLU6, 0)])
+def test_only_what_a_remedy_may_help_is_priced_where_none_may_cost_latency(
+    function: type[nn.Module], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, sources = list[list[str]](), NoiseStudy.sources
+
+    def noted(study: NoiseStudy, *known: Collection[Source], among: frozenset[str] | None) -> list[Source]:
+        found = sources(study, *known, among=among)
+        looked.append([each.name for each in found])
+        return found
+
+    monkeypatch.setattr(NoiseStudy, "sources", noted)
+    guard, graph = _guard(activations=Grid(bits=7, signed=False, symmetric=False)), _graph(function)
+    assert SUFFICIENT_DB < _total_db(guard, Guarded(graph=graph, placement=Placement())) < ENOUGH_DB
+    guarded = guard.protect(graph, _images())
+    assert len(looked) == 2 * looks and bool(guarded.remedies) is bool(looks)
+    assert all("point.weight" in names and "images" not in names for names in looked)
 
 
 @pytest.mark.parametrize("function", [nn.ReLU, nn.Hardswish, nn.SiLU])
@@ -352,8 +373,8 @@ def test_float_is_the_last_resort_and_for_few_products() -> None:
     guarded = guard.protect(graph, _images())
     study = guard._study(guarded.graph, _images(), guarded.placement, guarded.floats)
     state = State(graph=guarded.graph, placement=guarded.placement, study=study, total_db=study.total_db())
-    floats = {layer.name for source in state.priced().sources.values() if source.name in guarded.placement.floats
-              for layer in state.computed_in_float(source)}  # fmt: skip
+    sources = [each for each in state.looking_at(None).sources.values() if each.name in guarded.placement.floats]
+    floats = {layer.name for source in sources for layer in state.computed_in_float(source)}
     share = sum(state.macs(node) for node in guarded.graph.graph.nodes if node.name in floats) / state.total_macs()
     assert share <= FLOAT_SHARE
 

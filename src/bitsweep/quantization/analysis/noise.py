@@ -110,13 +110,16 @@ class NoiseStudy:
             {name: self.qparams[name] for name, node in self.tensors.items() if node == source.name}, {}
         )
 
-    def sources(self, known: Collection[Source] = ()) -> list[Source]:
-        """Everything that is rounded, with an estimate of the noise that it makes, from the most to the least.
+    def sources(self, known: Collection[Source] = (), *, among: frozenset[str] | None = None) -> list[Source]:
+        """What is rounded, with an estimate of the noise that it makes, from the most to the least.
 
         Args:
             known: those of the study before this one, which need no other estimate unless they are fresh.
+            among: paths of weights and names of nodes; None for everything.
         """
         rounded = {*self.weights, *self.sharing}
+        if among is not None:
+            rounded = {name for name in rounded if not among.isdisjoint({name, *self.sharing.get(name, ())})}
         kept = [source for source in known if source.name in rounded - self.fresh]
         others = rounded.difference(source.name for source in kept)
         found = self._estimated(others) if others else []

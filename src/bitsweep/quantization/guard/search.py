@@ -7,17 +7,18 @@ to what costs most the cheapest remedy that helps: scales of channels moved into
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import arguments, attribute, is_layer, set_attribute, values_of_an_image
+from bitsweep.graphs.ops import arguments, attribute, is_layer, values_of_an_image
 from bitsweep.quantization.analysis.noise import NoiseStudy
 from bitsweep.quantization.analysis.watching import study_noise
 from bitsweep.quantization.calibration.observers import ChooseRange
+from bitsweep.quantization.guard.guarded import Guarded
 from bitsweep.quantization.guard.remedies import (
     Remedy,
     cause_of,
@@ -32,7 +33,6 @@ from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import EVERYWHERE, Placement
 from bitsweep.quantization.rewrites.channel_groups import layer_groups
 from bitsweep.quantization.rewrites.equal_channels import read_once
-from bitsweep.quantization.weights import Codes
 from bitsweep.results import Table
 
 #: SQNR of the logits in dB with which a network needs no remedies that cost latency.
@@ -52,43 +52,6 @@ FLOAT_SHARE = 0.05
 FINE_BITS = 7
 #: Calibration images that are looked at.
 IMAGES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guarded:
-    """A float network that is ready to be rounded.
-
-    Attributes:
-        graph: computes the same as before.
-        placement: of the pairs.
-        corrected: paths of the weights of the layers whose biases are to make up for the means that rounding shifts.
-        floats: paths of the weights that stay float.
-        remedies: what was done.
-        tables: what costs most, and what was done, where anything had to be.
-    """
-
-    graph: GraphModule
-    placement: Placement
-    corrected: frozenset[str] = frozenset()
-    floats: frozenset[str] = frozenset()
-    remedies: tuple[Remedy, ...] = ()
-    tables: tuple[Table, ...] = ()
-
-    def kept(
-        self, graph: GraphModule, codes: Mapping[str, Codes], parameters: Mapping[str, Tensor]
-    ) -> dict[str, Codes]:
-        """The codes without those of weights that stay float, which a rounded graph reads again."""
-        for path in self.floats:
-            set_attribute(graph, path, parameters[path])
-        return {path: each for path, each in codes.items() if path not in self.floats}
-
-    def remedies_by_layer(self) -> dict[str, str]:
-        """What was done to each layer and why, by its name."""
-        told: dict[str, list[str]] = {}
-        for remedy in self.remedies:
-            for layer in remedy.layers:
-                told.setdefault(layer, []).append(str(remedy))
-        return {layer: "; ".join(sentences) for layer, sentences in told.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +81,24 @@ class Guard:
         study = self._study(graph, images, self.placement)
         start = State(graph=graph, placement=self.placement, study=study, total_db=study.total_db())
         state = self._read_once(start, images) if start.total_db < COSTLY_DB else start
-        if state.total_db >= ENOUGH_DB:
-            told = (remedy_table(state.remedies, before_db=start.total_db),) if state.remedies else ()
-            return self._guarded(state, tables=(*self._noise_of_coarse_weights(state), *told))
-        before = state if state.sources else state.priced()
-        state = self._scale_for_free(before, images)
-        if before.total_db < SUFFICIENT_DB:
+        if state.total_db < SUFFICIENT_DB:
+            before = state.looking_at(None)
+            state = self._scale_for_free(before, images)
             state = self._leave_in_float(self._scale_at_a_price(state, images), images)
-        noise = self._noise_of_coarse_weights(state) or self._noise(state, before=before)
-        return self._guarded(state, tables=(*noise, remedy_table(state.remedies, before_db=start.total_db)))
+            noise = self._noise_of_coarse_weights(state) or self._noise(state, before=before)
+        else:
+            state = self._scale_for_free(state, images) if state.total_db < ENOUGH_DB else state
+            noise = self._noise_of_coarse_weights(state)
+        told = state.remedies or state.among is None
+        guard = (remedy_table(state.remedies, before_db=start.total_db),) if told else ()
+        return self._guarded(state, tables=(*noise, *guard))
 
     def looked_at(self, graph: GraphModule, images: Tensor) -> Guarded:
         """The network as it is, with what costs most where it needs remedies; arguments as for ``protect``."""
         study = self._study(graph, images, self.placement)
         state = State(graph=graph, placement=self.placement, study=study, total_db=study.total_db())
         if state.total_db < SUFFICIENT_DB:
-            tables = self._noise(state.priced(), knob="method.guard=true")
+            tables = self._noise(state.looking_at(None), knob="method.guard=true")
         else:
             tables = self._noise_of_coarse_weights(state)
         return Guarded(graph=graph, placement=self.placement, tables=tables)
@@ -173,27 +138,28 @@ class Guard:
         study = self._study(
             state.graph, state.study.images, state.placement, state.floats, known=state.study, coarse=True
         )
-        coarse = state.studied(study)
-        return self._noise(coarse.priced()) if coarse.total_db < SUFFICIENT_DB else ()
+        coarse = replace(state.studied(study), among=None).priced()
+        return self._noise(coarse) if coarse.total_db < SUFFICIENT_DB else ()
 
     # ------------------------------------------------------------------ remedies, from the cheapest
 
     def _read_once(self, state: State, images: Tensor) -> State:
         """Let layers read once what channels tell that are multiples of one another, so that weights do not cancel."""
         if state.total_db < SUFFICIENT_DB:
-            state = state.priced()
+            state = state.looking_at(None)
             if not any(source.what == "weights" for source in state.harmful()):
                 return state
         trial = state.copied()
         merged = read_once(trial.graph, state.ranges())
         if not merged:
             return state
-        state = state if state.sources else state.priced()
         changed = frozenset(str(arguments(layer)[1].target) for layer in merged)
+        state = state.looking_at(changed)
         if changed.isdisjoint(source.name for source in state.harmful()):
             return state
         told = [merging_remedy(state, layer, pairs) for layer, pairs in merged.items()]
-        return self._if_better(state, replace(trial, sources=state.sources, changed=changed), told, images)
+        trial = replace(trial, sources=state.sources, among=state.among, changed=changed)
+        return self._if_better(state, trial, told, images)
 
     def _scale_for_free(self, state: State, images: Tensor) -> State:
         """Even out the channels of all tensors where that costs no latency; those that sums join only if need be.
@@ -203,9 +169,13 @@ class Guard:
         for joined in (False, True):
             if joined and state.total_db >= SUFFICIENT_DB:
                 break
+            free = free_groups(state.graph, images, fuses_functions=self.placement.fuses_functions)
+            if not (groups := [group for group in free if joined or len(group.starts) == 1]):
+                continue
+            state = state.looking_at(frozenset[str]().union(*(group.names for group in groups)))
             trial, told = state.copied(), list[Remedy]()
-            for group in free_groups(state.graph, images, fuses_functions=self.placement.fuses_functions):
-                if (joined or len(group.starts) == 1) and (harm := state.harm_of(group)):
+            for group in groups:
+                if harm := state.harm_of(group):
                     trial = scaled(trial, state, group)
                     told.append(scaling_remedy(state, group, harm[0], price=FREE))
             if told:

@@ -28,6 +28,7 @@ class State:
         float_layers: names of the nodes of layers that compute in float by now.
         study: of the network as it is.
         sources: by name, from the most to the least noise.
+        among: which of them are looked at, by path and by name of the node; None for all.
         total_db: SQNR of the logits with everything rounded.
         changed: names of the nodes, and paths of the weights, that have other values by now than in the study.
     """
@@ -40,6 +41,7 @@ class State:
     float_layers: frozenset[str] = frozenset()
     remedies: tuple[Remedy, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
+    among: frozenset[str] | None = frozenset()
     changed: frozenset[str] = frozenset()
 
     @property
@@ -55,10 +57,16 @@ class State:
         """The same with a study of the network as it is; its sources are those of the study before."""
         return replace(self, study=study, total_db=study.total_db(), changed=frozenset())
 
+    def looking_at(self, more: frozenset[str] | None) -> "State":
+        """The same with other sources besides its own; None for all there are."""
+        if self.among is None or (more is not None and more <= self.among):
+            return self
+        return replace(self, among=None if more is None else self.among | more).priced()
+
     def priced(self) -> "State":
-        """The same with all sources: the worst measured, the others estimated."""
-        found = self.study.sources(self.sources.values())
-        worst = map(self.study.measured, found[:_MEASURED])
+        """The same with its sources as they are now: the worst measured, the others estimated."""
+        found = self.study.sources(self.sources.values(), among=self.among)
+        worst = [self.study.measured(each) if each.sqnr_db < HARMLESS_DB else each for each in found[:_MEASURED]]
         ordered = sorted((*worst, *found[_MEASURED:]), key=lambda source: source.sqnr_db)
         return replace(self, sources={source.name: source for source in ordered})
 
