@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "bitsweep"
 #: Where the MLflow UI listens if nothing else is said.
 UI_PORT = 5000
-#: What follows the address of the experiment where the cells are compared as charts.
-COMPARISON = "/runs?workflowType=machine_learning&compareRunsMode=CHART"
+#: What follows the address of the experiment where the cells, without baselines and sweeps, are compared as charts.
+COMPARISON = "/runs?workflowType=machine_learning&compareRunsMode=CHART&searchFilter=tags.kind%3D%22cell%22"
 #: From so many keys on all runs are read, instead of those of each key: MLflow takes 10 ms to find one, and 2 for each.
 _ONE_BY_ONE = 100
 
