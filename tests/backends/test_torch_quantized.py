@@ -38,8 +38,10 @@ def test_weights_lose_a_bit_only_where_products_saturate(backend: QuantizedKerne
     assert ("VNNI" in scheme.why) == saturates
     with_vnni = backend.scheme(precision, _cpu("avx2", "avx512_vnni"))
     depthwise = backend.engine == "fbgemm"
-    assert (with_vnni.weights, with_vnni.activations) == (replace(WEIGHTS, bits=7 if depthwise else 8), activations)
+    given = replace(WEIGHTS, depthwise_bits=7 if depthwise else 0)
+    assert (with_vnni.weights, with_vnni.activations) == (given, activations)
     assert ("depthwise" in with_vnni.why) == depthwise
+    assert backend.scheme(precision, _cpu("avx2", "avx_vnni")).weights == replace(WEIGHTS, bits=7 if depthwise else 8)
 
 
 @each

@@ -146,3 +146,22 @@ def test_the_same_seed_gives_the_same_codes(name: str, splits: Splits) -> None:
 )  # fmt: skip
 def test_variants_of_gpfq(knobs: dict[str, Any], splits: Splits) -> None:
     assert noise(network(), compressed(method("gpfq", **knobs), network(), splits, scheme(4)), splits) < 0.7
+
+
+@pytest.mark.parametrize("name", ["ptq", "msq", "gptq", "gpfq", "adaround", "mixed", "qat"])
+def test_depthwise_layers_can_have_fewer_bits(name: str, splits: Splits) -> None:
+    knobs: dict[str, Any] = {"adaround": {"iterations": 2}, "qat": {"max_steps": 1}, "mixed": {"study_images": 8}}
+    wanted = scheme(8, activations=UNSIGNED)
+    assert isinstance(wanted.weights, Grid)
+    wanted = dataclasses.replace(wanted, weights=dataclasses.replace(wanted.weights, depthwise_bits=5))
+    result = compressed(method(name, **knobs.get(name, {})), network(), splits, wanted)
+    # An alphabet has two values more than a grid of its bits.
+    most = 2**4 if name in ("msq", "gpfq") else 2**4 - 1
+    codes = {path: each for path, each in result.program.state_dict.items() if path.endswith("weight_codes")}
+    codes |= {path: each for path, each in result.program.constants.items() if path.endswith("weight_codes")}
+    assert "depthwise.weight_codes" in codes
+    for path, each in codes.items():
+        if path == "depthwise.weight_codes":
+            assert each.abs().max() <= most
+        elif name != "mixed":
+            assert each.abs().max() > most, path

@@ -1,5 +1,7 @@
 """To how many bits: number formats of weights and activations."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,6 +21,7 @@ class Grid:
         symmetric: zero point 0 (signed); one code fewer, so that the range is symmetric too.
         per_channel: one scale for each output channel, or one for the tensor.
         levels: number of codes of a symmetric grid that uses fewer than its bits offer, odd; 0 for all of them.
+        depthwise_bits: of weights, what depthwise layers have at most; 0 for as many as the others.
     """
 
     bits: Annotated[int, Field(ge=2, le=16)]
@@ -26,10 +29,20 @@ class Grid:
     symmetric: bool
     per_channel: bool = False
     levels: Annotated[int, Field(ge=0)] = 0
+    depthwise_bits: Annotated[int, Field(ge=0, le=16)] = 0
 
     def __post_init__(self) -> None:
+        if self.depthwise_bits == 1:
+            raise ValueError("depthwise_bits=1 should be 0 for none, or at least 2")
         if self.levels and not (self.symmetric and self.levels % 2 and 3 <= self.levels < 1 << self.bits):
             raise ValueError(f"levels={self.levels} should be odd and at least 3, on a symmetric grid with room for it")
+
+    def of_weights(self, shape: Sequence[int]) -> "Grid":
+        """What weights of a shape lie on: those of a depthwise layer are [C, 1, ...], a kernel a channel."""
+        if not self.depthwise_bits:
+            return self
+        depthwise = len(shape) > 2 and shape[1] == 1
+        return replace(self, bits=min(self.bits, self.depthwise_bits) if depthwise else self.bits, depthwise_bits=0)
 
     @property
     def is_ternary(self) -> bool:
@@ -56,7 +69,8 @@ class Grid:
         sign = "s" if self.signed else "u"
         granularity = "per-channel" if self.per_channel else "per-tensor"
         levels = f", {self.levels} levels" if self.levels else ""
-        return f"{sign}{self.bits} {granularity} {'symmetric' if self.symmetric else 'affine'}{levels}"
+        depthwise = f", {self.depthwise_bits} bits in depthwise layers" if self.depthwise_bits else ""
+        return f"{sign}{self.bits} {granularity} {'symmetric' if self.symmetric else 'affine'}{levels}{depthwise}"
 
 
 @configurable

@@ -213,7 +213,7 @@ class Factorize(QuantizingMethod):
                 iterations=self.iterations, inner_iterations=self.inner_iterations, eps=self.eps,
             )  # fmt: skip
             found["admm"], errors = solution.codes, solution.errors
-        facts["bits"] = sum(stored_bits(each.codes.shape, grid) for each in found[self.solver])
+        facts["bits"] = sum(stored_bits(each.codes.shape, each.grid) for each in found[self.solver])
         for solver, codes in found.items():
             facts[f"error_{solver}"] = factorization.relative_error(tensor, factors_of(codes))
         return chain_of_codes(found[self.solver], weight.shape, errors=errors, facts=facts)

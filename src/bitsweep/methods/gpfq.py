@@ -111,6 +111,7 @@ class Gpfq(CalibratedMethod):
     def _alphabet(self, weight: "torch.Tensor", grid: Grid) -> "Alphabet":
         from bitsweep.quantization.rounding import alphabets
 
+        grid = grid.of_weights(weight.shape)
         if self.alphabet == "zhang":
             return alphabets.zhang_alphabet(weight, grid, radius=self.radius, quantile=self.quantile)
         if self.alphabet == "lybrand":

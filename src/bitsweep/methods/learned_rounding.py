@@ -61,7 +61,7 @@ class LearnedRounding(CalibratedMethod):
             soft = {}
             for path in given.weight_paths:
                 weight = given.originals[path]
-                soft[path] = SoftRounding(weight, *self.weight_qparams(weight, grid), grid)
+                soft[path] = SoftRounding(weight, *self.weight_qparams(weight, grid), grid.of_weights(weight.shape))
             return reconstruct(given, soft, schedule, generator)
 
         units = activated_units(graph) if self.unit == "layer" else block_units(graph)

@@ -40,10 +40,11 @@ class Msq(CalibratedMethod):
         from bitsweep.quantization.weights import Codes, round_weights
 
         def choose(weight: "torch.Tensor") -> Codes:
+            own = grid.of_weights(weight.shape)
             if self.alphabet == "lybrand":
-                chosen = alphabets.lybrand_alphabet(weight, grid, radius=self.radius)
+                chosen = alphabets.lybrand_alphabet(weight, own, radius=self.radius)
             else:
-                chosen = alphabets.zhang_alphabet(weight, grid, radius=self.radius, quantile=self.quantile)
+                chosen = alphabets.zhang_alphabet(weight, own, radius=self.radius, quantile=self.quantile)
             codes = alphabets.rounder(chosen)(weight, chosen.scale, chosen.zero_point)
             return Codes.from_float(codes, chosen.scale, chosen.zero_point, chosen.grid)
 

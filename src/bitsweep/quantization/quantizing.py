@@ -250,6 +250,7 @@ class QuantizingMethod(Method):
         """Scale and zero point of a layer's weights, of each channel where the grid has a scale for each."""
         from bitsweep.quantization.grids import choose_qparams
 
+        grid = grid.of_weights(weight.shape)
         return choose_qparams(*self.choose_weight_range()(weight, grid), grid)
 
     def input_qparams(

@@ -36,6 +36,7 @@ class Codes:
 
 def nearest_codes(weight: torch.Tensor, grid: Grid, choose_range: ChooseWeightRange) -> Codes:
     """The code nearest to each weight, on the range that ``choose_range`` gives."""
+    grid = grid.of_weights(weight.shape)
     scale, zero_point = grids.choose_qparams(*choose_range(weight, grid), grid)
     codes = grids.quantize(weight, scale, zero_point, grid)
     return Codes(codes=codes, scale=scale, zero_point=zero_point, grid=grid)

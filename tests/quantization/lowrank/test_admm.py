@@ -1,6 +1,7 @@
 """ADMM against its formula restated naively, and against rounding the factors of a singular value decomposition."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -101,6 +102,14 @@ def test_never_worse_than_its_start(shape: tuple[int, ...], wanted: Grid, choose
     assert solution.errors[0] == start
     assert len(solution.errors) == 21
     assert relative_error(target, factors_of(solution.codes)) == min(solution.errors) <= start
+
+
+def test_the_factor_that_becomes_a_depthwise_layer_can_have_fewer_bits() -> None:
+    wanted = replace(grid(8), depthwise_bits=5)
+    target, factors = problem(12, 10, 9, rank=4)
+    found = admm(target, factors, wanted, minmax_weight_range, iterations=2, inner_iterations=3, eps=1e-3).codes
+    assert [each.grid.bits for each in found] == [8, 8, 5]
+    assert [int(each.codes.abs().max()) for each in found] == [127, 127, 15]
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

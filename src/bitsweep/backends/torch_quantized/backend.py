@@ -54,7 +54,11 @@ class QuantizedKernels(Backend):
             reduced = reduce_range(unsigned, cpu)
             scheme = replace(plain, weights=reduced.weights, why=reduced.why)
             if self.engine == "fbgemm" and cpu.architecture == "x86_64" and not scheme.why and weights.bits == 8:
-                why = "FBGEMM's depthwise kernels saturate sums of two u8 x s8 products: weights have 7 bits"
+                depthwise = "FBGEMM's depthwise kernels saturate sums of two u8 x s8 products"
+                if cpu.flags & {"avx512_vnni"}:
+                    why = f"{depthwise}: weights of depthwise layers have 7 bits"
+                    return replace(scheme, weights=replace(weights, depthwise_bits=7), why=why)
+                why = f"{depthwise}, and its others without AVX512-VNNI: weights have 7 bits"
                 return replace(scheme, weights=replace(weights, bits=7), why=why)
             return scheme
         return float_arithmetic(precision, cpu)

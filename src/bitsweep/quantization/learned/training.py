@@ -58,8 +58,9 @@ class TrainedNetwork(nn.Module):
                 path, codes = str(node.args[1].target), None
                 if path not in floats:
                     given = start.get(path)
-                    qparams = (given.scale, given.zero_point) if given else self._qparams(weight, grid)
-                    codes = FakeQuantize(given.grid if given else grid, *qparams, learned=learned_scales)
+                    own = given.grid if given else grid.of_weights(weight.shape)
+                    qparams = (given.scale, given.zero_point) if given else self._qparams(weight, own)
+                    codes = FakeQuantize(own, *qparams, learned=learned_scales)
                 shift = None if bias is None else attribute(graph, bias)
                 self.layers[node.name] = TrainedLayer(node, weight, shift, statistics.get(node.name), codes)
         for name, observer in self._observers.items():

@@ -46,10 +46,16 @@ def factors_of(codes: Sequence[Codes], dtype: torch.dtype = torch.float32) -> Fa
     return tuple(as_weights(each.values.to(dtype), mode) for mode, each in enumerate(codes))
 
 
+def grid_of_factor(grid: Grid, mode: int) -> Grid:
+    """What a factor lies on: those that become depthwise convolutions follow the first two."""
+    return grid.of_weights((1, 1, 1) if mode > 1 else (1, 1))
+
+
 def round_factors(factors: Factors, grid: Grid, choose_range: ChooseWeightRange) -> tuple[Codes, ...]:
     """Each factor on the codes nearest to it."""
     return tuple(
-        nearest_codes(as_weights(factor, mode).contiguous(), grid, choose_range) for mode, factor in enumerate(factors)
+        nearest_codes(as_weights(factor, mode).contiguous(), grid_of_factor(grid, mode), choose_range)
+        for mode, factor in enumerate(factors)
     )
 
 
@@ -87,15 +93,16 @@ def admm(
     for _ in range(iterations):
         for mode in range(len(values)):
             K, gram = normal_equations(tensor, tuple(values), mode)
+            own = grid_of_factor(grid, mode)
             cholesky = damped_cholesky(gram, 1.0)
             rho = gram.diagonal().mean()
             for iteration in range(inner_iterations):
                 free = torch.cholesky_solve((K + rho * (values[mode] + duals[mode])).T, cholesky).T
                 wanted = as_weights(free - duals[mode], mode).contiguous()
                 if iteration == 0:
-                    scale, zero_point = grids.choose_qparams(*choose_range(wanted, grid), grid)
-                rounded = grids.quantize(wanted, scale, zero_point, grid)
-                codes[mode] = Codes(codes=rounded, scale=scale, zero_point=zero_point, grid=grid)
+                    scale, zero_point = grids.choose_qparams(*choose_range(wanted, own), own)
+                rounded = grids.quantize(wanted, scale, zero_point, own)
+                codes[mode] = Codes(codes=rounded, scale=scale, zero_point=zero_point, grid=own)
                 before, values[mode] = values[mode], as_weights(codes[mode].values.to(tensor.dtype), mode)
                 duals[mode] = duals[mode] + values[mode] - free
                 if _within(eps, values[mode] - free, values[mode]) and _within(eps, values[mode] - before, duals[mode]):

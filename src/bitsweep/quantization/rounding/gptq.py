@@ -93,7 +93,7 @@ def gptq_layer(
     Args:
         qparams: scale and zero point, of shape [C] or [].
     """
-    groups, (scale, zero_point) = im2col.groups_of(layer), qparams
+    groups, (scale, zero_point), grid = im2col.groups_of(layer), qparams, grid.of_weights(weight.shape)
     codes = gptq_codes(
         im2col.weight_matrix(weight, groups),
         hessian_GII,
