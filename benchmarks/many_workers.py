@@ -13,6 +13,7 @@ those of a larger network, until the workers need less than the cores have besid
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -66,21 +67,22 @@ def sleep_instead(function: Callable[..., None], arguments: Mapping[str, Any], *
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(seconds)
     shutil.copytree(example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    _note("slept", seconds)
+    _note("slept", seconds=seconds)
 
 
-def _note(what: str, seconds: float) -> None:
+def _note(what: str, **figures: object) -> None:
     with (Path(os.environ[PLACE]) / what).open("a") as file:
-        file.write(f"{seconds}\n")
+        file.write(json.dumps(figures) + "\n")
 
 
-def _sum_of(what: str) -> float:
-    return sum(map(float, (Path(os.environ[PLACE]) / what).read_text().split()))
+def _noted(what: str) -> list[dict[str, Any]]:
+    file = Path(os.environ[PLACE]) / what
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def simulated_job(config: DictConfig) -> Outcome | None:
     """A job of a sweep with sleeps instead of stages, on what stands for a machine of its own."""
-    used = time.process_time()
+    began, used = time.time(), time.process_time()
     own = Path(os.environ[PLACE]) / "locks" / str(os.getpid())
     own.mkdir(parents=True, exist_ok=True)
     os.environ[machine.VARIABLE] = str(own)
@@ -88,7 +90,8 @@ def simulated_job(config: DictConfig) -> Outcome | None:
     try:
         return hydra_app.run_job(config)
     finally:
-        _note("used", time.process_time() - used)
+        used = time.process_time() - used
+        _note("jobs", stage=config.stage, began=began, ended=time.time(), used=used, worker=os.getpid())
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def _command(words: list[str]) -> int:
 
 def _tell(options: argparse.Namespace, first: int, *, wall_s: float, commands: int) -> None:
     """Print what was found, from what the server has."""
-    slept_s, killed = _sum_of("slept"), len(list(Path("killed").iterdir()))
+    slept_s, killed = sum(each["seconds"] for each in _noted("slept")), len(list(Path("killed").iterdir()))
     found = Connection()
     runs = list(found.search("tags.kind = 'cell' and attributes.status = 'FINISHED'"))
     seeds = range(first, first + options.cells // SHARED)
@@ -139,7 +142,26 @@ def _tell(options: argparse.Namespace, first: int, *, wall_s: float, commands: i
     print(f"cells with one finished run: {sum(count == 1 for count in counted.values())}")
     print(f"lost: {options.cells - len(counted)}, double: {sum(count > 1 for count in counted.values())}")
     print(f"wall {wall_s:.0f} s, slept {slept_s:.0f} s, ideal {ideal_s:.0f} s: {100 * ideal_s / wall_s:.0f} % of it")
-    print(f"CPU of jobs beside their work: {_sum_of('used') / options.cells:.2f} s a cell, on {os.cpu_count()} cores")
+    _tell_the_rest(_noted("jobs"), options, slept_s=slept_s, wall_s=wall_s)
+
+
+def _tell_the_rest(jobs: list[dict[str, Any]], options: argparse.Namespace, *, slept_s: float, wall_s: float) -> None:
+    """Print what workers did while they did not sleep, as shares of their time."""
+    jobs.sort(key=lambda job: job["began"])
+    used_s, busy_s = sum(job["used"] for job in jobs), sum(job["ended"] - job["began"] for job in jobs)
+    waves = [list(wave) for _, wave in itertools.groupby(jobs, key=lambda job: job["stage"])]
+    within_s = sum(max(job["ended"] for job in wave) - wave[0]["began"] for wave in waves) * options.workers
+    whole_s = wall_s * options.workers
+    parts = {
+        "sleeping as long as the work": slept_s,
+        "computing in jobs": used_s,
+        "waiting in jobs, for a core, the server, a lock": busy_s - slept_s - used_s,
+        "without a job: between two, until the last of a wave has ended, after a kill": within_s - busy_s,
+        "between waves: planning, starting workers, reporting": whole_s - within_s,
+    }
+    print(f"CPU of jobs beside their work: {used_s / options.cells:.2f} s a cell, on {os.cpu_count()} cores")
+    for what, seconds in parts.items():
+        print(f"{100 * seconds / whole_s:5.1f} %  {what}")
 
 
 if __name__ == "__main__":

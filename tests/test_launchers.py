@@ -27,9 +27,10 @@ LAUNCHERS = {
     "local": "hydra_plugins.hydra_submitit_launcher",
     "ray": "hydra_plugins.hydra_ray_launcher",
 }
-#: An engine that ends the job which runs it, but not the process that plans it.
+#: An engine that ends the job which runs it, but not the process that plans it, once a job of `LASTS` is at work.
 DIES = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from bitsweep.backends.onnxruntime.backend import OnnxRuntime
 
 os.environ.setdefault("PLANNER", str(os.getpid()))
@@ -37,7 +38,27 @@ os.environ.setdefault("PLANNER", str(os.getpid()))
 class Dies(OnnxRuntime):
     def cannot_run(self):
         if os.environ["PLANNER"] != str(os.getpid()):
+            while Path("lasts.py").exists() and not any(Path().glob("*.working")):
+                time.sleep(0.05)
+            Path("died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().cannot_run()
+"""
+#: An engine that is at work while the job of `DIES` dies.
+LASTS = """
+import os, time
+from pathlib import Path
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+
+os.environ.setdefault("PLANNER", str(os.getpid()))
+
+class Lasts(OnnxRuntime):
+    def cannot_run(self):
+        if os.environ["PLANNER"] != str(os.getpid()):
+            Path(f"{os.getpid()}.working").touch()
+            while not Path("died").exists():
+                time.sleep(0.05)
+            time.sleep(1)
         return super().cannot_run()
 """
 #: An engine that makes nothing.
@@ -78,16 +99,19 @@ def add_engines(workplace: Path, **sources: str) -> None:
     ],
 )
 def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
-    add_engines(workplace, dies=DIES, breaks=BREAKS)
+    """And what is made meanwhile goes on."""
+    add_engines(workplace, dies=DIES, breaks=BREAKS, lasts=LASTS)
     words = [
         "-m", "--config-dir", "mine", "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20",
-        "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=dies,breaks,onnxruntime",
+        "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=lasts,dies,breaks",
         f"hydra/launcher={launcher}",
     ]  # fmt: skip
     output = run_apart(*words, code=1)
     assert "UserWarning" not in output
-    statuses = {"dies": "failed", "breaks": "failed", "onnxruntime": "finished"}
+    assert "Error executing job" not in output
+    statuses = {"dies": "failed", "breaks": "failed", "lasts": "finished"}
     assert {row["backend"]: row["status"] for row in cells()} == statuses
+    assert len(list(Path().glob("*.working"))) == 1
     with sqlite3.connect("mlflow.db") as database:
         query = "select r.status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'cell_key'"
         assert sorted(database.execute(query)) == [("FAILED",), ("FINISHED",)]  # that of breaks, which is not lost

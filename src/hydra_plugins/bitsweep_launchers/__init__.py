@@ -1,17 +1,30 @@
-"""Launchers of jobs on a cluster, where Hydra looks for plug-ins: a job that is lost takes no other with it."""
+"""Launchers of jobs, where Hydra looks for plug-ins: a job that is lost takes no other with it."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
 
+from bitsweep.composing import compose_all
 from bitsweep.stages import ARTIFACT
+
+#: Bytes for the objects of a Ray that a sweep starts; Ray refuses less.
+_OBJECT_STORE = 78_643_200
+#: Seconds after which an idle worker of joblib ends, if this process did not live to end it.
+_IDLE_S = 300
 
 
 class OwnLaunchers(SearchPathPlugin):  # type: ignore[misc]
@@ -70,7 +83,7 @@ with contextlib.suppress(ImportError):  # an extra, without which nobody asks fo
             answers = []
             try:
                 for number, told in enumerate(job_overrides):
-                    answers.append(_answer(jobs[number]))
+                    answers.append(_answer(jobs[number].result))
                     known.forget(told)
             except BaseException:  # nobody waits for what they find any more
                 for job in jobs.values():
@@ -110,9 +123,95 @@ with contextlib.suppress(ImportError):  # an extra, without which nobody asks fo
         _EXECUTOR = "slurm"
 
 
-def _answer(job: Any) -> JobReturn:
+with contextlib.suppress(ImportError):
+    from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher as HydrasJoblibLauncher
+
+    class JoblibLauncher(HydrasJoblibLauncher):  # type: ignore[misc]
+        """Workers of joblib, each in a pool of its own: a pool that loses a worker gives up all that it was asked.
+
+        Workers stay for later waves of jobs, and end with this process.
+        """
+
+        def __init__(self, n_jobs: int) -> None:
+            """Note how many jobs run at once.
+
+            Args:
+                n_jobs: as joblib takes it: -1 for as many as there are CPUs.
+            """
+            super().__init__(n_jobs=n_jobs)
+            self._idle: list[Any] = []
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+            """Run jobs as workers become free."""
+            from joblib import effective_n_jobs
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            at_once, count = effective_n_jobs(self.joblib["n_jobs"]), len(job_overrides)
+            waiting = enumerate(_composed(self, job_overrides, initial_job_idx))
+            running: dict[Future[JobReturn], tuple[int, Any]] = {}
+            answers: dict[int, JobReturn] = {}
+            try:
+                while len(answers) < count:
+                    for number, config in itertools.islice(waiting, at_once - len(running)):
+                        pool = self._idle.pop() if self._idle else ProcessPoolExecutor(max_workers=1, timeout=_IDLE_S)
+                        given = (self.hydra_context, config, self.task_function, Singleton.get_state())
+                        running[pool.submit(_run, *given)] = number, pool
+                    for job in wait(running, return_when=FIRST_COMPLETED).done:
+                        number, pool = running.pop(job)
+                        answers[number] = _answer(job.result)
+                        if job.exception() is None:
+                            self._idle.append(pool)
+                        else:
+                            pool.shutdown(kill_workers=True)
+            except BaseException:  # nobody waits for what they find any more
+                for _, pool in running.values():
+                    pool.shutdown(wait=False, kill_workers=True)
+                raise
+            return [answers[number] for number in range(count)]
+
+    def _run(context: HydraContext, config: DictConfig, task: TaskFunction, state: dict[Any, Any]) -> JobReturn:
+        """Run a job in a worker."""
+        setup_globals()
+        Singleton.set_state(state)
+        HydraConfig.instance().set_config(config)
+        folders = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
+        return run_job(hydra_context=context, config=config, task_function=task, **folders)
+
+
+with contextlib.suppress(ImportError):
+    from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher as HydrasRayLauncher
+
+    class RayLauncher(HydrasRayLauncher):  # type: ignore[misc]
+        """Tasks of Ray, each with an answer of its own."""
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+            """Hand all jobs to Ray, and wait for each."""
+            import ray
+            from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
+
+            # Without a size Ray takes a third of the memory for objects, of which jobs have hardly any.
+            self.ray_cfg.init.setdefault("object_store_memory", _OBJECT_STORE)
+            start_ray(self.ray_cfg.init)
+            jobs = []
+            for config in _composed(self, job_overrides, initial_job_idx):
+                given = (self.hydra_context, self.ray_cfg.remote, config, self.task_function, Singleton.get_state())
+                jobs.append(launch_job_on_ray(*given))
+            return [_answer(partial(ray.get, job)) for job in jobs]
+
+
+def _composed(launcher: Any, job_overrides: Sequence[Sequence[str]], start: int) -> Iterator[DictConfig]:
+    """The configurations of jobs: made here, where each file is read once, and not by every worker for every job."""
+    loader = copy.copy(launcher.hydra_context.config_loader)  # jobs get the other one, which knows nothing of this
+    configs = compose_all(loader, launcher.config, [list(told) for told in job_overrides])
+    for number, config in enumerate(configs, start=start):
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = f"job_id_for_{number}", number
+        yield config
+
+
+def _answer(ask: Callable[[], JobReturn]) -> JobReturn:
     try:
-        return job.results()[0]
+        return ask()
     except Exception as error:  # of a job that was killed or cancelled, or that could not be unpickled
         lost = JobReturn(status=JobStatus.FAILED)
         lost.return_value = error

@@ -94,11 +94,11 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             raise GaveUp(_one_line(f"hydra/launcher={self._chosen_launcher}: {error}")) from error
         outcomes = []
         for job in returns:
-            try:
-                outcomes.append(job.return_value)
-            except Exception as error:
-                reason = _one_line(f"its job was lost ({type(error).__name__}: {error})")
-                outcomes.append(Outcome(status="failed", reason=reason, lost=True))
+            found = job._return_value  # Hydra would print and raise what it is for a job that failed
+            if isinstance(found, Exception):
+                reason = _one_line(f"its job was lost ({type(found).__name__}: {found})")
+                found = Outcome(status="failed", reason=reason, lost=True)
+            outcomes.append(found)
         return outcomes
 
 
