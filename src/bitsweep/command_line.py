@@ -8,6 +8,7 @@ import difflib
 import importlib
 import math
 import os
+import pickle
 import re
 import shlex
 import sys
@@ -59,11 +60,29 @@ def checked(arguments: Sequence[str]) -> list[str]:
     if options.shell_completion:
         _check_completion(options.overrides)
         return list(arguments)
+    if options.experimental_rerun:
+        _check_rerun(options.experimental_rerun, options.overrides)
     named = any(word.lstrip("+").startswith(("sweep=", "hydra.mode=MULTIRUN")) for word in options.overrides)
     words = {word: _checked(word, multirun=options.multirun or named) for word in options.overrides}
     _tell_twice(options.overrides)
     # Hydra wants all overrides in one row.
     return [*(each for each in arguments if each not in words), *words.values()]
+
+
+def _check_rerun(file: str, words: Sequence[str]) -> None:
+    """Refuse what Hydra cannot repeat a cell from, and words that it would leave out."""
+    asked = f"--experimental-rerun {file}"
+    if words:
+        raise ConfigError(f"{asked}: repeats what that file says, so {words[0]} has no effect; leave one of them out")
+    try:
+        with Path(file).open("rb") as pickled:
+            found = isinstance(pickle.load(pickled), DictConfig)
+    except OSError as error:
+        raise ConfigError(f"{asked}: {error.strerror}; name the config.pickle in the .hydra folder of a run") from error
+    except Exception:  # as many as there are ways to spoil a file
+        found = False
+    if not found:
+        raise ConfigError(f"{asked}: is not what Hydra wrote; name the config.pickle in the .hydra folder of a run")
 
 
 def _tell_twice(words: Sequence[str]) -> None:

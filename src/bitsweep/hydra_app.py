@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra keeps how a job ended in a file of its own; on a full disk the error is told already.
     warnings.filterwarnings("ignore", message="Callback PickleJobInfoCallback")
+    warnings.filterwarnings("ignore", message="Experimental rerun CLI option")
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         sys.argv = [sys.argv[0], *command_line.checked(given)]

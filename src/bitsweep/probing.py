@@ -15,6 +15,8 @@ from bitsweep.measuring import kit
 from bitsweep.runtime.environment import version_of
 from bitsweep.targets.ssh import Connection, SshMachine
 
+#: The YAMLs that are found without `--config-dir`.
+_CONF = Path(__file__).parent / "conf"
 #: Engine -> distribution that runs its artifacts there.
 _ENGINES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 
@@ -68,9 +70,8 @@ def probe(asked: Asked, *, into: Path, install: Sequence[str] | None) -> Iterato
             yield f"{engine} {there}: as here"
         else:
             yield f"{engine}: {there} there, {here} here; cells of backend={engine} need {package}=={here} there"
-    yield f"wrote {file}; measure there with: target={asked.name}"
-    if into != Path("conf"):
-        yield f"give the command --config-dir {into}"
+    place = "" if into.resolve() == _CONF.resolve() else f" --config-dir {into}"
+    yield f"wrote {file}; measure there with:{place} target={asked.name}"
 
 
 def _described(asked: Asked) -> dict[str, Any]:

@@ -183,15 +183,19 @@ def test_what_is_missing_there_is_said_in_a_line(
         assert not list(results.iterdir())
         return str(raised.value)
 
-    assert "has no python7: set target.python" in reason(CellFailed, python="python7")
+    assert "has no python7: set target.python to its interpreter (bitsweep probe --python)" in reason(
+        CellFailed, python="python7"
+    )
     assert "lacks a package" in reason(CellFailed, python=_bare_python(tmp_path))
-    assert "Host key verification failed" in reason(UnreachableTarget, options=target.options[:-2])
+    stranger = reason(UnreachableTarget, options=target.options[:-2])
+    assert "Host key verification failed; its key is not known here: connect once by hand (ssh -F none" in stranger
     (tmp_path / "file").write_text("")
     assert "cannot create directory" in reason(CellFailed, folder=str(tmp_path / "file"))
     request = json.loads((folder / "job" / "request.json").read_text())
-    request["requirements"]["numpy"] = "1.0"
+    request["requirements"] |= {"numpy": "1.0", "nothing": "2.0"}
     (folder / "job" / "request.json").write_text(json.dumps(request))
-    assert "what is measured needs: pip install numpy==1.0" in reason(CellFailed)
+    other = reason(CellFailed)
+    assert f"has numpy {np.__version__}, lacks nothing; what is measured needs: pip install numpy==1.0" in other
     assert not list((tmp_path / "there" / "jobs").iterdir())
 
 
@@ -222,6 +226,18 @@ def test_a_connection_that_is_cut_in_a_copy(
     assert not (there / bulk.name).exists()
     _measured(target, prepared[0], tmp_path / "later")
     assert (there / bulk.name / "more.npy").read_bytes() == (bulk / "more.npy").read_bytes()
+
+
+def test_a_measurement_ends_with_the_connection() -> None:
+    """Nothing else would tell it, and the next one waits for it."""
+    program = "import threading, time; from bitsweep.measuring.on_device import _end_without_a_reader as end; "
+    waits = "threading.Thread(target=end, daemon=True).start(); print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program + waits], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        assert process.poll() is None
+        process.stdout.close()
+        assert process.wait(20) == 1
 
 
 @contextlib.contextmanager
@@ -265,6 +281,8 @@ def test_other_results_than_were_asked_for(tmp_path: Path, prepared: tuple[Path,
 def test_a_full_disk_is_told_before_what_follows_from_it() -> None:
     full = "tar: ./images.npy: Cannot write: No space left on device"
     assert why_it_failed([full, "tar: Exiting with failure status due to previous errors", ""]) == full
+    short = "OSError: 3072 requested and 3040 written"  # NumPy, of a full disk
+    assert why_it_failed([short, "last"]) == short
     assert why_it_failed(["first", "last", ""]) == "last"
     assert why_it_failed([]) == ""
 

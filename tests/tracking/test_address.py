@@ -13,7 +13,7 @@ import pytest
 
 from bitsweep.errors import BitsweepError, MachineError, TrackingError, UsageError
 from bitsweep.runtime.machine import private_folder
-from bitsweep.tracking.address import VARIABLE, find_address
+from bitsweep.tracking.address import VARIABLE, find_address, quiet_mlflow
 from bitsweep.tracking.connection import Connection
 
 
@@ -217,3 +217,15 @@ def test_what_a_killed_run_holds_does_not_hide_what_was_finished(
         monkeypatch.setattr("bitsweep.tracking.connection._ONE_BY_ONE", few)
         asked = connection.baselines(["other", "k"])
         assert {key: run.info.run_id for key, run in asked.items()} == {"k": later}
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "true"), ("false", "false")])
+def test_mlflow_does_not_tell_its_makers_unless_asked_to(
+    given: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that does so changes the environment while requests read it, which then fail."""
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    if given:
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", given)
+    quiet_mlflow()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == kept

@@ -9,8 +9,10 @@ What it prints after ``STEP`` is how far it is; the last line on standard error 
 import contextlib
 import importlib
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -43,10 +45,13 @@ def main(arguments: list[str]) -> int:
         return 0
     folder = Path(arguments[0])
     wanted = json.loads((folder / "request.json").read_text())["requirements"]
-    if other := [f"{name} {version_of(name)}" for name, version in wanted.items() if version_of(name) != version]:
+    found = {name: version_of(name) for name in wanted}
+    if other := [name for name, version in wanted.items() if found[name] != version]:
+        told = [f"lacks {name}" if found[name] == "absent" else f"has {name} {found[name]}" for name in other]
         needed = " ".join(f"{name}=={version}" for name, version in wanted.items())
-        print(f"has {', '.join(other)}; what is measured needs: pip install {needed}", file=sys.stderr)
+        print(f"{', '.join(told)}; what is measured needs: pip install {needed}", file=sys.stderr)
         return 1
+    threading.Thread(target=_end_without_a_reader, daemon=True).start()
     with _alone():
         measure(folder)
     return 0
@@ -113,6 +118,19 @@ def _state() -> dict[str, float]:
     with contextlib.suppress(Exception):
         found["celsius"] = max(each.current for sensors in psutil.sensors_temperatures().values() for each in sensors)
     return found
+
+
+def _end_without_a_reader() -> None:
+    """End this program once nobody can read what it prints: nothing else tells that the connection is gone.
+
+    Else it would go on to measure, and the next measurement would have to wait for it.
+    """
+    import select
+
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)  # of what ends it one is always told
+    watched.poll()
+    os._exit(1)
 
 
 @contextlib.contextmanager

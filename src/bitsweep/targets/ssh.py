@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from bitsweep.runtime.progress import STEP, Progress
 _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-T")
 #: Exit code of ssh where it is the connection that failed.
 _NO_CONNECTION = 255
+#: How a full disk is told: by the system, or by NumPy, which tells no more.
+_FULL = re.compile(r"No space left|Disk quota exceeded|\d+ requested and \d+ written")
 #: The last file of every copy, by which one that was cut off is known.
 _LAST = ".complete"
 
@@ -197,22 +200,35 @@ class Connection:
             return b"".join(printed)
         last = why_it_failed(said) or f"exit code {process.returncode}"
         if process.returncode == _NO_CONNECTION:
-            raise UnreachableTarget(f"{where} cannot be reached: {last}")
-        raise CellFailed(f"{where} {_explained(last, target.python)}")
+            raise UnreachableTarget(f"{where} cannot be reached: {_with_hint(last.rstrip('.'), target)}")
+        raise CellFailed(f"{where} {_explained(last, target)}")
 
 
 def why_it_failed(said: Sequence[str]) -> str:
     """The line that tells most of what a command printed while it failed: that of a full disk, else the last."""
     lines = [line for line in said if line.strip()]
-    return next((line for line in lines if "No space left" in line), lines[-1] if lines else "")
+    return next(filter(_FULL.search, lines), lines[-1] if lines else "")
 
 
-def _explained(last: str, python: str) -> str:
+def _with_hint(last: str, target: SshMachine) -> str:
+    """Why there is no connection, with what to do where that is known."""
+    host = shlex.join([*target.options, target.host])
+    if "Host key verification failed" in last:
+        return f"{last}; its key is not known here: connect once by hand (ssh {host}), and compare the key"
+    if "Permission denied" in last:
+        return f"{last}; nobody is there to be asked for a password: let it take your key (ssh-copy-id {host})"
+    return last
+
+
+def _explained(last: str, target: SshMachine) -> str:
     """What a last line of another machine means, with what to do."""
-    if "No space left" in last:
-        return f"has no space left: {last}"
-    if python.removeprefix("~/") in last and ("not found" in last or "No such file" in last):
-        return f"has no {python}: set target.python to its interpreter"
+    if _FULL.search(last):
+        return f"has no space left: {last}; free some of {target.folder} there, or set target.folder to another disk"
+    if target.python.removeprefix("~/") in last and ("not found" in last or "No such file" in last):
+        return f"has no {target.python}: set target.python to its interpreter (bitsweep probe --python)"
     if "No module named" in last:
-        return f"lacks a package ({last.strip()}): install it there, or run bitsweep probe --install"
+        return (
+            f"lacks a package ({last.strip()}): install it there, name another interpreter, or let "
+            "bitsweep probe --install make one"
+        )
     return last

@@ -169,6 +169,8 @@ def quiet_mlflow() -> None:
     """Import MLflow, made to say nothing itself: what it raises is told in a line, without its own traceback."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # Its thread changes the environment while requests read it: one may fail with '_MLFLOW_TELEMETRY_SESSION_ID'.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.store.db.utils
 
     mlflow.store.db.utils.MAX_RETRY_COUNT = 1
