@@ -8,8 +8,9 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"]
 
-# PyTorch warns of how torchao uses it, whenever that is imported.
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+# Warnings of how packages use PyTorch when they are imported, and of nodes that have no line in a user's file.
+for _of in ("torch.utils._pytree", "torch.utils.cpp_extension", "torch.onnx._internal.exporter._core"):
+    logging.getLogger(_of).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
