@@ -207,8 +207,11 @@ class Guard:
         return state
 
     def _leave_in_float(self, state: State, images: Tensor) -> State:
-        """Leave in float what alone is too much, one source at a time, as far as few products are touched."""
-        total, tried = state.total_macs(), set[str]()
+        """Leave in float what alone is too much, one source at a time, as far as few products are touched.
+
+        Two sources may hide one another, so one alone need not help; all together must.
+        """
+        before, total, tried = state, state.total_macs(), set[str]()
         while state.total_db < SUFFICIENT_DB:
             candidates = [source for source in state.harmful(SUFFICIENT_DB) if source.name not in tried]
             if not candidates:
@@ -231,7 +234,7 @@ class Guard:
                 layers=tuple(name_of(layer) for layer in layers), alone_db=source.sqnr_db, after_db=math.nan,
             )  # fmt: skip
             state = self._if_better(state, trial, [told], images)
-        return state
+        return state if state.total_db > before.total_db else before
 
     # ------------------------------------------------------------------ trials
 

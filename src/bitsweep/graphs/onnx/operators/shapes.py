@@ -128,6 +128,16 @@ def gather_elements(node: OnnxNode, x: Tensor, index: Value) -> Tensor:
     return torch.gather(x, node.get("axis", 0), as_tensor(index).to(torch.int64))
 
 
+def gather_nd(node: OnnxNode, x: Value, index: Value) -> Tensor:
+    """A value, or a part, for each tuple of indices along the first dimensions; ``batch_dims`` of them go together."""
+    source, places = as_tensor(x), as_tensor(index).to(torch.int64)
+    together = [
+        torch.arange(source.shape[of]).reshape([-1 if at == of else 1 for at in range(places.ndim - 1)])
+        for of in range(node.get("batch_dims", 0))
+    ]
+    return source[(*together, *places.unbind(-1))]
+
+
 def scatter(node: OnnxNode, x: Value, index: Value, updates: Value) -> Tensor:
     """Other values at some places."""
     require(node, node.get("reduction", "none") == "none", f"reduction={node.get('reduction')}")
@@ -238,6 +248,7 @@ OPERATORS: dict[str, Operator] = {
     "Slice": Operator(take_slices),
     "Gather": Operator(gather),
     "GatherElements": Operator(gather_elements),
+    "GatherND": Operator(gather_nd),
     "ScatterND": Operator(scatter),
     "Squeeze": Operator(squeeze),
     "Unsqueeze": Operator(unsqueeze),
