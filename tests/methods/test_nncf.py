@@ -1,5 +1,6 @@
 """NNCF's own quantization as a cell: engines get the file that NNCF makes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ def test_engines_compute_what_the_file_means(engine: str, program: Any, tmp_path
 def test_engines_without_onnx_are_refused(program: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="backend=fbgemm: takes no ONNX files as they are: use backend=onnxruntime"):
         bs.lower(program, "fbgemm", tmp_path / "new")
+
+
+def test_its_use_is_not_reported(program: Any) -> None:
+    assert program and os.environ["NNCF_CI"]
 
 
 def test_both_engines_share_one_compression() -> None:

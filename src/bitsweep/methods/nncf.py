@@ -102,6 +102,7 @@ class Nncf(Method):
 
         from bitsweep.lowering.onnx.export import INPUT
 
+        os.environ.setdefault("NNCF_CI", "true")  # or it reports each use to its makers
         try:
             import nncf
         except ImportError:
