@@ -39,12 +39,17 @@ def test_many_may_work(scratch: Path) -> None:
 
 @pytest.mark.slow
 def test_one_that_measures_is_alone(scratch: Path) -> None:
-    program = "from bitsweep.runtime import machine\nwith machine.working(quiet=True): print('measured', flush=True)"
+    """It says that it waits for long."""
+    program = (
+        "from bitsweep.runtime import machine\nmachine._SILENT_S = 0.2\n"
+        "with machine.working(quiet=True): print('measured', flush=True)"
+    )
     with machine.working(quiet=False):
         other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(2)
-    assert other.communicate()[0] == "measured\n"
+    said = f"waiting until other work on this machine lets it measure ({scratch}/measuring.db)"
+    assert other.communicate()[0].splitlines() == [said, "measured"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from bitsweep.runtime.plain_files import require_plain
 
 #: Environment variable that names where else the shared folder is.
 VARIABLE = "BITSWEEP_LOCK_FOLDER"
+#: Seconds that one waits for other work before a line says so.
+_SILENT_S = 60.0
 
 
 def private_folder() -> Path:
@@ -73,12 +75,18 @@ def working(*, quiet: bool) -> Iterator[None]:
     Raises:
         MachineError: what keeps them apart cannot be used.
     """
-    from filelock import ReadWriteLock
+    from filelock import ReadWriteLock, Timeout
 
     file = _lock_file()
     with _explained(file):
         lock = ReadWriteLock(file)
-        _ = lock.acquire_write() if quiet else lock.acquire_read()
+        acquire = lock.acquire_write if quiet else lock.acquire_read
+        try:
+            acquire(timeout=_SILENT_S)
+        except Timeout:
+            what = "measure" if quiet else "work"
+            print(f"waiting until other work on this machine lets it {what} ({file})", flush=True)
+            acquire()
     try:
         yield
     finally:
