@@ -32,10 +32,10 @@ def require_faithful(graph: GraphModule, model: nn.Module, *, input_shape: Shape
             found, *alone = (tree_leaves(graph(each.clone())) for each in (images, *images[:, None]))
         except Exception as error:  # whatever operations say of shapes
             raise CompressionError(_another(first_line(error))) from error
-    if _differ(meant, found):
+    if differ(meant, found):
         raise CompressionError(_another("other outputs for random images"))
     # Each of them: the largest value over a batch is one of them alone's.
-    if any(_differ([each[n : n + 1] for each in found], one) for n, one in enumerate(alone)):
+    if any(differ([each[n : n + 1] for each in found], one) for n, one in enumerate(alone)):
         if norm := _norm_of_batches(graph):
             raise CompressionError(f"{norm} normalises by the statistics of a batch; set track_running_stats=True")
         raise CompressionError(
@@ -51,7 +51,8 @@ def _another(reason: str) -> str:
     )
 
 
-def _differ(ones: list[Tensor], others: list[Tensor]) -> bool:
+def differ(ones: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether outputs are other ones than rounding explains."""
     pairs = [
         (one.float().nan_to_num(), other.float().nan_to_num())
         for one, other in zip(ones, others, strict=False)

@@ -78,11 +78,15 @@ class OnnxModel(FileModel):
         Raises:
             ConfigError: it is no ONNX file, takes something else than images, or computes what nothing here does.
         """
+        from bitsweep.graphs.onnx.checking import require_same
         from bitsweep.graphs.onnx.network import for_any_batch, network_of
 
         shape = self.input_shape
         with self._named():
-            return for_any_batch(network_of(self._path), shape)
+            network = for_any_batch(network_of(self._path), shape)
+            if not self.is_quantized:  # codes may be rounded one up or down
+                require_same(network, self._path, shape=self.written_shape(), images=shape)
+            return network
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

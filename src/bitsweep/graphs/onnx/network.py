@@ -61,6 +61,8 @@ class OnnxNetwork(nn.Module):
             values.update(_run(node, operator, known, values))
             for name in unread:
                 del values[name]
+        if missing := [name for name in self._outputs if name not in values]:
+            raise ConfigError(f"nothing here computes its output {missing[0]}; export it with other operators")
         outputs = {name: values[name] for name in self._outputs}
         return outputs if len(outputs) > 1 else outputs[self._outputs[0]]
 

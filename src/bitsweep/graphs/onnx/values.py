@@ -69,7 +69,7 @@ def as_constant(value: Value) -> Array:
 
 
 def as_tensor(value: Any, *, like: Tensor | None = None) -> Tensor:
-    """A tensor of a value; sizes become whole numbers, of the type of another tensor where one is given."""
+    """A tensor of a value; sizes become whole numbers. It has the type of another tensor where one is given."""
     if isinstance(value, Tensor):
         return value
     array = np.asarray(value)
@@ -78,7 +78,8 @@ def as_tensor(value: Any, *, like: Tensor | None = None) -> Tensor:
         flat = [torch.as_tensor(each) if isinstance(each, int) else torch.scalar_tensor(each) for each in array.flat]
         made = torch.stack([each.to(torch.int64) for each in flat]).reshape(array.shape)
     else:
-        kind = bool if array.size and isinstance(array.flat[0], bool | np.bool_) else np.int64
+        floats = any(isinstance(each, float | np.floating) for each in array.flat) if array.dtype == object else False
+        kind = np.float32 if floats else bool if array.size and isinstance(array.flat[0], bool | np.bool_) else np.int64
         made = torch.from_numpy(array.astype(kind if array.dtype == object else array.dtype).copy())
     return made if like is None else made.to(like.dtype)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitsweep.graphs.onnx.reading import OnnxNode
-from bitsweep.graphs.onnx.values import Operator, Value, as_tensor, operand
+from bitsweep.graphs.onnx.values import Operator, Value, as_tensor, operand, require
 
 
 def binary(on_tensors: Callable[[Any, Any], Any], on_sizes: Callable[[Any, Any], Any] | None = None) -> Operator:
@@ -141,12 +141,49 @@ def gelu(node: OnnxNode, x: Tensor) -> Tensor:
     return F.gelu(x, approximate=node.get("approximate", "none"))
 
 
+_remainder = binary(torch.remainder, operator.mod)
+_remainder_as_in_c = binary(torch.fmod, math.fmod)
+
+
+def modulo(node: OnnxNode, x: Value, y: Value) -> Value:
+    """With the sign of the divisor, or as C has it."""
+    of: Value = (_remainder_as_in_c if node.get("fmod", 0) else _remainder).call(node, x, y)
+    return of
+
+
+def selu(node: OnnxNode, x: Tensor) -> Tensor:
+    """PyTorch's own with its constants."""
+    alpha, gamma = node.get("alpha", 1.67326319), node.get("gamma", 1.05070102)
+    if math.isclose(alpha, 1.67326319, rel_tol=1e-6) and math.isclose(gamma, 1.05070102, rel_tol=1e-6):
+        return F.selu(x)
+    return F.elu(x, alpha) * float(gamma)
+
+
+def dropout(node: OnnxNode, x: Value, ratio: Value | None = None, training: Value | None = None) -> Value:
+    """Nothing, outside of training."""
+    require(node, training is None or not bool(np.any(training)), "drops values; export in evaluation mode")
+    return x
+
+
+def shrink(node: OnnxNode, x: Tensor) -> Tensor:
+    """Towards 0 by ``bias``, and 0 within ``lambd`` of it."""
+    limit, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
+    return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, 0.0))
+
+
+def is_infinite(node: OnnxNode, x: Value) -> Tensor:
+    """Where one of the infinities that are asked for is."""
+    x = as_tensor(x)
+    found: Tensor = torch.isneginf(x) & bool(node.get("detect_negative", 1))
+    return found | torch.isposinf(x) & bool(node.get("detect_positive", 1))
+
+
 OPERATORS: dict[str, Operator] = {
     "Add": binary(operator.add),
     "Sub": binary(operator.sub),
     "Mul": binary(operator.mul),
     "Div": binary(_divide, operator.floordiv),
-    "Mod": binary(torch.remainder, operator.mod),
+    "Mod": Operator(modulo),
     "Pow": binary(power, operator.pow),
     "Sum": several(operator.add),
     "Mean": Operator(lambda node, *x: functools.reduce(operator.add, x) / len(x)),
@@ -159,6 +196,7 @@ OPERATORS: dict[str, Operator] = {
     "LessOrEqual": binary(operator.le),
     "And": binary(operator.and_),
     "Or": binary(operator.or_),
+    "Xor": binary(operator.xor),
     "Not": unary(torch.logical_not, operator.not_),
     "Abs": unary(torch.abs, abs),
     "Neg": unary(torch.neg, operator.neg),
@@ -173,17 +211,30 @@ OPERATORS: dict[str, Operator] = {
     "Sign": unary(torch.sign),
     "Sin": unary(torch.sin),
     "Cos": unary(torch.cos),
+    "Tan": unary(torch.tan),
+    "Asin": unary(torch.asin),
+    "Acos": unary(torch.acos),
+    "Atan": unary(torch.atan),
+    "Sinh": unary(torch.sinh),
+    "Cosh": unary(torch.cosh),
+    "Asinh": unary(torch.asinh),
+    "Acosh": unary(torch.acosh),
+    "Atanh": unary(torch.atanh),
+    "IsNaN": unary(torch.isnan),
+    "IsInf": Operator(is_infinite),
     "Identity": Operator(lambda node, x: x),
-    "Dropout": Operator(lambda node, x, *rest: x, fixed=(1, 2)),
+    "Dropout": Operator(dropout, fixed=(1, 2)),
     "Cast": Operator(cast),
     "CastLike": Operator(cast),
     "Where": Operator(where, numbers=(1, 2)),
     "Relu": unary(F.relu),
     "LeakyRelu": Operator(lambda node, x: F.leaky_relu(x, node.get("alpha", 0.01))),
     "PRelu": Operator(parametric_relu, weighted=True),
+    "ThresholdedRelu": Operator(lambda node, x: F.threshold(x, node.get("alpha", 1.0), 0.0)),
+    "Shrink": Operator(shrink),
     "Elu": Operator(lambda node, x: F.elu(x, node.get("alpha", 1.0))),
     "Celu": Operator(lambda node, x: F.celu(x, node.get("alpha", 1.0))),
-    "Selu": unary(F.selu),
+    "Selu": Operator(selu),
     "Sigmoid": unary(torch.sigmoid),
     "Tanh": unary(torch.tanh),
     "Softplus": unary(F.softplus),
@@ -195,6 +246,9 @@ OPERATORS: dict[str, Operator] = {
     "com.microsoft.Gelu": Operator(gelu),
     "com.microsoft.QuickGelu": Operator(lambda node, x: x * torch.sigmoid(node.get("alpha", 1.702) * x)),
     "Silu": unary(F.silu),
+    "Swish": Operator(
+        lambda node, x: F.silu(x) if node.get("alpha", 1.0) == 1 else x * torch.sigmoid(node.get("alpha") * x)
+    ),
     "Clip": Operator(clip, fixed=(1, 2)),
     "Softmax": softmax(F.softmax),
     "LogSoftmax": softmax(F.log_softmax),

@@ -100,6 +100,12 @@ def layer_norm(node: OnnxNode, x: Tensor, gamma: Tensor, beta: Tensor | None = N
     return F.layer_norm(x, shape, gamma.expand(shape), beta, node.get("epsilon", 1e-5))
 
 
+def rms_norm(node: OnnxNode, x: Tensor, gamma: Tensor) -> Tensor:
+    """Over the axes from one on, without a mean."""
+    shape = x.shape[node.get("axis", -1) % x.ndim :]
+    return F.rms_norm(x, shape, gamma.expand(shape), node.get("epsilon", 1e-5))
+
+
 def instance_norm(node: OnnxNode, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """Over the positions of each channel."""
     return F.instance_norm(x, weight=gamma, bias=beta, eps=node.get("epsilon", 1e-5))
@@ -121,8 +127,8 @@ def local_response_norm(node: OnnxNode, x: Tensor) -> Tensor:
 
 
 def lp_norm(node: OnnxNode, x: Tensor) -> Tensor:
-    """To length 1."""
-    return F.normalize(x, p=node.get("p", 2), dim=node.get("axis", -1), eps=0.0)
+    """To length 1; zeros stay zeros."""
+    return F.normalize(x, p=node.get("p", 2), dim=node.get("axis", -1), eps=torch.finfo(torch.float32).tiny)
 
 
 def skip_layer_norm(node: OnnxNode, x: Tensor, *given: Any) -> Tensor:
@@ -141,6 +147,7 @@ OPERATORS: dict[str, Operator] = {
     "Einsum": Operator(lambda node, *x: torch.einsum(node.get("equation"), *x)),
     "BatchNormalization": Operator(batch_norm, weighted=True),
     "LayerNormalization": Operator(layer_norm, weighted=True),
+    "RMSNormalization": Operator(rms_norm, weighted=True),
     "com.microsoft.SkipLayerNormalization": Operator(skip_layer_norm, weighted=True),
     "InstanceNormalization": Operator(instance_norm, weighted=True),
     "GroupNormalization": Operator(group_norm, weighted=True),

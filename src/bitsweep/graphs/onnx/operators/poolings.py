@@ -83,10 +83,14 @@ def _along_each(function: Callable[..., Any]) -> Callable[[Tensor, list[int], bo
     return call
 
 
-def arg_max(node: OnnxNode, x: Tensor) -> Tensor:
-    """The first of the largest."""
-    require(node, not node.get("select_last_index", 0), "select_last_index=1")
-    return torch.argmax(x, dim=node.get("axis", 0), keepdim=bool(node.get("keepdims", 1)))
+def arg_extreme(which: Callable[..., Tensor]) -> Operator:
+    """The first of the largest, or of the smallest."""
+
+    def call(node: OnnxNode, x: Tensor) -> Tensor:
+        require(node, not node.get("select_last_index", 0), "select_last_index=1")
+        return which(x, dim=node.get("axis", 0), keepdim=bool(node.get("keepdims", 1)))
+
+    return Operator(call)
 
 
 def resize(
@@ -98,23 +102,46 @@ def resize(
     mode, where = node.get("mode", "nearest"), node.get("coordinate_transformation_mode", "half_pixel")
     if node.op == "Upsample":
         where = "asymmetric"
-    spatial = x.ndim - 2
-    wanted = (
-        [int(each) for each in as_sizes(sizes)[2:]]
-        if sizes is not None
-        else [math.floor(size * scale) for size, scale in zip(x.shape[2:], scales[2:], strict=True)]  # type: ignore[index]
-    )
+    require(node, node.get("keep_aspect_ratio_policy", "stretch") == "stretch", "keeps the aspect ratio")
+    old, wanted = list(x.shape[2:]), _sizes_wanted(node, x, scales, sizes)
     if mode == "nearest":
-        whole = all(new % int(old) == 0 for new, old in zip(wanted, x.shape[2:], strict=True))
-        floor = where == "asymmetric" and node.get("nearest_mode", "round_prefer_floor") == "floor"
-        require(node, whole or floor or node.op == "Upsample", f"mode=nearest with {where}")
+        require(node, _rounds_down(node, where, old, wanted), f"mode=nearest with {where}")
         return F.interpolate(x, wanted, mode="nearest")
     names = {1: "linear", 2: {"linear": "bilinear", "cubic": "bicubic"}.get(mode, ""), 3: "trilinear"}
     require(node, where in ("half_pixel", "pytorch_half_pixel", "align_corners"), f"mode={mode} with {where}")
+    require(node, where != "pytorch_half_pixel" or 1 not in wanted, f"one pixel with {where}")
     require(node, mode != "cubic" or node.get("cubic_coeff_a", -0.75) == -0.75, "another cubic_coeff_a than -0.75")
-    return F.interpolate(
-        x, wanted, mode=names[spatial], align_corners=where == "align_corners", antialias=bool(node.get("antialias", 0))
-    )
+    require(node, not node.get("exclude_outside", 0), "exclude_outside=1")
+    smaller = any(new < size for new, size in zip(wanted, old, strict=True))
+    require(node, not (node.get("antialias", 0) and smaller), "antialias=1 to fewer pixels")
+    return F.interpolate(x, wanted, mode=names[x.ndim - 2], align_corners=where == "align_corners")
+
+
+def _sizes_wanted(node: OnnxNode, x: Tensor, scales: Array | None, sizes: Value | None) -> list[int]:
+    """The new sizes of the positions; PyTorch goes from old to new ones as scales do that give whole sizes."""
+    axes = [axis % x.ndim for axis in node.get("axes", range(x.ndim))]
+    require(node, set(axes) >= {*range(2, x.ndim)}, f"axes={axes}")
+    if sizes is not None:
+        new = dict(zip(axes, map(int, as_sizes(sizes)), strict=True))
+    else:
+        assert scales is not None
+        exact = {axis: x.shape[axis] * float(scale) for axis, scale in zip(axes, scales, strict=True)}
+        new = {axis: math.floor(size) for axis, size in exact.items()}
+        whole = all(abs(exact[axis] - new[axis]) < 1e-3 for axis in range(2, x.ndim))
+        floors = node.get("mode", "nearest") == "nearest" and node.op != "Upsample"
+        require(node, whole or floors, f"scales={[float(scale) for scale in scales]} for {list(x.shape[2:])}")
+    return [new[axis] for axis in range(2, x.ndim)]
+
+
+def _rounds_down(node: OnnxNode, where: str, old: list[int], wanted: list[int]) -> bool:
+    """Whether the nearest pixel is the one that PyTorch takes: the largest that does not lie beyond."""
+    rounding = "floor" if node.op == "Upsample" else node.get("nearest_mode", "round_prefer_floor")
+    if where == "asymmetric" and rounding == "floor":
+        return True
+    times = [new // size if new % size == 0 else 0 for new, size in zip(wanted, old, strict=True)]
+    if where == "asymmetric":
+        return rounding == "round_prefer_floor" and all(1 <= each <= 2 for each in times)
+    return where.endswith("half_pixel") and rounding.startswith("round") and all(each >= 1 for each in times)
 
 
 def _window(node: OnnxNode, x: Tensor) -> tuple[Sequence[int], Sequence[int], Sequence[int], list[int], list[int]]:
@@ -138,7 +165,10 @@ OPERATORS: dict[str, Operator] = {
     "ReduceL1": reduction(lambda x, axes, keep: x.abs().sum(axes, keep)),
     "ReduceL2": reduction(lambda x, axes, keep: torch.linalg.vector_norm(x, dim=axes, keepdim=keep)),
     "ReduceSumSquare": reduction(lambda x, axes, keep: x.square().sum(axes, keep)),
-    "ArgMax": Operator(arg_max),
+    "ReduceLogSum": reduction(lambda x, axes, keep: x.sum(axes, keep).log()),
+    "ReduceLogSumExp": reduction(torch.logsumexp),
+    "ArgMax": arg_extreme(torch.argmax),
+    "ArgMin": arg_extreme(torch.argmin),
     "Resize": Operator(resize, fixed=(1, 2)),
     "Upsample": Operator(resize, fixed=(1,)),
 }

@@ -30,7 +30,9 @@ _OUTPUT_TYPES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22
 def quantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) -> Any:
     """The nearest codes, of the type of the zero point."""
     named = _OUTPUT_TYPES.get(node.get("output_dtype", 0), "uint8")
-    kind, lo, hi = CODES[_code_name(zero_point) or named]
+    named = _code_name(zero_point) or named
+    require(node, named in CODES, f"codes of type {named}")
+    kind, lo, hi = CODES[named]
     require(node, not node.get("block_size", 0), "quantizes in blocks")
     if isinstance(scale, Tensor):
         return quantized.quantize_per_channel(x, scale, _zeros(scale, zero_point), _axis(node, x), lo, hi, kind)
@@ -39,7 +41,9 @@ def quantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) -> A
 
 def dequantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) -> Any:
     """What codes mean."""
-    kind, lo, hi = CODES[node.get("codes") or _code_name(zero_point) or str(x.dtype).removeprefix("torch.")]
+    named = node.get("codes") or _code_name(zero_point) or str(x.dtype).removeprefix("torch.")
+    require(node, named in CODES, f"codes of type {named}")
+    kind, lo, hi = CODES[named]
     require(node, not node.get("block_size", 0), "dequantizes in blocks")
     x = x if x.dtype == kind else x.to(kind)
     if isinstance(scale, Tensor):

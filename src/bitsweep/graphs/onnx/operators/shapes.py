@@ -53,7 +53,7 @@ def flatten(node: OnnxNode, x: Tensor) -> Tensor:
     axis = node.get("axis", 1)
     if axis == 1:
         return x.flatten(1)
-    axis %= x.ndim + 1
+    axis += x.ndim if axis < 0 else 0
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
@@ -117,15 +117,21 @@ def gather(node: OnnxNode, x: Value, index: Value) -> Value:
     axis %= x.ndim
     if not isinstance(index, Tensor) and index.ndim == 0:
         return x.select(axis, int(index.item()))
-    positions = as_tensor(index).to(torch.int64)
-    positions = torch.where(positions < 0, positions + x.shape[axis], positions)
+    positions = _from_the_start(index, x.shape[axis])
     taken = x.index_select(axis, positions.flatten())
     return taken.reshape(*x.shape[:axis], *positions.shape, *x.shape[axis + 1 :])
 
 
+def _from_the_start(index: Value, size: int) -> Tensor:
+    """Indices of which negative ones were counted from the end."""
+    given = as_tensor(index).to(torch.int64)
+    return torch.where(given < 0, given + size, given)
+
+
 def gather_elements(node: OnnxNode, x: Tensor, index: Value) -> Tensor:
     """A value for each index."""
-    return torch.gather(x, node.get("axis", 0), as_tensor(index).to(torch.int64))
+    axis = node.get("axis", 0)
+    return torch.gather(x, axis, _from_the_start(index, x.shape[axis]))
 
 
 def gather_nd(node: OnnxNode, x: Value, index: Value) -> Tensor:
@@ -139,10 +145,31 @@ def gather_nd(node: OnnxNode, x: Value, index: Value) -> Tensor:
 
 
 def scatter(node: OnnxNode, x: Value, index: Value, updates: Value) -> Tensor:
-    """Other values at some places."""
-    require(node, node.get("reduction", "none") == "none", f"reduction={node.get('reduction')}")
-    into, places = as_tensor(x), as_tensor(index).to(torch.int64)
-    return into.index_put(places.unbind(-1), as_tensor(updates, like=into))
+    """Other values at some places, or added there."""
+    reduction, into, places = node.get("reduction", "none"), as_tensor(x), as_tensor(index).to(torch.int64)
+    require(node, reduction in ("none", "add"), f"reduction={reduction}")
+    return into.index_put(places.unbind(-1), as_tensor(updates, like=into), accumulate=reduction == "add")
+
+
+#: Names of ONNX -> those of PyTorch.
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def scatter_elements(node: OnnxNode, x: Value, index: Value, updates: Value) -> Tensor:
+    """Another value for each index, or one that both make."""
+    into, axis = as_tensor(x), node.get("axis", 0)
+    places, values = _from_the_start(index, into.shape[axis]), as_tensor(updates, like=into)
+    if (reduction := node.get("reduction", "none")) == "none":
+        return into.scatter(axis, places, values)
+    return into.scatter_reduce(axis, places, values, _REDUCTIONS[reduction])
+
+
+def running_sum(node: OnnxNode, x: Value, axis: Value) -> Tensor:
+    """The sum of all values up to one, or of those before it; from the end with ``reverse``."""
+    x, along = as_tensor(x), int(np.asarray(axis).item())
+    x = x.flip(along) if node.get("reverse", 0) else x
+    total = x.cumsum(along) - (x if node.get("exclusive", 0) else 0)
+    return total.flip(along) if node.get("reverse", 0) else total
 
 
 def squeeze(node: OnnxNode, x: Value, given: Value | None = None) -> Value:
@@ -224,6 +251,8 @@ def depth_to_space(node: OnnxNode, x: Tensor) -> Tensor:
 
 def space_to_depth(node: OnnxNode, x: Tensor) -> Tensor:
     """The other way."""
+    if node.get("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(x, node.get("blocksize"))
     block, channels, height, width = node.get("blocksize"), *map(int, x.shape[1:])
     apart = x.reshape(-1, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
     return apart.reshape(-1, channels * block**2, height // block, width // block)
@@ -250,6 +279,8 @@ OPERATORS: dict[str, Operator] = {
     "GatherElements": Operator(gather_elements),
     "GatherND": Operator(gather_nd),
     "ScatterND": Operator(scatter),
+    "ScatterElements": Operator(scatter_elements),
+    "CumSum": Operator(running_sum, fixed=(1,)),
     "Squeeze": Operator(squeeze),
     "Unsqueeze": Operator(unsqueeze),
     "Expand": Operator(expand),

@@ -1,0 +1,45 @@
+"""Whether a network that came in as an ONNX file computes what ONNX Runtime does of the file."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from bitsweep.errors import ConfigError
+from bitsweep.graphs.faithful import differ
+
+_IMAGES = 2
+
+
+def require_same(
+    network: nn.Module, path: Path, *, shape: tuple[int | None, ...], images: tuple[int, int, int]
+) -> None:
+    """Refuse a network that is another one than its file. A file that ONNX Runtime does not run is taken as it is.
+
+    Args:
+        shape: [N, C, H, W] of the images in the file, None where it leaves a size open.
+        images: C, H and W of the images.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    given = torch.randn(shape[0] or _IMAGES, *images, generator=torch.Generator().manual_seed(0))
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        meant = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+    except Exception:  # whatever it says of files that it does not run
+        return
+    with torch.no_grad():
+        found = tree_leaves(network.eval()(given))
+    if differ([torch.as_tensor(each) for each in meant], found):
+        raise ConfigError(
+            "nothing here computes what ONNX Runtime does of it: some operation has a meaning that is not known; "
+            "export it with other operators, or as model=exported"
+        )
