@@ -51,15 +51,15 @@ def _another(reason: str) -> str:
     )
 
 
-def differ(ones: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether outputs are other ones than rounding explains."""
+def differ(ones: list[Tensor], others: list[Tensor], *, tolerance: float = _TOLERANCE) -> bool:
+    """Whether outputs are other ones than rounding explains: by more than a share of their length."""
     pairs = [
         (one.float().nan_to_num(), other.float().nan_to_num())
         for one, other in zip(ones, others, strict=False)
         if isinstance(one, Tensor) and isinstance(other, Tensor)
     ]
     return any(
-        one.shape != other.shape or (one - other).norm() > _TOLERANCE * (one.norm() + 1e-12) for one, other in pairs
+        one.shape != other.shape or (one - other).norm() > tolerance * (one.norm() + 1e-12) for one, other in pairs
     )
 
 

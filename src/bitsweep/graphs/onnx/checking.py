@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import torch
+from onnx import TensorProto
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from bitsweep.errors import ConfigError
 from bitsweep.graphs.faithful import differ
+from bitsweep.graphs.onnx.reading import load_onnx
 
 _IMAGES = 2
+#: Differences, relative to all values: of networks in float32, and of those in half precision, which ONNX Runtime
+#: computes in it, and the network in float32.
+_TOLERANCE, _TOLERANCE_OF_HALVES = 1e-3, 0.05
 
 
 def require_same(
@@ -38,8 +43,15 @@ def require_same(
         return
     with torch.no_grad():
         found = tree_leaves(network.eval()(given))
-    if differ([torch.as_tensor(each) for each in meant], found):
+    tolerance = _TOLERANCE_OF_HALVES if _in_halves(path) else _TOLERANCE
+    if differ([torch.as_tensor(each) for each in meant], found, tolerance=tolerance):
         raise ConfigError(
             "nothing here computes what ONNX Runtime does of it: some operation has a meaning that is not known; "
             "export it with other operators, or as model=exported"
         )
+
+
+def _in_halves(path: Path) -> bool:
+    """Whether some of its weights have half precision."""
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return any(each.data_type in halves for each in load_onnx(path, tensors=False).graph.initializer)
