@@ -13,11 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitsweep import configured
-from bitsweep.command_line import checked, did_you_mean
+from bitsweep.command_line import checked
 from bitsweep.config.overrides import as_word, differing
 from bitsweep.config.requirement import Requirements
 from bitsweep.errors import ConfigError
 from bitsweep.hydra_app import cells_of, main, requirements
+from bitsweep.hydra_errors import did_you_mean
 from bitsweep.runtime.environment import version_of
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -1,11 +1,8 @@
-"""The arguments of a command line, checked before Hydra composes them; and Hydra's errors, in one line.
+"""The arguments of a command line, checked before Hydra composes them.
 
 They are read by Hydra's own parser, never split at "=".
 """
 
-import dataclasses
-import difflib
-import importlib
 import math
 import os
 import pickle
@@ -19,20 +16,13 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 
-from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
 from bitsweep.errors import ConfigError, MissingPackage
-from bitsweep.options import Options
+from bitsweep.hydra_errors import GROUPS, KEYS, choices_of, did_you_mean
 from bitsweep.runtime.environment import version_of
-from bitsweep.text import some
 
-#: Groups of YAMLs that are chosen from.
-_GROUPS = (*CONFIG_GROUPS, REQUIRE, "scale", "sweep")
-#: What stands at the top of a configuration, Hydra's own settings apart.
-_KEYS = (*_GROUPS, "seed", "data", *Options.__dataclass_fields__)
 #: Mappings whose keys are the user's, so that no YAML knows them.
 _OPEN = ("model.arguments", "dataset.arguments")
 #: Launcher -> the distribution that it comes in, and the extra that installs it.
@@ -42,7 +32,6 @@ _LAUNCHERS = {
     "slurm": ("hydra-submitit-launcher", "slurm"),
     "ray": ("hydra-ray-launcher", "ray"),
 }
-_CONF = Path(__file__).parent / "conf"
 
 
 def checked(arguments: Sequence[str]) -> list[str]:
@@ -131,9 +120,9 @@ def _checked(word: str, *, multirun: bool) -> str:
         return word
     if override.is_sweep_override():
         _check_grid(override, word, multirun=multirun)
-    elif key in _GROUPS:
+    elif key in GROUPS:
         _check_choice(key, override.value(), word)
-    if (override.is_add() or override.is_force_add()) and key.partition(".")[0] not in _KEYS:
+    if (override.is_add() or override.is_force_add()) and key.partition(".")[0] not in KEYS:
         raise ConfigError(f"{word}: no such key; {did_you_mean(key)}`--cfg job` prints all keys")
     if key == "store":  # the folder alone
         return f"store.folder={override.get_value_element_as_str()}"
@@ -144,7 +133,7 @@ def _checked(word: str, *, multirun: bool) -> str:
         return f"++{word.lstrip('+')}"
     # A named sweep is no part of a configuration that has none, for which Hydra wants a plus; it drops other choices
     # that have one.
-    if key in _GROUPS:
+    if key in GROUPS:
         return f"+{word.lstrip('+')}" if key == "sweep" else word.lstrip("+")
     return word
 
@@ -163,17 +152,13 @@ def _check_choice(group: str, choice: object, word: str) -> None:
         several = ",".join(map(str, choice))
         raise ConfigError(f"{word}: one choice at a time; a grid is written -m {group}={several}")
     if not isinstance(choice, str | QuotedString | dict):
-        raise ConfigError(f"{word}: not a choice; {', '.join(_choices(group))} are")
+        raise ConfigError(f"{word}: not a choice; {', '.join(choices_of(group))} are")
 
 
 def _check_sweep(group: str, word: str) -> None:
     """Refuse several named sweeps."""
     if group == "sweep":
         raise ConfigError(f"{word}: one named sweep at a time; start one command after the other")
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (_CONF / group).glob("*.yaml"))
 
 
 def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
@@ -184,7 +169,7 @@ def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
     elif not isinstance(override.value(), Glob):
         if not (values := list(override.sweep_iterator())):
             raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
-        for value in values if key in _GROUPS else []:
+        for value in values if key in GROUPS else []:
             _check_choice(key, value, word)
     if not multirun:
         path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
@@ -219,89 +204,3 @@ def _quoted(word: str) -> str:
     escaped = value.replace("'", "\\'")
     text = f"{key}='{escaped}'"
     return shlex.quote(text) if set('$`"\\!') & set(text) else f'"{text}"'
-
-
-def explain(error: Exception, conf: Path) -> str:
-    """A Hydra or OmegaConf error in one line: key, value, what is allowed.
-
-    Args:
-        conf: folder of YAMLs.
-    """
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _no_such_choice(error.missing_cfg_file, error.options or [])
-    signs = (r"is not in struct\s+full_key: (\S+)", r"Could not override '([^']+)'")
-    if match := next(filter(None, (re.search(sign, text) for sign in signs)), None):
-        return _not_listed(match[1], cause) or _no_such_key(match[1], conf)
-    if match := re.search(r"nterpolation (?:key )?'(?:\$\{)?([^'}]+)\}?'", text):
-        return f"${{{match[1]}}}: no such key, whose value could be taken; `--cfg job` prints all keys"
-    if text.startswith("Primary config"):
-        return "--config-path: no such folder; --config-dir FOLDER adds YAML files of your own"
-    return " ".join(text.split())
-
-
-def explain_yaml(error: Exception) -> str:
-    """Why a file of somebody's cannot be read as YAML, in one line."""
-    if isinstance(error, RecursionError):
-        return "the defaults of a YAML file lead back to it; leave one of them out"
-    kind = "is not in UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
-    return f"a YAML file {kind}: {' '.join(str(error).split())}"
-
-
-def _no_such_choice(file: str, known: Sequence[str]) -> str:
-    if "/" not in file:
-        return f"--config-name {file}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
-    group = next((each for each in _GROUPS if file.startswith(f"{each}/")), file.rpartition("/")[0])
-    choice = file.removeprefix(f"{group}/")
-    known = known or _choices(group)
-    if "/" in choice or "." in choice:
-        own = " a file of your own is no choice;" if group in ("model", "dataset") else ""
-        return f"{group}={choice}: no such choice;{own} choose from {', '.join(known)}"
-    close = difflib.get_close_matches(choice, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{group}={choice}: no such choice; {hint}choose from {', '.join(known)}"
-
-
-def _not_listed(key: str, error: OmegaConfBaseException | None) -> str:
-    """What to do about a key that the class of a choice has and its YAML does not list; empty where it has none."""
-    choice = getattr(error, "parent_node", None)
-    target = choice.get("_target_") if isinstance(choice, DictConfig) else None
-    if (here := str(Path.cwd())) not in sys.path:  # where plug-ins of the user's own may lie
-        sys.path.append(here)
-    try:
-        module, _, name = str(target).rpartition(".")
-        fields = dataclasses.fields(getattr(importlib.import_module(module), name))
-    except Exception:  # whatever a module of somebody else's raises
-        return ""
-    if key.rpartition(".")[2] not in {field.name for field in fields}:
-        return ""
-    return f"{key}: {name} has it, but its YAML does not list it; write +{key}=VALUE, or list it there"
-
-
-def _no_such_key(key: str, conf: Path) -> str:
-    group, _, name = key.partition(".")
-    having = [choice for choice, knobs in _knobs(group, conf).items() if name.partition(".")[0] in knobs]
-    if name and having:
-        return (
-            f"{key}: a choice of {group} here has no such key, only {some(sorted(having), 5)}: give the others in a "
-            "command of their own"
-        )
-    return f"{key}: no such key; {did_you_mean(key, conf)}`--cfg job` prints all keys"
-
-
-def _knobs(group: str, conf: Path) -> dict[str, set[str]]:
-    """What can be set of every choice of a group."""
-    return {file.stem: set(map(str, OmegaConf.load(file))) for file in (conf / group).glob("*.yaml")}
-
-
-def did_you_mean(key: str, conf: Path = _CONF) -> str:
-    """The known key that is like one that is not known, as a question; empty where none is."""
-    group, _, name = key.partition(".")
-    if not name:
-        close = difflib.get_close_matches(group, _KEYS, n=1)
-        return f"did you mean {close[0]}? " if close else ""
-    if group not in (*CONFIG_GROUPS, REQUIRE):
-        return did_you_mean(group, conf)
-    close = difflib.get_close_matches(name, {knob for knobs in _knobs(group, conf).values() for knob in knobs}, n=1)
-    return f"did you mean {group}.{close[0]}? " if close else ""

@@ -1,7 +1,8 @@
 """The command as Hydra runs it, and what a command line means: cells, a space to search, requirements.
 
-This, ``configured.py``, ``command_line.py``, ``several_values.py``, ``composing.py`` and the sweeper in
-``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module, so heavy imports stand inside.
+This, ``configured.py``, ``command_line.py``, ``hydra_errors.py``, ``several_values.py``, ``composing.py`` and the
+sweeper in ``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module, so heavy imports stand
+inside.
 """
 
 import contextlib
@@ -25,14 +26,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bitsweep import command_line
 from bitsweep.cell import Cell
+from bitsweep.command_line import checked as checked_words
 from bitsweep.composing import compose_all
 from bitsweep.config.binding import REQUIRE, construct
 from bitsweep.config.overrides import as_word
 from bitsweep.config.requirement import Requirements
 from bitsweep.configured import forget_yamls, plain_of, read, typed_command
 from bitsweep.errors import BitsweepError, ConfigError
+from bitsweep.hydra_errors import explain, explain_yaml
 from bitsweep.job import run_cell
 from bitsweep.planning import describe, plan
 from bitsweep.results import Outcome
@@ -79,16 +81,16 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
     warnings.filterwarnings("ignore", message="Experimental rerun CLI option")
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
-        sys.argv = [sys.argv[0], *command_line.checked(given)]
+        sys.argv = [sys.argv[0], *checked_words(given)]
         hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name="config")(run_job)()
     except BitsweepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {command_line.explain(error, conf)}", file=sys.stderr)
+        print(f"error: {explain(error, conf)}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        print(f"error: {command_line.explain_yaml(error)}", file=sys.stderr)
+        print(f"error: {explain_yaml(error)}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except OSError as error:
         if error.filename is None:
@@ -178,7 +180,7 @@ def _opened(overrides: Sequence[str], conf: Path) -> Iterator[tuple[DictConfig, 
     Raises:
         ConfigError: naming key, value and what is allowed.
     """
-    checked = command_line.checked(["-m", *overrides])[1:]
+    checked = checked_words(["-m", *overrides])[1:]
     forget_yamls()
     try:
         with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
@@ -191,7 +193,7 @@ def _opened(overrides: Sequence[str], conf: Path) -> Iterator[tuple[DictConfig, 
                 {"params": sweeper.params or {}, "grids": sweeper.grids or {"": {}}, "loader": loader},
             )
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(command_line.explain(error, conf)) from None
+        raise ConfigError(explain(error, conf)) from None
 
 
 def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = CONF) -> Requirements:
@@ -210,7 +212,7 @@ def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = C
         return recorded
     known = {} if any(re.match(rf"\+*{REQUIRE}=", word) for word in words) else recorded.set_values
     said = [*(f"{REQUIRE}.{name}={as_word(value)}" for name, value in known.items()), *words]
-    checked = command_line.checked(said)
+    checked = checked_words(said)
     try:
         with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
@@ -218,4 +220,4 @@ def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = C
             found: Requirements = construct(REQUIRE, plain_of(config, REQUIRE), Requirements)
             return found
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(command_line.explain(error, conf)) from None
+        raise ConfigError(explain(error, conf)) from None

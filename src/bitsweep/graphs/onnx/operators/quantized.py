@@ -29,8 +29,7 @@ _OUTPUT_TYPES = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22
 
 def quantize(node: OnnxNode, x: Tensor, scale: Any, zero_point: Any = None) -> Any:
     """The nearest codes, of the type of the zero point."""
-    named = _OUTPUT_TYPES.get(node.get("output_dtype", 0), "uint8")
-    named = _code_name(zero_point) or named
+    named = _code_name(zero_point) or _OUTPUT_TYPES.get(node.get("output_dtype", 0), "uint8")
     require(node, named in CODES, f"codes of type {named}")
     kind, lo, hi = CODES[named]
     require(node, not node.get("block_size", 0), "quantizes in blocks")
