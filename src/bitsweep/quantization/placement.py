@@ -8,8 +8,9 @@ A pair of quantize and dequantize stands where an integer engine needs one to ru
 - the same pair, with one scale, before and after operations that only select or move values, such as max pooling.
 
 Where nothing that follows computes on codes, a pair would only cost accuracy and time. So a sum that a layer
-normalisation reads has none, nor its terms: the residual stream of a transformer stays float. Nor has the output of a
-linear layer that only attention, such a sum or a smooth function reads, on engines whose kernels yield floats there.
+normalisation reads, as it is or moved, in parts or joined, has none, nor its terms: the residual stream of a
+transformer stays float. Nor has the output of a linear layer that only attention, such a sum or a smooth function
+reads, on engines whose kernels yield floats there.
 
 One tensor has one pair, whichever nodes take it; a ``Placement`` says which have none. Some functions are constant
 beyond certain bounds (hard-swish is 0 below -3): codes are spread within those bounds only.
@@ -125,9 +126,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate(node, inputs=node.args[:2])
             elif node.target in RECTIFIERS and _fuses(node):
                 self._annotate(node, inputs=())
-            elif (
-                (_moves(node) or node.target == aten.cat.default) and _ends_in_floats(node) and not _shares_codes(node)
-            ):
+            elif _passes_floats(node):
                 continue
             elif _moves(node) and _is_activation(node.args[0]):
                 self._share(node, node.args[:1])
@@ -181,8 +180,28 @@ def _on_codes(node: Node) -> bool:
     return (
         node.target in PAIRS
         and all(map(_is_activation, node.args[:2]))
-        and not (node.target == aten.add.Tensor and any(user.target == aten.layer_norm.default for user in node.users))
+        and not (node.target == aten.add.Tensor and _in_residual_stream(node))
     )
+
+
+def _in_residual_stream(node: Node) -> bool:
+    """Whether a layer normalisation, or a sum that one reads, reads a tensor as it is, moved, in parts or joined."""
+    return any(
+        user.target == aten.layer_norm.default
+        or (user.target == aten.add.Tensor and all(map(_is_activation, user.args[:2])) and _in_residual_stream(user))
+        or ((_moves(user) or user.target in _PARTS or user.target == aten.cat.default) and _in_residual_stream(user))
+        for user in node.users
+    )
+
+
+def _passes_floats(node: Node) -> bool:
+    """Whether a node moves or joins values, and yields floats.
+
+    What is joined in a residual stream does: the token of the class and those of the image may be far apart in range.
+    """
+    if node.target == aten.cat.default and _in_residual_stream(node):
+        return True
+    return (_moves(node) or node.target == aten.cat.default) and _ends_in_floats(node) and not _shares_codes(node)
 
 
 def _shares_codes(node: Node) -> bool:
