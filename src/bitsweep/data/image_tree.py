@@ -3,7 +3,6 @@
 Names are relative to the root, so that a tree is the same wherever it lies.
 """
 
-import contextlib
 import hashlib
 import os
 import stat
@@ -17,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bitsweep.errors import DataError
 from bitsweep.runtime.environment import physical_cores
+from bitsweep.runtime.user_cache import read_cached, write_cached
 from bitsweep.text import some
 
 _TRAIN = ("train", "train_set", "training", "training_set")
@@ -151,20 +151,14 @@ def kept_digests(files: Sequence[Path], count: int, compute: Callable[[], Iterab
         state.update(
             os.fsencode(f"\0{file.absolute()}\0{about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns}")
         )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsweep"
-    kept = cache / f"{state.hexdigest()}.sha256"
-    with contextlib.suppress(OSError):
-        content = kept.read_bytes()
-        if len(content) == _DIGEST_BYTES * count:
-            return [content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)]
+    name = f"{state.hexdigest()}.sha256"
+    content = read_cached(name)
+    if content is not None and len(content) == _DIGEST_BYTES * count:
+        return [content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)]
     start_s = time.monotonic()
     digests = list(compute())
     if time.monotonic() - start_s > _LONG_S:
-        with contextlib.suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True)
-            unfinished = kept.with_suffix(f".{os.getpid()}")
-            unfinished.write_bytes(b"".join(digests))
-            unfinished.replace(kept)
+        write_cached(name, b"".join(digests))
     return digests
 
 

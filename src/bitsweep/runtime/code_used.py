@@ -18,18 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from bitsweep.runtime.definitions import Definition, Module, Target, read_module
-from bitsweep.runtime.module_files import PYTHON, module_file, version_of_module
+from bitsweep.runtime.module_files import PYTHON, module_file, searched_folders, version_of_module
+
+
+class Stamp(tuple[int, ...]):
+    """Time of change, size, time of change of these, and number of a file."""
 
 
 class CodeUsed:
     """What a name of a module uses, a function for instance that is handed instances of some classes.
 
     Attributes:
-        files: the files that were read, with their time of change and size.
+        files: the files that were read.
+        packages: modules at the top, without what is in them, that were looked for.
     """
 
     def __init__(self, module: str, name: str, *handed: type) -> None:
-        self.files: dict[Path, tuple[int, int]] = {}
+        self.files: dict[Path, Stamp] = {}
+        self.packages: set[str] = set()
         self._definitions: dict[Definition, Module] = {}
         self._versions = {PYTHON}
         self._modules: dict[str, Module | None] = {}
@@ -40,7 +46,7 @@ class CodeUsed:
         self._executed: set[str] = set()
         self._enter((module, None), (name,))
         for kind in handed:
-            versions = {each: version_of_module(each.__module__) for each in kind.__mro__}
+            versions = {each: self._version(each.__module__) for each in kind.__mro__}
             # A library may call whatever members it knows of.
             extends_library = any(version not in (None, PYTHON) for version in versions.values())
             fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
@@ -55,6 +61,12 @@ class CodeUsed:
         definitions = ((each.module, each.name, each.digest) for each in self._definitions)
         opaque = ((each.name, each.opaque) for each in self._modules.values() if each and each.opaque)
         return sorted([*definitions, *opaque, *((version,) for version in self._versions)])
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where modules were looked for: another file there may be one of them, or stand before it."""
+        found = (searched_folders(name) for name in self._modules if version_of_module(name) is None)
+        return set[Path]().union(*found)
 
     def _follow(self, definition: Definition) -> None:
         for name in definition.mentions - self._mentioned:
@@ -95,7 +107,7 @@ class CodeUsed:
         if (name, path, held) in self._entered:
             return
         self._entered.add((name, path, held))
-        if version := version_of_module(name):
+        if version := self._version(name):
             self._versions.add(version)
             return
         module = self._execute(name)
@@ -149,7 +161,7 @@ class CodeUsed:
         for target in module.unused:
             self._enter(target)
         for imported in module.executed:
-            if version_of_module(imported) is None:
+            if self._version(imported) is None:
                 self._execute(imported)
         return module
 
@@ -158,7 +170,7 @@ class CodeUsed:
         head = decorator[0] if decorator else ""
         if head and head not in module.defined and head not in module.imported:
             return False  # a builtin
-        if head in module.imported and all(version_of_module(each) == PYTHON for each, _ in module.imported[head]):
+        if head in module.imported and all(self._version(each) == PYTHON for each, _ in module.imported[head]):
             return False
         found = self._source_of(decorator, module) if head else None
         return found is None or self._reaches_source(*found)
@@ -185,15 +197,19 @@ class CodeUsed:
         """Whether definitions may change anything in the user's files or in this package."""
         heads = {head for definition in definitions for head, *_ in definition.uses}
         sources = (source for head in heads for source, _ in module.imported.get(head, ()))
-        return not heads.isdisjoint(module.defined) or any(version_of_module(source) is None for source in sources)
+        return not heads.isdisjoint(module.defined) or any(self._version(source) is None for source in sources)
 
     def _module(self, name: str) -> Module | None:
         if name not in self._modules:
-            file = module_file(name) if version_of_module(name) is None else None
+            file = module_file(name) if self._version(name) is None else None
             if file:
                 self.files[file] = stamp(file)
             self._modules[name] = read_module(name, file, self.files[file]) if file else None
         return self._modules[name]
+
+    def _version(self, name: str) -> str | None:
+        self.packages.add(name.partition(".")[0])
+        return version_of_module(name)
 
 
 def _all_of(module: Module) -> list[Definition]:
@@ -205,10 +221,10 @@ def outermost(defined: Callable[..., Any]) -> str:
     return defined.__qualname__.partition(".")[0]
 
 
-def stamp(file: Path) -> tuple[int, int]:
-    """Time of change and size of a file; zeros if it is gone."""
+def stamp(file: Path) -> Stamp:
+    """What changes with a file or folder; zeros if it is gone."""
     try:
         found = file.stat()
     except OSError:
-        return (0, 0)
-    return found.st_mtime_ns, found.st_size
+        return Stamp((0, 0, 0, 0))
+    return Stamp((found.st_mtime_ns, found.st_size, found.st_ctime_ns, found.st_ino))

@@ -81,11 +81,11 @@ class Module:
 
 
 @functools.lru_cache(maxsize=4096)
-def read_module(name: str, file: Path, stamp: tuple[int, int]) -> Module:
+def read_module(name: str, file: Path, stamp: tuple[int, ...]) -> Module:
     """Read a module.
 
     Args:
-        stamp: time of change and size of the file, for which the result is kept.
+        stamp: what changes with the file, for which the result is kept.
     """
     content = file.read_bytes()
     try:

@@ -7,15 +7,16 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from bitsweep.errors import ConfigError
-from bitsweep.runtime.code_used import CodeUsed, outermost, stamp
-from bitsweep.runtime.module_files import is_absent
+from bitsweep.runtime import code_cache
+from bitsweep.runtime.code_used import CodeUsed, Stamp, outermost, stamp
+from bitsweep.runtime.module_files import PYTHON, is_absent, whereabouts
 
-_codes: dict[tuple[Any, ...], tuple[str, dict[Path, tuple[int, int]]]] = {}
+_codes: dict[tuple[Any, ...], tuple[str, dict[Path, Stamp]]] = {}
 
 
 def digest(*parts: Any) -> str:
@@ -55,6 +56,25 @@ def code_of(module: str, name: str, *handed: type) -> str:
     known = _codes.get(asked)
     # A file that has changed meanwhile counts as it is now: that is what a process that is started now runs.
     if known is None or any(stamp(file) != then for file, then in known[1].items()):
-        used = CodeUsed(module, name, *handed)
-        known = _codes[asked] = digest(used.found()), used.files
+        kept_as = _kept_as(module, name, handed)
+        known = code_cache.find(kept_as)
+        if known is None:
+            used = CodeUsed(module, name, *handed)
+            known = digest(used.found()), used.files
+            code_cache.keep(kept_as, known[0], used)
+        _codes[asked] = known
     return known[0]
+
+
+def _kept_as(module: str, name: str, handed: Iterable[type]) -> str:
+    """What the hash of some code is kept under: copies of a package at other places have theirs beside it."""
+    kinds = [
+        [
+            [(each.__module__, outermost(each)) for each in kind.__mro__],
+            [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else None,
+        ]
+        for kind in handed
+    ]
+    modules = (__name__, module, *(kind.__module__ for kind in handed))
+    tops = sorted({each.partition(".")[0] for each in modules})
+    return digest(PYTHON, module, name, kinds, [whereabouts(top) for top in tops])

@@ -34,6 +34,21 @@ def module_file(name: str) -> Path | None:
     return None
 
 
+def searched_folders(name: str) -> set[Path]:
+    """The folders that there are on the way to where a source module is looked for."""
+    top, *inner = name.split(".")
+    found = set()
+    for place in _places(top, tuple(sys.path)):
+        wanted = place.joinpath(*inner)
+        found |= {folder for folder in (wanted, *wanted.parents[: len(inner)]) if folder.is_dir()}
+    return found
+
+
+def whereabouts(top: str) -> list[str]:
+    """Where a top-level module lies, and the version that it has; an empty one for source."""
+    return [version_of_module(top) or "", *map(str, _places(top, tuple(sys.path)))]
+
+
 def is_absent(name: str) -> bool:
     """Whether there is no such module, or no file of it: it may have been typed in."""
     version = version_of_module(name)
@@ -53,7 +68,7 @@ def _version(top: str, path: tuple[str, ...]) -> str:
         return PYTHON
     if not places:
         return top + _ABSENT
-    held = (each for each in _distributions(top, places) if _holds(each, top, places))
+    held = (each for each in _distributions(top, places) if _may_hold(each, places))
     return ", ".join(sorted({f"{each.name} {each.version}" for each in held}))
 
 
@@ -81,21 +96,32 @@ def _distributions(top: str, places: Iterable[Path]) -> Iterator[importlib.metad
     except importlib.metadata.PackageNotFoundError:
         pass
     else:
-        if _holds(alike, top, places):
+        if top in _tops_of(alike) and _may_hold(alike, places):
             yield alike
             return
-    yield from importlib.metadata.distributions(path=sorted({str(place.parent) for place in places}))
+    yield from _holders(tuple(sorted({str(place.parent) for place in places}))).get(top, ())
 
 
-def _holds(distribution: importlib.metadata.Distribution, top: str, places: Iterable[Path]) -> bool:
-    """Whether a distribution installed a top-level module; one in editable form leaves its files where they are edited.
+@functools.cache
+def _holders(path: tuple[str, ...]) -> dict[str, list[importlib.metadata.Distribution]]:
+    """The distributions in some folders, by the top-level modules that they installed."""
+    found: dict[str, list[importlib.metadata.Distribution]] = {}
+    for distribution in importlib.metadata.distributions(path=list(path)):
+        for top in _tops_of(distribution):
+            found.setdefault(top, []).append(distribution)
+    return found
+
+
+def _tops_of(distribution: importlib.metadata.Distribution) -> set[str]:
+    """First words of the paths that a distribution installed; none of its top-level modules is missing."""
+    files = distribution.read_text("RECORD") or distribution.read_text("top_level.txt") or ""
+    return set(re.findall(r"^\w+", files, re.MULTILINE))
+
+
+def _may_hold(distribution: importlib.metadata.Distribution, places: Iterable[Path]) -> bool:
+    """Whether a distribution installed modules where these lie; one in editable form leaves them where they are edited.
 
     Beside a package that is being developed setuptools leaves an .egg-info, which has no METADATA.
     """
     folder = Path(str(distribution.locate_file(""))).resolve()
-    files = distribution.read_text("RECORD") or distribution.read_text("top_level.txt") or ""
-    return (
-        all(folder in place.resolve().parents for place in places)
-        and re.search(rf"^{top}\b", files, re.MULTILINE) is not None
-        and distribution.read_text("METADATA") is not None
-    )
+    return all(folder in place.resolve().parents for place in places) and distribution.read_text("METADATA") is not None
