@@ -69,6 +69,17 @@ CONF = Path(__file__).parents[1] / "conf"
         (["--experimental-rerun", "nowhere"], "nowhere: No such file or directory; name the config.pickle"),
         (["--experimental-rerun", __file__], "is not what Hydra wrote; name the config.pickle"),
         (["--experimental-rerun", __file__, "seed=1"], "repeats what that file says, so seed=1 has no effect"),
+        (["-m", "seed=range(0,10,0)"], "a range needs finite numbers, and a step other than 0"),
+        (["-m", "seed=range(0,10,nan)"], "a range needs finite numbers, and a step other than 0"),
+        (["-m", "seed=range(0,inf)"], "has more than 100000 values|a range needs finite numbers"),
+        (["-m", "seed=shuffle(range(0,1000000000))"], "has more than 100000 values; give fewer, or search an interval"),
+        (["data="], "data=: name a folder, as in data=FOLDER"),
+        (["data=null"], "name a folder, as in data=FOLDER"),
+        (["hydra.run.dir="], r"name a folder, as in hydra\.run\.dir=FOLDER"),
+        (["hydra.searchpath=nix"], r"should be a list of folders, as in 'hydra\.searchpath=\[FOLDER\]'"),
+        (["hydra.sweeper=3"], "is chosen with a slash, as in hydra/sweeper=basic"),
+        (["hydra.launcher=null"], "is chosen with a slash, as in hydra/launcher=basic"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
         (["+sweep=smoke,engines"], "one named sweep at a time"),
         (["+sweep=[smoke,engines]"], "one named sweep at a time"),
     ],
@@ -130,6 +141,17 @@ def test_a_plan_of_what_cannot_run_ends_as_the_run_would(
         ("model.weights=${oc.env:NOT_THERE}", r"model\.weights: .*'NOT_THERE' not found.*; give a value"),
         ("model=${nix}", r"\$\{nix\}: no such key, whose value could be taken"),
         ("hydra/launcher=nope", "hydra/launcher=nope: no such choice; choose from basic, joblib"),
+        ("hydra.mode=NIX", r"hydra\.mode=NIX: should be one of RUN, MULTIRUN$"),
+        ("hydra.mode=[a]", r"hydra\.mode=\[a\]: should be one of RUN, MULTIRUN$"),
+        ("hydra.job.num=x", r"hydra\.job\.num=x: should be a whole number$"),
+        ("hydra.job.chdir=maybe", r"hydra\.job\.chdir=maybe: should be true or false$"),
+        ("hydra.job.name=null", r"hydra\.job\.name=null: needs a value$"),
+        ("hydra.job.name=[a]", r"hydra\.job\.name=\[a\]: should be a single value$"),
+        ("hydra.job_logging=none", r"hydra\.job_logging=none: should be '\{NAME: VALUE\}'$"),
+        ("hydra.sweep=3", r"hydra\.sweep=3: should be '\{NAME: VALUE\}'$"),
+        ("hydra.job.env_copy=abc", r"hydra\.job\.env_copy=abc: should be a list, as in '\[VALUE\]'$"),
+        ("model=glob(zzz*)", r"model=glob\(zzz\*\): no choice has such a name"),
+        ("precision=glob(int*,exclude=int*)", r"precision=glob.*: no choice has such a name"),
         ("data=???", r"data: Missing mandatory value: data; give a value, as in data=VALUE"),
     ],
 )
@@ -156,7 +178,7 @@ def test_the_version_is_our_own(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_may_stand_anywhere() -> None:
     assert checked(["model=lenet", "-m", "seed=1,2"]) == ["-m", "model=lenet", "seed=1,2"]
-    assert checked(["+model=lenet", "--config-dir", "x", "seed=1"]) == ["--config-dir", "x", "model=lenet", "seed=1"]
+    assert checked(["+model=lenet", "--config-dir", ".", "seed=1"]) == ["--config-dir", ".", "model=lenet", "seed=1"]
 
 
 def test_a_named_sweep_needs_no_plus() -> None:

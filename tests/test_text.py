@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsweep.text import plain, shortened, some
+from bitsweep.text import counted, plain, shortened, some
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,7 @@ def test_long_names_lose_their_middle(text: str, most: int) -> None:
 def test_some_of_many() -> None:
     assert some("ab") == "a, b"
     assert some("abcde") == "a, b, c and 2 more"
+
+
+def test_one_is_told_in_the_singular() -> None:
+    assert [counted(number, "cell") for number in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bitsweep.errors import BitsweepError, UsageError
 from bitsweep.runtime.interruption import ended_from_outside
-from bitsweep.text import plain
+from bitsweep.text import counted, plain
 
 if TYPE_CHECKING:
     from bitsweep.comparison.judging import Limits
@@ -280,7 +280,8 @@ def accept_sweep(options: argparse.Namespace) -> None:
 
     sweep = read_evidence(options.sweep_id)
     write_accepted(sweep, options.out)
-    print(f"{options.out}: {len(sweep.cells)} cells of {sweep.sweep_id}; bitsweep gate NEW --against {options.out}")
+    cells = counted(len(sweep.cells), "cell")
+    print(f"{options.out}: {cells} of {sweep.sweep_id}; bitsweep gate NEW --against {options.out}")
 
 
 def export_bundle(options: argparse.Namespace) -> None:

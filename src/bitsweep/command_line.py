@@ -15,12 +15,20 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+<<<<<<< HEAD
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
+=======
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
+>>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from bitsweep.errors import ConfigError, MissingPackage
+<<<<<<< HEAD
 from bitsweep.hydra_errors import GROUPS, KEYS, choices_of, did_you_mean
+=======
+from bitsweep.explaining import GROUPS, KEYS, choices, did_you_mean
+>>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 from bitsweep.runtime.environment import version_of
 
 #: Mappings whose keys are the user's, so that no YAML knows them.
@@ -32,6 +40,13 @@ _LAUNCHERS = {
     "slurm": ("hydra-submitit-launcher", "slurm"),
     "ray": ("hydra-ray-launcher", "ray"),
 }
+<<<<<<< HEAD
+=======
+#: Words that name a folder, which is never the one that is worked in.
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "data")
+#: Values that a word of a grid may have.
+_MOST = 100_000
+>>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 
 def checked(arguments: Sequence[str]) -> list[str]:
@@ -49,6 +64,8 @@ def checked(arguments: Sequence[str]) -> list[str]:
     if options.shell_completion:
         _check_completion(options.overrides)
         return list(arguments)
+    if options.config_dir is not None and not Path(options.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {options.config_dir}: there is no such folder")
     if options.experimental_rerun:
         _check_rerun(options.experimental_rerun, options.overrides)
     named = any(word.lstrip("+").startswith(("sweep=", "hydra.mode=MULTIRUN")) for word in options.overrides)
@@ -110,10 +127,14 @@ def _checked(word: str, *, multirun: bool) -> str:
     needed = _LAUNCHERS.get(str(override.value())) if key == "hydra/launcher" else None
     if needed and version_of(needed[0]) == "absent":
         raise MissingPackage(*needed)
+    if key in ("hydra.launcher", "hydra.sweeper"):
+        raise ConfigError(f"{word}: is chosen with a slash, as in {key.replace('.', '/')}=basic")
     if key == "hydra":
         raise ConfigError(f"{word}: Hydra's settings are set one by one, as in hydra.verbose=true")
     if key == "hydra.searchpath":
         _check_folders(override.value(), word)
+    if key in _FOLDERS and not override.is_delete() and str(override.value()).strip() in ("", "None"):
+        raise ConfigError(f"{word}: name a folder, as in {key}=FOLDER")
     if override.is_delete():
         raise ConfigError(f"{word}: nothing can be left out; set another value, as in {key}=VALUE")
     if key.startswith("hydra"):
@@ -139,7 +160,9 @@ def _checked(word: str, *, multirun: bool) -> str:
 
 
 def _check_folders(places: object, word: str) -> None:
-    for place in places if isinstance(places, list) else []:
+    if not isinstance(places, list):
+        raise ConfigError(f"{word}: should be a list of folders, as in 'hydra.searchpath=[FOLDER]'")
+    for place in places:
         text = str(place.text if isinstance(place, QuotedString) else place)
         folder = Path(text.removeprefix("file://"))
         if not text.startswith("pkg://") and not folder.is_dir():
@@ -152,7 +175,11 @@ def _check_choice(group: str, choice: object, word: str) -> None:
         several = ",".join(map(str, choice))
         raise ConfigError(f"{word}: one choice at a time; a grid is written -m {group}={several}")
     if not isinstance(choice, str | QuotedString | dict):
+<<<<<<< HEAD
         raise ConfigError(f"{word}: not a choice; {', '.join(choices_of(group))} are")
+=======
+        raise ConfigError(f"{word}: not a choice; {', '.join(choices(group))} are")
+>>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 
 def _check_sweep(group: str, word: str) -> None:
@@ -167,13 +194,28 @@ def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
     if isinstance(interval := override.value(), IntervalSweep):
         _check_interval(interval, word)
     elif not isinstance(override.value(), Glob):
-        if not (values := list(override.sweep_iterator())):
+        if not (values := _values(override, word)):
             raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
         for value in values if key in GROUPS else []:
             _check_choice(key, value, word)
     if not multirun:
         path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
         raise ConfigError(f"{word}: several values are a grid; add -m{path}")
+
+
+def _values(override: Override, word: str) -> list[object]:
+    """The values of a grid that a word lists."""
+    several = override.value()
+    try:
+        if isinstance(several, RangeSweep):
+            start, stop, step = (float(each) for each in (several.start, several.stop, several.step))
+            if (stop - start) / step > _MOST:
+                raise OverflowError
+        return list(override.sweep_iterator())
+    except OverflowError:
+        raise ConfigError(f"{word}: has more than {_MOST} values; give fewer, or search an interval") from None
+    except (ArithmeticError, TypeError, ValueError, HydraException):
+        raise ConfigError(f"{word}: a range needs finite numbers, and a step other than 0") from None
 
 
 def _check_interval(interval: IntervalSweep, word: str) -> None:

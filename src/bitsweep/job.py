@@ -52,6 +52,8 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
             else:
                 outcome = pipeline.run_as_far_as(made(cell, options.stage), cell, runner)
     try:
+        if outcome.measurement:
+            _restore(cell, runner)
         baseline_run_id = ""
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
             if stages.BASELINE.name in outcome.seconds:  # it was trained just now
@@ -94,6 +96,16 @@ def _expected(cell: Cell, runner: pipeline.StageRunner, expect: Expectation) -> 
     outcome = pipeline.run_as_far_as(stages.BASELINE, cell, runner)
     reason = "" if outcome.status == "failed" else expect.unmet(cell, runner.store)
     return replace(outcome, status="failed", reason=reason) if reason else outcome
+
+
+def _restore(cell: Cell, runner: pipeline.StageRunner) -> None:
+    """Make again what a measurement is logged with, where the store was damaged after it was made.
+
+    Raises:
+        BitsweepError: that cannot be done.
+    """
+    for stage in (stages.DATA, stages.BASELINE, stages.COMPRESSED, stages.ARTIFACT):
+        runner.build(stage, cell)
 
 
 def _summary(called: str, outcome: Outcome, stage: str) -> str:

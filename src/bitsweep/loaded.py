@@ -14,6 +14,7 @@ import numpy as np
 from bitsweep.errors import UsageError
 from bitsweep.report import Row, SweepReport
 from bitsweep.results import LATENCY_SAMPLES, Array
+from bitsweep.text import counted
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.described import LABELS
 
@@ -56,7 +57,7 @@ class SweepResults:
         rows = self.report.rows
         if number is not None:
             if not -len(rows) <= number < len(rows):
-                raise UsageError(f"cell({number}): the sweep has {len(rows)} cells, numbered from 0")
+                raise UsageError(f"cell({number}): the sweep has {counted(len(rows), 'cell')}, numbered from 0")
             return CellResults(row=rows[number], connection=self.connection)
         known = list(dict.fromkeys(name for row in rows for name in row.cell))
         for name in choices:

@@ -30,6 +30,8 @@ def grid_overrides(
     for said in _parsed(overrides, params=params, grids=grids, loader=loader).values():
         if endless := [str(each.input_line) for each in said if each.is_interval_sweep()]:
             raise ConfigError(f"{', '.join(endless)}: {ENDLESS}")
+        if empty := [str(each.input_line) for each in said if each.is_sweep_override() and not _listed(each)]:
+            raise ConfigError(f"{', '.join(empty)}: no choice has such a name, so there is nothing to run")
         (part,) = BasicSweeper.split_arguments(said, None)
         found += part
     return found

@@ -35,6 +35,11 @@ def some(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are: ``1 cell``, ``3 cells``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def write_csv(rows: Iterable[Iterable[object]], path: Path) -> None:
     """Write a table whose texts may be anybody's as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:

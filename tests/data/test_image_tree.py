@@ -111,7 +111,7 @@ def test_a_folder_that_is_alone_is_entered(tmp_path: Path, part: str) -> None:
     ("names", "message"),
     [
         ((), r"holds 0 folders; there must be two or more.* set dataset.root"),
-        (("cats/1.jpg",), r"holds 1 folders"),
+        (("cats/1.jpg",), r"holds 1 folder;"),
         (("cats/1.jpg", "dogs/"), r"/dogs is empty; put the images .* or delete it$"),
         (("cats/1.jpg", "dogs/.hidden"), r"/dogs is empty"),
         (("cats/1.jpg", "dogs/1.jpg", "3.JPG"), r"holds images beside its folders \(3.JPG\); put each into"),

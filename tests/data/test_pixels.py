@@ -216,6 +216,13 @@ def tiff(file: Path, data: bytes, tags: dict[int, list[int]]) -> None:
     ("values", "tags", "why"),
     [
         (GREY.view(np.int8), {258: [8], 262: [1], 277: [1], 339: [2]}, "negative pixels have no agreed black"),
+        (
+            np.full((6, 6), 3 << 30, np.uint32),
+            {258: [32], 262: [1], 277: [1], 339: [1]},
+            "32-bit pixels have no agreed",
+        ),
+        (np.full((6, 6), 1 << 20, np.uint32), {258: [32], 262: [1], 277: [1]}, "32-bit pixels have no agreed white"),
+        (np.full((6, 6), -3, np.int32), {258: [32], 262: [1], 277: [1], 339: [2]}, "negative pixels"),
         (DEEP, {258: [16], 262: [0], 277: [1]}, "0 is white as negatives; save them with 0 as black"),
         (np.stack([DEEP] * 3), {258: [16] * 3, 262: [2], 277: [3], 284: [2]}, "channels that lie apart"),
     ],

@@ -87,7 +87,7 @@ def spoil(folder: Path, name: str, text: str) -> None:
     [
         ({}, {"target": "sort"}, r"dataset.target=sort: no such column; choose from id, size, colour, kind"),
         ({}, {"drop": ("nr",)}, r"dataset.drop=nr: no such column"),
-        ({"test.csv": HEADER + "0,1,red,\n"}, {}, "1 rows of test.csv have no kind"),
+        ({"test.csv": HEADER + "0,1,red,\n"}, {}, "1 row of test.csv without kind"),
         ({"test.csv": HEADER + "0,1,red,c\n"}, {}, "class c has no training row"),
         ({"test.csv": HEADER + "0,1,green,a\n"}, {}, "class b has no test row"),
         ({"test.csv": HEADER.replace("size", "Size") + "0,1,red,a\n"}, {}, "lack size, which has Size instead; rename"),
@@ -297,7 +297,7 @@ def test_labels_that_are_missing_or_alike_are_told(
         made.source()
     change(made, "train", lambda rows: rows.assign(y=["0", "1", "2"] * 19 + ["?", "NA", "1"]))
     change(made, "test", lambda rows: rows.assign(y=["0", "1", "2"] * 10))
-    with pytest.raises(DataError, match=r"2 rows of train\.csv have no y \('\?', 'NA'\); remove them"):
+    with pytest.raises(DataError, match=r"2 rows of train\.csv without y \('\?', 'NA'\); fill in or remove"):
         made.source()
     change(made, "train", lambda rows: rows.assign(y="2"))
     change(made, "test", lambda rows: rows.assign(y="2"))

@@ -33,6 +33,22 @@ def artifacts(run_id: str) -> set[str]:
     return {file.name for file in Path("mlruns").rglob(f"{run_id}/artifacts/**/*") if file.is_file()}
 
 
+def test_a_store_that_was_damaged_is_mended_where_the_database_is_gone(measured: Path) -> None:
+    (folder,) = Path("multirun").glob("*/cells.csv")
+    first = fp32_of(folder.parent)
+    for file in ("dataset/*/train_labels.npy", "artifact/*/model.onnx"):
+        for damaged in Path("multirun/store").glob(file):
+            damaged.write_bytes(damaged.read_bytes() + b"x")
+    Path("mlflow.db").unlink()
+    shutil.rmtree("mlruns")
+    command = [sys.executable, "run.py", *QUICK, "precision=fp32", "hydra.run.dir=multirun/second"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    second = fp32_of(Path("multirun/second"))
+    assert second["status"] == "finished" and figures(second) == figures(first)
+    assert {"bundle.json", "config.json", "logits.npy"} <= artifacts(second["run_id"])
+
+
 def test_nothing_that_was_measured_is_lost(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = Path("multirun").glob("*/cells.csv")
     name = folder.parent.name

@@ -178,6 +178,11 @@ def _not_finite(what: float) -> Callable[[Path], None]:
     return write
 
 
+def _of_kind(kind: torch.dtype) -> Callable[[Path], object]:
+    """The weights of a network in numbers of another kind."""
+    return lambda file: torch.save(network().state_dict() | {"conv.weight": OTHER["conv.weight"].to(kind)}, file)
+
+
 def _statistics(which: str, what: float) -> Callable[[Path], None]:
     def write(file: Path) -> None:
         state = network().state_dict()
@@ -203,6 +208,8 @@ def _program(file: Path) -> None:
         (_with_one_bit_flipped, r"is damaged \(w/data/0 is not what was written\); get it again"),
         (_not_finite(float("nan")), r"conv.weight holds NaN \(9 of 108 values\): the training failed; take an earlier"),
         (_not_finite(float("inf")), r"conv.weight holds infinities \(9 of 108 values\)"),
+        (_of_kind(torch.complex64), r"conv.weight holds numbers of the kind complex64; give plain float weights"),
+        (_of_kind(torch.int8), r"conv.weight holds numbers of the kind int8; give plain float weights"),
         (_statistics("var", -0.25), r"norm.running_var holds -0.25, which is no variance \(1 of 4 values\)"),
         (_statistics("var", float("inf")), "norm.running_var holds inf, which is no variance"),
         (_statistics("mean", float("inf")), "norm.running_mean holds infinities"),

@@ -13,6 +13,7 @@ from bitsweep.data.class_names import number_labels
 from bitsweep.data.splits import MOST_CHANNELS
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
+from bitsweep.text import counted
 
 #: Keys of images and labels, for training and testing.
 _CONVENTIONS = (
@@ -140,7 +141,7 @@ def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Sp
     if not len(images):
         raise DataError(f"{images_key} holds no images")
     if labels.shape[:1] != images.shape[:1]:
-        raise DataError(f"{labels_key} has the shape {list(labels.shape)}, for {len(images)} images")
+        raise DataError(f"{labels_key} has the shape {list(labels.shape)}, for {counted(len(images), 'image')}")
     if np.issubdtype(labels.dtype, np.floating) and (np.mod(labels, 1) == 0).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "biuU":

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitsweep.errors import DataError
 from bitsweep.results import Array
-from bitsweep.text import some
+from bitsweep.text import counted, some
 
 #: A noun of WordNet's, by which ImageNet's classes are called; its words may follow.
 _SYNSET = re.compile(r"(n\d{8})\b\s*(.*)", re.DOTALL)
@@ -116,7 +116,7 @@ def _places(found: Sequence[str | int], classes: Sequence[str]) -> dict[str | in
     low, high = int(min(numbers)), int(max(numbers))
     first = int(low == 1 and high == len(classes))
     if low < first or high >= len(classes) + first:
-        raise DataError(f"labels run from {low} to {high}, but dataset.classes has {len(classes)} names")
+        raise DataError(f"labels run from {low} to {high}, but dataset.classes has {counted(len(classes), 'name')}")
     if first:
         print(f"labels count from 1: 1 is {classes[0]}", flush=True)
     return {label: int(number) - first for label, number in zip(found, numbers, strict=True)}

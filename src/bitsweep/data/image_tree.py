@@ -16,8 +16,12 @@ from PIL import Image, UnidentifiedImageError
 
 from bitsweep.errors import DataError
 from bitsweep.runtime.environment import physical_cores
+<<<<<<< HEAD
 from bitsweep.runtime.user_cache import read_cached, write_cached
 from bitsweep.text import some
+=======
+from bitsweep.text import counted, some
+>>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 _TRAIN = ("train", "train_set", "training", "training_set")
 _TEST = ("test", "test_set", "testing", "val", "valid", "validation", "validation_set")
@@ -85,8 +89,8 @@ def find_classes(root: Path, part: str = "", *, single: bool = False) -> dict[st
     classes = {entry.name: _entries(Path(entry)) for entry in entries if entry.is_dir()}
     if len(classes) < 2 - single:
         raise DataError(
-            f"{folder} holds {len(classes)} folders; there must be two or more, each with the images of a class: set "
-            "dataset.root to the folder that holds them"
+            f"{folder} holds {counted(len(classes), 'folder')}; there must be two or more, each with the images of a "
+            "class: set dataset.root to the folder that holds them"
         )
     for name, files in classes.items():
         if not files:

@@ -265,6 +265,8 @@ def _refuse_misread(opened: Image.Image) -> None:
     bits = max(tags.get(_BITS, (1,)))
     if bits == 8 and 2 in tags.get(_SIGN, ()):
         raise ValueError("negative pixels have no agreed black")
+    if bits == 32 and set(tags.get(_SIGN, (1,))) == {1} and int(np.asarray(opened).min()) < 0:  # read as signed
+        raise ValueError("32-bit pixels have no agreed white")
     if bits > 8 and tags.get(_PLANES) == 2:
         raise ValueError("Pillow misreads 16-bit channels that lie apart; save them interleaved")
     if opened.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0:

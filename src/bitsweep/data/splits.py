@@ -24,6 +24,7 @@ from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
+from bitsweep.text import counted
 
 if TYPE_CHECKING:
     pass
@@ -235,7 +236,7 @@ def _take(
             stream.write(block.data)
     checks_B = checks.finish()
     np.save(folder / f"{part}_checks.npy", checks_B)
-    print(f"{part}: {len(chosen_N)} images in {time.monotonic() - start_s:.1f} s", flush=True)
+    print(f"{part}: {counted(len(chosen_N), 'image')} in {time.monotonic() - start_s:.1f} s", flush=True)
     return StoredImages(folder / f"{part}_images.npy", checks_B), checks_B
 
 

@@ -11,7 +11,7 @@ from bitsweep.data.image_tree import content_digests, file_kind, kept_digests
 from bitsweep.data.listing import Listing
 from bitsweep.data.picture_tables import Table
 from bitsweep.errors import DataError
-from bitsweep.text import some
+from bitsweep.text import counted, some
 
 #: Usual names of columns, in lower case.
 _IMAGE = (
@@ -87,7 +87,7 @@ def labels_of(table: Table, column: str) -> tuple[list[str | int], Sequence[str]
             raise DataError(f"{column} of row {number} is {str(value)[:40]}; labels are names or whole numbers")
         labels.append(label)
     if names and any(isinstance(label, str) or label >= len(names) for label in labels):
-        raise DataError(f"{column} has labels beyond its {len(names)} names")
+        raise DataError(f"{column} has labels beyond its {counted(len(names), 'name')}")
     _check_text(column, [str(label) for label in labels])
     return labels, names
 

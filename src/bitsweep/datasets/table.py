@@ -27,7 +27,7 @@ from bitsweep.data.columns import (
 from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, UNNAMED, read_table
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
-from bitsweep.text import some
+from bitsweep.text import counted, some
 
 if TYPE_CHECKING:
     import pandas
@@ -171,8 +171,8 @@ class TableFile(Dataset):
         labels = named_classes(frame[self.target], kinds[self.target])
         if len(without := frame[self.target][labels == ""]):
             raise DataError(
-                f"{self._key}: {len(without)} rows of {file.name} have no {self.target} "
-                f"({some_of(without.unique())}); remove them"
+                f"{self._key}: {counted(len(without), 'row')} of {file.name} without {self.target} "
+                f"({some_of(without.unique())}); fill in or remove"
             )
         for name, kind in kinds.items():
             if name != self.target and not present(frame[name], kind).any():

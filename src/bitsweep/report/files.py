@@ -14,7 +14,7 @@ from bitsweep.report.interactive import plotted
 from bitsweep.report.pictures import Picture, pictures
 from bitsweep.report.row import Baseline, Row
 from bitsweep.runtime.store import Store
-from bitsweep.text import write_csv
+from bitsweep.text import counted, write_csv
 
 
 def write(report: SweepReport, folder: Path, store: Store | None = None) -> list[Path]:
@@ -132,9 +132,8 @@ def _summary(report: SweepReport) -> str:
         for status in ("finished", "reused", "lowered", "failed", "skipped", "interrupted")
         if (count := sum(row.status == status for row in report.rows))
     )
-    cells = "1 cell" if len(report.rows) == 1 else f"{len(report.rows)} cells"
     started = report.started.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"{cells}: {counts or 'none'}. Started {started}, took {report.seconds:.0f} s."
+    return f"{counted(len(report.rows), 'cell')}: {counts or 'none'}. Started {started}, took {report.seconds:.0f} s."
 
 
 def _why(row: Row) -> str:

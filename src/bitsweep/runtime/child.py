@@ -27,6 +27,7 @@ from typing import Any
 
 from bitsweep.errors import BitsweepError, CellFailed, UsageError, ran_out_of_memory, ran_out_of_space
 from bitsweep.runtime.containment import contain
+from bitsweep.runtime.leftovers import hold_sockets
 from bitsweep.runtime.progress import progress_bar
 
 _PRELOAD = "bitsweep.runtime.preload"
@@ -65,6 +66,7 @@ def _context(preload: str = _PRELOAD) -> multiprocessing.context.ForkServerConte
     # What the parent has imported of this package is what its children need of it.
     own = sorted(name for name in sys.modules if name.partition(".")[0] == "bitsweep")
     context.set_forkserver_preload([preload, *own])  # says nothing to a server that runs already
+    hold_sockets()
     # Ctrl-C reaches all processes of a terminal; while the server imports, it would answer with a traceback.
     multiprocessing.resource_tracker.ensure_running()  # which would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

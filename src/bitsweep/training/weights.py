@@ -234,6 +234,9 @@ def _require_finite(state: State, origin: str, parameters: frozenset[str]) -> No
     for name, value in state.items():
         if value.is_quantized or value.is_meta or value.layout != torch.strided:
             raise ConfigError(f"{origin}: {name} is quantized, sparse, or without values; give plain float weights")
+        if value.is_complex() or (name in parameters and not value.is_floating_point()):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ConfigError(f"{origin}: {name} holds numbers of the kind {kind}; give plain float weights")
         if not value.is_floating_point():
             continue
         value = value.float()

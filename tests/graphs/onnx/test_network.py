@@ -139,6 +139,35 @@ def test_what_nothing_computes_is_one_line(node: OnnxNode, message: str, tmp_pat
         network_of(tmp_path / "net.onnx")(torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([np.nan, 1, np.nan], np.float32), r"w holds NaN \(2 of 3 values\): take another file"),
+        (np.array([np.nan, 1, 2], np.float16), r"w holds NaN \(1 of 3 values\)"),
+        (np.array([np.nan, 1, 2], np.float64), r"w holds NaN \(1 of 3 values\)"),
+        (np.array([1 + 2j, 1, 2], np.complex64), r"w holds COMPLEX64, which nothing here computes with"),
+        (np.array(["a", "b", "c"], object), r"w holds STRING, which nothing here computes with"),
+        (np.array([-np.inf, 0, np.inf], np.float32), ""),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_constants_without_a_value_are_refused(values: np.ndarray, message: str, inside: bool, tmp_path: Path) -> None:
+    tensor = numpy_helper.from_array(values.reshape(1, 3, 1, 1), "w")
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3, 4, 4])
+    nodes = [helper.make_node("Constant", [], ["w"], value=tensor)] if inside else []
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Max", ["x", "w"], ["y"])],
+        "g", [images], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [] if inside else [tensor],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            network_of(tmp_path / "net.onnx")
+    else:  # a limit, or a mask
+        assert torch.isposinf(network_of(tmp_path / "net.onnx")(torch.zeros(1, 3, 4, 4))[:, 2]).all()
+
+
 def test_nodes_may_come_in_any_order(files: Path, tmp_path: Path) -> None:
     model = onnx.load(files / "any.onnx")
     nodes = list(model.graph.node)

@@ -74,7 +74,7 @@ def read_onnx(path: Path) -> OnnxGraph:
     graph, versions = model.graph, [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
     if not versions:
         raise ConfigError("does not say which version of ONNX's operators it is for; export it again")
-    constants = {each.name: _floats_as_float32(numpy_helper.to_array(each)) for each in graph.initializer}
+    constants = {each.name: _constant(each) for each in graph.initializer}
     images = image_input(model)
     return OnnxGraph(
         nodes=tuple(_in_order([_node(each, max(versions)) for each in graph.node], {images.name, *constants})),
@@ -223,7 +223,7 @@ def _node(node: Any, opset: int) -> OnnxNode:
 def _attribute(attribute: Any, node: Any) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
-        return _floats_as_float32(numpy_helper.to_array(value))
+        return _constant(value)
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, onnx.GraphProto):
@@ -232,6 +232,23 @@ def _attribute(attribute: Any, node: Any) -> Any:
             f"{named} runs a graph of its own, which nothing here does; export it for one size of images, no branches"
         )
     return list(value) if isinstance(value, list | tuple) or hasattr(value, "_values") else value
+
+
+def _constant(tensor: Any) -> Array:
+    """The values of a tensor. Infinities may be limits and masks, but what is no number comes of a failed training.
+
+    Raises:
+        ConfigError: it holds no numbers that a network for images computes with.
+    """
+    values = numpy_helper.to_array(tensor)
+    named = tensor.name or "a constant"
+    if values.dtype.kind in "cOSU":
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        raise ConfigError(f"{named} holds {kind}, which nothing here computes with; export it with real numbers")
+    values = _floats_as_float32(values)
+    if values.dtype == np.float32 and (bad := int(np.isnan(values).sum())):
+        raise ConfigError(f"{named} holds NaN ({bad} of {values.size} values): take another file")
+    return values
 
 
 def _floats_as_float32(values: Array) -> Array:
