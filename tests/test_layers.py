@@ -33,12 +33,8 @@ LAYERS = (
     ("launching", "submitted"),
     ("job", "running"),
     ("sweep",),
-<<<<<<< HEAD
     ("hydra_errors",),
     ("command_line", "several_values", "composing", "configured"),
-=======
-    ("command_line", "explaining", "several_values", "composing", "configured"),
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
     ("hydra_app",),
     ("direct",),
     ("cli", "api"),
@@ -90,12 +86,7 @@ def test_arrows_point_downwards(file: Path) -> None:
 def test_who_knows_whom(file: Path) -> None:
     path = str(file.relative_to(SOURCE))
     anywhere = _imports(file, top_level_only=False)
-<<<<<<< HEAD
     if path not in KNOW_HYDRA:
-=======
-    asking = ("configured.py", "command_line.py", "explaining.py", "several_values.py", "composing.py")
-    if path not in ("hydra_app.py", *asking):
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
         assert not _tops(anywhere) & {"hydra", "omegaconf"}
     if not path.startswith("tracking/"):
         assert "mlflow" not in _tops(anywhere)

@@ -221,7 +221,7 @@ def rebuild_report(options: argparse.Namespace) -> int:
     lost = sum(row.status == "interrupted" for row in report.rows)
     if lost and sweep.data.tags["status"] != "running" and (folder / "report.html").exists():
         raise UsageError(
-            f"{folder}: the report there is complete, while {lost} of its cells are gone from MLflow and the store; "
+            f"{folder}: the report there is complete, while MLflow and the store lack {counted(lost, 'cell')}; "
             "it is kept: name another folder with --folder, or run the sweep again"
         )
     child.warm_up(child.FOR_PICTURES)

@@ -15,20 +15,12 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-<<<<<<< HEAD
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
-=======
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from bitsweep.errors import ConfigError, MissingPackage
-<<<<<<< HEAD
 from bitsweep.hydra_errors import GROUPS, KEYS, choices_of, did_you_mean
-=======
-from bitsweep.explaining import GROUPS, KEYS, choices, did_you_mean
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 from bitsweep.runtime.environment import version_of
 
 #: Mappings whose keys are the user's, so that no YAML knows them.
@@ -40,13 +32,10 @@ _LAUNCHERS = {
     "slurm": ("hydra-submitit-launcher", "slurm"),
     "ray": ("hydra-ray-launcher", "ray"),
 }
-<<<<<<< HEAD
-=======
 #: Words that name a folder, which is never the one that is worked in.
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "data")
 #: Values that a word of a grid may have.
 _MOST = 100_000
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 
 def checked(arguments: Sequence[str]) -> list[str]:
@@ -175,11 +164,7 @@ def _check_choice(group: str, choice: object, word: str) -> None:
         several = ",".join(map(str, choice))
         raise ConfigError(f"{word}: one choice at a time; a grid is written -m {group}={several}")
     if not isinstance(choice, str | QuotedString | dict):
-<<<<<<< HEAD
         raise ConfigError(f"{word}: not a choice; {', '.join(choices_of(group))} are")
-=======
-        raise ConfigError(f"{word}: not a choice; {', '.join(choices(group))} are")
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 
 def _check_sweep(group: str, word: str) -> None:

@@ -1,13 +1,8 @@
 """The command as Hydra runs it, and what a command line means: cells, a space to search, requirements.
 
-<<<<<<< HEAD
 This, ``configured.py``, ``command_line.py``, ``hydra_errors.py``, ``several_values.py``, ``composing.py`` and the
 sweeper in ``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module, so heavy imports stand
 inside.
-=======
-This, ``configured.py``, ``command_line.py``, ``explaining.py``, ``several_values.py``, ``composing.py`` and the sweeper
-in ``hydra_plugins/`` are all that knows Hydra. Every Hydra start imports this module, so heavy imports stand inside.
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 """
 
 import contextlib
@@ -31,10 +26,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-<<<<<<< HEAD
-=======
-from bitsweep import command_line, explaining
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 from bitsweep.cell import Cell
 from bitsweep.command_line import checked as checked_words
 from bitsweep.composing import compose_all
@@ -96,17 +87,10 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-<<<<<<< HEAD
         print(f"error: {explain(error, conf)}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         print(f"error: {explain_yaml(error)}", file=sys.stderr)
-=======
-        print(f"error: {explaining.explain(error, conf)}", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        print(f"error: {explaining.explain_yaml(error)}", file=sys.stderr)
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
         sys.exit(ConfigError.exit_code)
     except OSError as error:
         if error.filename is None:
@@ -209,11 +193,7 @@ def _opened(overrides: Sequence[str], conf: Path) -> Iterator[tuple[DictConfig, 
                 {"params": sweeper.params or {}, "grids": sweeper.grids or {"": {}}, "loader": loader},
             )
     except (HydraException, OmegaConfBaseException) as error:
-<<<<<<< HEAD
         raise ConfigError(explain(error, conf)) from None
-=======
-        raise ConfigError(explaining.explain(error, conf)) from None
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 
 def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = CONF) -> Requirements:
@@ -240,8 +220,4 @@ def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = C
             found: Requirements = construct(REQUIRE, plain_of(config, REQUIRE), Requirements)
             return found
     except (HydraException, OmegaConfBaseException) as error:
-<<<<<<< HEAD
         raise ConfigError(explain(error, conf)) from None
-=======
-        raise ConfigError(explaining.explain(error, conf)) from None
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)

@@ -21,6 +21,18 @@ GROUPS = (*CONFIG_GROUPS, REQUIRE, "scale", "sweep")
 #: What stands at the top of a configuration, Hydra's own settings apart.
 KEYS = (*GROUPS, "seed", "data", *Options.__dataclass_fields__)
 _CONF = Path(__file__).parent / "conf"
+#: Of Hydra's own settings: what OmegaConf says of a value that cannot be -> what it should be.
+_REASONS = (
+    (r"expected one of \[(.*?)\]", r"should be one of \1"),
+    (r"<enum 'RunMode'>", "should be one of RUN, MULTIRUN"),
+    (r"Cannot convert '\w+' to string", "should be a single value"),
+    (r"is not Optional", "needs a value"),
+    (r"could not be converted to (?:Integer|int)", "should be a whole number"),
+    (r"could not be converted to Float", "should be a number"),
+    (r"is not a valid bool", "should be true or false"),
+    (r"Cannot assign \w+ to Dict|is not a subclass of|Cannot merge DictConfig", "should be '{NAME: VALUE}'"),
+    (r"[Cc]annot assign \w+ to List|is not a (?:list|ListConfig)", "should be a list, as in '[VALUE]'"),
+)
 
 
 def explain(error: Exception, conf: Path) -> str:
@@ -40,7 +52,15 @@ def explain(error: Exception, conf: Path) -> str:
         return f"${{{match[1]}}}: no such key, whose value could be taken; `--cfg job` prints all keys"
     if text.startswith("Primary config"):
         return "--config-path: no such folder; --config-dir FOLDER adds YAML files of your own"
+    if match := re.match(r"Error merging override (.+)\s+(.+)", text):
+        return _cannot_be_set(match[1].strip(), match[2])
     return " ".join(text.split())
+
+
+def _cannot_be_set(word: str, said: str) -> str:
+    """Why a setting of Hydra's own cannot have a value, by what OmegaConf says of it."""
+    reasons = (match.expand(reason) for sign, reason in _REASONS if (match := re.search(sign, said)))
+    return f"{word}: {next(reasons, said)}"
 
 
 def explain_yaml(error: Exception) -> str:

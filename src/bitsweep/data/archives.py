@@ -54,7 +54,9 @@ def read_npz(file: Path, *, key: str, classes: tuple[str, ...]) -> RawData:
         size = height if height == width else f"[{height},{width}]"
         if height != width or channels not in (1, 3):
             shape = f"model.image_size={size}" + (f" model.channels={channels}" if channels not in (1, 3) else "")
-            print(f"images are {height} x {width} with {channels} channels, as {shape} takes them", flush=True)
+            print(
+                f"images are {height} x {width} with {counted(channels, 'channel')}, as {shape} takes them", flush=True
+            )
         if train.images.dtype != test.images.dtype:
             raise DataError(
                 f"training images are {train.images.dtype}, test images {test.images.dtype}; they must be of one kind"

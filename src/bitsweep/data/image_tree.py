@@ -16,12 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from bitsweep.errors import DataError
 from bitsweep.runtime.environment import physical_cores
-<<<<<<< HEAD
 from bitsweep.runtime.user_cache import read_cached, write_cached
-from bitsweep.text import some
-=======
 from bitsweep.text import counted, some
->>>>>>> 72b7a6f (One line for what Hydra refuses, for numbers that are no weights, and a damaged store is mended without its database)
 
 _TRAIN = ("train", "train_set", "training", "training_set")
 _TEST = ("test", "test_set", "testing", "val", "valid", "validation", "validation_set")

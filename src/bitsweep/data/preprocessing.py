@@ -12,6 +12,7 @@ import numpy as np
 from bitsweep.data.network_input import resize_weights
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Pixels, Shape, Splits
+from bitsweep.text import counted
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -96,7 +97,7 @@ def normalized(splits: Splits, model: "Model") -> Splits:
     stored, taken = splits.test.images.shape[3], model.input_shape[0]
     if stored not in (1, taken):
         raise DataError(
-            f"model.channels={taken}: the images have {stored} channels; set model.channels={stored}, for a "
+            f"model.channels={taken}: the images have {counted(stored, 'channel')}; set model.channels={stored}, for a "
             "network that takes them"
         )
     bgr = model.channel_order == "bgr"
