@@ -58,6 +58,26 @@ def test_tokens_that_are_joined_and_parted_stay_float() -> None:
     assert _rounded(_ClassAttention(), EVERYWHERE) == {"images", "conv2d", "layer_norm", "select"}
 
 
+class _LinearAttention(nn.Module):
+    """Sums of values and of weights in one product, which is then divided by the latter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mixed = nn.Conv2d(3, 12, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        query_NCP, key_NCP, value_NCP = self.stem(images).flatten(2).chunk(3, dim=1)
+        value_NCP = torch.cat((value_NCP, torch.ones_like(value_NCP[:, :1])), dim=1)
+        summed_NCP = (value_NCP @ key_NCP.relu().transpose(1, 2)) @ query_NCP.relu()
+        mean_NCP = summed_NCP[:, :-1] / (summed_NCP[:, -1:] + 1e-6)
+        return self.mixed(mean_NCP.unflatten(2, images.shape[2:])).mean((2, 3))
+
+
+def test_what_is_divided_stays_float() -> None:
+    """No engine divides codes; the product that is divided may differ a thousandfold between channels."""
+    assert not {each for each in _rounded(_LinearAttention(), EVERYWHERE) if "matmul" in each or "slice" in each}
+
+
 def test_an_engine_that_yields_codes_only_rounds_what_linear_layers_yield() -> None:
     added = _rounded(Transformer(), Placement(yields_floats=False)) - _rounded(Transformer(), EVERYWHERE)
     assert added == {"linear", "linear_1", "linear_3"}

@@ -67,10 +67,6 @@ MOVES = {
     aten.slice.Tensor,
 }
 PAIRS = {aten.add.Tensor, aten.mul.Tensor}
-#: Operations that are computed in float.
-FLOATS = {
-    aten.layer_norm.default, aten.scaled_dot_product_attention.default, aten.matmul.default, aten.softmax.int,
-}  # fmt: skip
 #: Operations that yield parts of what they read, which are not on codes.
 _PARTS = {aten.unbind.int, aten.select.int, aten.split.Tensor, aten.chunk.default, aten.unflatten.int, getitem}
 #: Functions that engines compute in float.
@@ -189,7 +185,7 @@ def _in_residual_stream(node: Node) -> bool:
     return any(
         user.target == aten.layer_norm.default
         or (user.target == aten.add.Tensor and all(map(_is_activation, user.args[:2])) and _in_residual_stream(user))
-        or ((_moves(user) or user.target in _PARTS or user.target == aten.cat.default) and _in_residual_stream(user))
+        or (_passes_on(user) and _in_residual_stream(user))
         for user in node.users
     )
 
@@ -217,11 +213,19 @@ def _ends_in_floats(node: Node, also: frozenset[Any] = frozenset()) -> bool:
         also: what counts as computing in float, too.
     """
     return all(
-        user.target in FLOATS | also
-        or (user.target in PAIRS and not _on_codes(user))
-        or ((_moves(user) or user.target in _PARTS or user.target == aten.cat.default) and _ends_in_floats(user))
+        _ends_in_floats(user) if _passes_on(user) else user.target in also or not _computes_on_codes(user)
         for user in node.users
     )
+
+
+def _computes_on_codes(node: Node) -> bool:
+    """Whether integer engines have kernels for an operation; all others compute in float."""
+    return is_layer(node) or node.target in FUNCTIONS or _on_codes(node)
+
+
+def _passes_on(node: Node) -> bool:
+    """Whether a node yields what it reads, moved, in parts or joined."""
+    return _moves(node) or node.target in _PARTS or node.target == aten.cat.default
 
 
 def _fuses(node: Node) -> bool:
