@@ -1,10 +1,14 @@
 """Odd names, made fit to be shown."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsweep.text import counted, plain, shortened, some
+import bitsweep
+from bitsweep.text import counted, plain, say, shortened, some
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,17 @@ def test_some_of_many() -> None:
 
 def test_one_is_told_in_the_singular() -> None:
     assert [counted(number, "cell") for number in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
+
+
+def test_names_that_are_told_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("left out: a\x1b[31mred", "two\nlines")
+    assert capsys.readouterr().out == "left out: a\\x1b[31mred\ntwo lines\n"
+
+
+def test_what_reads_data_tells_names_in_no_other_way() -> None:
+    """`print` would hand a terminal whatever is in the name of a file, a column or a layer."""
+    source = Path(bitsweep.__file__).parent
+    files = [file for part in ("data", "datasets", "models", "training") for file in (source / part).glob("*.py")]
+    assert len(files) > 40
+    printing = [file.name for file in files if re.search(r"\bprint\(", file.read_text())]
+    assert printing == ["checkpoint.py"]  # of a file of the store

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.hydra_errors import GROUPS, KEYS, choices_of, did_you_mean
 from bitsweep.runtime.environment import version_of
+from bitsweep.text import plain
 
 #: Mappings whose keys are the user's, so that no YAML knows them.
 _OPEN = ("model.arguments", "dataset.arguments")
@@ -88,7 +89,7 @@ def _tell_twice(words: Sequence[str]) -> None:
         key = parser.parse_override(word).key_or_group
         if last.get(key, word) != word:
             _check_sweep(key, word)
-            print(f"{last[key]}: has no effect, for {word} follows", file=sys.stderr, flush=True)
+            print(plain(f"{last[key]}: has no effect, for {word} follows"), file=sys.stderr, flush=True)
         last[key] = word
 
 

@@ -42,6 +42,7 @@ from bitsweep.runtime.store import Store
 from bitsweep.search.sampling import SearchSpace, corners
 from bitsweep.several_values import grid_overrides, spaces
 from bitsweep.sweep import free_folder, own_folder, run_sweep
+from bitsweep.text import plain
 
 #: The YAMLs that are installed with the package.
 CONF = Path(__file__).parent / "conf"
@@ -87,16 +88,16 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error, conf)}", file=sys.stderr)
+        print(plain(f"error: {explain(error, conf)}"), file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        print(f"error: {explain_yaml(error)}", file=sys.stderr)
+        print(plain(f"error: {explain_yaml(error)}"), file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except OSError as error:
         if error.filename is None:
             raise
         hint = "hydra.run.dir and hydra.sweep.dir name the folder of a run"
-        print(f"error: {error.filename}: {error.strerror}; {hint}", file=sys.stderr)
+        print(plain(f"error: {error.filename}: {error.strerror}; {hint}"), file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,7 +16,7 @@ from bitsweep.planning import duration, names_of
 from bitsweep.results import Outcome
 from bitsweep.runtime import machine
 from bitsweep.runtime.store import Store
-from bitsweep.text import plain
+from bitsweep.text import say
 
 if TYPE_CHECKING:
     from bitsweep.tracking.shared import SharedResults
@@ -58,7 +58,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
         if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
             if stages.BASELINE.name in outcome.seconds:  # it was trained just now
                 for note in trained_of(cell, store).notes:
-                    print(plain(note))
+                    say(note)
             baseline_run_id = logger.log_baseline(cell, lambda: pipeline.evidence_of_baseline(cell, runner))
         if options.stage == "cell" or (options.stage == "artifact" and outcome.status == "failed"):
             evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
@@ -72,7 +72,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     if shared:
         shared.offer(cell)
     called = options.called or names_of([cell], options.stage)[0]
-    print(_summary(called, outcome, options.stage), flush=True)
+    say(_summary(called, outcome, options.stage))
     return outcome
 
 

@@ -40,6 +40,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def say(*lines: str) -> None:
+    """Print lines at once, whatever names are in them."""
+    for line in lines:
+        print(plain(line), flush=True)
+
+
 def write_csv(rows: Iterable[Iterable[object]], path: Path) -> None:
     """Write a table whose texts may be anybody's as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:

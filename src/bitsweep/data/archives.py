@@ -13,7 +13,7 @@ from bitsweep.data.class_names import number_labels
 from bitsweep.data.splits import MOST_CHANNELS
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
-from bitsweep.text import counted
+from bitsweep.text import counted, say
 
 #: Keys of images and labels, for training and testing.
 _CONVENTIONS = (
@@ -54,9 +54,7 @@ def read_npz(file: Path, *, key: str, classes: tuple[str, ...]) -> RawData:
         size = height if height == width else f"[{height},{width}]"
         if height != width or channels not in (1, 3):
             shape = f"model.image_size={size}" + (f" model.channels={channels}" if channels not in (1, 3) else "")
-            print(
-                f"images are {height} x {width} with {counted(channels, 'channel')}, as {shape} takes them", flush=True
-            )
+            say(f"images are {height} x {width} with {counted(channels, 'channel')}, as {shape} takes them")
         if train.images.dtype != test.images.dtype:
             raise DataError(
                 f"training images are {train.images.dtype}, test images {test.images.dtype}; they must be of one kind"
@@ -81,10 +79,9 @@ def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) ->
     if len(data.train) and len(data.test):
         largest = [int(part.images[np.arange(len(part))].max()) for part in (data.train, data.test)]
         if max(largest) >= _UNLIKE * min(largest):
-            print(
+            say(
                 f"warning: the largest value of training images is {largest[0]}, that of test images {largest[1]}: "
                 "are both on one scale?",
-                flush=True,
             )
     tested = list(map(_digest, data.test.images[np.arange(len(data.test))]))
     watched = {"training": data.train.images} | (
@@ -96,7 +93,7 @@ def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) ->
             what = f"{count} of {len(data.test)} test images are {kind} images too"
             if leaks == "refuse":
                 raise DataError(f"{key}: {what}; remove them, or set dataset.leaks=keep")
-            print(f"warning: {what}", flush=True)
+            say(f"warning: {what}")
 
 
 def _read_parts(file: Path) -> tuple[Split, Split]:
@@ -115,7 +112,7 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
                 raise DataError(f"has the keys {', '.join(archive)}; expected {wanted}, or the last two of them")
             of_train, of_test = known[0]
             if beside := sorted(set(archive) - {*of_train, *of_test}):
-                print(f"left out: {', '.join(beside)}; validation images are held out from training", flush=True)
+                say(f"left out: {', '.join(beside)}; validation images are held out from training")
             test = _split(archive[of_test[0]], archive[of_test[1]], *of_test)
             if set(of_train) <= set(archive):
                 train = _split(archive[of_train[0]], archive[of_train[1]], *of_train)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitsweep.errors import DataError
 from bitsweep.results import Array
-from bitsweep.text import counted, some
+from bitsweep.text import counted, say, some
 
 #: A noun of WordNet's, by which ImageNet's classes are called; its words may follow.
 _SYNSET = re.compile(r"(n\d{8})\b\s*(.*)", re.DOTALL)
@@ -63,7 +63,7 @@ def number_labels(labels: Sequence[str | int], classes: Sequence[str]) -> tuple[
     """
     found = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
     for line in look_alikes(classes or map(str, found)):
-        print(line, flush=True)
+        say(line)
     if classes:
         places = _places(found, classes)
         return np.array([places[label] for label in labels], np.int64), tuple(classes)
@@ -72,7 +72,7 @@ def number_labels(labels: Sequence[str | int], classes: Sequence[str]) -> tuple[
         if low < 0:
             raise DataError(f"labels run from {low} to {high}; they must not be negative")
         if len(found) != high + 1:
-            print(f"labels run from {low} to {high} with {len(found)} values: those are the classes", flush=True)
+            say(f"labels run from {low} to {high} with {len(found)} values: those are the classes")
     places = {label: number for number, label in enumerate(found)}
     return np.array([places[label] for label in labels], np.int64), tuple(str(label) for label in found)
 
@@ -118,7 +118,7 @@ def _places(found: Sequence[str | int], classes: Sequence[str]) -> dict[str | in
     if low < first or high >= len(classes) + first:
         raise DataError(f"labels run from {low} to {high}, but dataset.classes has {counted(len(classes), 'name')}")
     if first:
-        print(f"labels count from 1: 1 is {classes[0]}", flush=True)
+        say(f"labels count from 1: 1 is {classes[0]}")
     return {label: int(number) - first for label, number in zip(found, numbers, strict=True)}
 
 
@@ -130,7 +130,7 @@ def _told_apart(names: tuple[str, ...], key: str) -> tuple[str, ...]:
         raise DataError(f"{key}: {again[0]} is there twice; give every class a name of its own")
     if several:
         renamed = [new for old, new in zip(names, apart, strict=True) if old in several]
-        print(f"{key}: several classes have one name, and are called {some(renamed)}", flush=True)
+        say(f"{key}: several classes have one name, and are called {some(renamed)}")
     return apart
 
 

@@ -17,6 +17,7 @@ from bitsweep.data.pixels import StoredForm, as_stored, largest_values, read_pic
 from bitsweep.errors import DataError
 from bitsweep.results import Array
 from bitsweep.runtime.environment import physical_cores
+from bitsweep.text import say
 
 #: A picture: the file that it is in, what is in such a file, or itself, decoded.
 Picture = Path | bytes | Image.Image
@@ -67,7 +68,7 @@ class ImageFiles:
             for numbers in blocks_of(len(self.names)):
                 found = zip(numbers, pool.map(self._reason, self.take(numbers)), strict=True)
                 bad += [f"{self.names[number]} ({reason})" for number, reason in found if reason]
-        print(*bad, sep="\n", flush=True)
+        say(*bad)
         more = f", and {len(bad) - _NAMED} more, listed in the log" if len(bad) > _NAMED else ""
         raise DataError(
             f"{self.place}: {len(bad)} of {len(self.names)} files are not readable as images: "

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from bitsweep.errors import DataError
 from bitsweep.runtime.environment import physical_cores
 from bitsweep.runtime.user_cache import read_cached, write_cached
-from bitsweep.text import counted, some
+from bitsweep.text import counted, say, some
 
 _TRAIN = ("train", "train_set", "training", "training_set")
 _TEST = ("test", "test_set", "testing", "val", "valid", "validation", "validation_set")
@@ -54,9 +54,9 @@ def find_parts(root: Path, *, train: str = "", test: str = "") -> tuple[str, str
         chosen += found or [""]
     parts = [name for name in chosen if name]
     if parts and (litter := sorted(_litter(root))):
-        print(f"left out in {root}: {some(litter)}, which are no images of yours", flush=True)
+        say(f"left out in {root}: {some(litter)}, which are no images of yours")
     if parts and (beside := sorted(set(holders.values()) - set(parts))):
-        print(f"left out: {some(beside)} in {root}; validation images are held out from {parts[0]}", flush=True)
+        say(f"left out: {some(beside)} in {root}; validation images are held out from {parts[0]}")
     if chosen[0] and not chosen[1]:
         raise DataError(
             f"{root} has {parts[0]}, and no other folder of a usual name; name both with dataset.train_folder and "
@@ -102,7 +102,7 @@ def find_classes(root: Path, part: str = "", *, single: bool = False) -> dict[st
                 "or set dataset.root to the folder that holds the classes"
             )
     if litter := sorted({name for place in (folder, *(folder / name for name in classes)) for name in _litter(place)}):
-        print(f"left out below {folder}: {some(litter)}, which are no images of yours", flush=True)
+        say(f"left out below {folder}: {some(litter)}, which are no images of yours")
     return {name: [file.path.removeprefix(f"{root}{os.sep}") for file in files] for name, files in classes.items()}
 
 

@@ -18,7 +18,7 @@ from bitsweep.data.sampling import stratified_share, tell_held_out
 from bitsweep.data.unlabelled import Unlabelled
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, RawSplit
-from bitsweep.text import some
+from bitsweep.text import say, some
 
 
 @contextlib.contextmanager
@@ -158,12 +158,11 @@ def _arranged(
     untrainable = too_few(labels_N, test_N, names)
     if untrainable and not divided and not test_N.all():
         test_N = np.ones_like(test_N)
-        print(f"all images are for testing: {untrainable}", flush=True)
+        say(f"all images are for testing: {untrainable}")
     elif not divided and not test_N.all():
-        print(
+        say(
             f"{listing.key}: {np.count_nonzero(~test_N)} images are for training and {np.count_nonzero(test_N)} for "
             f"testing, by dataset.test_share={test_share:g}; 1 tests given weights on all",
-            flush=True,
         )
     return Arranged(labels_N=labels_N, test_N=test_N, classes=names, untrainable=untrainable)
 
@@ -186,9 +185,9 @@ def _check_twice(listing: Listing) -> None:
     ]
     counted = "1 image is" if len(told) == 1 else f"{len(told)} images are"
     if unlike:
-        print(f"warning: {counted} there twice with unlike labels: {some(told)}", flush=True)
+        say(f"warning: {counted} there twice with unlike labels: {some(told)}")
     elif again:
-        print(f"{counted} there twice, and count{'s' * (len(told) == 1)} twice: {some(told)}", flush=True)
+        say(f"{counted} there twice, and count{'s' * (len(told) == 1)} twice: {some(told)}")
 
 
 def _held_out(labels_N: Array, contents: Sequence[bytes], share: float, seed: int) -> Array:
@@ -244,7 +243,7 @@ def _check_leaks(
         what = f"{len(found)} of {test_N.sum()} test images are {kind} images too ({some(found)})"
         if leaks == "refuse":
             raise DataError(f"{what}; delete either, or set dataset.leaks=keep")
-        print(f"warning: {what}", flush=True)
+        say(f"warning: {what}")
 
 
 def _images(listing: Listing, numbers: Sequence[int], form: StoredForm) -> ImageFiles:
@@ -265,9 +264,8 @@ def _white(largest: int, coloured: int, *, key: str) -> int:
         )
     white = white_of(largest)
     if largest or coloured:
-        print(
+        say(
             f"the 16-bit training images reach {max(largest, coloured)}: {white} is white, and they are kept in 8 bits "
             "(16 are kept in archives, dataset=npz)",
-            flush=True,
         )
     return white

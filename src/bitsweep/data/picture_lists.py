@@ -7,6 +7,7 @@ from typing import Any
 from bitsweep.data.picture_tables import Table, read_parquet, table_of
 from bitsweep.data.tables import read_table
 from bitsweep.errors import DataError, first_line
+from bitsweep.text import say
 
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -30,7 +31,7 @@ def read_list(file: Path, key: str) -> tuple[Table, bool]:
     messages: list[str] = []
     frame = read_table(file, key=key, messages=messages)
     for line in messages:
-        print(line, flush=True)
+        say(line)
     return table_of(file, {name: frame[name].tolist() for name in frame.columns}), True
 
 

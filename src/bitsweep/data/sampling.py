@@ -8,6 +8,7 @@ import numpy as np
 from bitsweep.data.preprocessing import preprocessed
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Shape, Splits
+from bitsweep.text import say
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,9 @@ def tell_held_out(key: str, count: int, share: float) -> None:
     Args:
         key: of the setting that names the images, with its value.
     """
-    print(
+    say(
         f"{key}: {held_out(count, share)} of {count} test images {'is' if held_out(count, share) == 1 else 'are'} held "
         f"out to choose ranges on, by dataset.val_share={share:g}; to test all, name others with dataset.calibration",
-        flush=True,
     )
 
 

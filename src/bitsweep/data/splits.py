@@ -24,7 +24,7 @@ from bitsweep.data.stored_images import Checks, StoredImages
 from bitsweep.errors import DataError
 from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
-from bitsweep.text import counted
+from bitsweep.text import counted, say
 
 if TYPE_CHECKING:
     pass
@@ -236,7 +236,7 @@ def _take(
             stream.write(block.data)
     checks_B = checks.finish()
     np.save(folder / f"{part}_checks.npy", checks_B)
-    print(f"{part}: {counted(len(chosen_N), 'image')} in {time.monotonic() - start_s:.1f} s", flush=True)
+    say(f"{part}: {counted(len(chosen_N), 'image')} in {time.monotonic() - start_s:.1f} s")
     return StoredImages(folder / f"{part}_images.npy", checks_B), checks_B
 
 

@@ -11,7 +11,7 @@ from bitsweep.data.image_tree import content_digests, file_kind, kept_digests
 from bitsweep.data.listing import Listing
 from bitsweep.data.picture_tables import Table
 from bitsweep.errors import DataError
-from bitsweep.text import counted, some
+from bitsweep.text import counted, say, some
 
 #: Usual names of columns, in lower case.
 _IMAGE = (
@@ -54,7 +54,7 @@ def find_columns(table: Table, *, image: str, label: str, split: str) -> tuple[s
             what = f"dataset.{key}_column={given}: no such column" if given else f"which column is the {key}"
             raise DataError(f"{what}; choose dataset.{key}_column from {some(table.columns, 9)}")
         if len(found) > 1 and _type_of(table, found[1]) == _USUAL[key][0]:
-            print(f"{key}s are those of {found[0]}; dataset.{key}_column may be {found[1]}", flush=True)
+            say(f"{key}s are those of {found[0]}; dataset.{key}_column may be {found[1]}")
         chosen.append(found[0] if found else "")
     return chosen[0], chosen[1], chosen[2]
 
@@ -112,7 +112,7 @@ def _check_text(column: str, labels: Sequence[str]) -> None:
         if _BRACKETS.fullmatch(label) or (len(pieces) > 1 and len(known) == len(pieces)):
             raise _several(column, number, label)
         if len(pieces) > 1 and known:
-            print(f"warning: {label[:40]!a} is a class beside {known[0]!a}: is it several labels?", flush=True)
+            say(f"warning: {label[:40]!a} is a class beside {known[0]!a}: is it several labels?")
 
 
 def tested_rows(values: Sequence[Any]) -> tuple[list[int], list[bool]]:
@@ -133,7 +133,7 @@ def tested_rows(values: Sequence[Any]) -> tuple[list[int], list[bool]]:
         raise DataError("all rows are for training; call the part of others test, or leave the column out")
     tested = {part for part in parts if part in _TEST[:2]} or {found[0]}
     if beside := sorted(set(parts) - tested - {*_TRAIN}):
-        print(f"left out: {some(beside)}; validation images are held out from training", flush=True)
+        say(f"left out: {some(beside)}; validation images are held out from training")
     kept = [number for number, part in enumerate(parts) if part in tested or part in _TRAIN]
     return kept, [parts[number] in tested for number in kept]
 

@@ -12,7 +12,7 @@ from bitsweep.data.photographs import Photographs
 from bitsweep.data.picture_tables import Table, joined, read_arrow, read_parquet
 from bitsweep.data.table_listing import find_columns, labels_of, listing_of
 from bitsweep.errors import DataError
-from bitsweep.text import some
+from bitsweep.text import say, some
 
 #: What ``save_to_disk`` writes: the names of the parts, and the files of one.
 _PARTS, _STATE = "dataset_dict.json", "state.json"
@@ -70,7 +70,7 @@ class HuggingFace(Photographs):
                 )
             train = names[0]
         if beside := sorted(set(names) - {train, test}):
-            print(f"left out: {some(beside)}; validation images are held out from training", flush=True)
+            say(f"left out: {some(beside)}; validation images are held out from training")
         return train, test
 
 

@@ -27,7 +27,7 @@ from bitsweep.data.columns import (
 from bitsweep.data.tables import COMPRESSED, PARQUET, TEXT, UNNAMED, read_table
 from bitsweep.errors import DataError
 from bitsweep.results import Array, RawData, Split
-from bitsweep.text import counted, some
+from bitsweep.text import counted, say, some
 
 if TYPE_CHECKING:
     import pandas
@@ -77,7 +77,7 @@ class TableFile(Dataset):
         encoder = Encoder(rows.train, rows.kinds)
         side = _side(encoder.features)
         _say([*rows.messages, *encoder.messages(rows.test)])
-        print(f"{encoder.features} features: images of {side} x {side} pixels, for model.image_size={side}", flush=True)
+        say(f"{encoder.features} features: images of {side} x {side} pixels, for model.image_size={side}")
         digest = hashlib.sha256()
         for file in self._files():
             digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -252,7 +252,7 @@ class TableFile(Dataset):
 
 def _say(lines: Sequence[str]) -> None:
     for line in lines:
-        print(line, flush=True)
+        say(line)
 
 
 def _rows_of(frame: "pandas.DataFrame", *, like: "pandas.DataFrame") -> "pandas.Series":

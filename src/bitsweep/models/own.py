@@ -8,6 +8,7 @@ from bitsweep.config.factory import Factory
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 from bitsweep.runtime.fingerprint import digest
+from bitsweep.text import say
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class OwnModel(Model):
                 f"model.factory={self.factory}: makes a network without values (device meta); make it on the CPU"
             )
         for dtype in {each.dtype for each in network.parameters()} & {torch.float16, torch.bfloat16}:
-            print(f"model.factory={self.factory}: its parameters in {str(dtype)[6:]} become float32", flush=True)
+            say(f"model.factory={self.factory}: its parameters in {str(dtype)[6:]} become float32")
             network = network.float()
         return network
 

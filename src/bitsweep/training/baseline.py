@@ -18,7 +18,7 @@ from bitsweep.results import Splits
 from bitsweep.runtime.allocation import keep_freed_memory
 from bitsweep.runtime.gpu import allow_tf32
 from bitsweep.runtime.progress import Progress, silent
-from bitsweep.text import some
+from bitsweep.text import say, some
 from bitsweep.training.distributed import DistributedContext
 from bitsweep.training.loop import choose_device, compute_logits, loader, memory_format, train
 from bitsweep.training.network import build_network, freeze, start_from_weights
@@ -65,7 +65,7 @@ def fit(
     unused = parts_without_logits(network, model)
     notes = [_without_loss(model, unused, trains=bool(recipe.epochs))] if unused else []
     for note in notes if context.is_main else []:
-        print(note, flush=True)
+        say(note)
     network.to(device)
     if recipe.epochs and not len(splits.train):
         raise DataError(f"train={recipe.name} trains, and there are no training images; use train=pretrained")

@@ -20,6 +20,7 @@ from bitsweep.data.preprocessing import preprocess
 from bitsweep.errors import CellFailed, ConfigError
 from bitsweep.results import Epoch, Shape, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
+from bitsweep.text import say
 from bitsweep.training.augmentation import Augmentation, pixels_at
 from bitsweep.training.checkpoint import Unfinished
 from bitsweep.training.distributed import DistributedContext
@@ -99,7 +100,7 @@ def train(
             average.load_state_dict(kept["average"])
         best, best_state = kept["best"], kept["best_state"]
         history = [Epoch(**epoch) for epoch in kept["history"]]
-        print(f"going on after epoch {len(history) - 1}", flush=True)
+        say(f"going on after epoch {len(history) - 1}")
 
     learning: list[nn.Parameter] = []
     forward: Callable[[Tensor], Tensor] | None = None
@@ -171,9 +172,8 @@ def train(
                 )
             )
             if context.is_main:
-                print(
+                say(
                     f"epoch {epoch}: loss {train_loss:.4f}, validation {val_loss:.4f} {val_top1:.4f}, {seconds:.1f} s",
-                    flush=True,
                 )
             if best < 0 or val_loss < history[best].val_loss:
                 best, best_state = epoch, _state(network)

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
+from bitsweep.text import say
 from bitsweep.training.outputs import yield_logits
 from bitsweep.training.weights import read_weights
 
@@ -100,7 +101,7 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, head:
     if head:
         of_head = {name for name in own.keys() | theirs.keys() if _within(name, head)}
         if any(name not in own or name not in theirs or own[name].shape != theirs[name].shape for name in of_head):
-            print(f"{origin}: the head {head} is for other classes, or another one: a new one is trained", flush=True)
+            say(f"{origin}: the head {head} is for other classes, or another one: a new one is trained")
             theirs = {name: value for name, value in theirs.items() if name not in of_head}
             theirs |= {name: own[name] for name in of_head & own.keys()}
     counters = {name for name in own if name.endswith("num_batches_tracked")}

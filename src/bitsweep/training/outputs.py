@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError, first_line
+from bitsweep.text import say
 
 #: Between the path of a module and the names of what its weights are computed from.
 _PARAMETRIZED = ".parametrizations."
@@ -108,7 +109,7 @@ def _renew(network: nn.Module, head: str, outputs: int, num_classes: int) -> boo
     if not name:
         return False
     setattr(network.get_submodule(parent), name, renewed)
-    print(f"the head {head} has {outputs} outputs: a new one for {num_classes} classes takes its place", flush=True)
+    say(f"the head {head} has {outputs} outputs: a new one for {num_classes} classes takes its place")
     return True
 
 
@@ -166,10 +167,9 @@ def _chosen(named: Mapping[str, Tensor], model: Model, num_classes: int | None) 
     fitting = [path for path in paths if num_classes is not None and named[path].shape[1:] == (num_classes,)]
     chosen = _likely(fitting or paths)
     if len(fitting) > 1 and chosen.rpartition(".")[2] != "logits":
-        print(
+        say(
             f"model={model.name} yields {', '.join(paths)}: {chosen} is taken for the logits; set model.output for "
             "another",
-            flush=True,
         )
     return chosen
 

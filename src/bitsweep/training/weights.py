@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitsweep.config.weights_file import SAVE, is_safetensors, require_weights
 from bitsweep.errors import ConfigError
+from bitsweep.text import say
 
 State = Mapping[str, Tensor]
 
@@ -102,13 +103,11 @@ def read_weights(file: Path, own: State, *, parameters: frozenset[str]) -> State
     best = found[0]
     if best.place or best.prefix:
         prefix = f", without the prefix {best.prefix}" if best.prefix else ""
-        print(f"{origin}: takes {best.named}{prefix}", flush=True)
+        say(f"{origin}: takes {best.named}{prefix}")
     if others := [each.named for each in found[1:] if each.fitting == best.fitting and each.fitting]:
-        print(
-            f"{origin}: {', '.join(others)} would fit as well, and is left out: to take it, save it alone", flush=True
-        )
+        say(f"{origin}: {', '.join(others)} would fit as well, and is left out: to take it, save it alone")
     if best.beside:
-        print(f"{origin}: left out: {', '.join(best.beside[:3])}{', ...' if len(best.beside) > 3 else ''}", flush=True)
+        say(f"{origin}: left out: {', '.join(best.beside[:3])}{', ...' if len(best.beside) > 3 else ''}")
     _require_finite(best.state, origin, parameters)
     return best.state
 
