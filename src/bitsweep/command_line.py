@@ -60,6 +60,8 @@ def checked(arguments: Sequence[str]) -> list[str]:
         _check_rerun(options.experimental_rerun, options.overrides)
     named = any(word.lstrip("+").startswith(("sweep=", "hydra.mode=MULTIRUN")) for word in options.overrides)
     words = {word: _checked(word, multirun=options.multirun or named) for word in options.overrides}
+    if options.multirun and (single := [word for word in words if word.lstrip("+") == "hydra.mode=RUN"]):
+        raise ConfigError(f"-m {single[0]}: asks for a grid, and for a single run; leave one of them out")
     _tell_twice(options.overrides)
     # Hydra wants all overrides in one row.
     return [*(each for each in arguments if each not in words), *words.values()]
