@@ -55,7 +55,7 @@ OURS: Stages = {
     "bitsweep.data.preprocessing:preprocess": "preprocess images",
     "bitsweep.quantization.guard.search:Guard.protect": "guard",
     "bitsweep.quantization.weights:round_weights": "round weights",
-    "bitsweep.quantization.rewrites.correction:correct_biases": "correct biases",
+    "bitsweep.quantization.rewrites.restoring:restore_outputs": "restore outputs",
     "bitsweep.quantization.placement:quantize_activations": "run calibration images",
     "bitsweep.quantization.placement:observe": "place observers",
     "bitsweep.quantization.placement:convert": "choose ranges, place pairs",

@@ -95,7 +95,7 @@ class Factorize(QuantizingMethod):
         from bitsweep.quantization.layer_records import layer_records
         from bitsweep.quantization.layerwise import parameters_of
         from bitsweep.quantization.lowrank.chains import set_products, split
-        from bitsweep.quantization.rewrites.correction import correct_biases
+        from bitsweep.quantization.rewrites.restoring import restore_outputs, with_parameters
 
         prepared = self.prepared(model, splits, input_shape=input_shape, scheme=scheme, seed=seed)
         graph, batches = prepared.graph, prepared.batches
@@ -104,7 +104,7 @@ class Factorize(QuantizingMethod):
         # Biases are corrected while a layer still is one node, with the weights that its chain amounts to.
         set_products(graph, chains)
         if self.correct_bias:
-            correct_biases(graph, parameters, batches)
+            restore_outputs(graph, with_parameters(graph, parameters), batches, scales=False)
         layers, codes = split(graph, originals, chains)
         if isinstance(scheme.weights, Grid) and self.epochs:
             recipe = Recipe(

@@ -65,7 +65,6 @@ class MixedPrecision(QuantizingMethod):
         from bitsweep.quantization.analysis.sensitivity import layer_paths
         from bitsweep.quantization.fitting import fitting, told
         from bitsweep.quantization.layerwise import parameters_of
-        from bitsweep.quantization.rewrites.correction import correct_biases
 
         assert isinstance(scheme.weights, Grid)
         most = scheme.weights.bits
@@ -85,10 +84,8 @@ class MixedPrecision(QuantizingMethod):
         )
         chosen, tables = self._choose(study)
         codes = prepared.guarded.kept(graph, self._round(graph, chosen, fitted), parameters)
-        if prepared.guarded.corrected:
-            correct_biases(graph, parameters, batches, only=prepared.guarded.corrected)
         tables = (*told(batches, fitted), *tables)
-        return self.finished(prepared, codes, originals=originals, scheme=scheme, tables=tables)
+        return self.finished(prepared, codes, originals=originals, scheme=scheme, tables=tables, parameters=parameters)
 
     def _round_for_every_choice(
         self, graph: "GraphModule", choices: Sequence[Grid], batches: "Sequence[torch.Tensor]"

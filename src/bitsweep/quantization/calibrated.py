@@ -24,7 +24,8 @@ class CalibratedMethod(QuantizingMethod):
     """A method that rounds the weights of a trained network in its own way.
 
     Attributes:
-        correct_bias: after rounding, give the mean of every channel back to what it was (arXiv 1906.04721, empirical).
+        correct_bias: after rounding, give what every layer yields its means and its scale back, whatever the precision.
+            With the guard this is done at 7 bits and more.
         study_images: validation images on which every layer is quantized alone, and left out alone, at most; 0: none.
         keeps_inputs: whether what layers read is kept for all images at once, so that there may be too many of them.
     """
@@ -61,7 +62,6 @@ class CalibratedMethod(QuantizingMethod):
         from bitsweep.quantization.analysis.sensitivity import sensitivity_table
         from bitsweep.quantization.fitting import fitting, told
         from bitsweep.quantization.layerwise import parameters_of
-        from bitsweep.quantization.rewrites import correction
 
         if not isinstance(scheme.weights, Grid):
             from bitsweep.quantization.storing import in_half_precision
@@ -78,7 +78,7 @@ class CalibratedMethod(QuantizingMethod):
             activations = self.input_qparams(graph, scheme.activations, batches)
             labelled = list(validation_batches(splits, self.study_images, input_shape=input_shape, seed=seed))
             tables += (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
-        if self.correct_bias or prepared.guarded.corrected:
-            only = None if self.correct_bias else prepared.guarded.corrected
-            correction.correct_biases(graph, parameters, batches, only=only)
-        return self.finished(prepared, codes, originals=originals, scheme=scheme, tables=tables)
+        return self.finished(
+            prepared, codes, originals=originals, scheme=scheme, tables=tables, parameters=parameters,
+            restores_all=self.correct_bias,
+        )  # fmt: skip

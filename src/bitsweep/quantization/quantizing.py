@@ -1,7 +1,7 @@
 """Steps that all quantizing methods share, before and after the weights are put on a grid."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -174,6 +174,8 @@ class QuantizingMethod(Method):
         scheme: Scheme,
         curves: tuple[Curve, ...] = (),
         tables: tuple[Table, ...] = (),
+        parameters: "Mapping[str, torch.Tensor] | None" = None,
+        restores_all: bool = False,
     ) -> Compression:
         """The program of a network with rounded weights: activations watched and quantized, weights stored as codes.
 
@@ -181,14 +183,26 @@ class QuantizingMethod(Method):
             prepared: its graph computes with the values of the codes; it is used up.
             codes: of the weights, by their path.
             originals: the layers of the float network.
+            parameters: of the float network, by path, where layers are to yield the same means and scales as there.
+            restores_all: whether this goes for all layers, and not for those alone that the guard asks for.
         """
         from bitsweep.quantization.placement import quantize_activations
+        from bitsweep.quantization.rewrites.restoring import restore_outputs, with_parameters
         from bitsweep.quantization.storing import stored
 
         graph, guarded, clipped = prepared.graph, prepared.guarded, dict[str, float]()
+        restores = parameters is not None and (restores_all or guarded.corrected)
+        exact = with_parameters(graph, parameters) if parameters is not None and restores else None
         if isinstance(scheme.activations, Grid):
             graph, clipped = quantize_activations(
                 graph, scheme.activations, self.choose_activation_range(), prepared.batches, guarded.placement
+            )
+        if exact is not None:
+            only = None if restores_all else guarded.corrected
+            factors = restore_outputs(graph, exact, prepared.batches, only=only)
+            codes = {path: each.times(factors.get(path, 1.0)) for path, each in codes.items()}
+            originals = tuple(
+                replace(each, weight=each.weight * factors.get(f"{each.name}.weight", 1.0)) for each in originals
             )
         return stored(
             graph, codes, originals=originals, clipped=clipped, curves=curves,

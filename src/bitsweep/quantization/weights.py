@@ -1,7 +1,7 @@
 """Weights of a graph as integer codes: a layer then takes dequantized ``weight_codes`` instead of ``weight``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -27,6 +27,10 @@ class Codes:
     def from_float(cls, codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid) -> "Codes":
         """From integral floats within the grid."""
         return cls(codes=codes.to(grids.storage_dtype(grid)), scale=scale.float(), zero_point=zero_point, grid=grid)
+
+    def times(self, factor: float) -> "Codes":
+        """The same codes for values that are so many times as large."""
+        return replace(self, scale=(self.scale.double() * factor).float())
 
     @property
     def values(self) -> torch.Tensor:
