@@ -187,7 +187,7 @@ class QuantizingMethod(Method):
             restores_all: whether this goes for all layers, and not for those alone that the guard asks for.
         """
         from bitsweep.quantization.placement import quantize_activations
-        from bitsweep.quantization.rewrites.restoring import restore_outputs, with_parameters
+        from bitsweep.quantization.rewrites.restoring import restore_outputs, scaled, with_parameters
         from bitsweep.quantization.storing import stored
 
         graph, guarded, clipped = prepared.graph, prepared.guarded, dict[str, float]()
@@ -199,10 +199,13 @@ class QuantizingMethod(Method):
             )
         if exact is not None:
             only = None if restores_all else guarded.corrected
-            factors = restore_outputs(graph, exact, prepared.batches, only=only)
-            codes = {path: each.times(factors.get(path, 1.0)) for path, each in codes.items()}
+            alike = {path for path, each in codes.items() if not each.scale.ndim}
+            factors = restore_outputs(graph, exact, prepared.batches, only=only, alike=alike)
+            codes = {path: each.times(factors[path]) if path in factors else each for path, each in codes.items()}
+            paths = ((each, f"{each.name}.weight") for each in originals)
             originals = tuple(
-                replace(each, weight=each.weight * factors.get(f"{each.name}.weight", 1.0)) for each in originals
+                replace(each, weight=scaled(each.weight, factors[path])) if path in factors else each
+                for each, path in paths
             )
         return stored(
             graph, codes, originals=originals, clipped=clipped, curves=curves,

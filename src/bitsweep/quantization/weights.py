@@ -28,8 +28,9 @@ class Codes:
         """From integral floats within the grid."""
         return cls(codes=codes.to(grids.storage_dtype(grid)), scale=scale.float(), zero_point=zero_point, grid=grid)
 
-    def times(self, factor: float) -> "Codes":
-        """The same codes for values that are so many times as large."""
+    def times(self, factor_C: torch.Tensor) -> "Codes":
+        """The same codes for values that are so many times as large; one factor for all where there is one scale."""
+        factor = factor_C if self.scale.ndim else factor_C[0]
         return replace(self, scale=(self.scale.double() * factor).float())
 
     @property

@@ -9,7 +9,7 @@ from bitsweep.graphs.ops import is_layer
 from bitsweep.quantization.calibration.ranges import minmax_weight_range, mse_range
 from bitsweep.quantization.layerwise import parameters_of
 from bitsweep.quantization.placement import quantize_activations
-from bitsweep.quantization.rewrites.restoring import restore_outputs, with_parameters
+from bitsweep.quantization.rewrites.restoring import gains, restore_outputs, scaled, with_parameters
 from bitsweep.quantization.weights import nearest_codes, round_weights
 from tests.quantization.networks import images, mixed
 
@@ -21,13 +21,15 @@ ACTIVATIONS = Grid(bits=4, signed=False, symmetric=False, per_channel=False)
 def test_means_and_scale_of_what_the_network_yields_are_given_back(activations: Grid | None) -> None:
     graph, exact = rounded(activations)
     expected, before = outputs(exact), outputs(graph)
-    factors = restore_outputs(graph, exact, images())
+    alike = parameters_of(graph)
+    factors = restore_outputs(graph, exact, images(), alike=alike)
     after = outputs(graph)
     assert (before.mean(0) - expected.mean(0)).abs().max() > 0.003
     torch.testing.assert_close(after.mean(0), expected.mean(0), rtol=1e-3, atol=1e-4)
     assert abs(gain(before, expected) - 1) > 0.01
     assert gain(after, expected) == pytest.approx(1, abs=1e-3)
     assert len(factors) == sum(map(is_layer, exact.graph.nodes))
+    assert all((factor_C == factor_C[0]).all() for factor_C in factors.values())
 
 
 @torch.no_grad()
@@ -37,7 +39,29 @@ def test_weights_are_what_they_were_times_a_factor() -> None:
     factors = restore_outputs(graph, exact, images())
     after = parameters_of(graph)
     for path, factor in factors.items():
-        torch.testing.assert_close(after[path], before[path] * factor)
+        torch.testing.assert_close(after[path], scaled(before[path], factor))
+
+
+@torch.no_grad()
+def test_channels_without_noise_get_their_own_factor_back() -> None:
+    graph = mixed()
+    exact = with_parameters(graph, {})
+    path, weight = next((path, each) for path, each in parameters_of(graph).items() if path.endswith("weight"))
+    wrong_C = torch.linspace(0.8, 1.25, len(weight), dtype=torch.float64)
+    factors = restore_outputs(with_parameters(graph, {path: scaled(weight, wrong_C)}), exact, images(), only={path})
+    torch.testing.assert_close(factors[path], 1 / wrong_C, rtol=1e-4, atol=0)
+
+
+def test_a_channel_of_noise_has_the_gain_of_its_layer() -> None:
+    variance_C, gain_C = torch.tensor([1.0, 1.0, 1e-9, 0.0]).double(), torch.tensor([0.9, 0.9, 0.5, 0.9]).double()
+    own_C = gain_C**2 * variance_C + torch.tensor([0.0, 0.01, 1.0, 1.0])
+    found_C = gains(gain_C * variance_C, variance_C, own_C, 32)
+    torch.testing.assert_close(found_C, torch.full_like(found_C, 0.9), rtol=1e-6, atol=0)
+    few, many = (
+        gains(torch.tensor([1.0, 0.95]).double(), torch.ones(2).double(), torch.tensor([1.01, 0.91]), n)
+        for n in (1, 1000)
+    )
+    assert few.diff().abs() < 0.01 < 0.045 < many.diff().abs()
 
 
 @torch.no_grad()

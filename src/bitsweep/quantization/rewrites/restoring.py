@@ -1,11 +1,11 @@
 """Means and scales of what layers yield: rounding changes them, and biases and the scales of weights can restore them.
 
-Let y be what a layer yields in the float network, and z what it yields in the rounded one, whose earlier layers are
-restored already. In the mean over images and places
+Let y be what a channel of a layer yields in the float network, and z what it yields in the rounded one, whose earlier
+layers are restored already. Over images and places
 
-    z - E[z] = g (y - E[y]) + noise,    g = sum_c cov(y_c, z_c) / sum_c var(y_c)    over the channels c,
+    z - E[z] = g (y - E[y]) + noise,    g = cov(y, z) / var(y),
 
-so that (z - E[z]) / g + E[y] has the mean of each channel and the scale of y. It takes another bias, and weights times
+so that (z - E[z]) / g + E[y] has the mean and the scale of y. It takes another bias, and weights times
 1 / g: other scales for the same codes, at no cost. Rectifiers turn noise into shifts, and clipped values take from the
 scale. Both add up from layer to layer: a network of fifty layers that each lose a thousandth of the scale loses 5 %.
 
@@ -30,6 +30,9 @@ IMAGES, MOST_IMAGES = 32, 128
 _PIXELS = IMAGES * 224**2
 #: Images that are run at a time: what a layer yields for few of them is memory that the next layer finds in use.
 _AT_A_TIME = 8
+#: By how much channels of a layer differ in their gain, as a standard deviation.
+SPREAD = 0.03
+_TINY = 1e-300
 #: A gain below, or above the inverse, is no longer a question of scale.
 _LEAST_GAIN = 0.5
 
@@ -42,6 +45,11 @@ def with_parameters(graph: GraphModule, parameters: Mapping[str, Tensor]) -> Gra
     return copied
 
 
+def scaled(weight: Tensor, factor_C: Tensor) -> Tensor:
+    """Weights [C, ...] with each output channel multiplied by its factor."""
+    return (weight * factor_C.view(-1, *[1] * (weight.ndim - 1))).float()
+
+
 @torch.no_grad()
 def restore_outputs(
     rounded: GraphModule,
@@ -50,8 +58,9 @@ def restore_outputs(
     *,
     only: Collection[str] | None = None,
     scales: bool = True,
-) -> dict[str, float]:
-    """Restore, in place, the mean of each channel that a layer yields and the scale of all, layer by layer in order.
+    alike: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """Restore, in place, mean and scale of each channel that a layer yields, layer by layer in order.
 
     Args:
         rounded: the network with rounded weights; its activations may pass through pairs.
@@ -59,9 +68,10 @@ def restore_outputs(
         batches: calibration images, float32 [N, 3, H, W], of which evenly spread ones are taken.
         only: paths of the weights of the layers; None for all.
         scales: whether to restore the scales, too.
+        alike: paths of the weights that have one scale for all channels.
 
     Returns:
-        What the weights of layers were multiplied by, by their path.
+        What the weights of layers were multiplied by, [C], by their path.
     """
     layers = {node.name: node for node in rounded.graph.nodes if is_layer(node)}
     runs = Counter(_path(node) for node in layers.values())
@@ -70,41 +80,60 @@ def restore_outputs(
     fused = GraphModule(rounded, copy.deepcopy(rounded.graph))
     fuse_pairs(fused)
     pairs = [(_Part(fused, some), _Part(exact, some)) for some in torch.split(_chosen(batches), _AT_A_TIME)]
-    nodes, factors = iter(exact.graph.nodes), dict[str, float]()
+    nodes, factors = iter(exact.graph.nodes), dict[str, Tensor]()
     for node in fused.graph.nodes:
         yielded = [part.step(node) for part, _ in pairs]
         if node.name not in biases or shared[str(biases[node.name].target)] > 1:
             continue  # what several layers share has no mean of its own
         meant = _until(node.name, nodes, [part for _, part in pairs])
         path, bias = _path(node), biases[node.name]
-        mean_C, meant_C, gain = _compared(yielded, meant, node)
+        mean_C, meant_C, gain_C = _compared(yielded, meant, node, alike=path in alike)
         if not scales or runs[path] > 1:
-            gain = 1.0
+            gain_C = torch.ones_like(gain_C)
         for result in yielded:
-            result.div_(gain).add_(_along(meant_C, node, result))
-        set_attribute(rounded, str(bias.target), ((attribute(rounded, bias) - mean_C) / gain + meant_C).float())
-        if gain != 1:
-            factors[path] = 1 / gain
-            set_attribute(rounded, path, attribute(rounded, arguments(layers[node.name])[1]) / gain)
+            result.div_(_along(gain_C, node, result)).add_(_along(meant_C, node, result))
+        set_attribute(rounded, str(bias.target), ((attribute(rounded, bias) - mean_C) / gain_C + meant_C).float())
+        if (gain_C != 1).any():
+            factors[path] = 1 / gain_C
+            set_attribute(rounded, path, scaled(attribute(rounded, arguments(layers[node.name])[1]), factors[path]))
     rounded.recompile()
     return factors
 
 
-def _compared(yielded: list[Tensor], meant: list[Tensor], layer: Node) -> tuple[Tensor, Tensor, float]:
-    """The means of what a layer yields and is meant to yield, float64 [C], and by how much its scale is too large.
+def _compared(yielded: list[Tensor], meant: list[Tensor], layer: Node, *, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The means of what a layer yields and is meant to yield, and by how much its scale is too large, float64 [C].
 
     The means are taken off what it yields, in place.
     """
     mean_C, meant_C = (_mean(parts, layer) for parts in (yielded, meant))
-    twice_covariance, variance = 0.0, 0.0
+    squares_3C = torch.zeros(3, len(mean_C), dtype=torch.float64)
     for one, other in zip(yielded, meant, strict=True):
         one.sub_(_along(mean_C, layer, one))
         centred = other - _along(meant_C, layer, other)
-        square = _square(centred, layer)
-        variance += square
-        twice_covariance += square + _square(one, layer) - _square(centred.sub_(one), layer)
-    gain = twice_covariance / 2 / variance if variance > 0 else 1.0
-    return mean_C, meant_C, gain if _LEAST_GAIN < gain < 1 / _LEAST_GAIN else 1.0
+        squares_3C += torch.stack([_squares(each, layer) for each in (centred, one, centred.clone().sub_(one))])
+    variance_C, own_C, error_C = squares_3C
+    covariance_C = (variance_C + own_C - error_C) / 2
+    images = 0 if alike else sum(map(len, yielded))
+    return mean_C, meant_C, gains(covariance_C, variance_C, own_C, images)
+
+
+def gains(covariance_C: Tensor, variance_C: Tensor, own_C: Tensor, images: int) -> Tensor:
+    """g of each channel, which the fewer images there are, and the more noise, the less may differ from that of all.
+
+    With error variance v_c of channel c over N images, g_c = cov_c / var_c is uncertain by v_c / (N var_c), and g_c - g
+    is known beforehand to be about ``SPREAD``: the most likely g_c is the mean of both, weighted by their certainty.
+    Without images it is that of all channels.
+    """
+    variance = variance_C.sum().item()
+    gain = covariance_C.sum().item() / variance if variance > 0 else 1.0
+    if not _LEAST_GAIN < gain < 1 / _LEAST_GAIN:
+        return torch.ones_like(variance_C)
+    if not images:
+        return torch.full_like(variance_C, gain)
+    noise_C = (own_C - covariance_C.square() / variance_C.clamp(min=_TINY)).clamp(min=0)
+    doubt_C = noise_C / (images * SPREAD**2)
+    gain_C = (covariance_C + gain * doubt_C) / (variance_C + doubt_C).clamp(min=_TINY)
+    return torch.where((gain_C > gain * _LEAST_GAIN) & (gain_C < gain / _LEAST_GAIN), gain_C, gain)
 
 
 def _mean(parts: list[Tensor], layer: Node) -> Tensor:
@@ -113,11 +142,11 @@ def _mean(parts: list[Tensor], layer: Node) -> Tensor:
     return torch.cat([part.mean(within) if within else part for part in parts]).double().mean(0)
 
 
-def _square(values: Tensor, layer: Node) -> float:
-    """Sum of the squares; of the many values of an image and channel as fast as float32 is, of these in float64."""
+def _squares(values: Tensor, layer: Node) -> Tensor:
+    """Sum of the squares of each channel [C]; those of an image in float32, as fast as it is, and these in float64."""
     within = _places(layer, values.ndim)
     norms = torch.linalg.vector_norm(values, dim=within) if within else values
-    return norms.double().square().sum().item()
+    return norms.double().square().sum(0)
 
 
 def _places(layer: Node, dims: int) -> list[int]:
