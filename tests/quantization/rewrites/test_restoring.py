@@ -13,7 +13,7 @@ from bitsweep.quantization.rewrites.restoring import gains, restore_outputs, sca
 from bitsweep.quantization.weights import nearest_codes, round_weights
 from tests.quantization.networks import images, mixed
 
-ACTIVATIONS = Grid(bits=4, signed=False, symmetric=False, per_channel=False)
+ACTIVATIONS = Grid(bits=5, signed=False, symmetric=False, per_channel=False)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def test_channels_without_noise_get_their_own_factor_back() -> None:
 
 def test_a_channel_of_noise_has_the_gain_of_its_layer() -> None:
     variance_C, gain_C = torch.tensor([1.0, 1.0, 1e-9, 0.0]).double(), torch.tensor([0.9, 0.9, 0.5, 0.9]).double()
-    own_C = gain_C**2 * variance_C + torch.tensor([0.0, 0.01, 1.0, 1.0])
+    own_C = gain_C**2 * variance_C + torch.tensor([0.0, 0.01, 0.1, 0.1])
     found_C = gains(gain_C * variance_C, variance_C, own_C, 32)
     torch.testing.assert_close(found_C, torch.full_like(found_C, 0.9), rtol=1e-6, atol=0)
     few, many = (
@@ -101,3 +101,9 @@ def gain(outputs_NK: torch.Tensor, expected_NK: torch.Tensor) -> float:
     """By how much the scale of outputs is too large."""
     centred, meant = (each - each.mean(0) for each in (outputs_NK, expected_NK))
     return float((centred * meant).sum() / meant.square().sum())
+
+
+def test_a_layer_that_noise_drowns_keeps_its_scale() -> None:
+    variance_C = torch.ones(2).double()
+    assert (gains(0.8 * variance_C, variance_C, 0.64 * variance_C + 0.1, 32) < 0.9).all()
+    assert (gains(0.8 * variance_C, variance_C, 0.64 * variance_C + 0.2, 32) == 1).all()

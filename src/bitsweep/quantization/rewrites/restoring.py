@@ -32,6 +32,8 @@ _PIXELS = IMAGES * 224**2
 _AT_A_TIME = 8
 #: By how much channels of a layer differ in their gain, as a standard deviation.
 SPREAD = 0.03
+#: Noise of more than this share of the signal's power would only grow with the scale.
+_DROWNED = 0.25
 _TINY = 1e-300
 #: A gain below, or above the inverse, is no longer a question of scale.
 _LEAST_GAIN = 0.5
@@ -126,11 +128,12 @@ def gains(covariance_C: Tensor, variance_C: Tensor, own_C: Tensor, images: int) 
     """
     variance = variance_C.sum().item()
     gain = covariance_C.sum().item() / variance if variance > 0 else 1.0
-    if not _LEAST_GAIN < gain < 1 / _LEAST_GAIN:
+    noise_C = (own_C - covariance_C.square() / variance_C.clamp(min=_TINY)).clamp(min=0)
+    drowned = noise_C.sum().item() > _DROWNED * gain**2 * variance
+    if drowned or not _LEAST_GAIN < gain < 1 / _LEAST_GAIN:
         return torch.ones_like(variance_C)
     if not images:
         return torch.full_like(variance_C, gain)
-    noise_C = (own_C - covariance_C.square() / variance_C.clamp(min=_TINY)).clamp(min=0)
     doubt_C = noise_C / (images * SPREAD**2)
     gain_C = (covariance_C + gain * doubt_C) / (variance_C + doubt_C).clamp(min=_TINY)
     return torch.where((gain_C > gain * _LEAST_GAIN) & (gain_C < gain / _LEAST_GAIN), gain_C, gain)
