@@ -28,9 +28,12 @@ class CalibratedMethod(QuantizingMethod):
             With the guard this is done at 7 bits and more.
         study_images: validation images on which every layer is quantized alone, and left out alone, at most; 0: none.
         keeps_inputs: whether what layers read is kept for all images at once, so that there may be too many of them.
+        restores_scales: whether the scales of its weights may change afterwards, so that what layers yield has the
+            scale that it has in the float network.
     """
 
     keeps_inputs: ClassVar[bool] = False
+    restores_scales: ClassVar[bool] = True
 
     correct_bias: bool = False
     study_images: Annotated[int, Field(ge=0)] = 0
@@ -80,5 +83,5 @@ class CalibratedMethod(QuantizingMethod):
             tables += (sensitivity_table(graph, codes, activations, labelled, parameters=parameters),)
         return self.finished(
             prepared, codes, originals=originals, scheme=scheme, tables=tables, parameters=parameters,
-            restores_all=self.correct_bias,
+            restores_all=self.correct_bias, restores_scales=self.restores_scales,
         )  # fmt: skip

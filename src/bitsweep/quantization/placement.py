@@ -201,8 +201,12 @@ def _passes_floats(node: Node) -> bool:
 
 
 def _shares_codes(node: Node) -> bool:
-    """Whether a node reads codes that others read, too: if one reads floats, OpenVINO computes all otherwise."""
-    known = (each.meta.get("quantization_annotation") for each in node.all_input_nodes if len(each.users) > 1)
+    """Whether a node reads codes, and OpenVINO would compute otherwise if it read floats.
+
+    So it does where others read the codes, too; and where they are padded, it pads with the code 0, which is not zero.
+    """
+    alone = [] if node.target == aten.pad.default else [each for each in node.all_input_nodes if len(each.users) == 1]
+    known = (each.meta.get("quantization_annotation") for each in node.all_input_nodes if each not in alone)
     return any(annotation is not None and annotation.output_qspec is not None for annotation in known)
 
 

@@ -176,6 +176,7 @@ class QuantizingMethod(Method):
         tables: tuple[Table, ...] = (),
         parameters: "Mapping[str, torch.Tensor] | None" = None,
         restores_all: bool = False,
+        restores_scales: bool = True,
     ) -> Compression:
         """The program of a network with rounded weights: activations watched and quantized, weights stored as codes.
 
@@ -185,6 +186,7 @@ class QuantizingMethod(Method):
             originals: the layers of the float network.
             parameters: of the float network, by path, where layers are to yield the same means and scales as there.
             restores_all: whether this goes for all layers, and not for those alone that the guard asks for.
+            restores_scales: whether the scales are restored, and not the means alone.
         """
         from bitsweep.quantization.placement import quantize_activations
         from bitsweep.quantization.rewrites.restoring import restore_outputs, scaled, with_parameters
@@ -200,7 +202,7 @@ class QuantizingMethod(Method):
         if exact is not None:
             only = None if restores_all else guarded.corrected
             alike = {path for path, each in codes.items() if not each.scale.ndim}
-            factors = restore_outputs(graph, exact, prepared.batches, only=only, alike=alike)
+            factors = restore_outputs(graph, exact, prepared.batches, only=only, scales=restores_scales, alike=alike)
             codes = {path: each.times(factors[path]) if path in factors else each for path, each in codes.items()}
             paths = ((each, f"{each.name}.weight") for each in originals)
             originals = tuple(
