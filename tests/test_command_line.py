@@ -266,11 +266,13 @@ def test_a_field_that_a_yaml_does_not_list_is_added_with_a_plus(
     assert cell.train.lr == 0.5
 
 
-def test_requirements_of_a_report_replace_those_of_its_sweep_one_by_one() -> None:
+def test_requirements_of_a_report_replace_those_of_its_sweep_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     recorded = Requirements(drop_pp=2, size_mb=4, objective="size")
     assert requirements([], recorded=recorded) is recorded
     found = requirements(["require.size_mb=null", "require.p50_ms=5"], recorded=recorded)
     assert (found.limits, found.objective) == ({"drop_pp": 2, "p50_ms": 5}, "size")
+    assert requirements(["require.size_mb=3"], recorded=recorded).size_mb == 3
+    assert "has no effect" not in capsys.readouterr().err
     assert requirements(["require=none", "require.rss_mb=9"], recorded=recorded).limits == {"rss_mb": 9}
     for word, message in (("require.size=4", "did you mean require.size_mb"), ("seed=1", "only requirements")):
         with pytest.raises(ConfigError, match=message):

@@ -212,7 +212,9 @@ def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = C
     if not words:
         return recorded
     known = {} if any(re.match(rf"\+*{REQUIRE}=", word) for word in words) else recorded.set_values
-    said = [*(f"{REQUIRE}.{name}={as_word(value)}" for name, value in known.items()), *words]
+    named = {word.partition("=")[0].lstrip("+") for word in words}
+    kept = {key: value for name, value in known.items() if (key := f"{REQUIRE}.{name}") not in named}
+    said = [*(f"{key}={as_word(value)}" for key, value in kept.items()), *words]
     checked = checked_words(said)
     try:
         with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):

@@ -148,10 +148,31 @@ def test_a_limit_that_begins_to_be_missed_is_a_regression() -> None:
         assert [line for _, line in comparison.regressions] == ["misses require.size_mb=0.1004: 0.101"] * count
 
 
+@pytest.mark.parametrize(
+    ("require", "became", "lines", "untold"),
+    [
+        ({"size_mb": 0.05}, "worse", ["misses require.size_mb=0.05: 0.1"], []),
+        ({"size_mb": 0.2}, "reused", [], []),
+        ({"rss_mb": 9}, "worse", ["misses require.rss_mb=9: not measured"], []),
+        ({"top1": 0.895}, "reused", [], ["require.top1=0.895 cannot be told: 0.9000 [0.8798, 0.9171]"]),
+    ],
+)
+def test_a_demanded_limit_must_be_kept_by_what_missed_it_before_too(
+    require: dict[str, float], became: str, lines: list[str], untold: list[str]
+) -> None:
+    one = cell(metrics={"top1": 0.9, "latency_p50_ms": 1.0, "size_mb": 0.1, "test_images": 1000})
+    comparison = compare(sweep(one), sweep(one), Limits(), require=Requirements(**require), demanded=frozenset(require))
+    found = comparison.cells[0]
+    assert (found.became, [line for _, line in comparison.regressions]) == (became, lines)
+    assert [line for line in found.doubts if "require" in line] == untold
+
+
 def test_an_accepted_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
     given = sweep(cell(), cell("fp32", correct_N=wrong(7)), cell("fp16", status="failed", correct_N=None, timings={}))
+    given = replace(given, require=Requirements(drop_pp=1.0))
     write_accepted(given, tmp_path / "baseline.json")
     found = read_accepted(tmp_path / "baseline.json")
+    assert found.require == given.require
     assert [each.cell for each in found.cells] == [each.cell for each in given.cells]
     for one, other in zip(found.cells, given.cells, strict=True):
         assert (one.correct_N is None) == (other.correct_N is None)
@@ -167,11 +188,14 @@ def test_a_gate_judges_accepted_sweeps_where_no_store_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_accepted(sweep(cell()), Path("old.json"))
+    large = "--larger-pct=50"
+    write_accepted(replace(sweep(cell()), require=Requirements(size_mb=0.12)), Path("old.json"))
     for name, changes, limits, code, said in (
         ("same", {}, [], 0, "1 the same"),
         ("slow", {"timings": {1: timing(1.1)}}, [], 1, "regression: .*p50 ms"),
-        ("large", {}, ["require.size_mb=0.01"], 0, "1 the same"),
+        ("large", {}, ["require.size_mb=0.01"], 1, "regression: .*misses require.size_mb=0.01: 0.1"),
+        ("larger", {"metrics": cell().metrics | {"size_mb": 0.13}}, [large], 1, "misses require.size_mb=0.12: 0.13"),
+        ("anyhow", {"metrics": cell().metrics | {"size_mb": 0.13}}, [large, "require.size_mb=null"], 0, "1 the same"),
         ("edited", {}, [], 1, "latency_p50_ms is missing, or not a number"),
     ):
         write_accepted(sweep(cell(measurement=name, **changes)), Path("new.json"))
@@ -215,7 +239,11 @@ def test_servers_that_run_tests_are_told(tmp_path: Path) -> None:
     for strict, failures in ((False, 1), (True, 2)):
         write_junit(comparison, tmp_path / "junit.xml", strict=strict)
         suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
-        assert (suite.get("tests"), suite.get("failures")) == ("3", str(failures))
+        assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == (
+            "3",
+            str(failures),
+            str(2 - failures),
+        )
         assert [len(case) for case in suite] == [1, 0, 1]
     assert suite[0][0].get("message") == "failed: <b>|`$x`"
     write_summary(comparison, tmp_path / "summary.md")

@@ -1,6 +1,5 @@
 """Two sweeps side by side: which cells both have, what became of each, and which of that are regressions."""
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ class ComparedCell:
         old, new: None where that sweep does not have it.
         reason: in words, where figures do not tell.
         regressions: what became worse, a line each.
+        untold: the limits given to the gate of which it cannot be told whether the cell keeps them, a line each.
     """
 
     old: CellEvidence | None
@@ -36,6 +36,7 @@ class ComparedCell:
     reason: str = ""
     figures: tuple[Judged, ...] = ()
     regressions: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -48,12 +49,13 @@ class ComparedCell:
     def doubts(self) -> tuple[str, ...]:
         """What was not decided, a line each."""
         if self.became == "reused":
-            return (self.reason,)
-        return tuple(
+            return (self.reason, *self.untold)
+        undecided = (
             f"{judged.title} {judged.verdict}: {judged.text}"
             for judged in self.figures
             if judged.verdict in ("undecided", "not compared")
         )
+        return (*undecided, *self.untold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,19 @@ class Comparison:
         )
 
 
-def compare(old: SweepEvidence, new: SweepEvidence, limits: Limits, *, require: Requirements = NOTHING) -> Comparison:
+def compare(
+    old: SweepEvidence,
+    new: SweepEvidence,
+    limits: Limits,
+    *,
+    require: Requirements = NOTHING,
+    demanded: frozenset[str] = frozenset(),
+) -> Comparison:
     """Match the cells of two sweeps by their choices, and judge all that both measured together.
 
     Args:
         require: what a cell must not have begun to miss.
+        demanded: names of the limits in it that every measured cell must keep, whatever it was before.
     """
     known, found = ({_identity(cell): cell for cell in sweep.cells} for sweep in (old, new))
     pairs = [(known.get(each), found.get(each)) for each in {**found, **known}]
@@ -95,31 +105,35 @@ def compare(old: SweepEvidence, new: SweepEvidence, limits: Limits, *, require: 
     judged = judge(both, limits, level=1 - new.confidence)
     figures = {_identity(after): tuple(each) for (_, after), each in zip(both, judged, strict=True)}
     cells = [_compared(before, after, figures) for before, after in pairs]
-    required = functools.partial(_required, require=require, confidence=new.confidence)
-    return Comparison(old=old, new=new, cells=tuple(map(required, cells)) if require.limits else tuple(cells))
+    cells = [_required(cell, require, demanded, confidence=new.confidence) for cell in cells]
+    return Comparison(old=old, new=new, cells=tuple(cells))
 
 
-def _required(cell: ComparedCell, *, require: Requirements, confidence: float) -> ComparedCell:
-    """The same, where a cell that misses a limit which it did not miss before is a regression."""
-    before, after = (_missed(side, require, confidence) for side in (cell.old, cell.new))
-    if before is None or after is None:
-        return cell
-    lines = tuple(
-        f"misses require.{judged.name}={judged.bound:g}: {judged.text}"
-        for name, judged in after.items()
-        if name not in before
-    )
-    return replace(cell, regressions=cell.regressions + lines, became="worse" if lines else cell.became)
+def _required(
+    cell: ComparedCell, require: Requirements, demanded: frozenset[str], *, confidence: float
+) -> ComparedCell:
+    """The same, where a limit that a cell misses is a regression: if it did not miss it before, or it is demanded."""
+    before, after = (_judged(side, require, confidence) for side in (cell.old, cell.new))
+    broken, untold = [], []
+    for name, judged in after.items():
+        said = f"require.{name}={judged.bound:g}"
+        began = name in before and before[name].state != "missed"
+        if (judged.state == "missed" and (began or name in demanded)) or (judged.found is None and name in demanded):
+            broken.append(f"misses {said}: {judged.text}")
+        elif judged.state == "unknown" and name in demanded:
+            untold.append(f"{said} cannot be told: {judged.why or judged.text}")
+    became = "worse" if broken else cell.became
+    return replace(cell, regressions=(*cell.regressions, *broken), untold=tuple(untold), became=became)
 
 
-def _missed(cell: CellEvidence | None, require: Requirements, confidence: float) -> dict[str, JudgedLimit] | None:
-    """The limits that a cell misses, by name; None where it was not measured."""
+def _judged(cell: CellEvidence | None, require: Requirements, confidence: float) -> dict[str, JudgedLimit]:
+    """How a cell stands to each limit; nothing where it was not measured."""
     if cell is None or cell.status not in MEASURED:
-        return None
+        return {}
     row = Row(
         cell=cell.cell, status=cell.status, metrics=cell.metrics, flags=cell.flags, command="", confidence=confidence
     )
-    return {judged.name: judged for judged in verdict_of(row, require).of("missed")}
+    return {judged.name: judged for judged in verdict_of(row, require).judged}
 
 
 def _identity(cell: CellEvidence) -> tuple[tuple[str, str], ...]:
@@ -150,7 +164,8 @@ def _compared(
         return replace(compared, became=became, reason=reason, regressions=regressions)
     if _one_measurement(old, new):
         reason = "one measurement in both, which says nothing of a change; remeasure=all measures again"
-        return replace(compared, became="reused", reason=reason, regressions=regressions)
+        became = "worse" if regressions else "reused"
+        return replace(compared, became=became, reason=reason, regressions=regressions)
     regressions += tuple(_by_figures(compared.figures))
     verdicts = [judged.verdict for judged in compared.figures]
     if regressions:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bitsweep.config.requirement import NOTHING, Requirements
 from bitsweep.errors import UsageError
 from bitsweep.report.row import SHOWN_GROUPS, RowStatus
 from bitsweep.results import Array
@@ -72,12 +73,14 @@ class SweepEvidence:
 
     Attributes:
         confidence: how sure its intervals are.
+        require: what its cells were to keep.
     """
 
     sweep_id: str
     command: str
     confidence: float
     cells: tuple[CellEvidence, ...]
+    require: Requirements = NOTHING
 
 
 def write_accepted(sweep: SweepEvidence, file: Path) -> None:
@@ -90,7 +93,7 @@ def write_accepted(sweep: SweepEvidence, file: Path) -> None:
         raise UsageError(f"SWEEP={sweep.sweep_id}: none of its cells was measured; nothing can be compared with it")
     content = {
         "format": _FORMAT, "sweep_id": sweep.sweep_id, "command": sweep.command, "confidence": sweep.confidence,
-        "cells": [_packed(cell) for cell in sweep.cells],
+        "require": sweep.require.set_values, "cells": [_packed(cell) for cell in sweep.cells],
     }  # fmt: skip
     try:
         file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -110,7 +113,7 @@ def read_accepted(file: Path) -> SweepEvidence:
             raise ValueError(f"format {content['format']}, not {_FORMAT}")
         return SweepEvidence(
             sweep_id=str(content["sweep_id"]), command=str(content["command"]), confidence=float(content["confidence"]),
-            cells=tuple(map(_unpacked, content["cells"])),
+            cells=tuple(map(_unpacked, content["cells"])), require=Requirements(**content.get("require", {})),
         )  # fmt: skip
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror}); bitsweep accept writes one") from error

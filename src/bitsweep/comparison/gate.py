@@ -14,16 +14,18 @@ from bitsweep.text import plain
 def write_junit(comparison: Comparison, file: Path, *, strict: bool) -> None:
     """Write a test case a cell; one that became worse has failed, one that nothing was learned of is skipped."""
     suite = ElementTree.Element("testsuite", name="bitsweep gate", tests=str(len(comparison.cells)))
-    failures = 0
+    failures = skipped = 0
     for cell in comparison.cells:
         case = ElementTree.SubElement(suite, "testcase", classname="bitsweep", name=plain(cell.name))
         lines = cell.regressions or (cell.doubts if strict else ())
         failures += bool(lines)
-        for line in lines:
-            ElementTree.SubElement(case, "failure", message=plain(line))
-        if not lines and cell.doubts:
+        if lines:  # in one element: of several, most servers show the first
+            ElementTree.SubElement(case, "failure", message=plain("; ".join(lines)))
+        elif cell.doubts:
+            skipped += 1
             ElementTree.SubElement(case, "skipped", message=plain("; ".join(cell.doubts)))
     suite.set("failures", str(failures))
+    suite.set("skipped", str(skipped))
     ElementTree.indent(suite)
     write(ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n", file)
 

@@ -14,7 +14,7 @@ from bitsweep.report.row import Row
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.described import LABELS, TWIN
-from bitsweep.tracking.reading import find_sweep, read_rows
+from bitsweep.tracking.reading import find_sweep, read_rows, requirements_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 _LOGITS = "logits.npy"
 
 
-def read_evidence(word: str, connection: Connection | None = None) -> SweepEvidence:
+def read_evidence(word: str) -> SweepEvidence:
     """The cells of a sweep with what they can be judged by.
 
     Args:
         word: of the sweep, see `bitsweep.tracking.reading.find_sweep`, or a file that `bitsweep accept` wrote.
-        connection: None to connect where that is needed.
 
     Raises:
         UsageError: there is no such thing.
     """
     if word.endswith(".json"):
         return read_accepted(Path(word))
-    connection = connection or Connection(read_only=True)
+    connection = Connection(read_only=True)
     sweep = find_sweep(connection, word)
     with connection.explained():
         rows = read_rows(connection, sweep)
@@ -43,6 +42,7 @@ def read_evidence(word: str, connection: Connection | None = None) -> SweepEvide
             command=sweep.data.tags["command"],
             confidence=max((row.confidence for row in rows), default=0.95),
             cells=tuple(_evidence(connection, row) for row in rows),
+            require=requirements_of(sweep),
         )
 
 

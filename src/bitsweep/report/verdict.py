@@ -5,7 +5,7 @@ A limit is kept where the whole interval is on its side, and missed where none o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bitsweep.config.requirement import Requirements
 from bitsweep.measuring.latency import CROWDED
@@ -143,6 +143,15 @@ def judge(row: Row, name: str, bound: float) -> Judged:
     if name in ("size_mb", "rss_mb"):
         doubts = set()
     return Judged(name=name, bound=bound, found=found, why=", ".join(flag for flag in flags if flag in doubts))
+
+
+def stricter(one: Requirements, other: Requirements) -> Requirements:
+    """The limits of both; of one that both set, the value that is harder to keep."""
+    bounds: dict[str, Any] = dict(one.limits)
+    for name, bound in other.limits.items():
+        known = bounds.get(name, bound)
+        bounds[name] = min(known, bound) if LIMITS[name].most else max(known, bound)
+    return Requirements(**bounds)
 
 
 def judged_on(row: Row) -> tuple[str, int]:
