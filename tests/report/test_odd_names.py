@@ -127,6 +127,9 @@ def test_a_browser_runs_nothing_of_a_name(odd: SweepReport, tmp_path: Path) -> N
         assert "<script>alert(1)</script>" in page.inner_text("#cells")
         assert page.locator("#chart .point").count() > 0
         assert "<script>alert(1)</script>" in page.inner_text("#legend")
+        for head in page.locator("#cells thead th:not(.links)").all():  # wherever it is clicked
+            head.click(position={"x": head.bounding_box()["width"] - 4, "y": 12})
+            assert head.get_attribute("aria-sort") == "ascending"
         for point in page.locator("#chart g").all():
             point.dispatch_event("click")
         assert page.locator("script").count() == 2

@@ -58,7 +58,7 @@ def all_columns(sure: str, require: Requirements) -> tuple[Column, ...]:
         figures("flips"),
         figures("latency_p50_ms", "p50 ms"),
         with_interval("speedup", ratio, "speed"),
-        Column(title="verdict", text=lambda row: row.verdict, metric="speedup", narrow="verdict"),
+        Column(title="verdict", text=lambda row: row.verdict, narrow="verdict"),
         figures("size_mb", "MB"),
         figures("peak_rss_mb"),
         figures("device_p50_ms"),

@@ -49,13 +49,13 @@ function applyFilters() {
 const line = table.tHead.insertRow();
 line.className = "filters";
 heads.forEach((head, column) => {
+  const place = line.insertCell();
+  if (head.className === "links") return;
   const button = document.createElement("button");
   button.type = "button";
   button.append(...head.childNodes);
-  button.onclick = () => sortBy(head);
+  head.onclick = () => sortBy(head);
   head.append(button);
-  const place = line.insertCell();
-  if (head.className === "links") return;
   const input = document.createElement("input");
   const figure = rows.some(row => row.cells[column].className === "figure");
   input.type = "search";
