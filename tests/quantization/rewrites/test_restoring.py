@@ -43,12 +43,14 @@ def test_weights_are_what_they_were_times_a_factor() -> None:
 
 
 @torch.no_grad()
-def test_channels_without_noise_get_their_own_factor_back() -> None:
+@pytest.mark.parametrize("size", [(8, 8), (90, 70), (3, 1500)])
+def test_channels_without_noise_get_their_own_factor_back(size: tuple[int, int]) -> None:
     graph = mixed()
     exact = with_parameters(graph, {})
     path, weight = next((path, each) for path, each in parameters_of(graph).items() if path.endswith("weight"))
     wrong_C = torch.linspace(0.8, 1.25, len(weight), dtype=torch.float64)
-    factors = restore_outputs(with_parameters(graph, {path: scaled(weight, wrong_C)}), exact, images(), only={path})
+    batches = [torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))]
+    factors = restore_outputs(with_parameters(graph, {path: scaled(weight, wrong_C)}), exact, batches, only={path})
     torch.testing.assert_close(factors[path], 1 / wrong_C, rtol=1e-4, atol=0)
 
 

@@ -14,6 +14,7 @@ Correction" (arXiv 1906.04721), section 4.2 and appendix D.
 """
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,12 +25,15 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.graphs.ops import LAYER_KINDS, arguments, attribute, ensure_bias, is_layer, set_attribute
 from bitsweep.graphs.qdq_pairs import fuse_pairs
+from bitsweep.quantization.overwriting import overwriting
 
 #: Images on which a network is compared: so many of 224 x 224 pixels, and more of smaller ones, up to a limit.
 IMAGES, MOST_IMAGES = 32, 128
 _PIXELS = IMAGES * 224**2
 #: Images that are run at a time: what a layer yields for few of them is memory that the next layer finds in use.
 _AT_A_TIME = 8
+#: Places of an image that are compared, at least, where a channel has more.
+PLACES = 1 << 10
 #: By how much channels of a layer differ in their gain, as a standard deviation.
 SPREAD = 0.03
 #: Noise of more than this share of the signal's power would only grow with the scale.
@@ -83,38 +87,37 @@ def restore_outputs(
     fuse_pairs(fused)
     pairs = [(_Part(fused, some), _Part(exact, some)) for some in torch.split(_chosen(batches), _AT_A_TIME)]
     nodes, factors = iter(exact.graph.nodes), dict[str, Tensor]()
-    for node in fused.graph.nodes:
-        yielded = [part.step(node) for part, _ in pairs]
-        if node.name not in biases or shared[str(biases[node.name].target)] > 1:
-            continue  # what several layers share has no mean of its own
-        meant = _until(node.name, nodes, [part for _, part in pairs])
-        path, bias = _path(node), biases[node.name]
-        mean_C, meant_C, gain_C = _compared(yielded, meant, node, alike=path in alike)
-        if not scales or runs[path] > 1:
-            gain_C = torch.ones_like(gain_C)
-        for result in yielded:
-            result.div_(_along(gain_C, node, result)).add_(_along(meant_C, node, result))
-        set_attribute(rounded, str(bias.target), ((attribute(rounded, bias) - mean_C) / gain_C + meant_C).float())
-        if (gain_C != 1).any():
-            factors[path] = 1 / gain_C
-            set_attribute(rounded, path, scaled(attribute(rounded, arguments(layers[node.name])[1]), factors[path]))
+    with overwriting(fused), overwriting(exact):
+        for node in fused.graph.nodes:
+            yielded = [part.step(node) for part, _ in pairs]
+            if node.name not in biases or shared[str(biases[node.name].target)] > 1:
+                continue  # what several layers share has no mean of its own
+            meant = _until(node.name, nodes, [part for _, part in pairs])
+            path, bias = _path(node), biases[node.name]
+            mean_C, meant_C, gain_C = _compared(yielded, meant, node, alike=path in alike)
+            if not scales or runs[path] > 1:
+                gain_C = torch.ones_like(gain_C)
+            shift_C = meant_C - mean_C / gain_C
+            for result in yielded:
+                result.mul_(_along(1 / gain_C, node, result)).add_(_along(shift_C, node, result))
+            set_attribute(rounded, str(bias.target), (attribute(rounded, bias) / gain_C + shift_C).float())
+            if (gain_C != 1).any():
+                factors[path] = 1 / gain_C
+                set_attribute(rounded, path, scaled(attribute(rounded, arguments(layers[node.name])[1]), factors[path]))
     rounded.recompile()
     return factors
 
 
 def _compared(yielded: list[Tensor], meant: list[Tensor], layer: Node, *, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The means of what a layer yields and is meant to yield, and by how much its scale is too large, float64 [C].
-
-    The means are taken off what it yields, in place.
-    """
+    """The means of what a layer yields and is meant to yield, and by how much its scale is too large, float64 [C]."""
+    yielded, meant = ([_sample(part, layer) for part in parts] for parts in (yielded, meant))
     mean_C, meant_C = (_mean(parts, layer) for parts in (yielded, meant))
-    squares_3C = torch.zeros(3, len(mean_C), dtype=torch.float64)
+    moments_3C = torch.zeros(3, len(mean_C), dtype=torch.float64)
     for one, other in zip(yielded, meant, strict=True):
-        one.sub_(_along(mean_C, layer, one))
-        centred = other - _along(meant_C, layer, other)
-        squares_3C += torch.stack([_squares(each, layer) for each in (centred, one, centred.clone().sub_(one))])
-    variance_C, own_C, error_C = squares_3C
-    covariance_C = (variance_C + own_C - error_C) / 2
+        own, exact = one - _along(mean_C, layer, one), other - _along(meant_C, layer, other)
+        products = (exact * own, own.square_(), exact.square_())
+        moments_3C += torch.stack([_sum(each, layer) for each in products])
+    covariance_C, own_C, variance_C = moments_3C
     images = 0 if alike else sum(map(len, yielded))
     return mean_C, meant_C, gains(covariance_C, variance_C, own_C, images)
 
@@ -145,11 +148,21 @@ def _mean(parts: list[Tensor], layer: Node) -> Tensor:
     return torch.cat([part.mean(within) if within else part for part in parts]).double().mean(0)
 
 
-def _squares(values: Tensor, layer: Node) -> Tensor:
-    """Sum of the squares of each channel [C]; those of an image in float32, as fast as it is, and these in float64."""
+def _sum(values: Tensor, layer: Node) -> Tensor:
+    """Of each channel [C]: within an image in float32, which is fast, and over the images in float64."""
     within = _places(layer, values.ndim)
-    norms = torch.linalg.vector_norm(values, dim=within) if within else values
-    return norms.double().square().sum(0)
+    return (values.sum(within) if within else values).double().sum(0)
+
+
+def _sample(values: Tensor, layer: Node) -> Tensor:
+    """Evenly spread rows, columns or tokens of each image: so many that they have ``PLACES`` places."""
+    within = _places(layer, values.ndim)
+    step = math.prod(values.shape[dim] for dim in within) // PLACES if within else 1
+    if step < 2:
+        return values
+    longest = max(within, key=lambda dim: values.shape[dim])
+    step = min(step, values.shape[longest])
+    return values.index_select(longest, torch.arange(step // 2, values.shape[longest], step))
 
 
 def _places(layer: Node, dims: int) -> list[int]:
