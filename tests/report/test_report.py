@@ -17,6 +17,7 @@ from bitsweep.report import table, write
 from bitsweep.report.advice import recommendations
 from bitsweep.report.choice import pareto_front
 from bitsweep.report.content import SweepReport, distinguishing, ratio
+from bitsweep.report.drawing import against
 from bitsweep.report.pictures import swept_numbers
 from bitsweep.report.row import Baseline, Row, RowStatus
 from bitsweep.runtime.store import Store
@@ -493,3 +494,14 @@ def test_a_knob_that_only_other_cells_set_is_shown_with_its_default(report: Swee
     assert [row["method.weight_range"] for row in both.records()] == ["mse", "minmax"]
     write(both, tmp_path)
     assert "<td>minmax</td>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("most", [0.11, 0.3, 0.9, 40.0])
+def test_an_axis_of_latencies_has_several_numbers(most: float) -> None:
+    rows = [measured("lenet", "int8", 0.9, ms, 0.1) for ms in (0.0236, most)]
+    figure = against(rows, "digits", "latency_p50_ms", "latency")
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    assert sum(low <= tick.get_loc() <= high and bool(tick.label1.get_text()) for tick in ticks) >= 2

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bitsweep.plots.figures import drawable, label, panels, save
+from bitsweep.plots.figures import drawable, label, number_logarithmic, panels, save
 from bitsweep.results import Table
 
 #: Name of the table of channels.
@@ -45,7 +45,10 @@ def _draw_tensor(panel: Any, values: list[float]) -> None:
         channel for channel in sorted(shown, key=lambda channel: -shown[channel]) if shown[channel] > OUTLIER * median
     ]
     if shown:
-        _logarithmic(panel, min(shown.values()) / 1.5, max(shown.values()) * 3)
+        low, high = min(shown.values()) / 1.5, max(shown.values()) * 3
+        panel.set_yscale("log")
+        panel.set_ylim(low, high)
+        number_logarithmic(panel.yaxis, high / low)
     for channels, colour, size in ((shown.keys() - set(far), "C0", 10), (far, "C3", 16)):
         panel.scatter(list(channels), [shown[channel] for channel in channels], s=size, color=colour)
     panel.axhline(median, color="0.4", linewidth=1, linestyle="--")
@@ -61,14 +64,3 @@ def _draw_tensor(panel: Any, values: list[float]) -> None:
         )  # fmt: skip
     margin = 0.5 + 0.02 * len(values)
     panel.set_xlim(-margin, len(values) - 1 + margin)
-
-
-def _logarithmic(panel: Any, low: float, high: float) -> None:
-    """Give the values a logarithmic axis with plain numbers, which may cover less than one power of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    panel.set_yscale("log")
-    panel.set_ylim(low, high)
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())

@@ -55,6 +55,20 @@ def panels(
     return figure, list(axes.ravel())
 
 
+def number_logarithmic(axis: Any, ratio: float) -> None:
+    """Give a logarithmic axis plain numbers, also where it covers less than one power of ten.
+
+    Args:
+        axis: ``axes.xaxis`` or ``axes.yaxis``.
+        ratio: of the largest value to the least.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 30 else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}" if 1 < ratio < 4 else NullFormatter())
+
+
 def label(axes: Any, title: str, x: str, y: str, *, legend: bool = False) -> None:
     """Give axes a title, a name with unit in each direction, a grid, and perhaps a legend."""
     axes.set_title(drawable(title), fontsize=9)

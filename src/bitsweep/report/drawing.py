@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitsweep.metrics import METRICS
-from bitsweep.plots.figures import drawable, drawable_names
+from bitsweep.plots.figures import drawable, drawable_names, number_logarithmic
 from bitsweep.report.choice import pareto_front
 from bitsweep.report.content import distinguishing
 from bitsweep.report.row import Row
@@ -125,7 +125,6 @@ def across(rows: Sequence[Row]) -> Any:
 def against(rows: Sequence[Row], title: str, metric: str, what: str) -> Any:
     """Accuracy against what a metric says that it costs, with intervals and the Pareto front."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
 
     points = points_of(rows, metric)
     front = pareto_front(points)
@@ -142,9 +141,7 @@ def against(rows: Sequence[Row], title: str, metric: str, what: str) -> Any:
         axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=color, alpha=0.3, zorder=1, capsize=2)
         axes.plot(x, y, marker, color=color, markersize=9 if best else 6, markerfacecolor=color if best else "white")
     axes.set_xscale("log")
-    span = max(x for x, _ in points) / min(x for x, _ in points)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}" if 1 < span < 4 else NullFormatter())
+    number_logarithmic(axes.xaxis, max(x for x, _ in points) / min(x for x, _ in points))
     axes.margins(x=0.12, y=0.1)
     batches = " or ".join(map(str, sorted({row.batch for row in rows})))
     of = f" at batch {batches}, p50" if what == "latency" else " of the stored artifact"
