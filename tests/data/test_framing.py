@@ -114,7 +114,7 @@ def test_arrays_become_what_pictures_become(name: str, pictures: list[Path]) -> 
         assert np.array_equal(frame_array(image, framing), shown(file, script))
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(31, 23), (150, 170)])
 def test_without_antialiasing_as_tensors_are_resized(
     interpolation: str, size: tuple[int, int], pictures: list[Path]

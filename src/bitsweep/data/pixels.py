@@ -132,8 +132,9 @@ def frame(picture: Image.Image, form: Framing) -> Image.Image:
     elif form.resize:
         size = form.resize[1], form.resize[0]
     if size != picture.size:
-        sampled = not form.antialias and form.interpolation != "nearest"
-        picture = _sampled(picture, size, form) if sampled else picture.resize(size, _FILTERS[form.interpolation])
+        picture = (
+            picture.resize(size, _FILTERS[form.interpolation]) if form.antialias else _sampled(picture, size, form)
+        )
     left, top, right, bottom = form.pad
     picture = picture.crop((-left, -top, picture.width + right, picture.height + bottom))  # black outside
     left, top = (
@@ -167,6 +168,9 @@ def _sampled(picture: Image.Image, size: tuple[int, int], form: Framing) -> Imag
     values = np.asarray(picture).astype(np.float64)
     for axis, new in enumerate(size[::-1]):
         old = values.shape[axis]
+        if form.interpolation == "nearest":  # that at the left, where Pillow takes the one at the centre
+            values = values.take((np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(np.int64), axis)
+            continue
         centre = (np.arange(new) + 0.5) * old / new - 0.5
         if form.interpolation == "bilinear":
             centre = centre.clip(0)
