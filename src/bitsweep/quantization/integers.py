@@ -29,7 +29,7 @@ from torch.fx.node import map_aggregate
 from bitsweep.errors import CompressionError
 from bitsweep.graphs import im2col
 from bitsweep.graphs.ops import LAYER_KINDS, aten, quantized
-from bitsweep.quantization.placement import MOVES
+from bitsweep.quantization.operations import MOVES
 
 #: Sums of two operands on a common scale stay below this, well within 32 bits.
 LARGEST_OPERAND = 2**29

@@ -19,7 +19,6 @@ beyond certain bounds (hard-swish is 0 below -3): codes are spread within those 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import getitem
 from typing import Any
 
 import torch
@@ -33,44 +32,23 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import ELEMENTWISE, LAYER_KINDS, aten, is_layer
+from bitsweep.graphs.ops import LAYER_KINDS, aten, is_layer
 from bitsweep.quantization.calibration.observers import ActivationObserver, ChooseRange, activation_spec
+from bitsweep.quantization.operations import (
+    FUNCTIONS,
+    RECTIFIERS,
+    SMOOTH,
+    adds_or_multiplies_codes,
+    computed_on_sums,
+    ends_in_floats,
+    fuses,
+    is_activation,
+    leads_to_logits,
+    makes_logits,
+    moves,
+    passes_floats,
+)
 from bitsweep.quantization.overwriting import overwriting
-
-RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
-#: Functions of one activation, with the bounds beyond which they are constant.
-FUNCTIONS: dict[Any, tuple[float, float]] = {
-    aten.hardswish.default: (-3.0, math.inf),
-    aten.hardsigmoid.default: (-3.0, 3.0),
-    aten.relu.default: (0.0, math.inf),
-    aten.relu6.default: (0.0, 6.0),
-    aten.hardtanh.default: (-math.inf, math.inf),
-    aten.silu.default: (-math.inf, math.inf),
-    aten.sigmoid.default: (-math.inf, math.inf),
-    aten.gelu.default: (-math.inf, math.inf),
-    aten.leaky_relu.default: (-math.inf, math.inf),
-    aten.adaptive_avg_pool2d.default: (-math.inf, math.inf),
-    aten.avg_pool2d.default: (-math.inf, math.inf),
-    aten.mean.dim: (-math.inf, math.inf),
-}
-#: Operations whose output values are input values.
-MOVES = {
-    aten.max_pool2d.default,
-    aten.flatten.using_ints,
-    aten.view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.squeeze.dim,
-    aten.unsqueeze.default,
-    aten.contiguous.default,
-    aten.slice.Tensor,
-}
-PAIRS = {aten.add.Tensor, aten.mul.Tensor}
-#: Operations that yield parts of what they read, which are not on codes.
-_PARTS = {aten.unbind.int, aten.select.int, aten.split.Tensor, aten.chunk.default, aten.unflatten.int, getitem}
-#: Functions that engines compute in float.
-SMOOTH = frozenset(ELEMENTWISE - RECTIFIERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +70,10 @@ class Placement:
 
     def stays_float(self, node: Node) -> bool:
         """Whether the output of a node has no pair."""
-        if node.name in self.floats or (self.fuses_functions and _computed_on_sums(node)):
+        if node.name in self.floats or (self.fuses_functions and computed_on_sums(node)):
             return True
         is_linear = is_layer(node) and LAYER_KINDS[node.target] == "linear"
-        return is_linear and self.yields_floats and _ends_in_floats(node, SMOOTH)
+        return is_linear and self.yields_floats and ends_in_floats(node, SMOOTH)
 
 
 #: Pairs wherever operations have them.
@@ -115,20 +93,20 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
         """Write an annotation into every node with codes as input or output."""
         for node in model.graph.nodes:
             if is_layer(node):
-                self._annotate(node, inputs=node.args[:1], quantizes_output=not _makes_logits(node))
-            elif _leads_to_logits(node):
+                self._annotate(node, inputs=node.args[:1], quantizes_output=not makes_logits(node))
+            elif leads_to_logits(node):
                 continue
-            elif _on_codes(node):
+            elif adds_or_multiplies_codes(node):
                 self._annotate(node, inputs=node.args[:2])
-            elif node.target in RECTIFIERS and _fuses(node):
+            elif node.target in RECTIFIERS and fuses(node):
                 self._annotate(node, inputs=())
-            elif _passes_floats(node):
+            elif passes_floats(node):
                 continue
-            elif _moves(node) and _is_activation(node.args[0]):
+            elif moves(node) and is_activation(node.args[0]):
                 self._share(node, node.args[:1])
-            elif node.target in FUNCTIONS and _is_activation(node.args[0]):
+            elif node.target in FUNCTIONS and is_activation(node.args[0]):
                 self._annotate(node, inputs=node.args[:1])
-            elif node.target == aten.cat.default and all(map(_is_activation, node.args[0])):
+            elif node.target == aten.cat.default and all(map(is_activation, node.args[0])):
                 self._share(node, node.args[0])
         return model
 
@@ -136,7 +114,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
         """Nothing is left to check."""
 
     def _annotate(self, node: Node, *, inputs: Any, quantizes_output: bool = True) -> None:
-        fused = len(node.users) == 1 and _fuses(next(iter(node.users)))
+        fused = len(node.users) == 1 and fuses(next(iter(node.users)))
         quantizes_output = quantizes_output and not fused and not self.placement.stays_float(node)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map={source: self._spec(source) for source in inputs if not self.placement.stays_float(source)},
@@ -161,113 +139,6 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
         ends = {FUNCTIONS.get(user.target, (-math.inf, math.inf)) for user in node.users}
         bounds = ends.pop() if len(ends) == 1 else (-math.inf, math.inf)
         return activation_spec(self.grid, self.choose_range, bounds=bounds)
-
-
-def _computed_on_sums(node: Node) -> bool:
-    """Whether a node is a layer that a smooth function alone reads."""
-    if node.target not in LAYER_KINDS or len(node.users) != 1:
-        return False
-    (user,) = node.users
-    return user.target in SMOOTH
-
-
-def _on_codes(node: Node) -> bool:
-    """Whether a node is a sum or a product of two activations that is computed on codes."""
-    return (
-        node.target in PAIRS
-        and all(map(_is_activation, node.args[:2]))
-        and not (node.target == aten.add.Tensor and _in_residual_stream(node))
-    )
-
-
-def _in_residual_stream(node: Node) -> bool:
-    """Whether a layer normalisation, or a sum that one reads, reads a tensor as it is, moved, in parts or joined."""
-    return any(
-        user.target == aten.layer_norm.default
-        or (user.target == aten.add.Tensor and all(map(_is_activation, user.args[:2])) and _in_residual_stream(user))
-        or (_passes_on(user) and _in_residual_stream(user))
-        for user in node.users
-    )
-
-
-def _passes_floats(node: Node) -> bool:
-    """Whether a node moves or joins values, and yields floats.
-
-    What is joined in a residual stream does: the token of the class and those of the image may be far apart in range.
-    """
-    if node.target == aten.cat.default and _in_residual_stream(node):
-        return True
-    return (_moves(node) or node.target == aten.cat.default) and _ends_in_floats(node) and not _shares_codes(node)
-
-
-def _shares_codes(node: Node) -> bool:
-    """Whether a node reads codes, and OpenVINO would compute otherwise if it read floats.
-
-    So it does where others read the codes, too; and where they are padded, it pads with the code 0, which is not zero.
-    """
-    alone = [] if node.target == aten.pad.default else [each for each in node.all_input_nodes if len(each.users) == 1]
-    known = (each.meta.get("quantization_annotation") for each in node.all_input_nodes if each not in alone)
-    return any(annotation is not None and annotation.output_qspec is not None for annotation in known)
-
-
-def _ends_in_floats(node: Node, also: frozenset[Any] = frozenset()) -> bool:
-    """Whether all that reads what a node yields, as it is, moved or in parts, computes in float.
-
-    Args:
-        also: what counts as computing in float, too.
-    """
-    return all(
-        _ends_in_floats(user) if _passes_on(user) else user.target in also or not _computes_on_codes(user)
-        for user in node.users
-    )
-
-
-def _computes_on_codes(node: Node) -> bool:
-    """Whether integer engines have kernels for an operation; all others compute in float."""
-    return is_layer(node) or node.target in FUNCTIONS or _on_codes(node)
-
-
-def _passes_on(node: Node) -> bool:
-    """Whether a node yields what it reads, moved, in parts or joined."""
-    return _moves(node) or node.target in _PARTS or node.target == aten.cat.default
-
-
-def _fuses(node: Node) -> bool:
-    """Whether a node is a rectifier that runs in one kernel with the operation before it."""
-    if node.target not in RECTIFIERS or (node.target == aten.hardtanh.default and node.args[1:2] != (0,)):
-        return False
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return len(source.users) == 1 and (source.target in LAYER_KINDS or source.target == aten.add.Tensor)
-
-
-def _moves(node: Node) -> bool:
-    """Whether all output values of a node are input values or zeros."""
-    if node.target == aten.adaptive_avg_pool2d.default:
-        read, yielded = (value.meta["val"].shape[2:] for value in (node.all_input_nodes[0], node))
-        return not any(count % size for size, count in zip(read, yielded, strict=True))
-    if node.target == aten.pad.default:
-        return node.args[3:] in ((), (None,), (0,))
-    return node.target in MOVES
-
-
-def _makes_logits(node: Node) -> bool:
-    return LAYER_KINDS[node.target] == "linear" and all(map(_leads_to_logits, node.users))
-
-
-def _leads_to_logits(node: Node) -> bool:
-    """Whether a node is the end of the network, or only moves values to there."""
-    if node.op == "output":
-        return True
-    return (_moves(node) or node.target == aten.cat.default) and all(map(_leads_to_logits, node.users))
-
-
-def _is_activation(argument: Any) -> bool:
-    """Whether an argument is a float tensor that depends on the images."""
-    if not isinstance(argument, Node) or argument.op == "get_attr":
-        return False
-    value = argument.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def observe(

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from bitsweep.graphs.im2col import geometry
 from bitsweep.graphs.ops import arguments, aten, quantized, set_attribute
-from bitsweep.quantization.placement import MOVES
+from bitsweep.quantization.operations import MOVES
 
 if TYPE_CHECKING:
     from bitsweep.backends.torch_quantized.lowering import Lowering
