@@ -132,4 +132,4 @@ def test_a_port_that_is_taken_is_named(workplace: Path) -> None:
         port = taken.getsockname()[1]
         finished = subprocess.run([*BITSWEEP, "ui", "--port", str(port)], capture_output=True, text=True)
     assert finished.returncode == 2
-    assert f"error: --port {port}: something listens there already" in finished.stderr
+    assert f"error: --port {port}: something uses it already" in finished.stderr

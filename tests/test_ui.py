@@ -10,12 +10,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bitsweep.errors import UsageError
 from bitsweep.tracking.connection import Connection
+from bitsweep.ui import serve_ui
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, None), (signal.SIGINT, None), (signal.SIGINT, 1.0)])
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [(signal.SIGTERM, None), (signal.SIGINT, None), (signal.SIGINT, 1.0), (signal.SIGHUP, None)],
+)
 def test_nothing_is_left_of_the_server(
     number: signal.Signals, seconds: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,3 +52,11 @@ def test_nothing_is_left_of_the_server(
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port)))
+
+
+def test_a_port_that_is_bound_is_refused_though_nothing_listens_there() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--port {port}: something uses it already; choose another port"):
+            serve_ui(port)

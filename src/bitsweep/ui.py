@@ -1,6 +1,7 @@
 """The MLflow UI with a link to the comparison of all cells."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -16,14 +17,16 @@ def serve_ui(port: int) -> None:
 
     However this ends, by Ctrl-C, a signal or an error, no process of the server is left.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # not everywhere is there a terminal that hangs up
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     from bitsweep.tracking.address import find_address
     from bitsweep.tracking.connection import COMPARISON, Connection
 
     served = find_address().served
-    with contextlib.closing(socket.socket()) as probe:
-        if not served and probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UsageError(f"--port {port}: something listens there already; choose another port")
+    if not served:
+        _require_free(port)
     tracked = Connection(read_only=True)
     if served:
         print(f"compare the cells: {tracked.ui_url}{COMPARISON}", flush=True)
@@ -41,14 +44,24 @@ def serve_ui(port: int) -> None:
             time.sleep(0.2)
         if server.poll() is None:
             print(f"compare the cells: {tracked.ui_url_at(f'http://127.0.0.1:{port}')}{COMPARISON}", flush=True)
-        if server.wait():
-            raise TrackingError(f"mlflow ui ended with exit code {server.returncode}; its output is above")
+        server.wait()
+        raise TrackingError(f"mlflow ui ended with exit code {server.returncode}; its output is above")
     finally:
         for ends in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, ends)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(5)
+
+
+def _require_free(port: int) -> None:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own, just ended
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            why = "something uses it already" if error.errno == errno.EADDRINUSE else error.strerror
+            raise UsageError(f"--port {port}: {why}; choose another port") from error
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -123,6 +123,23 @@ def test_a_head_for_another_number_of_classes_is_made_anew(capsys: pytest.Captur
     assert "the head head has 5 outputs: a new one for 7 classes" in capsys.readouterr().out
 
 
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(192, CLASSES), nn.Linear(192, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images.flatten(1)
+        return self.one(features) + self.other(features)  # type: ignore[no-any-return]
+
+
+def test_a_head_whose_outputs_are_joined_with_others_is_not_replaced() -> None:
+    network = TwoHeads()
+    with pytest.raises(ConfigError, match=r"shape \[N, 5\] instead of \[N, 7\].*; make it for 7 classes"):
+        build_network(_model(network), 7)
+    assert network.one.out_features == network.other.out_features == CLASSES
+
+
 @pytest.mark.parametrize(("network", "head"), HEADS.values(), ids=HEADS)
 def test_the_head_is_the_layer_whose_outputs_reach_the_logits(network: nn.Module, head: str) -> None:
     assert build_network(_model(network), CLASSES)[1] == head

@@ -29,7 +29,7 @@ def private_folder() -> Path:
     usual = Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
     try:
         folder = Path(os.environ.get(VARIABLE) or usual) / f"bitsweep-{_user()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise MachineError(

@@ -43,14 +43,16 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
             raise ConfigError(f"model.head_path={named_head}: the network has no such part with weights{found}")
         head = named_head
     if num_classes is not None and (
-        logits.ndim != 2 or (logits.shape[1] != num_classes and not _renew(network, head, logits.shape[1], num_classes))
+        logits.ndim != 2
+        or (logits.shape[1] != num_classes and not _renew(network, model, head, logits.shape[1], num_classes))
     ):
         of = f"its output {path}" if path else "what it yields"
         shape = ", ".join(map(str, ("N", *logits.shape[1:])))
-        others = f"; set model.output to one of {', '.join(named)}" if len(named) > 1 else ""
+        others = len(named) > 1
+        cure = f"set model.output to one of {', '.join(named)}" if others else f"make it for {num_classes} classes"
         raise ConfigError(
-            f"model={model.name}: {of} has shape [{shape}] instead of [N, {num_classes}], a logit for each class"
-            + others
+            f"model={model.name}: {of} has shape [{shape}] instead of [N, {num_classes}], a logit for each class; "
+            + cure
         )
 
     def alone(module: nn.Module, images: Any, outputs: Any) -> Tensor:
@@ -95,7 +97,7 @@ def _reaches_logits(network: nn.Module, model: Model, parameters: Sequence[nn.Pa
             parameter.detach().copy_(value)
 
 
-def _renew(network: nn.Module, head: str, outputs: int, num_classes: int) -> bool:
+def _renew(network: nn.Module, model: Model, head: str, outputs: int, num_classes: int) -> bool:
     """Whether a head with so many outputs is a layer that another for the classes can take the place of, as it does."""
     layer = dict(network.named_modules()).get(head)
     renewed: nn.Module
@@ -109,6 +111,11 @@ def _renew(network: nn.Module, head: str, outputs: int, num_classes: int) -> boo
     if not name:
         return False
     setattr(network.get_submodule(parent), name, renewed)
+    try:
+        _outputs(network, model)
+    except ConfigError:  # another layer's outputs are joined with those of this one
+        setattr(network.get_submodule(parent), name, layer)
+        return False
     say(f"the head {head} has {outputs} outputs: a new one for {num_classes} classes takes its place")
     return True
 
