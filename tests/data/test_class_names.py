@@ -92,6 +92,7 @@ def test_numbers_of_labels(
     ("labels", "classes", "message"),
     [
         (["a", "c", "d"], ("a", "b"), "c, d are none of the 2 dataset.classes"),
+        (["a", "c"], ("a",), "c is not a, the only one of dataset.classes"),
         (["tiger"], ("tiger shark", "lion"), "tiger is none of the 2 dataset.classes"),
         ([0, 2], ("a", "b"), "labels run from 0 to 2, but dataset.classes has 2 names"),
         ([-1, 2], (), "labels run from -1 to 2; they must not be negative"),

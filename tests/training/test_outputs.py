@@ -123,7 +123,7 @@ def test_a_head_for_another_number_of_classes_is_made_anew(capsys: pytest.Captur
     assert "the head head has 5 outputs: a new one for 7 classes" in capsys.readouterr().out
 
 
-class TwoHeads(nn.Module):
+class JoinedHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.other = nn.Linear(192, CLASSES), nn.Linear(192, CLASSES)
@@ -134,7 +134,7 @@ class TwoHeads(nn.Module):
 
 
 def test_a_head_whose_outputs_are_joined_with_others_is_not_replaced() -> None:
-    network = TwoHeads()
+    network = JoinedHeads()
     with pytest.raises(ConfigError, match=r"shape \[N, 5\] instead of \[N, 7\].*; make it for 7 classes"):
         build_network(_model(network), 7)
     assert network.one.out_features == network.other.out_features == CLASSES

@@ -2,9 +2,16 @@
 
 from typing import Annotated
 
+import pydantic
 from pydantic import Field
 
 from bitsweep.config.configurable import NOT_IN_KEYS, Choice, Count, Several, Share, configurable
+
+
+def _distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if twice := sorted({size for size in sizes if sizes.count(size) > 1}):
+        raise ValueError(f"should hold each size once, and {twice[0]} stands there more often")
+    return sizes
 
 
 @configurable
@@ -36,7 +43,7 @@ class MeasurementProtocol(Choice):
     """
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    batch_sizes: Annotated[Several[Count], Field(min_length=1)] = (1,)
+    batch_sizes: Annotated[Several[Count], Field(min_length=1), pydantic.AfterValidator(_distinct)] = (1,)
     warmup_s: Annotated[float, Field(ge=0)] = 0.3
     blocks: Annotated[int, Field(ge=6)] = 20
     block_s: Annotated[float, Field(gt=0)] = 0.05

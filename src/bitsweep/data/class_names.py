@@ -110,9 +110,9 @@ def _places(found: Sequence[str | int], classes: Sequence[str]) -> dict[str | in
         return {label: known[str(label)] for label in found}
     numbers = whole_numbers([str(label) for label in found])
     if not all(isinstance(number, int) for number in numbers):
-        raise DataError(
-            f"{some(map(str, strange))} {'are' if strange[1:] else 'is'} none of the {len(classes)} dataset.classes"
-        )
+        alone = f"not {classes[0]}, the only one of dataset.classes"
+        reason = f"none of the {len(classes)} dataset.classes" if classes[1:] else alone
+        raise DataError(f"{some(map(str, strange))} {'are' if strange[1:] else 'is'} {reason}")
     low, high = int(min(numbers)), int(max(numbers))
     first = int(low == 1 and high == len(classes))
     if low < first or high >= len(classes) + first:

@@ -182,7 +182,8 @@ def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
     """Machine and versions, as name and value."""
     about = report.environment
     cpu = about.get("cpu", {})
-    quota = f", a quota of {about['cpu_quota']:g} CPUs" if about.get("cpu_quota") else ""
+    share = about.get("cpu_quota")
+    quota = f", a quota of {share:g} CPU{'' if share == 1 else 's'}" if share else ""
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     return [
         ("CPU", f"{cpu.get('model', '?')}, {cpu.get('isa', '?')}, {about.get('physical_cores', '?')} cores{quota}"),
