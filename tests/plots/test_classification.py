@@ -1,9 +1,11 @@
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import roc_auc_score
 
 from bitsweep.plots import classification
@@ -90,6 +92,16 @@ def test_examples_say_what_became_of_them(drawn: list[Any], tmp_path: Path) -> N
     assert all("→" in text for text in texts(changed))
     wrong = ((said_2N[0] == said_2N[1]) & (said_2N[1] != given.labels_N)).sum()
     assert len(unchanged.images) == min(8, wrong)
+
+
+def test_captions_of_examples_keep_apart_whatever_classes_are_called(drawn: list[Any], tmp_path: Path) -> None:
+    given = verdicts(4, noise=2)
+    given = replace(given, classes=tuple(f"{'naeo' * 9}{number}" for number in range(4)))
+    classification.draw_examples(given, tmp_path / "picture.png", name="a cell")
+    renderer = FigureCanvasAgg(drawn[0]).get_renderer()
+    for axes in drawn[0].axes:
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_where_nothing_changed_that_is_said(drawn: list[Any], tmp_path: Path) -> None:

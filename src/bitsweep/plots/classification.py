@@ -19,6 +19,8 @@ _MATRIX, _BARS = 20, 30
 #: So many numbers can be written into a matrix.
 _WRITTEN = 150
 _EXAMPLES = 8
+#: Letters of a name that have room above one of so many images.
+_CAPTION = 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +161,16 @@ def draw_examples(verdicts: Verdicts, path: Path, *, name: str) -> None:
     channels = verdicts.test.images.shape[3]
     few = "" if channels in (1, 3) else f" (channel{'s 1 to 3' if channels > 3 else ' 1'} of {channels})"
     title = f"{name}: images with another class: {len(groups[0])}; with the same wrong one: {len(groups[1])}{few}"
-    figure, rows = panels(title, rows=2, width=1.3 * _EXAMPLES, height=1.15, left=0.3, right=0.1, bottom=0.1, top=0.55)
+    figure, rows = panels(title, rows=2, width=1.3 * _EXAMPLES, height=1.15, left=0.3, right=0.1, bottom=0.1, top=0.7)
     for axes, chosen, what in zip(rows, groups, ("changed", "unchanged, wrong"), strict=True):
         ordered = chosen[np.argsort(-after_p_N[chosen], kind="stable")][:_EXAMPLES]
         captions = []
         for index in ordered:
             numbers = verdicts.labels_N[index], before_N[index], after_N[index]
-            true, *said = drawable_names([verdicts.classes[k] for k in numbers], 16)
+            true, *said = drawable_names([verdicts.classes[k] for k in numbers], _CAPTION)
             said = said if what == "changed" else said[1:]
-            captions.append(f"true {true}\nsaid {' → '.join(said)}\n{100 * after_p_N[index]:.0f} % sure")
+            lines = [f"true {true}", f"said {said[0]}", *(f"→ {name}" for name in said[1:])]
+            captions.append("\n".join([*lines, f"{100 * after_p_N[index]:.0f} % sure"]))
         images = [drawable_image(image) for image in np.asarray(verdicts.test.images[ordered])]
         tiles(axes, images, captions, columns=_EXAMPLES)
         axes.set_ylabel(what, fontsize=8)
