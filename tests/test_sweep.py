@@ -343,6 +343,12 @@ def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None
 
 
 @pytest.mark.slow
+def test_what_is_expected_holds_for_cells_that_were_measured_before(measured: Path) -> None:
+    assert "expect.top1=0.01: the baseline has" in run(*QUICK, "precision=fp32", "expect.top1=0.01", code=1)
+    assert {row["status"] for row in cells()} == {"failed"}
+
+
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

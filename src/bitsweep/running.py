@@ -48,17 +48,18 @@ def run_planned(
     lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
     launch([cell for cell in lost if store.find(stages.last(cell).name, stages.key_of(cell))], "cell")
     todo = [each for each in planned if each.verdict in TO_DO]
-    first = baselines(todo, options.expect)
+    first = baselines(planned, options.expect)
     incomplete = {stages.BASELINE.key_of(each.cell): each.cell for each in planned if each.verdict == "reuse"}
     launch([incomplete[key] for key in logger.incomplete_baselines(incomplete)], "baseline")
     # A single cell trains its baseline itself; the others must not all train the same one.
-    broken = _failures(first, launch(first, "baseline")) if len(todo) > 1 else {}
-    runnable = [each for each in todo if stages.BASELINE.key_of(each.cell) not in broken]
-    for each in todo:
-        if each not in runnable:
-            entries[each] = _ended(entries[each], broken[stages.BASELINE.key_of(each.cell)])
+    several = len(todo) > 1 or (reused and options.expect.top1 is not None)
+    broken = _failures(first, launch(first, "baseline")) if several else {}
+    for each in [*todo, *reused]:
+        if failure := broken.get(stages.BASELINE.key_of(each.cell)):
+            entries[each] = _ended(entries[each], failure)
+    runnable, finished = ([each for each in part if entries[each].verdict != "failed"] for part in (todo, reused))
     if options.search.limited:
-        _search([*runnable, *reused], entries, options, launch=launch, store=store, points=points, enter=enter)
+        _search([*runnable, *finished], entries, options, launch=launch, store=store, points=points, enter=enter)
         return
     failed = prepare([each.cell for each in runnable]) if prepare and len(runnable) > 1 else {}
     ready = [each.cell for each in runnable if each.cell not in failed]
@@ -116,11 +117,11 @@ def _search(
 
 
 def baselines(planned: Sequence[Planned], expect: Expectation) -> list[Cell]:
-    """A cell for each baseline that is to be trained; for each one of a cell to be run where something is expected."""
+    """A cell for each baseline that is to be trained; for every baseline where something is expected of it."""
     if expect.top1 is None:
         return [each.cell for each in planned if each.trains]
-    todo = (each.cell for each in planned if each.verdict in TO_DO)
-    return list({stages.BASELINE.key_of(cell): cell for cell in todo}.values())
+    present = (each.cell for each in planned if each.verdict != "skip")
+    return list({stages.BASELINE.key_of(cell): cell for cell in present}.values())
 
 
 def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
