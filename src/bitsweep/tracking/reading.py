@@ -47,13 +47,14 @@ def find_sweep(connection: Connection, word: str) -> "Run":
     named = {**{run.info.run_id: run for run in by_start}, **dict(zip(("latest", "previous"), by_start, strict=False))}
     found = sweeps.get(word) or named.get(word) or sweeps.get(Path(word).resolve().name)
     if found is None:
-        known = ", ".join(run.data.tags["sweep"] for run in by_start[:5]) or "none"
+        latest = ", ".join(run.data.tags["sweep"] for run in by_start[:5])
+        known = f"the latest are: {latest}" if latest else "there is none yet"
         hint = ""
         for name, run in connection.sweeps(deleted=True).items():
             if {word, Path(word).resolve().name} & {name, run.info.run_id}:
                 how = f"{VARIABLE}={connection.uri} mlflow runs restore --run-id {run.info.run_id}"
                 hint = f"; {name} was deleted, restore it: {how}"
-        raise UsageError(f"{word}: no such sweep in {connection.uri}; the latest are: {known}{hint}")
+        raise UsageError(f"{word}: no such sweep in {connection.uri}; {known}{hint}")
     return found
 
 

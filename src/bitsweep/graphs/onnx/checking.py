@@ -7,9 +7,10 @@ from onnx import TensorProto
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from bitsweep.errors import ConfigError
+from bitsweep.errors import ConfigError, one_line
 from bitsweep.graphs.faithful import differ
 from bitsweep.graphs.onnx.reading import load_onnx
+from bitsweep.text import say
 
 _IMAGES = 2
 #: Differences, relative to all values: of networks in float32, and of those in half precision, which ONNX Runtime
@@ -20,7 +21,8 @@ _TOLERANCE, _TOLERANCE_OF_HALVES = 1e-3, 0.05
 def require_same(
     network: nn.Module, path: Path, *, shape: tuple[int | None, ...], images: tuple[int, int, int]
 ) -> None:
-    """Refuse a network that is another one than its file. A file that ONNX Runtime does not run is taken as it is.
+    """Refuse a network that is another one than its file. A file that ONNX Runtime does not run is taken as it is,
+    and a line says so.
 
     Args:
         shape: [N, C, H, W] of the images in the file, None where it leaves a size open.
@@ -39,7 +41,8 @@ def require_same(
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         meant = session.run(None, {session.get_inputs()[0].name: given.numpy()})
-    except Exception:  # whatever it says of files that it does not run
+    except Exception as error:  # whatever it says of files that it does not run
+        say(f"{path}: ONNX Runtime does not run it ({one_line(error)}), so that the network was not compared with it")
         return
     with torch.no_grad():
         found = tree_leaves(network.eval()(given))
