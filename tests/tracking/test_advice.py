@@ -1,5 +1,7 @@
 """Errors of MLflow and of what lies under it become one line."""
 
+from pathlib import Path
+
 import pytest
 from mlflow.exceptions import MlflowException
 
@@ -49,3 +51,15 @@ def test_what_is_no_address_is_called_so(address: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(TrackingError, match=r"is no address that MLflow takes; correct it, as in http://HOST:5000 or"):
         Connection(read_only=True)
+
+
+def test_a_file_in_the_place_of_artifacts_is_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "mlruns").touch()
+    address = Address(
+        uri="sqlite:////mlflow.db", shown="sqlite:////mlflow.db", database=tmp_path / "mlflow.db", chosen=False
+    )
+    with pytest.raises(NotADirectoryError) as raised:
+        (tmp_path / "mlruns" / "bitsweep").mkdir()
+    assert "its artifacts need a folder where there is a file; remove the file" in explain(raised.value, address)
+    refused = PermissionError(13, "Permission denied", "/there/mlruns")
+    assert "/there/mlruns cannot be written; make it writable" in explain(refused, address)

@@ -40,6 +40,10 @@ def advice(error: Exception, address: Address) -> str:
         )
     if isinstance(error, ImportError) or "no module named" in text:
         return f"needs a package that is not installed, the driver of its database; install it, {elsewhere(address)}"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "its artifacts need a folder where there is a file; remove the file"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename} cannot be written; make it writable, {elsewhere(address)}"
     if "readonly" in text or "read-only" in text or isinstance(error, PermissionError):
         return f"cannot be written; make it writable, {elsewhere(address)}"
     if any(sign in text for sign in _NO_ADDRESS):
