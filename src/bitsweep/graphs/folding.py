@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError
-from bitsweep.graphs.ops import aten, attribute, drop_unread, ensure_bias, is_layer, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, ensure_bias, is_layer, set_attribute
 
 
 def affine_of_norm(
@@ -54,32 +54,41 @@ def fold_batch_norm(graph: GraphModule) -> list[str]:
     Raises:
         CompressionError: a normalisation uses the statistics of the batch, so that it cannot be an affine map.
     """
-    folded = []
-    for norm in list(graph.graph.nodes):
-        if norm.target != aten.batch_norm.default:
-            continue
-        layer, gamma, beta, mean, variance, training, _, eps, *_ = norm.args
-        if training or mean is None:
-            raise CompressionError(f"{norm.name} normalises by the statistics of a batch; set track_running_stats=True")
-        factor, offset = affine_of_norm(
-            gamma=None if gamma is None else attribute(graph, gamma),
-            beta=None if beta is None else attribute(graph, beta),
-            mean=attribute(graph, mean),
-            variance=attribute(graph, variance),
-            eps=eps,
-        )
-        if _owns_its_parameters(layer):
-            _fold_into(graph, layer, factor, offset)
-            folded.append(str(layer.args[1].target))
-            replacement = layer
-        else:
-            replacement = _insert_affine(graph, norm, factor, offset)
-        norm.replace_all_uses_with(replacement)
-        graph.graph.erase_node(norm)
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    folded = fold_into_layers(graph)
+    for norm in graph.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        _replace(graph, norm, _insert_affine(graph, norm, *affine_of_node(graph, norm)))
+    _tidy(graph)
     return folded
+
+
+def fold_into_layers(graph: GraphModule) -> list[str]:
+    """Fold, in place, each batch normalisation that alone takes the output of a layer into it; others stay.
+
+    Returns, and raises, what ``fold_batch_norm`` does.
+    """
+    folded = []
+    for norm in graph.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        layer = norm.args[0]
+        if _owns_its_parameters(layer):
+            _fold_into(graph, layer, *affine_of_node(graph, norm))
+            folded.append(str(layer.args[1].target))
+            _replace(graph, norm, layer)
+    _tidy(graph)
+    return folded
+
+
+def affine_of_node(graph: GraphModule, norm: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``affine_of_norm`` returns for a batch normalisation; raises as ``fold_batch_norm`` does."""
+    _, gamma, beta, mean, variance, training, _, eps, *_ = arguments(norm)
+    if training or mean is None:
+        raise CompressionError(f"{norm.name} normalises by the statistics of a batch; set track_running_stats=True")
+    return affine_of_norm(
+        gamma=None if gamma is None else attribute(graph, gamma),
+        beta=None if beta is None else attribute(graph, beta),
+        mean=attribute(graph, mean),
+        variance=attribute(graph, variance),
+        eps=eps,
+    )
 
 
 def fold_hard_sigmoid(graph: GraphModule) -> None:
@@ -94,6 +103,17 @@ def fold_hard_sigmoid(graph: GraphModule) -> None:
             slope, offset = torch.tensor([1 / 6, 1 / 2], dtype=torch.float64)
             _fold_into(graph, layer, slope.expand(channels), offset.expand(channels))
             gate.target, gate.args = aten.hardtanh.default, (layer, 0.0, 1.0)
+    graph.recompile()
+
+
+def _replace(graph: GraphModule, norm: Node, by: Node) -> None:
+    norm.replace_all_uses_with(by)
+    graph.graph.erase_node(norm)
+
+
+def _tidy(graph: GraphModule) -> None:
+    graph.graph.eliminate_dead_code()
+    drop_unread(graph)
     graph.recompile()
 
 

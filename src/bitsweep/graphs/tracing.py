@@ -10,9 +10,10 @@ from torch.fx import GraphModule
 
 from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.faithful import require_faithful
-from bitsweep.graphs.folding import fold_batch_norm
+from bitsweep.graphs.folding import fold_batch_norm, fold_into_layers
 from bitsweep.graphs.normal_form import normal_form
 from bitsweep.graphs.ops import set_attribute
+from bitsweep.graphs.parallel import merge_parallel
 from bitsweep.results import Shape
 
 #: The number of images, as ``torch.export`` writes it.
@@ -71,7 +72,11 @@ def folded(model: torch.nn.Module, *, input_shape: Shape) -> tuple[GraphModule, 
     """
     if not isinstance(model, Exported):
         graph = trace(model, input_shape=input_shape)
-        return graph, tuple(fold_batch_norm(graph))
+        normalized = fold_into_layers(graph)
+        while merge_parallel(graph):
+            normalized += fold_into_layers(graph)
+        normalized += fold_batch_norm(graph)
+        return graph, tuple(dict.fromkeys(normalized))
     graph = graph_of(model.program)
     for path, value in (*graph.named_parameters(), *graph.named_buffers()):
         set_attribute(graph, path, value.clone())  # which the program would share
