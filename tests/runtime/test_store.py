@@ -15,7 +15,7 @@ import pytest
 
 from bitsweep.errors import StoreError
 from bitsweep.runtime import integrity
-from bitsweep.runtime.store import Store
+from bitsweep.runtime.store import MANIFEST, Store
 
 ABOUT = {"model": "m", "dataset": "d"}
 
@@ -151,7 +151,7 @@ def test_a_store_that_others_may_write_is_refused(
     os.chown(tmp_path / name, owner, owner)
     if refused:
         with pytest.raises(
-            StoreError, match=r"others may write .*; take the right away \(chmod go-w .*store.folder=/another/"
+            StoreError, match=r"others may write .*; take the right away \(chmod -R go-w .*store.folder=/another/"
         ):
             store.check()
     else:
@@ -168,6 +168,17 @@ def test_no_umask_opens_a_store_to_others(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert not any(folder.stat().st_mode & 0o022 for folder in tmp_path.rglob("*") if folder.is_dir())
+    assert not any(file.stat().st_mode & 0o022 for file in (tmp_path / "store" / "artifact").rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["", MANIFEST, ".seen"])
+def test_neither_a_finished_folder_nor_what_vouches_for_it_may_be_written_by_others(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    folder = build(store)
+    opened = folder.with_suffix(name) if name == ".seen" else folder / name
+    opened.chmod(0o777)
+    with pytest.raises(StoreError, match=f"others may write {opened}, .*chmod -R go-w {store.root}"):
+        store.check()
 
 
 def test_it_stays_where_it_was_when_the_working_directory_changes(

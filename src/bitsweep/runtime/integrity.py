@@ -54,6 +54,7 @@ def remember(now: Seen, seen: Path) -> None:
     """Write down hashes, at once or not at all; where there is no room they are computed again."""
     partial = seen.with_name(f"{seen.name}.{os.getpid()}.partial")
     with contextlib.suppress(OSError):
+        partial.touch(mode=0o644)
         partial.write_text(json.dumps(now))
         partial.replace(seen)
 

@@ -13,12 +13,14 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
 import shutil
 import socket
+import stat
 import statistics
 import tempfile
 import time
@@ -40,6 +42,8 @@ MANIFEST = "manifest.json"
 _HOST = socket.gethostname() or "host"
 #: Group and others may write.
 _OTHERS_WRITE = 0o022
+#: Folders whose content is loaded, and files that vouch for it: a manifest holds the hashes of all others beside it.
+_TRUSTED = ("*/", "*/*/", f"*/*/{MANIFEST}", "*/*.seen", "*/*.unfinished")
 
 
 class Store:
@@ -65,11 +69,11 @@ class Store:
             probe.write_bytes(b"\0" * 4096)
             keeps_modes = not probe.stat().st_mode & _OTHERS_WRITE
             probe.unlink()
-            folders = [self.root, *(each for each in self.root.iterdir() if each.is_dir())]
-            if keeps_modes and (unsafe := next(filter(_open_to_others, folders), None)):
+            places = itertools.chain([self.root], *map(self.root.glob, _TRUSTED))
+            if keeps_modes and (unsafe := next(filter(_open_to_others, places), None)):
                 raise StoreError(
                     f"store.folder={self.root}: others may write {unsafe}, and what is in a store is loaded and run; "
-                    f"take the right away (chmod go-w {unsafe}), or choose a folder of your own: "
+                    f"take the right away (chmod -R go-w {self.root}), or choose a folder of your own: "
                     "store.folder=/another/folder"
                 )
 
@@ -222,6 +226,8 @@ class Store:
         if self.find(kind, key):
             return False
         _remove(final)
+        for path in (partial, *partial.rglob("*")):
+            _close_to_others(path)  # whatever umask code that is not ours has set
         try:
             partial.replace(final)
         except OSError as error:
@@ -322,6 +328,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _open_to_others(folder: Path) -> bool:
-    about = folder.stat()
+def _open_to_others(path: Path) -> bool:
+    try:
+        about = path.stat()
+    except FileNotFoundError:  # finished by another process meanwhile
+        return False
     return bool(about.st_mode & (0o002 if about.st_uid == os.geteuid() else _OTHERS_WRITE))
+
+
+def _close_to_others(path: Path) -> None:
+    mode = path.stat().st_mode
+    if mode & 0o002:
+        with contextlib.suppress(PermissionError):  # of file systems without modes
+            path.chmod(stat.S_IMODE(mode & ~_OTHERS_WRITE))
