@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torchvision.ops import DeformConv2d
 
+import bitsweep as bs
 from bitsweep import stats
 from bitsweep.backends.openvino.backend import OpenVino
 from bitsweep.backends.openvino.deploy import KEPT
@@ -223,3 +224,21 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackage, match=r"openvino is not installed; run: pip install 'bitsweep\[openvino\]'"):
         BACKEND.load(tmp_path, threads=1)
+
+
+def test_tokens_are_averaged_for_each_image_of_a_batch(tmp_path: Path) -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+            self.head = nn.Linear(16, 10)
+            self.mixed = nn.Parameter(torch.randn(64, 64) * 0.3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head((self.mixed @ self.stem(images).flatten(2).mT).mean(1))
+
+    torch.manual_seed(1)
+    images = torch.randn(64, 3, 32, 32)
+    program = bs.compress(Tokens().eval(), images, backend="openvino")
+    logits = bs.lower(program, "openvino", tmp_path / "lowered")(images.numpy())
+    assert stats.sqnr_db(program(images).numpy(), logits) > 30

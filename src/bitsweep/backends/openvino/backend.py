@@ -94,7 +94,7 @@ class OpenVino(Backend):
         from bitsweep.lowering.onnx.export import export_onnx
 
         _require_right(program)
-        form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False}
+        form = {"fused_gates": True, "pointwise_linear": True, "pairs_after_joins": False, "reduced_tokens": False}
         export_onnx(program, folder / self.artifact, **form, bits_of_weights=4, floats=ISLANDS[self.float_islands])
         self._require_taken(folder, program)
 

@@ -37,6 +37,7 @@ def export_onnx(
     fused_gates: bool = False,
     pointwise_linear: bool = False,
     pairs_after_joins: bool = True,
+    reduced_tokens: bool = True,
     bits_of_weights: int = 8,
     floats: FloatFormat = "float32",
 ) -> None:
@@ -54,6 +55,7 @@ def export_onnx(
             that have better kernels for these.
         pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one; else
             tokens are joined as codes, too.
+        reduced_tokens: whether sums and averages over tokens are reductions; else they are products.
         bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
             followed by a cast to bytes, for engines that do this once, when they load the file.
         floats: what the file says that floats between codes are computed in; a program in half precision says so
@@ -81,6 +83,8 @@ def export_onnx(
     if not pairs_after_joins:
         rewrites.drop_pairs_after_joins(model.graph)
         rewrites.join_tokens_as_codes(model.graph)
+    if not reduced_tokens:
+        rewrites.sum_tokens_by_products(model.graph)
     if pointwise_linear:
         rewrites.convolve_linear_layers(model.graph)
     rewrites.narrow_weights(model, bits_of_weights)

@@ -154,6 +154,27 @@ def join_tokens_as_codes(graph: ir.Graph) -> None:
         ir.convenience.replace_nodes_and_values(graph, join, [join], tape.nodes, join.outputs, [result])
 
 
+def sum_tokens_by_products(graph: ir.Graph) -> None:
+    """Write sums and averages over the tokens of [N, T, C] as products with a row of ones, or of 1 / T.
+
+    OpenVINO mixes up the images of a batch where it reduces codes of such tensors.
+    """
+    for node in [node for node in graph if node.op_type in ("ReduceMean", "ReduceSum")]:
+        values, axes = node.inputs[0], _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        shape = None if values is None else values.shape
+        if axes is None or shape is None or len(shape) != 3 or (axes % 3).tolist() != [1]:
+            continue
+        if not isinstance(tokens := shape[1], int):
+            continue
+        tape, name = ir.tape.Tape(graph), node.outputs[0].name
+        each = 1 / tokens if node.op_type == "ReduceMean" else 1.0
+        row = tape.initializer(ir.tensor(np.full((1, tokens), each, np.float32)), f"{name}_row")
+        result = tape.op("MatMul", [row, values], name=node.name)
+        if not node.attributes.get_int("keepdims", 1):
+            result = tape.op("Squeeze", [result, tape.initializer(ir.tensor(np.array([1])), f"{name}_axis")])
+        ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, node.outputs, [result])
+
+
 def _only_reader(value: ir.Value, operation: str) -> ir.Node | None:
     """The node that alone reads a value, if it is such an operation."""
     readers = [reader for reader, _ in value.uses()]
