@@ -100,3 +100,11 @@ def test_what_is_not_there_is_named(store: Store) -> None:
         clean(Path("elsewhere"), kinds=(), delete=True, force=False)
     with pytest.raises(UsageError, match="--kind compresed: the store has none; it has baseline, compressed"):
         clean(store.root, kinds=["compresed"], delete=True, force=False)
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "photos" / "holiday"
+    kept.mkdir(parents=True)
+    with pytest.raises(UsageError, match="is no store"):
+        clean(tmp_path, kinds=[], delete=True, force=True)
+    assert kept.is_dir()

@@ -50,6 +50,8 @@ def room(store: Store, *, kinds: Sequence[str] = (), force: bool = False) -> Roo
     """
     if not store.root.is_dir():
         raise UsageError(f"--store {store.root}: there is no such folder")
+    if not (store.root / "locks").is_dir():
+        raise UsageError(f"--store {store.root}: is no store, so nothing in it is ours to remove")
     items = contents(store)
     known = sorted({item.kind for item in items})
     if unknown := [kind for kind in kinds if kind not in known]:
