@@ -78,6 +78,28 @@ def test_what_is_divided_stays_float() -> None:
     assert not {each for each in _rounded(_LinearAttention(), EVERYWHERE) if "matmul" in each or "slice" in each}
 
 
+class _Pooled(nn.Module):
+    """A residual stream that group normalisations read, with averages taken off, and a sum of products at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mixed, self.down = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, stride=2)
+        self.first, self.second, self.pool = nn.GroupNorm(1, 8), nn.GroupNorm(1, 8), nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        y = self.first(x)
+        x = x + 0.1 * (self.pool(y) - y)
+        x = x + self.mixed(self.second(x))
+        x = self.down(x)
+        return (x * x.softmax(1)).sum((2, 3))
+
+
+def test_what_only_float_operations_read_stays_float() -> None:
+    """OpenVINO took the products, as codes, for others (-39 dB)."""
+    assert _rounded(_Pooled(), EVERYWHERE) == {"images", "conv2d", "group_norm_1", "conv2d_1", "add_1", "conv2d_2"}
+
+
 def test_an_engine_that_yields_codes_only_rounds_what_linear_layers_yield() -> None:
     added = _rounded(Transformer(), Placement(yields_floats=False)) - _rounded(Transformer(), EVERYWHERE)
     assert added == {"linear", "linear_1", "linear_3"}

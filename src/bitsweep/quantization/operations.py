@@ -38,6 +38,8 @@ MOVES = {
     aten.contiguous.default,
     aten.slice.Tensor,
 }
+#: Those that are computed anew for each image, and so stay operations of their own.
+NORMALISATIONS = {aten.layer_norm.default, aten.group_norm.default}
 PAIRS = {aten.add.Tensor, aten.mul.Tensor}
 #: Operations that yield parts of what they read, which are not on codes.
 _PARTS = {aten.unbind.int, aten.select.int, aten.split.Tensor, aten.chunk.default, aten.unflatten.int, getitem}
@@ -58,14 +60,25 @@ def adds_or_multiplies_codes(node: Node) -> bool:
     return (
         node.target in PAIRS
         and all(map(is_activation, node.args[:2]))
-        and not (node.target == aten.add.Tensor and _in_residual_stream(node))
+        and not (node.target == aten.add.Tensor and any(map(_in_residual_stream, (node, *_sums(node)))))
+        and not ends_in_floats(node)
     )
 
 
+def _sums(node: Node) -> list[Node]:
+    """The terms of a sum that are sums."""
+    return [term for term in node.all_input_nodes if term.target == aten.add.Tensor]
+
+
+def computes_function_on_codes(node: Node) -> bool:
+    """Whether a node is a function of one activation that is computed on codes."""
+    return node.target in FUNCTIONS and is_activation(node.args[0]) and not ends_in_floats(node)
+
+
 def _in_residual_stream(node: Node) -> bool:
-    """Whether a layer normalisation, or a sum that one reads, reads a tensor as it is, moved, in parts or joined."""
+    """Whether a normalisation, or a sum that one reads, reads a tensor as it is, moved, in parts or joined."""
     return any(
-        user.target == aten.layer_norm.default
+        user.target in NORMALISATIONS
         or (user.target == aten.add.Tensor and all(map(is_activation, user.args[:2])) and _in_residual_stream(user))
         or (_passes_on(user) and _in_residual_stream(user))
         for user in node.users
@@ -106,7 +119,7 @@ def ends_in_floats(node: Node, also: frozenset[Any] = frozenset()) -> bool:
 
 def _computes_on_codes(node: Node) -> bool:
     """Whether integer engines have kernels for an operation; all others compute in float."""
-    return is_layer(node) or node.target in FUNCTIONS or adds_or_multiplies_codes(node)
+    return is_layer(node) or computes_function_on_codes(node) or adds_or_multiplies_codes(node)
 
 
 def _passes_on(node: Node) -> bool:

@@ -7,10 +7,10 @@ A pair of quantize and dequantize stands where an integer engine needs one to ru
 - on inputs and outputs of additions and products of two activations, averages and smooth activation functions;
 - the same pair, with one scale, before and after operations that only select or move values, such as max pooling.
 
-Where nothing that follows computes on codes, a pair would only cost accuracy and time. So a sum that a layer
+Where nothing that follows computes on codes, a pair would only cost accuracy and time. So a sum that a layer or group
 normalisation reads, as it is or moved, in parts or joined, has none, nor its terms: the residual stream of a
-transformer stays float. Nor has the output of a linear layer that only attention, such a sum or a smooth function
-reads, on engines whose kernels yield floats there.
+transformer stays float. Nor have sums, products, averages and functions of activations that only float operations read,
+nor, on engines whose kernels yield floats there, linear layers that these, attention or smooth functions alone read.
 
 One tensor has one pair, whichever nodes take it; a ``Placement`` says which have none. Some functions are constant
 beyond certain bounds (hard-swish is 0 below -3): codes are spread within those bounds only.
@@ -40,6 +40,7 @@ from bitsweep.quantization.operations import (
     SMOOTH,
     adds_or_multiplies_codes,
     computed_on_sums,
+    computes_function_on_codes,
     ends_in_floats,
     fuses,
     is_activation,
@@ -104,7 +105,7 @@ class ActivationQuantizer(Quantizer):  # type: ignore[misc]
                 continue
             elif moves(node) and is_activation(node.args[0]):
                 self._share(node, node.args[:1])
-            elif node.target in FUNCTIONS and is_activation(node.args[0]):
+            elif computes_function_on_codes(node):
                 self._annotate(node, inputs=node.args[:1])
             elif node.target == aten.cat.default and all(map(is_activation, node.args[0])):
                 self._share(node, node.args[0])
