@@ -24,6 +24,8 @@ BYTE_TYPES = {"u8", "i8"}
 TIMED_RUNS = 9
 CONVOLUTIONS = {"Convolution", "Deconvolution"}
 PRODUCTS = {"FullyConnected", "MatMul"}
+#: What OpenVINO says of an operation without time.
+_NO_TIME = "not_executed"
 #: Operations of ``aten`` with a filter that removes what the smaller image cannot show.
 ANTIALIASED = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 ISLANDS: dict[str, FloatFormat] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -134,8 +136,8 @@ class OpenVino(Backend):
         request = compiled.create_infer_request()
         for _ in range(TIMED_RUNS):
             request.infer([images])
-        executed = ((node, _attributes(node)) for node in compiled.get_runtime_model().get_ordered_ops())
-        return tuple(_kernel(node, about) for node, about in executed if about["execTimeMcs"] != "not_executed")
+        found = ((node, _attributes(node)) for node in compiled.get_runtime_model().get_ordered_ops())
+        return tuple(_kernel(node, about) for node, about in found if _ran(about))
 
     def _require_taken(self, folder: Path, program: "ExportedProgram | None" = None) -> None:
         """See that OpenVINO takes a file, which was written from a program or is somebody else's.
@@ -224,6 +226,11 @@ def _attributes(node: Any) -> dict[str, str]:
     return {key: value.astype(str) for key, value in node.get_rt_info().items()}
 
 
+def _ran(about: dict[str, str]) -> bool:
+    """Whether an operation of the executed graph did anything; products did, though less than 0.5 µs are none to it."""
+    return about["execTimeMcs"] != _NO_TIME or about["layerType"] in {*CONVOLUTIONS, *PRODUCTS}
+
+
 def _kernel(node: Any, about: dict[str, str]) -> OpProfile:
     """A kernel from an operation of the executed graph."""
     op, macs = about["layerType"], 0
@@ -234,7 +241,8 @@ def _kernel(node: Any, about: dict[str, str]) -> OpProfile:
         macs = math.prod(slid) * math.prod(weights[len(weights) - len(slid) + 1 :])
     elif op in PRODUCTS:
         macs = math.prod(output) * inputs[0][-1]
-    integer, ms = about["runtimePrecision"] in BYTE_TYPES, float(about["execTimeMcs"]) / 1e3
+    integer, time = about["runtimePrecision"] in BYTE_TYPES, about["execTimeMcs"]
+    ms = 0.0 if time == _NO_TIME else float(time) / 1e3
     return OpProfile(
         name=node.get_friendly_name(), op=f"{op} {about['primitiveType']}", macs=macs, integer=integer, ms=ms
     )
