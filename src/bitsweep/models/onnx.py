@@ -45,12 +45,12 @@ class OnnxModel(FileModel):
         return dataclasses.replace(self, file=self.float_file, float_file="") if self.float_file else self
 
     def check(self) -> None:
-        """Whether there are such files, and the output that is named."""
-        from bitsweep.graphs.onnx.reading import load_onnx
+        """Whether there are such files, what is in this one is known here, and the output that is named."""
+        from bitsweep.graphs.onnx.reading import check_onnx
 
         super().check()
         with self._named():
-            outputs = [each.name for each in load_onnx(self._path, tensors=False).graph.output]
+            outputs = [each.name for each in check_onnx(self._path).graph.output]
         if str(self.output) not in ("", *outputs, *map(str, range(len(outputs)))):
             raise ConfigError(f"model.output={self.output}: {self.file} has {some(outputs, 9)}: choose one of them")
         if self.float_file:

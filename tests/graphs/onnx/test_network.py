@@ -20,7 +20,7 @@ from bitsweep.graphs import ops, tracing
 from bitsweep.graphs.onnx.checking import require_same
 from bitsweep.graphs.onnx.network import OnnxNetwork, network_of, with_pairs
 from bitsweep.graphs.onnx.operators.table import OPERATORS
-from bitsweep.graphs.onnx.reading import OnnxGraph, OnnxNode
+from bitsweep.graphs.onnx.reading import NOT_COMPUTED, OnnxGraph, OnnxNode, check_onnx
 from bitsweep.graphs.onnx.values import as_constant, as_tensor
 from bitsweep.lowering.onnx.export import export_onnx
 from tests.graphs.onnx.networks import SIZE, Classifier, by_onnxruntime, difference, export
@@ -139,6 +139,22 @@ def test_what_nothing_computes_is_one_line(node: OnnxNode, message: str, tmp_pat
         network_of(tmp_path / "net.onnx")(torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.parametrize("op", ["TopK", "OneHot", "NonZero", "LSTM"])
+def test_planning_sees_what_nothing_computes(op: str, tmp_path: Path) -> None:
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3, 4, 4])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    onnx.save(
+        helper.make_model(helper.make_graph([helper.make_node(op, ["x"], ["y"])], "g", [images], [output])),
+        tmp_path / "net.onnx",
+    )
+    with pytest.raises(ConfigError, match=f"nothing here computes {op}; export it with other operators"):
+        check_onnx(tmp_path / "net.onnx")
+
+
+def test_planning_refuses_nothing_that_is_computed() -> None:
+    assert NOT_COMPUTED.isdisjoint(OPERATORS)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -162,8 +178,9 @@ def test_constants_without_a_value_are_refused(values: np.ndarray, message: str,
     )  # fmt: skip
     onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
     if message:
-        with pytest.raises(ConfigError, match=message):
-            network_of(tmp_path / "net.onnx")
+        for read in (check_onnx, network_of):
+            with pytest.raises(ConfigError, match=message):
+                read(tmp_path / "net.onnx")
     else:  # a limit, or a mask
         assert torch.isposinf(network_of(tmp_path / "net.onnx")(torch.zeros(1, 3, 4, 4))[:, 2]).all()
 

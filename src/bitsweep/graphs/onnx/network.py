@@ -15,7 +15,7 @@ from bitsweep.graphs.any_batch import any_batch
 from bitsweep.graphs.onnx.fusing import fused
 from bitsweep.graphs.onnx.integer_operators import with_pairs
 from bitsweep.graphs.onnx.operators.table import OPERATORS
-from bitsweep.graphs.onnx.reading import OnnxGraph, OnnxNode, read_onnx
+from bitsweep.graphs.onnx.reading import OnnxGraph, OnnxNode, read_onnx, require_computed
 from bitsweep.graphs.onnx.rewriting import pruned
 from bitsweep.graphs.onnx.values import Operator, Value, as_constant, as_value
 from bitsweep.results import Array
@@ -156,8 +156,7 @@ def network_of(path: Path) -> OnnxNetwork:
         ConfigError: it is no ONNX file, or holds what nothing here computes.
     """
     graph = with_pairs(read_onnx(path))
-    if unknown := sorted({node.op for node in graph.nodes} - OPERATORS.keys()):
-        raise ConfigError(f"nothing here computes {', '.join(unknown)}; export it with other operators")
+    require_computed({node.op for node in graph.nodes}, OPERATORS)
     return OnnxNetwork(graph)
 
 

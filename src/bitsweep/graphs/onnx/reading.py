@@ -1,6 +1,6 @@
 """ONNX files as plain data: the nodes of one graph, in order, and its constants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorPro
 _OLDEST = 7
 #: Names of the two domains of operators that are known; the standard one has two.
 _DOMAINS = {"": "", "ai.onnx": "", "com.microsoft": "com.microsoft."}
+#: Operations of classifiers that nothing here computes, which planning refuses without importing those that are.
+NOT_COMPUTED = {
+    "Attention", "Compress", "DeformConv", "GRU", "GridSample", "LSTM", "NonMaxSuppression", "NonZero", "OneHot", "RNN",
+    "RoiAlign", "TopK", "Unique", "com.microsoft.Attention", "com.microsoft.MultiHeadAttention",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,27 @@ def _external(model: Any) -> set[str]:
     """The files that the weights of a model lie in, as it names them."""
     external = [each for each in model.graph.initializer if each.data_location == TensorProto.EXTERNAL]
     return {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+
+
+def require_computed(operations: Collection[str], known: Collection[str]) -> None:
+    """Refuse operations that are not known."""
+    if unknown := sorted(set(operations) - set(known)):
+        raise ConfigError(f"nothing here computes {', '.join(unknown)}; export it with other operators")
+
+
+def check_onnx(path: Path) -> Any:
+    """The content of a file, which nothing is wrong with that can be seen without building its network.
+
+    Raises:
+        ConfigError: it is no ONNX file, is damaged, computes what nothing here does, or holds NaN.
+    """
+    model = load_onnx(path, tensors=False)
+    operations = {_node(each, _OLDEST).op for each in model.graph.node}
+    require_computed(operations, operations - NOT_COMPUTED)
+    for each in model.graph.initializer:
+        if each.data_location != TensorProto.EXTERNAL:
+            _constant(each)
+    return model
 
 
 def files_of(path: Path) -> list[Path]:
