@@ -96,6 +96,14 @@ def test_a_lowered_file_says_how_it_runs_without_this_project(program: Any, tmp_
     assert np.allclose(np.load(tmp_path / "logits.npy"), by_engine, atol=1e-5)
 
 
+def test_an_engine_without_integer_kernels_takes_floats(network: torch.nn.Module, tmp_path: Path) -> None:
+    exact = bs.compress(network, IMAGES, method="none", precision="fp32", backend="torch")
+    by_engine = bs.lower(exact, "torch", tmp_path / "lowered")(IMAGES.numpy())
+    assert np.allclose(by_engine, exact(IMAGES).numpy(), atol=1e-5)
+    with pytest.raises(ConfigError, match="backend=torch has no integer kernels"):
+        bs.compress(network, IMAGES, backend="torch")
+
+
 def test_a_program_for_other_kernels_is_refused(program: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"other places .* than onnxruntime, .*: compress with backend=openvino"):
         bs.lower(program, "openvino", tmp_path / "new")

@@ -169,7 +169,7 @@ def compress(
     cell = _chosen(f"method={method}", f"precision={precision}", f"backend={backend}", *shlex.split(settings))
     if cell.method.keeps_files:
         raise ConfigError(f"method={method}: takes files as they are; choose one that compresses, such as ptq")
-    if reason := cell.method.unsupported(cell.precision):
+    if reason := cell.backend.unsupported(cell.precision) or cell.method.unsupported(cell.precision):
         raise ConfigError(reason)
     learns = cell.method.learns_from()
     images_NCHW, labels_N = collected(images, most=None if learns else getattr(cell.method, "calibration_images", 1))
@@ -250,8 +250,6 @@ def _chosen(*words: str) -> Cell:
     for choice in (cell.method, cell.backend):
         if version_of(choice.package) == "absent":
             raise MissingPackage(choice.package, choice.extra)
-    if reason := cell.backend.unsupported(cell.precision):
-        raise ConfigError(reason)
     return cell
 
 

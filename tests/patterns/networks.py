@@ -232,6 +232,12 @@ def _causal() -> Tensor:
     return torch.ones(64, 64).triu(1).bool()
 
 
+def _in_windows(*qkv_NWTHD: Tensor) -> Tensor:
+    """Attention within windows, which have a dimension of their own."""
+    attended_NHWTD = F.scaled_dot_product_attention(*(each.permute(0, 3, 1, 2, 4) for each in qkv_NWTHD))
+    return attended_NHWTD.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
 _TOKEN: Any = {"token": learned(1, 1, WIDTH), "places": learned(1, 65, WIDTH), "linear": linear()}
 
 TOKENS: dict[str, Pattern] = {
@@ -249,6 +255,10 @@ TOKENS: dict[str, Pattern] = {
     "boolean_mask": function(
         lambda self, x: F.scaled_dot_product_attention(*self.qkv(tokens(x)).chunk(3, -1), attn_mask=self.mask),
         qkv=linear(8, 24), mask=lambda: ~_causal(),
+    ),
+    "attention_in_windows": function(
+        lambda self, x: _in_windows(*self.qkv(tokens(x)).unflatten(1, (4, 16)).unflatten(3, (3, 2, 4)).unbind(3)),
+        qkv=linear(8, 24),
     ),
     "attention": function(
         lambda self, x: self.attention(*[tokens(x)] * 3, attn_mask=self.mask, need_weights=False)[0],

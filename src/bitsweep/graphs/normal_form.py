@@ -255,15 +255,22 @@ def pad_around(edit: Editor, node: Node, x: Node, sizes: Sequence[int], mode: st
 
 
 def attention(edit: Editor, node: Node, q: Node, k: Node, v: Node, mask: Node | None, *options: Any) -> Node | None:
-    """With a dimension of heads, even where there is one head."""
-    if q.meta["val"].ndim != 3:
-        return None
-    q, k, v = (edit.call(aten.unsqueeze.default, each, 1) for each in (q, k, v))
-    if mask is not None and mask.meta["val"].ndim == 3:  # one [queries, keys] is the same for all images and heads
-        mask = edit.call(aten.unsqueeze.default, mask, 1)
+    """With one dimension of heads: even where there is one head, and where windows have a dimension of their own."""
     dropout, causal, scale, grouped = options
+    if (dims := q.meta["val"].ndim) == 3:
+        q, k, v = (edit.call(aten.unsqueeze.default, each, 1) for each in (q, k, v))
+        if mask is not None and mask.meta["val"].ndim == 3:  # one [queries, keys] is the same for all images and heads
+            mask = edit.call(aten.unsqueeze.default, mask, 1)
+    elif dims > 4 and not grouped and (mask is None or mask.meta["val"].ndim < 3):
+        heads, *others = ([str(size) for size in each.meta["val"].shape[:-2]] for each in (q, k, v))
+        if any(each != heads for each in others):
+            return None
+        q, k, v = (edit.call(aten.flatten.using_ints, each, 1, -3) for each in (q, k, v))
+    else:
+        return None
+    sizes = list(node.meta["val"].shape[1:-2])
     result = edit.call(node.target, q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
-    return edit.call(aten.squeeze.dim, result, 1)
+    return edit.call(aten.squeeze.dim, result, 1) if dims == 3 else edit.call(aten.unflatten.int, result, 1, sizes)
 
 
 def squeeze(edit: Editor, node: Node, x: Node) -> Node:
