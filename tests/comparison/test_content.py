@@ -126,7 +126,7 @@ def test_one_measurement_in_both_is_no_evidence() -> None:
     comparison = compare(sweep(cell()), sweep(cell(status="reused")), Limits())
     assert not comparison.cells[0].figures
     assert "one measurement in both, which says nothing of a change" in comparison.cells[0].doubts[0]
-    assert comparison.summary == "a -> a: 1 one measurement in both"
+    assert comparison.summary == "a -> a: 1 measured once for both"
 
 
 def test_limits_are_what_may_be_lost() -> None:

@@ -74,7 +74,7 @@ class Comparison:
     @property
     def summary(self) -> str:
         """How many cells became what."""
-        words = {"same": "the same", "reused": "one measurement in both"}
+        words = {"same": "the same", "reused": "measured once for both"}
         counted = Counter(cell.became for cell in self.cells)
         return f"{self.old.sweep_id} -> {self.new.sweep_id}: " + ", ".join(
             f"{count} {words.get(became, became)}" for became, count in counted.items()

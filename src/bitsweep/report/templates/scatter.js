@@ -13,7 +13,7 @@ const SHAPES = [
   r => `M0,${-1.3 * r}L${1.2 * r},${-.4 * r}L${.75 * r},${1.1 * r}L${-.75 * r},${1.1 * r}L${-1.2 * r},${-.4 * r}z`,
   r => `M${-.5 * r},${-1.1 * r}h${r}l${.7 * r},${1.1 * r}l${-.7 * r},${1.1 * r}h${-r}l${-.7 * r},${-1.1 * r}z`,
 ];
-const RECOMMENDED = 6;
+const RECOMMENDED = 6, MOST_INTERVALS = 100;
 
 const svgElement = (name, attributes, parent) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -59,10 +59,11 @@ function valueAt(cell, axis, end = "") {
 function scale(points, axis, value, from, to) {
   const values = points.map(value);
   let low = Math.min(...values), high = Math.max(...values);
-  if (low === high) {  // then their intervals say how far the axis reaches
-    const ends = points.flatMap(point => ["_low", "_high"].map(end => valueAt(point.cell, axis, end))).filter(end => end !== undefined);
-    [low, high] = [Math.min(low, ...ends), Math.max(high, ...ends)];
-  }
+  // Intervals are seen whole, unless they are much wider than what lies between the points.
+  const beyond = 10 * (high - low) || Infinity;
+  const ends = points.length > MOST_INTERVALS ? [] : points.flatMap(point => ["_low", "_high"].map(end => valueAt(point.cell, axis, end))).filter(end => end !== undefined);
+  low = Math.min(low, Math.max(low - beyond, Math.min(...ends)));
+  high = Math.max(high, Math.min(high + beyond, Math.max(...ends)));
   const logarithmic = low > 0 && high / low > 5;
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) * .1, high + (Math.abs(high) || 1) * .1];
   const of = logarithmic ? Math.log10 : x => x, room = .06 * (of(high) - of(low));
@@ -138,16 +139,27 @@ function draw() {
   const upwards = `translate(14 ${(top + height - bottom) / 2}) rotate(-90)`;
   svgElement("text", { transform: upwards, "text-anchor": "middle" }, svg).textContent = yAxis.title;
   const within = (at, low, high) => at >= low - 1 && at <= high + 1;
+  // The name of a limit stands where no point is, if there is such a place.
+  const nameLimit = (text, places) => {
+    const name = svgElement("text", { class: "limit-name" }, svg);
+    name.textContent = text;
+    const isFree = place => {
+      for (const [key, value] of Object.entries(place)) name.setAttribute(key, value);
+      const box = name.getBBox(), near = (at, start, length) => at > start - 7 && at < start + length + 7;
+      return !points.some(point => near(x.at(point.x), box.x, box.width) && near(y.at(point.y), box.y, box.height));
+    };
+    if (!places.some(isFree)) isFree(places[0]);
+  };
   for (const limit of data.limits) {
     if (limit.metric === xAxis.name && x.holds(limit.value) && within(x.at(limit.value), left, width - right)) {
       svgElement("line", { class: "limit", x1: x.at(limit.value), x2: x.at(limit.value), y1: top, y2: height - bottom }, svg);
       const past = x.at(limit.value) > width / 2;
-      const place = { class: "limit-name", x: x.at(limit.value) + (past ? -4 : 4), y: top + 10, "text-anchor": past ? "end" : "start" };
-      svgElement("text", place, svg).textContent = limit.text;
+      nameLimit(limit.text, [top + 10, height - bottom - 6].map(at => ({ x: x.at(limit.value) + (past ? -4 : 4), y: at, "text-anchor": past ? "end" : "start" })));
     }
     if (limit.metric === yAxis.name && y.holds(limit.value) && within(y.at(limit.value), top, height - bottom)) {
       svgElement("line", { class: "limit", x1: left, x2: width - right, y1: y.at(limit.value), y2: y.at(limit.value) }, svg);
-      svgElement("text", { class: "limit-name", x: left + 4, y: y.at(limit.value) - 4 }, svg).textContent = limit.text;
+      const places = [-4, 12].flatMap(off => [[left + 4, "start"], [width - right - 4, "end"]].map(([at, anchor]) => ({ x: at, y: y.at(limit.value) + off, "text-anchor": anchor })));
+      nameLimit(limit.text, places.filter(place => within(place.y, top + 8, height - bottom)));
     }
   }
   const front = paretoFront(points, xAxis, yAxis);
@@ -160,7 +172,7 @@ function draw() {
   const best = new Set(front.map(point => point.cell));
   for (const point of points) {
     const colour = COLOURS[colours.indexOf(textOf(point.cell, chosen.colour.value)) % COLOURS.length];
-    if (points.length <= 100) interval(svg, point, xAxis, yAxis, x, y, colour, { left, right: width - right, top, bottom: height - bottom });
+    if (points.length <= MOST_INTERVALS) interval(svg, point, xAxis, yAxis, x, y, colour, { left, right: width - right, top, bottom: height - bottom });
     point.colour = colour;
   }
   for (const point of points) {
