@@ -8,7 +8,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
-from bitsweep.graphs.ops import drop_unread, set_attribute
+from bitsweep.graphs.ops import set_attribute, tidy
 
 
 def folded_graph(program: ExportedProgram) -> GraphModule:
@@ -38,9 +38,7 @@ def fold_constants(graph: GraphModule) -> None:
             folded = graph.graph.get_attr(f"folded_{node.name}")
         folded.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(folded)
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    tidy(graph)
 
 
 def _of_its_own(value: torch.Tensor, parameters: Iterable[torch.Tensor]) -> torch.Tensor:

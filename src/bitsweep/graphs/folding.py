@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError
-from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, ensure_bias, is_layer, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, ensure_bias, is_layer, set_attribute, tidy
 
 
 def affine_of_norm(
@@ -57,7 +57,7 @@ def fold_batch_norm(graph: GraphModule) -> list[str]:
     folded = fold_into_layers(graph)
     for norm in graph.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
         _replace(graph, norm, _insert_affine(graph, norm, *affine_of_node(graph, norm)))
-    _tidy(graph)
+    tidy(graph)
     return folded
 
 
@@ -73,7 +73,7 @@ def fold_into_layers(graph: GraphModule) -> list[str]:
             _fold_into(graph, layer, *affine_of_node(graph, norm))
             folded.append(str(layer.args[1].target))
             _replace(graph, norm, layer)
-    _tidy(graph)
+    tidy(graph)
     return folded
 
 
@@ -109,12 +109,6 @@ def fold_hard_sigmoid(graph: GraphModule) -> None:
 def _replace(graph: GraphModule, norm: Node, by: Node) -> None:
     norm.replace_all_uses_with(by)
     graph.graph.erase_node(norm)
-
-
-def _tidy(graph: GraphModule) -> None:
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
 
 
 def _owns_its_parameters(node: Node) -> bool:

@@ -21,7 +21,7 @@ from bitsweep.graphs.constants import fold_constants
 from bitsweep.graphs.editing import Editor
 from bitsweep.graphs.in_place import functional_graph
 from bitsweep.graphs.inlining import inline_regions
-from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, aten, attribute, drop_unread, reads_attribute, set_attribute
+from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, aten, attribute, reads_attribute, set_attribute, tidy
 
 #: Operations that yield what they read, in evaluation or since nothing overwrites a tensor.
 IDENTITIES = {
@@ -63,15 +63,13 @@ def normal_form(program: ExportedProgram) -> GraphModule:
         result = rewrite(Editor(graph, node), node, *with_defaults(node)) if rewrite else None
         if result is not None:
             replace(node, result)
-    graph.graph.eliminate_dead_code()
+    tidy(graph)
     for node in graph.graph.nodes:
         if _draws(node):
             raise CompressionError(
                 f"{place_of(node)} draws random numbers in evaluation; use dropout(training=self.training), and "
                 "MaxPool2d instead of FractionalMaxPool2d"
             )
-    drop_unread(graph)
-    graph.recompile()
     return graph
 
 

@@ -135,13 +135,15 @@ def set_attribute(graph: GraphModule, path: str, value: torch.Tensor) -> None:
     module.register_buffer(name, value.detach())
 
 
-def drop_unread(graph: GraphModule) -> None:
-    """Remove parameters and buffers that no node uses, so that they take no space in the program."""
+def tidy(graph: GraphModule) -> None:
+    """Remove what a rewrite left: operations whose result is not used, and the tensors that nothing reads any more."""
+    graph.graph.eliminate_dead_code()
     read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for path in [*dict(graph.named_parameters()), *dict(graph.named_buffers())]:
         if path not in read:
             parent, _, name = path.rpartition(".")
             delattr(graph.get_submodule(parent), name)
+    graph.recompile()
 
 
 def _layers(graph: GraphModule) -> Iterator[Layer]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.folding import affine_of_node
-from bitsweep.graphs.ops import arguments, aten, attribute, bias_of, drop_unread, ensure_bias, is_layer, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, bias_of, ensure_bias, is_layer, set_attribute, tidy
 
 #: Arguments of a convolution after input, weight and bias, with what they are where they are left out.
 _DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
@@ -77,9 +77,7 @@ def merge_parallel(graph: GraphModule) -> bool:
         graph.graph.erase_node(total)
         found = True
     if found:
-        graph.graph.eliminate_dead_code()
-        drop_unread(graph)
-        graph.recompile()
+        tidy(graph)
     return found
 
 

@@ -20,10 +20,10 @@ from bitsweep.graphs.ops import (
     arguments,
     attribute,
     bias_of,
-    drop_unread,
     is_layer,
     quantized,
     set_attribute,
+    tidy,
 )
 from bitsweep.quantization.weights import Codes
 
@@ -80,9 +80,7 @@ def store_biases(graph: GraphModule, codes: Mapping[str, Codes]) -> dict[str, Co
         chosen, fitted[path] = bias_codes(attribute(graph, bias), x_scale=x_scale, weight=fitted[path])
         with graph.graph.inserting_before(layer):
             layer.replace_input_with(bias, _dequantize(graph, layer, chosen, x_scale * fitted[path].scale.double()))
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    tidy(graph)
     return fitted
 
 

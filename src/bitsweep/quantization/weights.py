@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import attribute, drop_unread, is_layer, quantized, set_attribute
+from bitsweep.graphs.ops import attribute, is_layer, quantized, set_attribute, tidy
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.ranges import Range
 
@@ -68,9 +68,7 @@ def store_codes(graph: GraphModule, codes: Mapping[str, Codes]) -> None:
             continue
         with graph.graph.inserting_before(layer):
             layer.replace_input_with(layer.args[1], _dequantize(graph, path, codes[path]))
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    tidy(graph)
 
 
 def _dequantize(graph: GraphModule, path: str, weight: Codes) -> Node:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError, first_line
-from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, quantized, reads_attribute, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, quantized, reads_attribute, set_attribute, tidy
 from bitsweep.graphs.program import image_shape, profile_of
 
 DEQUANTIZE = {quantized.dequantize_per_tensor.default, quantized.dequantize_per_channel.default}
@@ -73,9 +73,7 @@ def for_xnnpack(program: ExportedProgram) -> GraphModule:
             set_attribute(graph, f"{node.name}_values", node.target(*given))
             with graph.graph.inserting_before(node):
                 node.replace_all_uses_with(graph.graph.get_attr(f"{node.name}_values"))
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    tidy(graph)
     return graph
 
 

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from bitsweep.backends.inductor import onednn
 from bitsweep.config.backend import Device, InferenceFn, OnDevice
 from bitsweep.errors import CompressionError, damaged, first_line, require_images
-from bitsweep.graphs.ops import arguments, aten, attribute, drop_unread, quantized, reads_attribute, set_attribute
+from bitsweep.graphs.ops import arguments, aten, attribute, quantized, reads_attribute, set_attribute, tidy
 from bitsweep.graphs.program import image_shape, on_device
 from bitsweep.graphs.program import profile_of as profile_of_program
 from bitsweep.results import Array, OpProfile
@@ -137,9 +137,7 @@ def for_integer_kernels(program: ExportedProgram) -> GraphModule:
                 node.replace_all_uses_with(
                     graph.graph.call_function(quantized.dequantize_per_channel.default, by_channel)
                 )
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    tidy(graph)
     return graph
 
 
@@ -175,8 +173,7 @@ class LayOutWeights(CustomGraphPass):  # type: ignore[misc]
                 laid_out = graph.get_attr(f"{node.name}_weight")
             laid_out.meta.update(weight.meta)
             node.replace_input_with(weight, laid_out)
-        graph.eliminate_dead_code()
-        drop_unread(module)
+        tidy(module)
 
     def uuid(self) -> bytes:
         """Tells Inductor's caches that this pass has changed."""

@@ -32,8 +32,8 @@ from bitsweep.graphs.ops import (
     aten,
     attribute,
     bias_of,
-    drop_unread,
     reads_attribute,
+    tidy,
 )
 
 #: TorchScript writes larger floats as integers, where they are whole numbers.
@@ -52,14 +52,12 @@ def lowered(program: ExportedProgram) -> GraphModule:
     Lowering(graph).run()
     for check in graph.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
         graph.graph.erase_node(check)
-    graph.graph.eliminate_dead_code()
+    tidy(graph)
     if any(map(_is_simulated, graph.graph.nodes)):
         fold_constants(graph)
     for node in graph.graph.nodes:
         if _is_simulated(node):
             raise CompressionError(f"{node.name} ({node.target}) has no kernel in PyTorch: use backend=reference")
-    drop_unread(graph)
-    graph.recompile()
     return graph
 
 

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from bitsweep.errors import ConfigError
 from bitsweep.graphs.im2col import geometry
-from bitsweep.graphs.ops import LAYER_KINDS, Layer, arguments, aten, bias_of, drop_unread, is_layer, set_attribute
+from bitsweep.graphs.ops import LAYER_KINDS, Layer, arguments, aten, bias_of, is_layer, set_attribute, tidy
 from bitsweep.quantization.lowrank.admm import as_weights
 from bitsweep.quantization.lowrank.factorization import Factors, reconstruct
 from bitsweep.quantization.weights import Codes
@@ -139,9 +139,7 @@ def split(
                 factors = tuple(paths)[:-1]
             codes |= zip(paths.values(), chain.codes, strict=bool(chain.codes))
         done.append(replace(layer, factors=factors))
-    graph.graph.eliminate_dead_code()
-    drop_unread(graph)
-    graph.recompile()
+    tidy(graph)
     return tuple(done), codes
 
 
