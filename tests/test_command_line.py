@@ -78,6 +78,7 @@ CONF = Path(__file__).parents[1] / "conf"
         (["hydra.run.dir="], r"name a folder, as in hydra\.run\.dir=FOLDER"),
         (["hydra.searchpath=nix"], r"should be a list of folders, as in 'hydra\.searchpath=\[FOLDER\]'"),
         (["-m", "hydra.mode=RUN"], "-m hydra.mode=RUN: asks for a grid, and for a single run; leave one of them out"),
+        (["hydra/sweeper=optuna"], "wants one number of each cell; search.minutes=30"),
         (["hydra.sweeper=3"], "is chosen with a slash, as in hydra/sweeper=basic"),
         (["hydra.launcher=null"], "is chosen with a slash, as in hydra/launcher=basic"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),

@@ -33,6 +33,8 @@ _LAUNCHERS = {
     "slurm": ("hydra-submitit-launcher", "slurm"),
     "ray": ("hydra-ray-launcher", "ray"),
 }
+#: Sweepers that choose jobs by one number of each, which cells have several of.
+_SEARCHING = ("ax", "nevergrad", "optuna")
 #: Words that name a folder, which is never the one that is worked in.
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "data")
 #: Values that a word of a grid may have.
@@ -119,6 +121,10 @@ def _checked(word: str, *, multirun: bool) -> str:
     needed = _LAUNCHERS.get(str(override.value())) if key == "hydra/launcher" else None
     if needed and version_of(needed[0]) == "absent":
         raise MissingPackage(*needed)
+    if key == "hydra/sweeper" and str(override.value()) in _SEARCHING:
+        raise ConfigError(
+            f"{word}: wants one number of each cell; search.minutes=30 chooses cells by what they are for"
+        )
     if key in ("hydra.launcher", "hydra.sweeper"):
         raise ConfigError(f"{word}: is chosen with a slash, as in {key.replace('.', '/')}=basic")
     if key == "hydra":

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOLD = "import sys; from bitsweep.runtime.leftovers import hold_sockets; hold_sockets(); print('held', flush=True)"
+HOLD = "import sys; from bitsweep.runtime.leftovers import hold_sockets; hold_sockets()"
+SLEEP = "; import time; time.sleep(60)"
 
 
-def _start(folder: Path, more: str = "") -> "subprocess.Popen[str]":
-    words = [sys.executable, "-c", HOLD + more]
+def _start(folder: Path, more: str = "", before: str = "") -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", f"{HOLD}{before}; print('held', flush=True){more}"]
     started = subprocess.Popen(words, env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True)
     assert started.stdout and started.stdout.readline() == "held\n"
     started.stdout.close()
@@ -20,7 +21,7 @@ def _start(folder: Path, more: str = "") -> "subprocess.Popen[str]":
 def test_sockets_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     others = tmp_path / "pymp-others"
     others.mkdir()
-    killed, alive = _start(tmp_path, "; import time; time.sleep(60)"), _start(tmp_path, "; import time; time.sleep(60)")
+    killed, alive = _start(tmp_path, SLEEP), _start(tmp_path, SLEEP)
     both = set(tmp_path.glob("pymp-*")) - {others}
     assert len(both) == 2
     killed.send_signal(signal.SIGKILL)
@@ -34,3 +35,14 @@ def test_sockets_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     alive.wait()
     _start(tmp_path).wait()
     assert list(tmp_path.glob("pymp-*")) == [others]
+
+
+def test_a_child_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """multiprocessing tells a process that it starts the folder of the one that starts it."""
+    child = "; from multiprocessing import get_context; child = get_context('spawn').Process(target=hold_sockets)"
+    parent = _start(tmp_path, SLEEP, before=f"{child}; child.start(); child.join()")
+    (own,) = tmp_path.glob("pymp-*")
+    _start(tmp_path).wait()
+    assert list(tmp_path.glob("pymp-*")) == [own]
+    parent.kill()
+    parent.wait()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from bitsweep.probing import Asked, probe
 from bitsweep.results import Split, Splits
 from bitsweep.runtime.environment import current_cpu, physical_cores
 from bitsweep.runtime.progress import silent
-from bitsweep.targets.ssh import SshMachine, why_it_failed
+from bitsweep.targets.ssh import SshMachine, shell_path, why_it_failed
 from tests.backends.conftest import CLASSES, SIZE, SmallNet
 from tests.test_sweep import cells, run
 
@@ -190,8 +191,15 @@ def test_what_is_missing_there_is_said_in_a_line(
     stranger = reason(UnreachableTarget, options=target.options[:-2])
     assert "Host key verification failed; its key is not known here: connect once by hand (ssh -F none" in stranger
     (tmp_path / "file").write_text("")
-    assert "cannot create directory" in reason(CellFailed, folder=str(tmp_path / "file"))
+    no_folder = reason(CellFailed, folder=str(tmp_path / "file"))
+    assert re.search("cannot create directory .*; set target.folder to one that it may write to", no_folder)
     request = json.loads((folder / "job" / "request.json").read_text())
+    for changed in ({"isa": "asimd"}, {"model": "Another"}, {"cores": 1000}):
+        other = request | {"machine": request["machine"] | changed}
+        (folder / "job" / "request.json").write_text(json.dumps(other))
+        is_another = reason(CellFailed)
+        assert f"is {current_cpu().model} (" in is_another
+        assert f"{next(iter(changed.values()))}" in is_another.partition("but its YAML says")[2]
     request["requirements"] |= {"numpy": "1.0", "nothing": "2.0"}
     (folder / "job" / "request.json").write_text(json.dumps(request))
     other = reason(CellFailed)
@@ -285,6 +293,16 @@ def test_a_full_disk_is_told_before_what_follows_from_it() -> None:
     assert why_it_failed([short, "last"]) == short
     assert why_it_failed(["first", "last", ""]) == "last"
     assert why_it_failed([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("~/my files", "/home/me/my files"), ("my files", "my files"), ("$x", "$x")]
+)
+def test_a_path_is_one_word_of_the_shell_there(name: str, path: str) -> None:
+    said = subprocess.run(
+        ["sh", "-c", f"printf %s {shell_path(name)}"], env={"HOME": "/home/me"}, stdout=subprocess.PIPE
+    )
+    assert said.stdout.decode() == path
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "a b", "", "a;b"])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bitsweep.config.backend import Backend
+from bitsweep.config.target import Target
 from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
 from bitsweep.results import LATENCY_SAMPLES, Array, Pixels, Shape
@@ -60,6 +61,7 @@ def write_kit(folder: Path, subject: Subject, material: Material, *, input_shape
         "images": {name: f"../../parts/{part}/images.npy" for name, part in images.items()},
         "form": {"input_shape": input_shape, "mean_C": splits.mean_C, "std_C": splits.std_C, "bgr": splits.bgr},
         "threads": subject.threads,
+        "machine": _machine(subject.target),
         "backend": settings(subject.backend),
         "protocol": asdict(subject.protocol),
         "requirements": requirements(subject.backend),
@@ -71,6 +73,12 @@ def write_kit(folder: Path, subject: Subject, material: Material, *, input_shape
         "images": steps, "results": RESULTS,
     }  # fmt: skip
     (folder / "kit.json").write_text(json.dumps(about))
+
+
+def _machine(target: Target) -> dict[str, Any]:
+    """What a machine has to be like, for its figures to be those of a target."""
+    cpu = target.cpu
+    return {"model": cpu.model, "architecture": cpu.architecture, "isa": cpu.isa, "cores": target.cores}
 
 
 def requirements(backend: Backend) -> dict[str, str]:

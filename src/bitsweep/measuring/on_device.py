@@ -25,7 +25,7 @@ import psutil
 from bitsweep.data.network_input import network_input
 from bitsweep.measuring.resident import peak_mb, resident_mb
 from bitsweep.measuring.timing import batch_of, time_artifacts
-from bitsweep.runtime.environment import describe, physical_cores, version_of
+from bitsweep.runtime.environment import current_cpu, describe, physical_cores, version_of
 from bitsweep.runtime.machine import private_folder
 from bitsweep.runtime.progress import STEP
 
@@ -44,7 +44,11 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(_peak(Path(arguments[1]))))
         return 0
     folder = Path(arguments[0])
-    wanted = json.loads((folder / "request.json").read_text())["requirements"]
+    request = json.loads((folder / "request.json").read_text())
+    if other_machine := _differs(request["machine"]):
+        print(other_machine, file=sys.stderr)
+        return 1
+    wanted = request["requirements"]
     found = {name: version_of(name) for name in wanted}
     if other := [name for name, version in wanted.items() if found[name] != version]:
         told = [f"lacks {name}" if found[name] == "absent" else f"has {name} {found[name]}" for name in other]
@@ -55,6 +59,17 @@ def main(arguments: list[str]) -> int:
     with _alone():
         measure(folder)
     return 0
+
+
+def _differs(planned: dict[str, Any]) -> str:
+    """In what this machine is not the one that was planned for; empty where it is, or has more cores."""
+    cpu, cores = current_cpu(), physical_cores()
+    is_the_same = (cpu.model, cpu.architecture, cpu.isa) == (planned["model"], planned["architecture"], planned["isa"])
+    if is_the_same and cores >= planned["cores"]:
+        return ""
+    planned_for = "{model} ({architecture}, {isa}), cores: {cores}".format(**planned)
+    is_now = f"{cpu.model} ({cpu.architecture}, {cpu.isa}), cores: {cores}"
+    return f"is {is_now}, but its YAML says {planned_for}: describe it again with bitsweep probe"
 
 
 def measure(folder: Path) -> None:

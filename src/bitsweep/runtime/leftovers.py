@@ -1,6 +1,7 @@
 """The folder in which multiprocessing keeps its sockets: removed by the next start where its process was killed."""
 
 import contextlib
+import multiprocessing.process
 import multiprocessing.util
 import os
 import shutil
@@ -21,6 +22,8 @@ def hold_sockets() -> None:
         for held in Path(tempfile.gettempdir()).glob(f"pymp-*/{_HELD}"):
             if _is_left(held):
                 shutil.rmtree(held.parent, ignore_errors=True)
+        # A process knows the folder of the one that started it, and would take its place as the holder.
+        multiprocessing.process.current_process()._config["tempdir"] = None  # type: ignore[attr-defined]
         folder = Path(multiprocessing.util.get_temp_dir())
         descriptor = os.open(folder / f"{_HELD}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         _held[os.getpid()] = descriptor

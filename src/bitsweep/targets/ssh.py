@@ -38,7 +38,7 @@ class SshMachine(Target):
         host: as ssh takes it, such as ``user@board``; its key must be known, and no password be asked for.
         options: further options of ssh, such as ``[-p, "2222"]``.
         python: the interpreter there, with NumPy, psutil and the engine: a name, or a path from ``/`` or ``~/`` on.
-        folder: where files are kept there, from the home folder on.
+        folder: where files are kept there: from the home folder on, or a path from ``/`` or ``~/`` on.
         cpu_model, architecture, flags: its processor.
         physical_cores: as many threads does an engine have, unless ``protocol.threads`` says otherwise.
     """
@@ -47,8 +47,8 @@ class SshMachine(Target):
 
     host: Annotated[str, NOT_IN_KEYS, spelt(r"[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*", "a machine, e.g. user@board")]
     options: Annotated[Several[str], NOT_IN_KEYS] = ()
-    python: Annotated[str, NOT_IN_KEYS] = "python3"
-    folder: Annotated[str, NOT_IN_KEYS] = ".cache/bitsweep"
+    python: Annotated[str, NOT_IN_KEYS, spelt(r"(?s).*\S.*", "an interpreter, e.g. python3")] = "python3"
+    folder: Annotated[str, NOT_IN_KEYS, spelt(r"(?s).*\S.*", "a folder, e.g. .cache/bitsweep")] = ".cache/bitsweep"
     cpu_model: str
     architecture: str
     flags: tuple[str, ...]
@@ -156,8 +156,7 @@ class Connection:
 
     @property
     def _python(self) -> str:
-        python = self._target.python
-        return shlex.quote(python) if not python.startswith("~/") else f"~/{shlex.quote(python[2:])}"
+        return shell_path(self._target.python)
 
     def _ssh(
         self,
@@ -172,7 +171,7 @@ class Connection:
             UnreachableTarget: there is no connection, or it was lost.
             CellFailed: the command failed.
         """
-        target, folder = self._target, shlex.quote(self._target.folder)
+        target, folder = self._target, shell_path(self._target.folder)
         line = f"mkdir -p {folder}/parts {folder}/jobs && cd {folder} && {{ {command}; }}"
         where = f"target={target.name} ({target.host})"
         asked = ["ssh", *_OPTIONS, *target.options, "--", target.host, line]
@@ -204,6 +203,11 @@ class Connection:
         raise CellFailed(f"{where} {_explained(last, target)}")
 
 
+def shell_path(name: str) -> str:
+    """A path as a word for the shell there, which knows the home folder."""
+    return f"~/{shlex.quote(name[2:])}" if name.startswith("~/") else shlex.quote(name)
+
+
 def why_it_failed(said: Sequence[str]) -> str:
     """The line that tells most of what a command printed while it failed: that of a full disk, else the last."""
     lines = [line for line in said if line.strip()]
@@ -226,6 +230,8 @@ def _explained(last: str, target: SshMachine) -> str:
         return f"has no space left: {last}; free some of {target.folder} there, or set target.folder to another disk"
     if target.python.removeprefix("~/") in last and ("not found" in last or "No such file" in last):
         return f"has no {target.python}: set target.python to its interpreter (bitsweep probe --python)"
+    if last.startswith("mkdir: "):
+        return f"{last}; set target.folder to one that it may write to"
     if "No module named" in last:
         return (
             f"lacks a package ({last.strip()}): install it there, name another interpreter, or let "
