@@ -1,4 +1,5 @@
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -252,3 +253,20 @@ def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
         masked.weight[0, 0] = torch.inf
     with pytest.raises(CompressionError, match="weight holds values that are not finite"):
         tracing.trace(masked, input_shape=(3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (2, 1), (2, 2), (3, 1), (3, 3), ((3, 2), (2, 1)), (5, 3)])
+def test_largest_values_of_what_is_padded_with_minus_infinity(kernel: Any, stride: Any) -> None:
+    amounts = [(0, 1, 0, 1), (1, 0, 1, 0), (1, 1, 1, 1), (1, 1, 0, 0), (0, 1, 1, 0), (-1, 1, 0, 0)]
+    values = [-math.inf, torch.finfo(torch.float32).min]
+    graph = _same(
+        Several(
+            *[
+                nn.Sequential(nn.ConstantPad2d(amount, value), nn.MaxPool2d(kernel, stride))
+                for amount in amounts
+                for value in values
+            ]
+        )
+    )
+    left = [node for node in graph.graph.nodes if node.target == aten.pad.default and node.args[-1] < -1]
+    assert len(left) == 2  # those that take something away at the other side

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -79,16 +78,6 @@ def test_a_file_says_what_images_it_takes_and_gives_its_logits(file: str, files:
 def test_a_plan_sees_what_the_file_does_not_say(file: str, knobs: dict[str, int], message: str, files: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(model_of(files / file), **knobs).check()
-
-
-@pytest.mark.parametrize("shape", [(None, 224, 224, 3), (1, 16, 16, 1), (1, None, None, 3)])
-def test_channels_that_come_last_are_one_line(shape: tuple[int | None, ...], tmp_path: Path) -> None:
-    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    node = helper.make_node("Transpose", ["x"], ["y"], perm=[0, 3, 1, 2])
-    graph = helper.make_graph([node], "g", [images], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
-    with pytest.raises(ConfigError, match=r"^model\.file=.*net\.onnx: x is \[N, H, W, C\], with [13] channels"):
-        _ = model_of(tmp_path / "net.onnx").input_shape
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,26 @@ def test_parts_without_a_loss_are_named(make: Callable[[], nn.Module], size: int
     assert parts_without_logits(network, model) == parts
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, before[name], msg=name)
+
+
+@pytest.mark.parametrize("only_in_evaluation", [False, True])
+def test_of_probabilities_the_logarithms_are_the_logits(
+    only_in_evaluation: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As networks yield them that came from Keras; some others normalise in evaluation only."""
+
+    class Probabilities(Network):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = super().forward(images)
+            return logits if only_in_evaluation and self.training else logits.softmax(1)
+
+    torch.manual_seed(0)
+    network, images = Probabilities(), torch.randn(3, 3, SIZE, SIZE)
+    meant = Network.forward(network, images).detach()
+    built, _ = build_network(_model(network), CLASSES)
+    assert "yields probabilities: their logarithms are taken" in capsys.readouterr().out
+    for mode in (False, True):
+        expected = meant if mode and only_in_evaluation else meant.log_softmax(1)
+        torch.testing.assert_close(built.train(mode)(images).detach(), expected)
+    graph = tracing.trace(built.eval(), input_shape=(3, SIZE, SIZE))
+    torch.testing.assert_close(graph(images).detach(), meant.log_softmax(1))

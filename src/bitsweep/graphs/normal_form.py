@@ -21,7 +21,16 @@ from bitsweep.graphs.constants import fold_constants
 from bitsweep.graphs.editing import Editor
 from bitsweep.graphs.in_place import functional_graph
 from bitsweep.graphs.inlining import inline_regions
-from bitsweep.graphs.ops import FLOAT_KINDS, LAYER_KINDS, aten, attribute, reads_attribute, set_attribute, tidy
+from bitsweep.graphs.ops import (
+    FLOAT_KINDS,
+    LAYER_KINDS,
+    aten,
+    attribute,
+    reads_attribute,
+    set_attribute,
+    tidy,
+    with_defaults,
+)
 
 #: Operations that yield what they read, in evaluation or since nothing overwrites a tensor.
 IDENTITIES = {
@@ -103,13 +112,6 @@ def _module_path(node: Node) -> str:
     """Path of the module that a node was traced in; empty for the network itself."""
     modules = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return modules[-1].removeprefix("L['self']").lstrip(".") if modules else ""
-
-
-def with_defaults(node: Node) -> tuple[Any, ...]:
-    """All arguments of an operation, by position."""
-    assert isinstance(node.target, OpOverload)
-    given = node.target._schema.arguments[len(node.args) :]
-    return (*node.args, *(node.kwargs.get(each.name, each.default_value) for each in given))
 
 
 def replace(node: Node, result: Node) -> None:
@@ -299,6 +301,8 @@ REWRITES: dict[Any, Callable[..., Node | None]] = {
     aten.scaled_dot_product_attention.default: attention,
     aten.avg_pool1d.default: poolings.average,
     aten.avg_pool2d.default: poolings.average,
+    aten.max_pool1d.default: poolings.max_of_padded,
+    aten.max_pool2d.default: poolings.max_of_padded,
     aten.adaptive_max_pool1d.default: poolings.adaptive_max,
     aten.adaptive_max_pool2d.default: poolings.adaptive_max,
     aten.squeeze.default: squeeze,

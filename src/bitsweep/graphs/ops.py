@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations of ``quantized``
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
@@ -71,6 +72,13 @@ def layers(graph: GraphModule) -> tuple[Layer, ...]:
 def arguments(node: Node) -> tuple[Any, ...]:
     """Positional arguments of a node, of which the operation alone knows the types."""
     return node.args
+
+
+def with_defaults(node: Node) -> tuple[Any, ...]:
+    """All arguments of an operation, by position."""
+    assert isinstance(node.target, OpOverload)
+    given = node.target._schema.arguments[len(node.args) :]
+    return (*node.args, *(node.kwargs.get(each.name, each.default_value) for each in given))
 
 
 def is_layer(node: Node) -> bool:

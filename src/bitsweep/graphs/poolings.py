@@ -9,7 +9,10 @@ import torch
 from torch.fx import Node
 
 from bitsweep.graphs.editing import Editor
-from bitsweep.graphs.ops import aten
+from bitsweep.graphs.ops import aten, with_defaults
+
+#: What is below it stands for minus infinity: no value of a feature map is.
+_LOWEST = -1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,41 @@ def average(
     if bool((divisors == math.prod(kernel)).all()):
         return pooled
     return edit.call(aten.mul.Tensor, pooled, edit.constant(f"{node.name}_factor", math.prod(kernel) / divisors))
+
+
+def max_of_padded(
+    edit: Editor, node: Node, x: Node, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], ceil: bool,
+) -> Node | None:  # fmt: skip
+    """The largest values of windows that reach over the edges, without minus infinity put around them.
+
+    Where a pooling with padding of its own has other windows, the edges are repeated: that changes no maximum.
+    """
+    padded = with_defaults(x) if x.target == aten.pad.default else ()
+    if not padded or padded[2] != "constant" or not (padded[3] or 0.0) < _LOWEST or any(padding) or ceil:
+        return None
+    space = node.meta["val"].ndim - 2
+    (inner, around), sizes = padded[:2], [*map(int, padded[0].meta["val"].shape[2:])]
+    amounts = [(around + [0] * 2 * space)[2 * axis : 2 * axis + 2] for axis in reversed(range(space))]
+    kernel, dilation = ([*each] * (space // len(each)) for each in (kernel, dilation))
+    stride = [*stride] * (space // len(stride)) if stride else kernel
+    before = [amount[0] for amount in amounts]
+    if all(0 <= 2 * start <= k for start, k in zip(before, kernel, strict=True)):
+        for ceil in (False, True):
+            pooled = edit.call(node.target, inner, kernel, stride, before, dilation, ceil)
+            if pooled.meta["val"].shape == node.meta["val"].shape:
+                return pooled
+    if dilation != [1] * space or any(
+        not 0 <= each < k for k, two in zip(kernel, amounts, strict=True) for each in two
+    ):
+        return None
+    for axis, (size, amount) in enumerate(zip(sizes, amounts, strict=True), start=2):
+        edges = [
+            [edit.call(aten.slice.Tensor, inner, axis, start, start + 1)] * number
+            for start, number in zip((0, size - 1), amount, strict=True)
+        ]
+        inner = edit.call(aten.cat.default, [*edges[0], inner, *edges[1]], axis) if any(edges) else inner
+    return edit.call(node.target, inner, kernel, stride)
 
 
 def adaptive_max(edit: Editor, node: Node, x: Node, counts: Sequence[int]) -> Node | None:

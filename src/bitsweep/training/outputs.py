@@ -1,5 +1,6 @@
 """What a network yields: the logits among it, and the layer that makes them, its head."""
 
+import copy
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -55,13 +56,22 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
             + cure
         )
 
-    def alone(module: nn.Module, images: Any, outputs: Any) -> Tensor:
-        if isinstance(outputs, Tensor):
-            return outputs
+    def alone(outputs: Any) -> Tensor:
         named = dict(_tensors(outputs))  # which are others in training where a network has auxiliary heads
         return named[path if path in named else _likely(list(named))]
 
-    network.register_forward_hook(alone)
+    yields_probabilities = {False: _are_probabilities(logits), True: False}
+    if yields_probabilities[False]:
+        say(f"model={model.name} yields probabilities: their logarithms are taken for the logits")
+        yields_probabilities[True] = _are_probabilities(alone(copy.deepcopy(network).train()(_black(model))))
+
+    def as_logits(module: nn.Module, images: Any, outputs: Any) -> Tensor:
+        chosen = alone(outputs)
+        return (
+            chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log() if yields_probabilities[module.training] else chosen
+        )
+
+    network.register_forward_hook(as_logits)
     return head
 
 
@@ -97,6 +107,14 @@ def _reaches_logits(network: nn.Module, model: Model, parameters: Sequence[nn.Pa
             parameter.detach().copy_(value)
 
 
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether these come from a softmax over the classes."""
+    values = logits.detach()
+    if values.ndim != 2 or values.shape[1] == 1:
+        return False
+    return bool((values >= 0).all()) and torch.allclose(values.sum(1), values.new_ones(len(values)), atol=1e-3)
+
+
 def _renew(network: nn.Module, model: Model, head: str, outputs: int, num_classes: int) -> bool:
     """Whether a head with so many outputs is a layer that another for the classes can take the place of, as it does."""
     layer = dict(network.named_modules()).get(head)
@@ -128,7 +146,7 @@ def _outputs(network: nn.Module, model: Model) -> Any:
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            return network.eval()(torch.zeros(2, *model.input_shape))
+            return network.eval()(_black(model))
     except Exception as error:
         reason = first_line(error)
         raise ConfigError(
@@ -139,6 +157,11 @@ def _outputs(network: nn.Module, model: Model) -> Any:
         for parameter in frozen:
             parameter.requires_grad_(False)
         network.train(training)
+
+
+def _black(model: Model) -> Tensor:
+    """Two black images."""
+    return torch.zeros(2, *model.input_shape)
 
 
 def _tensors(outputs: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

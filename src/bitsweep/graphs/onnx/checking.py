@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from bitsweep.errors import ConfigError, one_line
 from bitsweep.graphs.faithful import differ
+from bitsweep.graphs.onnx.conventions import has_channels_last, softmax_of_outputs
 from bitsweep.graphs.onnx.reading import load_onnx
 from bitsweep.text import say
 
@@ -40,12 +41,20 @@ def require_same(
     given = torch.randn(shape[0] or _IMAGES, *images, generator=torch.Generator().manual_seed(0))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        meant = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        written = load_onnx(path, tensors=False, as_written=True)
+        (taken,) = session.get_inputs()
+        images_of_file = given.permute(0, 2, 3, 1) if has_channels_last(taken.shape) else given
+        meant = session.run(None, {taken.name: images_of_file.numpy()})
     except Exception as error:  # whatever it says of files that it does not run
         say(f"{path}: ONNX Runtime does not run it ({one_line(error)}), so that the network was not compared with it")
         return
     with torch.no_grad():
         found = tree_leaves(network.eval()(given))
+    probabilities = softmax_of_outputs(written)
+    found = [
+        values.softmax(1) if output.name in probabilities else values
+        for output, values in zip(written.graph.output, found, strict=True)
+    ]
     tolerance = _TOLERANCE_OF_HALVES if _in_halves(path) else _TOLERANCE
     if differ([torch.as_tensor(each) for each in meant], found, tolerance=tolerance):
         raise ConfigError(

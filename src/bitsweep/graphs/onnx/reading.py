@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
 from bitsweep.errors import ConfigError, first_line
+from bitsweep.graphs.onnx.conventions import with_channels_first, with_logits
 from bitsweep.results import Array
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -90,11 +91,12 @@ def read_onnx(path: Path) -> OnnxGraph:
     )
 
 
-def load_onnx(path: Path, *, tensors: bool = True) -> Any:
-    """The content of a file, with functions of its own written out.
+def load_onnx(path: Path, *, tensors: bool = True, as_written: bool = False) -> Any:
+    """The content of a file, with functions of its own written out, from images [N, C, H, W] to logits.
 
     Args:
         tensors: whether to read what lies in files beside it, too.
+        as_written: whether to leave images with their channels last, and probabilities.
 
     Raises:
         ConfigError: it is no ONNX file, or is damaged.
@@ -106,7 +108,11 @@ def load_onnx(path: Path, *, tensors: bool = True) -> Any:
         _require_readable(model, path)
         if tensors:
             onnx.load_external_data_for_model(model, str(path.parent))
-        return inliner.inline_local_functions(model) if model.functions else model
+        model = inliner.inline_local_functions(model) if model.functions else model
+        if not as_written:
+            with_channels_first(model)
+            with_logits(model)
+        return model
     except ConfigError:
         raise
     except Exception as error:  # protobuf, the checker and the file system raise errors of their own
@@ -197,12 +203,6 @@ def image_input(model: Any) -> Any:
         known = f"of {rank} dimensions" if images.type.tensor_type.HasField("shape") else "of a shape that is left open"
         raise ConfigError(
             f"{images.name} is {TensorProto.DataType.Name(kind)} {known}; float images [N, C, H, W] are needed"
-        )
-    _, *outer, last = shape_of(images)
-    if last in (1, 3, 4) and all(size is None or size > 4 for size in outer):
-        raise ConfigError(
-            f"{images.name} is [N, H, W, C], with {last} channels last; [N, C, H, W] is needed: export it with "
-            "channels first (tf2onnx: --inputs-as-nchw)"
         )
     return images
 
