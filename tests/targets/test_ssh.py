@@ -33,7 +33,7 @@ from bitsweep.probing import Asked, probe
 from bitsweep.results import Split, Splits
 from bitsweep.runtime.environment import current_cpu, physical_cores
 from bitsweep.runtime.progress import silent
-from bitsweep.targets.ssh import SshMachine, shell_path, why_it_failed
+from bitsweep.targets.ssh import Connection, SshMachine, shell_path, why_it_failed
 from tests.backends.conftest import CLASSES, SIZE, SmallNet
 from tests.test_sweep import cells, run
 
@@ -190,6 +190,12 @@ def test_what_is_missing_there_is_said_in_a_line(
     assert "lacks a package" in reason(CellFailed, python=_bare_python(tmp_path))
     stranger = reason(UnreachableTarget, options=target.options[:-2])
     assert "Host key verification failed; its key is not known here: connect once by hand (ssh -F none" in stranger
+    (tmp_path / "known").write_text((known := Path(target.options[-1].partition("=")[2])).read_text().split()[0])
+    with (tmp_path / "known").open("a") as file:
+        file.write(f" {(known.parent / 'identity.pub').read_text()}")
+    changed = reason(UnreachableTarget, options=(*target.options[:-1], f"UserKnownHostsFile={tmp_path / 'known'}"))
+    assert "its key is another one than before" in changed
+    assert f'forgotten (ssh-keygen -f "{tmp_path / "known"}" -R "[127.0.0.1]:' in changed
     (tmp_path / "file").write_text("")
     no_folder = reason(CellFailed, folder=str(tmp_path / "file"))
     assert re.search("cannot create directory .*; set target.folder to one that it may write to", no_folder)
@@ -291,8 +297,16 @@ def test_a_full_disk_is_told_before_what_follows_from_it() -> None:
     assert why_it_failed([full, "tar: Exiting with failure status due to previous errors", ""]) == full
     short = "OSError: 3072 requested and 3040 written"  # NumPy, of a full disk
     assert why_it_failed([short, "last"]) == short
+    cut = "tar: ./model.onnx: Wrote only 1024 of 10240 bytes"
+    assert why_it_failed([cut, "tar: Exiting with failure status due to previous errors"]) == cut
     assert why_it_failed(["first", "last", ""]) == "last"
     assert why_it_failed([]) == ""
+
+
+def test_a_connection_that_ends_without_a_word(target: SshMachine) -> None:
+    """So it ends where the system there kills what takes too much memory."""
+    with pytest.raises(UnreachableTarget, match="ended without a word; perhaps what ran there was killed"):
+        Connection(target)._ssh("kill -9 $$")
 
 
 @pytest.mark.parametrize(

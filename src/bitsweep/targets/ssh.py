@@ -23,8 +23,10 @@ from bitsweep.runtime.progress import STEP, Progress
 _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-T")
 #: Exit code of ssh where it is the connection that failed.
 _NO_CONNECTION = 255
-#: How a full disk is told: by the system, or by NumPy, which tells no more.
-_FULL = re.compile(r"No space left|Disk quota exceeded|\d+ requested and \d+ written")
+#: How a full disk is told: by the system, or by tar or NumPy, which tell no more.
+_FULL = re.compile(r"No space left|Disk quota exceeded|Wrote only \d+ of \d+ bytes|\d+ requested and \d+ written")
+#: How ssh tells that another key is known of a host.
+_OTHER_KEY = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 #: The last file of every copy, by which one that was cut off is known.
 _LAST = ".complete"
 
@@ -197,9 +199,9 @@ class Connection:
             said = errors.read().decode(errors="replace").strip().splitlines()
         if process.returncode == 0:
             return b"".join(printed)
-        last = why_it_failed(said) or f"exit code {process.returncode}"
         if process.returncode == _NO_CONNECTION:
-            raise UnreachableTarget(f"{where} cannot be reached: {_with_hint(last.rstrip('.'), target)}")
+            raise UnreachableTarget(f"{where} cannot be reached: {no_connection(said, target)}")
+        last = why_it_failed(said) or f"exit code {process.returncode}"
         raise CellFailed(f"{where} {_explained(last, target)}")
 
 
@@ -214,9 +216,17 @@ def why_it_failed(said: Sequence[str]) -> str:
     return next(filter(_FULL.search, lines), lines[-1] if lines else "")
 
 
-def _with_hint(last: str, target: SshMachine) -> str:
-    """Why there is no connection, with what to do where that is known."""
+def no_connection(said: Sequence[str], target: SshMachine) -> str:
+    """Why there is none, by what ssh printed, with what to do where that is known."""
     host = shlex.join([*target.options, target.host])
+    if not (last := why_it_failed(said).rstrip(".")):
+        return "it ended without a word; perhaps what ran there was killed, or took all memory"
+    if any(_OTHER_KEY in line for line in said):
+        forget = next((line.strip() for line in said if "ssh-keygen" in line), "ssh-keygen -R HOST")
+        return (
+            f"{last}; its key is another one than before, so that it may be another machine: find out why, then let "
+            f"the old key be forgotten ({forget}) and connect once by hand (ssh {host})"
+        )
     if "Host key verification failed" in last:
         return f"{last}; its key is not known here: connect once by hand (ssh {host}), and compare the key"
     if "Permission denied" in last:
