@@ -66,7 +66,7 @@ def test_imagenet_weights_know_what_they_were_trained_on(
     assert made.pixels == "centred"
     assert made.source() == f"imagenet of {cls.weights_package} 0.1.0"
     network, _ = build_network(made, 1000)
-    start_from_weights(network, made)
+    start_from_weights(network, made, num_classes=1000)
     with torch.inference_mode():
         found = network.eval()(ants_and_bees).argmax(1).numpy()
     assert (found == np.repeat([310, 309], 8)).mean() > 0.6

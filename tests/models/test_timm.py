@@ -63,6 +63,17 @@ def test_pictures_are_what_the_weights_were_evaluated_with(architecture: str) ->
     assert model(architecture).pixels == "dataset"
 
 
+def test_weights_of_a_file_are_told_what_published_ones_see() -> None:
+    said = model("mobilenetv4_conv_small", weights="mine.pt").unsaid()
+    assert "model.image_size=224 model.resize=256 model.interpolation=bicubic model.normalization=imagenet;" in said
+    assert (
+        " model.mean=[0.5,0.5,0.5] model.std=[0.5,0.5,0.5];" in model("vit_tiny_patch16_224", weights="a.pt").unsaid()
+    )
+    assert "Give model.mean" in model("tf_efficientnet_b0_ns", weights="mine.pt").unsaid()
+    assert not model("resnet10t", weights="mine.pt", normalization="dataset").unsaid()
+    assert not model("resnet10t", weights="imagenet").unsaid()
+
+
 @pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224"])
 def test_any_channels_height_and_width(architecture: str) -> None:
     made = model(architecture, channels=2, image_size=(64, 96))

@@ -244,3 +244,15 @@ def test_large_images_are_classified_a_few_at_a_time() -> None:
         split = Split(images=images, labels=np.zeros(5, np.int64))
         loop.compute_logits(Network(), split, lambda batch: batch.movedim(3, 1).float(), torch.device("cpu"))
         assert sizes == expected
+
+
+@pytest.mark.parametrize(("epochs", "normalization"), [(0, "auto"), (0, "dataset"), (1, "auto")])
+def test_given_weights_that_do_not_say_how_pixels_are_normalised_are_told(
+    epochs: int, normalization: str, digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Small().build(10).state_dict(), tmp_path / "given.pt")
+    model = Small(weights=str(tmp_path / "given.pt"), normalization=normalization)  # type: ignore[arg-type]
+    baseline.fit(model, digits, recipe=recipe(epochs=epochs), seed=0, folder=tmp_path)
+    told = not epochs and normalization == "auto"
+    assert ("model=small: its file does not say how it wants its pixels" in capsys.readouterr().out) == told
+    assert len(load_trained(tmp_path).notes) == told

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsweep.config.configurable import configurable
-from bitsweep.config.model import Model
+from bitsweep.config.model import Model, Size
 from bitsweep.config.recipe import Recipe
 from bitsweep.errors import ConfigError
 from bitsweep.models.torchvision import TorchvisionModel
@@ -29,6 +29,18 @@ class Normalised(Model):
         return nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, num_classes)
         )
+
+
+@configurable
+class Placed(Model):
+    """A network with a weight for each place of its images."""
+
+    name: str = "placed"
+    image_size: Size = 8
+
+    def build(self, num_classes: int) -> nn.Module:
+        channels, height, width = self.input_shape
+        return nn.Sequential(nn.Conv2d(channels, 2, 1), nn.Flatten(), nn.Linear(2 * height * width, num_classes))
 
 
 @pytest.fixture
@@ -117,7 +129,7 @@ def test_its_weights_are_read_back(digits: Splits, tmp_path: Path) -> None:
     torch.save(first.state_dict(), tmp_path / "mlp.pt")
     model = Normalised(head="mlp", weights=str(tmp_path / "mlp.pt"))
     second, head = build_network(model, 10)
-    start_from_weights(second, model, head=head)
+    start_from_weights(second, model, num_classes=10, head=head)
     assert len(_kept(first.state_dict(), second.state_dict())) == len(first.state_dict())
 
 
@@ -132,7 +144,7 @@ def test_nothing_but_the_head_may_differ(given: Path) -> None:
     model = Normalised(weights=str(given))
     network, head = build_network(model, 10)
     with pytest.raises(ConfigError, match=r"given\.pt: does not fit the network: 1\.bias is missing$"):
-        start_from_weights(network, model, head=head)
+        start_from_weights(network, model, num_classes=10, head=head)
 
 
 def test_what_is_not_trained_needs_a_head_that_fits(trained: Callable[..., tuple[State, State]]) -> None:
@@ -143,3 +155,26 @@ def test_what_is_not_trained_needs_a_head_that_fits(trained: Callable[..., tuple
 def test_weights_without_a_name() -> None:
     with pytest.raises(ConfigError, match=r"model\.weights=imagenet: there are none for normalised; give the path"):
         Normalised(weights="imagenet").source()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "classes", "reason"),
+    [
+        ({"image_size": 16}, 10, r"follow model\.image_size=8: give"),
+        ({"channels": 1}, 10, r"follow model\.channels=3: give"),
+        ({}, 7, r"follow the number of classes, 10: give"),
+        (
+            {"image_size": (8, 16), "channels": 1},
+            7,
+            r"model\.image_size=8 and model\.channels=3 and the number of classes",
+        ),
+    ],
+)
+def test_weights_of_other_shapes_name_the_knobs_that_decide(
+    tmp_path: Path, knobs: dict[str, object], classes: int, reason: str
+) -> None:
+    torch.save(Placed(**knobs).build(classes).state_dict(), tmp_path / "other.pt")  # type: ignore[arg-type]
+    model = Placed(weights=str(tmp_path / "other.pt"))
+    network, _ = build_network(model, 10)
+    with pytest.raises(ConfigError, match=reason):
+        start_from_weights(network, model, num_classes=10)

@@ -42,6 +42,11 @@ class FileModel(Model):
         return False
 
     @property
+    def from_file(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def original(self) -> "FileModel":
         """The float network that it was quantized from; itself where none is known."""
         return self

@@ -228,6 +228,43 @@ class Model(Choice, ABC):
         return digest
 
     @property
+    def from_file(self) -> bool:
+        """Whether its weights come from a file, which says nothing of pixels."""
+        return self.weights not in ("", "imagenet")
+
+    def unsaid(self) -> str:
+        """What is to be told where neither a knob nor the weights say how pixels are normalised; empty otherwise."""
+        if not self.from_file or self.normalization != "auto" or self.pixels != "dataset":
+            return ""
+        return (
+            f"model={self.name}: its file does not say how it wants its pixels: mean and std are those of the data "
+            f"set's images. {self._usual_pixels()}; model.normalization=dataset is this, without the message"
+        )
+
+    def _usual_pixels(self) -> str:
+        """The knobs that say what the published weights of this network see."""
+        try:
+            if not self.weights_package:
+                raise ConfigError("there are none")
+            known, framing = self.imagenet_pixels(), self.published_framing()
+            moments = self.published_moments() if known == "published" else ()
+        except ConfigError:
+            return "Give model.mean and model.std of its training, or model.normalization=imagenet"
+        knobs = []
+        if framing and framing.resize:
+            knobs = [f"model.image_size={framing.height}", f"model.resize={framing.resize[0]}"]
+        if framing and framing.interpolation != "bilinear":
+            knobs.append(f"model.interpolation={framing.interpolation}")
+        if moments:
+            knobs += [
+                f"model.{key}=[{','.join(f'{value:g}' for value in of)}]"
+                for key, of in zip(("mean", "std"), moments, strict=True)
+            ]
+        else:
+            knobs.append(f"model.normalization={known}")
+        return f"If it was trained as the published weights of {self.name} were, give {' '.join(knobs)}"
+
+    @property
     def pixels(self) -> Normalization:
         """The normalisation of the pixels, decided."""
         if self.mean or self.pixel_range:

@@ -61,9 +61,11 @@ def fit(
         allow_tf32(False)
     torch.manual_seed(seed)
     network, head = build_network(model, len(splits.classes))
-    start_from_weights(network, model, head=head if recipe.epochs else "")
+    start_from_weights(network, model, num_classes=len(splits.classes), head=head if recipe.epochs else "")
     unused = parts_without_logits(network, model)
     notes = [_without_loss(model, unused, trains=bool(recipe.epochs))] if unused else []
+    if not recipe.epochs and (unsaid := model.unsaid()):
+        notes.append(unsaid)
     for note in notes if context.is_main else []:
         say(note)
     network.to(device)

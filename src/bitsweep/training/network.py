@@ -3,8 +3,12 @@
 The head is the layer whose outputs are the classes, or what took its place; the rest is the backbone.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +18,7 @@ from bitsweep.config.model import Model
 from bitsweep.errors import ConfigError
 from bitsweep.text import say
 from bitsweep.training.outputs import yield_logits
-from bitsweep.training.weights import read_weights
+from bitsweep.training.weights import State, read_weights
 
 #: Outputs of the hidden layers of an ``mlp`` head, and the share that is dropped after each in training.
 _HIDDEN, _DROPOUT = (512, 128), 0.3
@@ -38,33 +42,40 @@ def build_network(model: Model, num_classes: int) -> tuple[nn.Module, str]:
     return network, path
 
 
-def start_from_weights(network: nn.Module, model: Model, *, head: str = "") -> None:
+def start_from_weights(network: nn.Module, model: Model, *, num_classes: int, head: str = "") -> None:
     """Fill a fresh network with the weights that its model names, if any.
 
     Args:
+        num_classes: of the network.
         head: path of the head, which stays as it is if that of the weights is another; empty: it must fit as well.
 
     Raises:
         ConfigError: the weights cannot be read or downloaded, or do not fit.
     """
+    why = partial(_reasons, model, network.state_dict(), num_classes)
     if model.weights == "imagenet":
-        _fill(network, model.imagenet_state(), origin="model.weights=imagenet", head=head)
+        _fill(network, model.imagenet_state(), origin="model.weights=imagenet", head=head, why=why)
     elif model.weights:
-        load_weights(network, Path(model.weights).expanduser(), head=head)
+        load_weights(network, Path(model.weights).expanduser(), head=head, why=why)
 
 
-def load_weights(network: nn.Module, file: Path, *, head: str = "") -> None:
+def load_weights(
+    network: nn.Module, file: Path, *, head: str = "", why: Callable[[State], str] = lambda other: ""
+) -> None:
     """Fill a network with a state_dict, which must fit it exactly, apart from the head if that is given.
 
     What checkpoints hold beside it, and what wrappers of networks add to its names, is taken off, see
     `bitsweep.training.weights`.
+
+    Args:
+        why: what to add to the message, given the tensors of other shapes.
 
     Raises:
         ConfigError: the file holds no state_dict, or one of another network.
     """
     parameters = frozenset(name for name, _ in network.named_parameters())
     state = read_weights(file, network.state_dict(), parameters=parameters)
-    _fill(network, state, origin=f"model.weights={file}", head=head)
+    _fill(network, state, origin=f"model.weights={file}", head=head, why=why)
 
 
 def freeze(network: nn.Module, head: str, *, backbone: bool, statistics: bool) -> None:
@@ -95,7 +106,7 @@ def _mlp(features: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(features, num_classes))
 
 
-def _fill(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, head: str) -> None:
+def _fill(network: nn.Module, state: State, *, origin: str, head: str, why: Callable[[State], str]) -> None:
     own = network.state_dict()
     theirs = dict(state)
     if head:
@@ -107,16 +118,42 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, head:
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     wrong = [f"{name} is missing" for name in own if name not in theirs and name not in counters]
     wrong += [f"{name} is not in the network" for name in theirs if name not in own]
-    wrong += [
-        f"{name} has shape {list(theirs[name].shape)} instead of {list(value.shape)}"
-        for name, value in own.items()
-        if name in theirs and theirs[name].shape != value.shape
-    ]
+    shapes = {name: (theirs[name].shape, of.shape) for name, of in own.items() if name in theirs}
+    unlike = [name for name, (their, of) in shapes.items() if their != of]
+    wrong += [f"{name} has shape {list(shapes[name][0])} instead of {list(shapes[name][1])}" for name in unlike]
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ConfigError(f"{origin}: does not fit the network: {', '.join(wrong[:5])}{more}")
+        cure = why({name: theirs[name] for name in unlike})
+        raise ConfigError(f"{origin}: does not fit the network: {', '.join(wrong[:5])}{more}{cure}")
     network.load_state_dict(own | theirs)
     _require_statistics(network, origin)
+
+
+def _reasons(model: Model, own: State, num_classes: int, other: State) -> str:
+    """The knobs that decide where shapes differ: the network is built once more with another value of each."""
+    if not other:
+        return ""
+    channels, height, width = model.input_shape
+    different: dict[str, tuple[dict[str, Any], int]] = {
+        f"model.image_size={height if height == width else [height, width]}": (
+            {"image_size": (2 * height, 2 * width)},
+            num_classes,
+        ),
+        f"model.channels={channels}": ({"channels": channels % 16 + 1, "mean": (), "std": ()}, num_classes),
+        f"the number of classes, {num_classes}": ({}, num_classes + 1),
+    }
+    found = []
+    for named, (knobs, classes) in different.items():
+        with contextlib.suppress(Exception):  # a network may take no other value
+            built = replace(model, **knobs).build(classes).state_dict()
+            if any(_unlike(built[name], own[name]) & _unlike(of, own[name]) for name, of in other.items()):
+                found.append(named)
+    return f"; such shapes follow {' and '.join(found)}: give what the weights were made for" if found else ""
+
+
+def _unlike(one: Tensor, other: Tensor) -> set[int]:
+    """The dimensions in which two shapes differ."""
+    return {place for place, sizes in enumerate(zip(one.shape, other.shape, strict=False)) if len({*sizes}) > 1}
 
 
 def _require_statistics(network: nn.Module, origin: str) -> None:
