@@ -51,10 +51,13 @@ def test_the_second_machine_makes_nothing_again(workplace: Path, caplog: pytest.
     assert shared.known() == known
     assert len(connection.baselines()) == 1
 
-    # What is not what was put there is made again.
+    # What is not what was put there is made again, and put there for others.
     shutil.rmtree("second/artifact")
     for file in Path("mlruns").rglob("model.onnx"):
         file.write_bytes(b"other bytes")
     damaged = run_cell(cell, _options("second"), folder=Path("multirun/damaged"), sweep_id="damaged")
     assert set(damaged.seconds) == {"artifact"}
     assert "that was brought is damaged (model.onnx: other bytes than were written)" in caplog.text
+    third = runner_of(_options("third"), Path("multirun/third"), SharedResults(connection, Store(Path("third"))))
+    third.build(stages.ARTIFACT, cell)
+    assert third.seconds == {}

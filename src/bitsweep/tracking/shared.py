@@ -34,6 +34,7 @@ class SharedResults:
             TrackingError: MLflow cannot be used.
         """
         self._connection, self._client, self._store = connection, connection.client, store
+        self._damaged: set[tuple[str, str]] = set()
         with connection.explained():
             self._experiment_id = connection.experiment(EXPERIMENT, read_only=read_only)
 
@@ -62,18 +63,26 @@ class SharedResults:
 
         try:
             with self._connection.explained():
-                return self._store.take(stage.name, key, bring)
+                found = self._store.take(stage.name, key, bring)
         except TrackingError as error:
             log.warning("the %s %s cannot be fetched, and is made again: %s", stage.name, key, error)
             return None
+        if found is None:
+            self._damaged.add((stage.name, key))
+        return found
 
     def offer(self, *cells: Cell) -> None:
-        """Put the results that cells rest on, and that the store has, where others find them; a warning where not."""
+        """Put the results that cells rest on, and that the store has, where others find them; a warning where not.
+
+        One that was damaged there is put there anew: the latest is the one that others find.
+        """
         results = {(stage.name, stage.key_of(of)): stage for cell in cells for stage, of in needs(cell)}
         try:
             for (kind, key), stage in results.items():
-                if stage in SHARED and (folder := self._store.find(kind, key)) and not self.has(stage, key):
+                folder = self._store.find(kind, key) if stage in SHARED else None
+                if folder and ((kind, key) in self._damaged or not self.has(stage, key)):
                     self._upload(stage, key, folder)
+                    self._damaged.discard((kind, key))
         except TrackingError as error:
             log.warning("other machines cannot fetch what was made here: %s", error)
 
