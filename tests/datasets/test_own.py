@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
+from bitsweep.data.given_images import look_through
 from bitsweep.data.splits import make_splits
 from bitsweep.datasets.own import OwnDataset
 from bitsweep.errors import BitsweepError
@@ -174,3 +176,15 @@ def test_no_such_file_is_seen_while_planning(tmp_path: Path) -> None:
         own(tmp_path / "nets.py", "make").source()
     with pytest.raises(BitsweepError, match=r"^dataset\.factory=make: write a file and a name in it"):
         OwnDataset(name="own", factory="make").source()
+
+
+def test_pictures_that_are_shown_otherwise_are_no_copies() -> None:
+    """Of equal codes, and by a palette, a transparent colour or an orientation of their own."""
+    codes = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    pictures = [Image.fromarray(codes, "P") for _ in range(5)]
+    pictures[1].putpalette([9, 8, 7] * 16)
+    pictures[2].info["transparency"] = 3
+    pictures[3].getexif()[ExifTags.Base.Orientation] = 6
+    contents = look_through([(picture, 0) for picture in pictures], what="test").contents
+    assert len(set(contents)) == 4
+    assert contents[0] == contents[4]

@@ -18,6 +18,8 @@ from bitsweep.config.file_model import FileModel
 from bitsweep.config.precision import FLOAT32
 from bitsweep.data.preprocessing import normalized
 from bitsweep.errors import ConfigError, DataError
+from bitsweep.graphs.lifting import program_of
+from bitsweep.graphs.tracing import folded
 from bitsweep.methods.as_is import AsIs
 from bitsweep.models.exported import ExportedModel
 from bitsweep.models.onnx import OnnxModel
@@ -155,6 +157,47 @@ def test_what_is_no_network_is_one_line(name: str, content: bytes | None, messag
     with pytest.raises(ConfigError, match=message):
         model.source()
         model.build(3)
+
+
+class _Several(nn.Module):
+    """Another output before the logits, in a dictionary or not."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.network, self.named = network(), named
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits, other = self.network(x).softmax(1), x.mean((2, 3))
+        return {"other": other, "logits": logits} if self.named else (other, logits)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_of_several_outputs_the_logits_are_compressed(named: bool, batch: int, tmp_path: Path) -> None:
+    """And of probabilities the logarithms."""
+    program = torch.export.export(_Several(named=named).eval(), (torch.zeros(batch, *SHAPE),))
+    torch.export.save(program, tmp_path / "several.pt2")
+    built, _ = build_network(model_of(tmp_path / "several.pt2"), 3)
+    images = torch.randn(4, *SHAPE)
+    graph, _ = folded(built, input_shape=SHAPE)
+    logits = program_of(graph).module()(images)
+    torch.testing.assert_close(logits, network()(images).log_softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda net: net.half(), "takes images in float16; export the network in float32"),
+        (lambda net: nn.Sequential(nn.BatchNorm2d(1), net).train(), r"in training mode, .*; call net\.eval\(\) before"),
+        (lambda net: nn.Sequential(nn.Dropout(), net).train(), r"in training mode, .*; call net\.eval\(\) before"),
+    ],
+)
+def test_programs_of_another_mode_or_type_are_one_line(changed: Any, message: str, tmp_path: Path) -> None:
+    net = changed(network())
+    kind = next(net.parameters()).dtype
+    torch.export.save(torch.export.export(net, (torch.zeros(2, *SHAPE, dtype=kind),)), tmp_path / "net.pt2")
+    with pytest.raises(ConfigError, match=message):
+        build_network(model_of(tmp_path / "net.pt2"), 3)
 
 
 def test_other_classes_are_one_line(files: Path) -> None:

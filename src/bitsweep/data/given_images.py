@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bitsweep.errors import DataError, first_line
 
@@ -18,7 +18,7 @@ class Items:
     Attributes:
         take: images by their numbers.
         labels: names or whole numbers.
-        contents: a digest of the pixels of each image.
+        contents: a digest of the pixels of each image, and of how they are shown.
         sizes: all heights and widths that there are.
         classes: names by their numbers, where the data set has them as ``classes``.
     """
@@ -62,8 +62,9 @@ def look_through(given: Any, *, what: str) -> Items:
         labels.append(_label(item[1], place))
         picture = as_picture(item[0], place)
         sizes.add((picture.height, picture.width))
-        about = f"{picture.mode} {picture.size}".encode()
-        contents.append(hashlib.sha256(about + np.ascontiguousarray(picture).data.tobytes()).digest())
+        pixels = np.ascontiguousarray(picture).data.tobytes()
+        shown = picture.getpalette(), picture.info.get("transparency"), picture.getexif().get(ExifTags.Base.Orientation)
+        contents.append(hashlib.sha256(f"{picture.mode} {picture.size} {shown}".encode() + pixels).digest())
     names = getattr(given, "classes", ())
     classes = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 

@@ -145,7 +145,23 @@ def graph_of(program: torch.export.ExportedProgram) -> GraphModule:
     return graph
 
 
+class _Called(torch.nn.Module):
+    """A graph that is called, with its hooks and by the names of its own: to export it as it is leaves them out."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__()
+        self._parameters, self._buffers, self._modules = graph._parameters, graph._buffers, graph._modules
+        object.__setattr__(self, "_graph", graph)  # no module of its own
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """What the hooks leave of its outputs."""
+        logits: torch.Tensor = self._graph(images)
+        return logits
+
+
 def _exported(model: torch.nn.Module, input_shape: Shape, *, strict: bool) -> torch.export.ExportedProgram:
+    if isinstance(model, GraphModule) and model._forward_hooks:
+        model = _Called(model)
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     images = torch.zeros(2, *input_shape)
     fast = torch.backends.mha.get_fastpath_enabled()

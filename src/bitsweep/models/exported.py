@@ -43,8 +43,9 @@ class ExportedModel(FileModel):
         """
         from bitsweep.graphs.any_batch import any_batch
 
+        program = self._program()
         try:
-            return any_batch(self._program())
+            return any_batch(program)
         except BitsweepError as error:
             raise ConfigError(f"model.file={self.file}: {error}") from error
 
@@ -63,4 +64,23 @@ class ExportedModel(FileModel):
         inputs = [str(name) for name in program.graph_signature.user_inputs]
         if len(inputs) != 1:
             raise ConfigError(f"model.file={self.file}: one input is needed, the images; it has {', '.join(inputs)}")
+        if reason := _unlike_evaluation(program.graph_module, inputs[0]):
+            raise ConfigError(f"model.file={self.file}: {reason}")
         return program
+
+
+def _unlike_evaluation(graph: "torch.fx.GraphModule", images: str) -> str:
+    """Why a program is not that of a float32 network in evaluation mode; empty where it is."""
+    import torch
+
+    from bitsweep.graphs.ops import aten
+
+    (given,) = (node for node in graph.graph.find_nodes(op="placeholder") if node.name == images)
+    if (kind := given.meta["val"].dtype) != torch.float32:
+        return f"takes images in {str(kind).removeprefix('torch.')}; export the network in float32, after net.float()"
+    learns = {aten.batch_norm.default: 5, aten.dropout.default: 2}
+    if any(node.args[learns[node.target]] is True for node in graph.graph.nodes if node.target in learns):
+        return (
+            "was exported in training mode, where answers depend on chance or on other images; call net.eval() before"
+        )
+    return ""
