@@ -148,6 +148,8 @@ def graph_of(program: torch.export.ExportedProgram) -> GraphModule:
 class _Called(torch.nn.Module):
     """A graph that is called, with its hooks and by the names of its own: to export it as it is leaves them out."""
 
+    _graph: GraphModule
+
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
         self._parameters, self._buffers, self._modules = graph._parameters, graph._buffers, graph._modules
