@@ -77,6 +77,24 @@ def test_two_points_of_ten_thousand_images_are_always_found() -> None:
         assert verdicts == ["worse"] * 25 + ["same"] * 25
 
 
+def test_a_verdict_and_the_interval_beside_it_say_the_same() -> None:
+    """Also of one figure alone, whose test has one side."""
+    n = 1000
+    old_N = np.arange(n) < 900
+    verdicts = []
+    for gained in range(20):
+        new_N = old_N.copy()
+        new_N[900 : 900 + gained], new_N[:4] = True, False
+        for before_N, after_N in ((old_N, new_N), (new_N, old_N)):
+            ((judged, *_),) = judge([(accurate(before_N), accurate(after_N))], Limits(), level=0.05)
+            assert judged.low is not None
+            assert judged.high is not None
+            if judged.verdict in ("worse", "better"):
+                assert judged.low * judged.high > 0, judged.text
+            verdicts.append(judged.verdict)
+    assert {*verdicts} == {"worse", "better", "undecided"}
+
+
 def accurate(correct_N: np.ndarray) -> CellEvidence:
     """A cell that has these images right."""
     return CellEvidence(cell={}, status="finished", correct_N=correct_N, metrics={"top1": float(correct_N.mean())})
