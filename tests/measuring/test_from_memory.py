@@ -11,6 +11,7 @@ from bitsweep.measuring.from_memory import between_processes, share_from_memory
 from bitsweep.measuring.latency import cautions, figures_of
 from bitsweep.measuring.passes import Subject
 from bitsweep.results import LATENCY_SAMPLES
+from bitsweep.runtime.environment import Cpu
 
 CACHE = 32 << 20
 
@@ -35,7 +36,7 @@ def test_who_reads_more_decides() -> None:
 
 
 @pytest.mark.parametrize(("megabytes", "verdict"), [(1, "faster"), (45, "not distinguishable")])
-def test_the_interval_has_it(megabytes: int, verdict: str, tmp_path: Path) -> None:
+def test_the_interval_has_it(megabytes: int, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cell,) = bs.grid("model=lenet precision=int8")
     files = {name: tmp_path / name for name in ("own", "fp32")}
     for folder, size in zip(files.values(), (1, megabytes), strict=True):
@@ -55,3 +56,8 @@ def test_the_interval_has_it(megabytes: int, verdict: str, tmp_path: Path) -> No
     assert metrics["speedup_low"] < metrics["speedup"] < metrics["speedup_high"]
     assert metrics["speedup"] == pytest.approx(1.1)
     assert any("read from memory" in text for text in cautions(flags, details)) == (megabytes == 45)
+
+    monkeypatch.setattr(Cpu, "is_emulated", True)
+    _, flags, details = figures_of(timed, tmp_path, subject)
+    assert (flags, details["verdict"]) == (["emulated"], "not distinguishable")
+    assert "its times say nothing of one" in cautions(flags, details)[0]

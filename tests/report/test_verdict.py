@@ -51,6 +51,14 @@ def test_a_limit_is_judged_by_the_interval(limits: dict[str, float], state: str,
     assert (verdict.state, str(verdict)) == (state, text)
 
 
+def test_no_time_of_an_emulator_keeps_a_limit(report: SweepReport) -> None:
+    row = dataclasses.replace(judged("int8", lost=0, n=10_000, ms=1.0, mb=11.0), flags=("emulated",))
+    assert str(verdict_of(row, Requirements(p50_ms=5))) == "cannot be told: p50_ms emulated"
+    assert verdict_of(row, Requirements(drop_pp=1)).state == "met"
+    text = " ".join(recommendations(dataclasses.replace(report, rows=[row])))
+    assert "which cell is the fastest on a real processor is not known" in text
+
+
 def test_a_drop_is_judged_by_the_paired_interval() -> None:
     row = judged("int8", lost=40, n=10_000, ms=1, mb=1)
     low, high = (100 * end for end in paired_difference_interval(40, 0, 10_000, row.confidence))

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from bitsweep.runtime import environment
-from bitsweep.runtime.environment import Gpu, current_gpu, version_of
+from bitsweep.runtime.environment import Cpu, Gpu, current_gpu, version_of
 
 
 def test_the_gpu_is_the_one_that_pytorch_sees() -> None:
@@ -47,3 +48,24 @@ def test_other_systems_tell_the_same_of_a_cpu() -> None:
     assert model == linux.model
     assert replace(linux, flags=flags).isa == linux.isa
     assert replace(linux, flags=flags).computes_bf16 == linux.computes_bf16
+
+
+@pytest.mark.parametrize(
+    ("architecture", "cpuinfo", "model", "isa"),
+    [
+        ("x86_64", "model name : Xeon\nflags : avx2 avx512_vnni\n", "Xeon", "avx512_vnni"),
+        ("aarch64", "processor : 0\nFeatures : fp asimd asimddp\n", "", "asimddp"),
+        ("aarch64", "model name : Xeon\nflags : avx2 avx512_vnni\n", "aarch64 (emulated)", "aarch64"),
+        ("x86_64", "model name : VirtualApple\nFeatures : fp asimd\n", "x86_64 (emulated)", "x86_64"),
+        ("riscv64", "isa : rv64imafdc\n", "", "riscv64"),
+    ],
+)
+def test_the_flags_of_the_machine_below_an_emulator_are_not_its_own(
+    architecture: str, cpuinfo: str, model: str, isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
+    found = environment._read_from_linux(architecture)
+    assert found[0] == model
+    cpu = Cpu(model=found[0], architecture=architecture, flags=found[1])
+    assert (cpu.isa, cpu.is_emulated) == (isa, model.endswith("(emulated)"))

@@ -23,6 +23,8 @@ CROWDED_FINDING = (
     "other processes use the cores, and its threads wait for them: no time is its own; measure it again on a quiet "
     "machine (remeasure=noisy)"
 )
+#: Flag of latencies that an emulator decides.
+EMULATED = "emulated"
 #: Runs whose median is the time that a GPU takes.
 _DEVICE_RUNS = 50
 
@@ -45,7 +47,7 @@ def measure_latency(subject: Subject, *, examples: Array, folder: Path) -> None:
     )
     metrics, flags, details = figures_of(timed, folder, subject)
     findings = cautions(flags, details)
-    if CROWDED not in flags and details["verdict"] not in ("", "faster"):
+    if not {CROWDED, EMULATED} & set(flags) and details["verdict"] not in ("", "faster"):
         own_ms = metrics["latency_p50_ms"]
         images = batch_of(examples, subject.protocol.batch_sizes[0])
         findings += _why_not_faster(subject, images, own_ms, own_ms * metrics["speedup"])
@@ -60,7 +62,7 @@ def figures_of(
     cache = int(timed.get("last_cache_bytes", 0))
     details: dict[str, Any] = {"threads": timed["threads"], "batches": timed["batches"]}
     metrics: dict[str, float] = {"load_ms": timed["load_ms"], "first_run_ms": timed["first_run_ms"]}
-    flags: list[str] = []
+    flags = [EMULATED] if subject.target.cpu.is_emulated else []
     with np.load(folder / LATENCY_SAMPLES, allow_pickle=False) as stored:
         samples = dict(stored)
     for size in protocol.batch_sizes:
@@ -90,7 +92,7 @@ def figures_of(
             if not suffix and max(shares) > TOLD:
                 details["from_memory"] = {"share": max(shares), "between": between, "last_cache_bytes": cache}
             metrics[f"speedup_between{suffix}"] = between
-            if noise["crowded"]:
+            if noise["crowded"] or EMULATED in flags:
                 gain = stats.undecided_speedup(fp32, blocks)
             else:
                 gain = stats.paired_speedup(fp32, blocks, confidence=protocol.confidence, seed=0, between=between)
@@ -108,6 +110,8 @@ def figures_of(
 
 def cautions(flags: list[str], details: dict[str, Any]) -> list[str]:
     """What keeps times from being the artifact's own, in words."""
+    if EMULATED in flags:
+        return ["an emulator ran it: its accuracy is what such a processor computes, its times say nothing of one"]
     if CROWDED in flags:
         return [CROWDED_FINDING]
     if rests := details.get("from_memory"):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from bitsweep.config.requirement import Requirements
+from bitsweep.measuring.latency import EMULATED
 from bitsweep.metrics import METRICS
 from bitsweep.report.choice import TOLERATED_LOSS, Choice, by_dataset, choose, p50_ms
 from bitsweep.report.content import SweepReport, interval, ratio, shown
@@ -192,6 +193,8 @@ def _evidence(row: Row, choice: Choice) -> list[str]:
         sentences.append(f"The engine agrees with the reference on {agreement} of the test images.")
     if metrics.get("int8_mac_share"):
         sentences.append(f"{100 * metrics['int8_mac_share']:.0f} % of its multiply-accumulates ran on integers.")
+    if EMULATED in row.flags:
+        return [*sentences, "An emulator ran it: which cell is the fastest on a real processor is not known."]
     if row.final.noisy if row.final else "noisy" in row.flags:
         sentences.append("The machine was noisy: measure again with remeasure=noisy before relying on the latency.")
     return sentences

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitsweep.config.requirement import Requirements
-from bitsweep.measuring.latency import CROWDED
+from bitsweep.measuring.latency import CROWDED, EMULATED
 from bitsweep.report.row import DISQUALIFYING, Row
 from bitsweep.results import AT_CHANCE
 from bitsweep.stats import paired_difference_interval, wilson_interval
@@ -138,8 +138,8 @@ def judge(row: Row, name: str, bound: float) -> Judged:
     found = LIMITS[name].of(row)
     flags = list(row.flags)
     if name == "p50_ms" and row.final:
-        flags = [CROWDED] if row.final.crowded else []
-    doubts = DISQUALIFYING | {AT_CHANCE} if name in ("drop_pp", "top1") else {CROWDED}
+        flags = [flag for flag in flags if flag != CROWDED] + [CROWDED] * row.final.crowded
+    doubts = DISQUALIFYING | {AT_CHANCE} if name in ("drop_pp", "top1") else {CROWDED, EMULATED}
     if name in ("size_mb", "rss_mb"):
         doubts = set()
     return Judged(name=name, bound=bound, found=found, why=", ".join(flag for flag in flags if flag in doubts))

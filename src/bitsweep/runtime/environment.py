@@ -17,6 +17,10 @@ from bitsweep.runtime.cpu_quota import cpu_quota
 _GPU_BUILDS = {"onnxruntime": "onnxruntime-gpu"}
 
 _CPUINFO = Path("/proc/cpuinfo")
+#: The field of that file that holds the flags, by how names of architectures begin.
+_FLAGS = {"x86": "flags", "arm": "Features", "aarch64": "Features"}
+#: Ends the model of a processor that is none.
+_EMULATED = "(emulated)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,11 @@ class Cpu:
         return next((flag for flag in widest_first if flag in self.flags), self.architecture)
 
     @property
+    def is_emulated(self) -> bool:
+        """Whether it is a program that runs on a processor of another architecture."""
+        return self.model.endswith(_EMULATED)
+
+    @property
     def saturates_u8s8(self) -> bool:
         """Whether u8 x s8 kernels add pairs of products in saturating 16 bits (x86 without VNNI or AMX)."""
         return self.architecture == "x86_64" and not self.flags & {"amx_int8", "avx512_vnni", "avx_vnni"}
@@ -64,17 +73,23 @@ class Cpu:
 def current_cpu() -> Cpu:
     """The processor of this machine; flags are empty where the system does not report them."""
     architecture = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
-    model, flags = _read_from_linux() if _CPUINFO.exists() else _read_by_cpuinfo()
+    model, flags = _read_from_linux(architecture) if _CPUINFO.exists() else _read_by_cpuinfo()
     return Cpu(model=model or platform.processor() or architecture, architecture=architecture, flags=flags)
 
 
-def _read_from_linux() -> tuple[str, frozenset[str]]:
-    """Model and flags of the CPU, in a millisecond; ``py-cpuinfo`` starts programs, and takes more than a second."""
+def _read_from_linux(architecture: str) -> tuple[str, frozenset[str]]:
+    """Model and flags of the CPU, in a millisecond; ``py-cpuinfo`` starts programs, and takes more than a second.
+
+    An emulator shows the file of the machine that it runs on, whose flags are not those of what it emulates.
+    """
     fields: dict[str, str] = {}
     for line in _CPUINFO.read_text().splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     flags = fields.get("flags") or fields.get("Features") or ""
+    own = next((field for start, field in _FLAGS.items() if architecture.startswith(start)), None)
+    if flags and own and own not in fields:
+        return f"{architecture} {_EMULATED}", frozenset()
     return fields.get("model name", ""), frozenset(flags.split())
 
 
