@@ -402,6 +402,7 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
     [
         (["model=resnt18"], r"error: model=resnt18: no such choice; did you mean resnet18\? choose from "),
         (["-m", "model=resnet18,rsnet"], "error: model=rsnet: no such choice"),
+        (["-cn", "../config"], r"error: --config-name \.\./config: no such file; name one of conf/"),
         (["modle=resnet18"], r"error: modle: no such key; did you mean model\?"),
         (["train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),
         (["+train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),

@@ -39,6 +39,8 @@ _SEARCHING = ("ax", "nevergrad", "optuna")
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "data")
 #: Values that a word of a grid may have.
 _MOST = 100_000
+#: Characters of a path, and bytes of a name in it, that systems take.
+_LONGEST, _LONGEST_NAME = 4095, 255
 
 
 def checked(arguments: Sequence[str]) -> list[str]:
@@ -133,6 +135,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         _check_folders(override.value(), word)
     if key in _FOLDERS and not override.is_delete() and str(override.value()).strip() in ("", "None"):
         raise ConfigError(f"{word}: name a folder, as in {key}=FOLDER")
+    if isinstance(value := override.value(), str | QuotedString):
+        _check_place(key, value if isinstance(value, str) else value.text)
     if override.is_delete():
         raise ConfigError(f"{word}: nothing can be left out; set another value, as in {key}=VALUE")
     if key.startswith("hydra"):
@@ -155,6 +159,17 @@ def _checked(word: str, *, multirun: bool) -> str:
     if key in GROUPS:
         return f"+{word.lstrip('+')}" if key == "sweep" else word.lstrip("+")
     return word
+
+
+def _check_place(key: str, text: str) -> None:
+    """Refuse what no file can be called, and what is no folder where one is wanted."""
+    if len(text) > _LONGEST or any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
+        raise ConfigError(
+            f"{key}={text[:40]}...: {len(text):,} characters are more than a name or a path can have; shorten it"
+        )
+    place = Path(text).expanduser()
+    if key in (*_FOLDERS, "store", "store.folder") and os.path.lexists(place) and not place.is_dir():
+        raise ConfigError(f"{key}={text}: is no folder; name one, or what is not there yet")
 
 
 def _check_folders(places: object, word: str) -> None:

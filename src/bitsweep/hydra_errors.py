@@ -72,7 +72,7 @@ def explain_yaml(error: Exception) -> str:
 
 
 def _no_such_choice(file: str, known: Sequence[str]) -> str:
-    if "/" not in file:
+    if "/" not in file or file.startswith((".", "/")):
         return f"--config-name {file}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
     group = next((each for each in GROUPS if file.startswith(f"{each}/")), file.rpartition("/")[0])
     choice = file.removeprefix(f"{group}/")

@@ -505,3 +505,15 @@ def test_an_axis_of_latencies_has_several_numbers(most: float) -> None:
     low, high = axis.get_view_interval()
     ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
     assert sum(low <= tick.get_loc() <= high and bool(tick.label1.get_text()) for tick in ticks) >= 2
+
+
+def test_of_many_unequal_machines_the_worst_are_told_in_full(report: SweepReport) -> None:
+    """Each network here was measured while the machine was slower by some more."""
+    rows = [
+        measured(f"net{number}", precision, 0.98, ms, 1)
+        for number in range(7)
+        for precision, ms in (("int8", 1.0), ("int4", 1.5 + number / 10))
+    ]
+    text = "\n".join(recommendations(dataclasses.replace(report, rows=rows)))
+    assert re.findall(r"not equally fast for all cells of (\w+)", text) == ["net6", "net5", "net4"]
+    assert "Nor was it for those of net3 on onnxruntime, net2 on onnxruntime, net1 on onnxruntime and 1 more" in text

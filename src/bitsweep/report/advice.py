@@ -14,7 +14,10 @@ from bitsweep.report.shortfall import shortfall, unseen
 from bitsweep.report.twins import own_ms, twin_of, unequal
 from bitsweep.report.verdict import accuracy, judged_on, verdict_of
 from bitsweep.results import AT_CHANCE
+from bitsweep.text import some
 
+#: Of how many files it is told in full that the machine was not equally fast beside them.
+_MOST_UNEQUAL = 3
 #: Objective -> how the best by it is called.
 _BEST = {"latency": "fastest", "throughput": "fastest", "size": "smallest", "accuracy": "most accurate"}
 
@@ -147,17 +150,23 @@ def _place(choice: Choice, row: Row, require: Requirements) -> str:
 
 
 def _unequal(report: SweepReport, rows: Sequence[Row]) -> list[str]:
-    """A paragraph for each network whose fp32 file took unequal times beside its cells."""
+    """A paragraph for each network whose fp32 file took unequal times beside its cells; for the first few of many."""
+    found = sorted(unequal(rows), key=lambda pair: own_ms(pair[0]) / own_ms(pair[1]))
     paragraphs = []
-    for fastest, slowest in unequal(rows):
+    for fastest, slowest in found[:_MOST_UNEQUAL]:
         took, instead = (METRICS["latency_p50_ms"].shown(own_ms(row)) for row in (fastest, slowest))
         paragraphs.append(
-            f"The machine was not equally fast for all cells of {fastest.cell['model']} on {fastest.engine}: the same "
-            f"fp32 file took {took} ms beside {report.name_of(fastest)}, and {instead} ms beside "
-            f"{report.name_of(slowest)}. Do not compare the speed-ups and times of these two; remeasure=all measures "
-            "the cells again."
+            f"The machine was not equally fast for all cells of {_pair(fastest)}: the same fp32 file took {took} ms "
+            f"beside {report.name_of(fastest)}, and {instead} ms beside {report.name_of(slowest)}. Do not compare the "
+            "speed-ups and times of these two; remeasure=all measures the cells again."
         )
+    if more := [_pair(fastest) for fastest, _ in found[_MOST_UNEQUAL:]]:
+        paragraphs.append(f"Nor was it for those of {some(more)}, by less.")
     return paragraphs
+
+
+def _pair(row: Row) -> str:
+    return f"{row.cell['model']} on {row.engine}"
 
 
 def _chosen_on(rows: Sequence[Row]) -> list[str]:
