@@ -213,6 +213,10 @@ def rebuild_report(options: argparse.Namespace) -> int:
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.reading import find_sweep, read_sweep, requirements_of
 
+    if options.folder:
+        there = next(each for each in (options.folder.absolute(), *options.folder.absolute().parents) if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UsageError(f"--folder {options.folder}: {there} is no folder that can be written; name another")
     connection = Connection(read_only=True)
     sweep = find_sweep(connection, options.sweep_id)
     folder = options.folder or Path("multirun") / sweep.data.tags["sweep"]
