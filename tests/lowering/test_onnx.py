@@ -387,3 +387,34 @@ def by_image(images: torch.Tensor) -> torch.Tensor:
 def test_groups_of_images_are_refused_with_what_takes_them(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"^conv2d .* as many groups as there are images, .*; use backend=torch"):
         _export(Apply(by_image), np.ones((2, 3, 8, 8), np.float32), tmp_path / "model.onnx")
+
+
+def _on_grid(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    limits = torch.iinfo(dtype)
+    grid = (scale, 0, limits.min, limits.max, dtype)
+    return quantized.dequantize_per_tensor(quantized.quantize_per_tensor(x, *grid), *grid)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Linear(3, 4)],
+    ids=["convolution", "without bias", "linear"],
+)
+def test_float_weights_between_codes_stay_float(layer: torch.nn.Module, tmp_path: Path) -> None:
+    """Eight bits on one grid do not hold them: the largest ones see zeros only."""
+    network = torch.nn.Sequential(
+        Apply(lambda x: _on_grid(x, 1 / 255, torch.uint8)),
+        *([torch.nn.Flatten()] if isinstance(layer, torch.nn.Linear) else []),
+        layer,
+        Apply(lambda x: _on_grid(x, 1 / 64, torch.int8)),
+        torch.nn.Flatten(),
+    )
+    with torch.no_grad():
+        layer.weight[:, 0] = 1e4
+    images = GENERATOR.random((8, 3, 1, 1), dtype=np.float32)
+    images[:, 0] = 0
+    _export(network, images, tmp_path / "model.onnx", float_weights=False)
+    with torch.no_grad():
+        meant = network(torch.from_numpy(images)).numpy()
+    assert np.ptp(meant) > 0.1
+    np.testing.assert_allclose(_run(tmp_path / "model.onnx", images), meant, atol=1 / 64 + 1e-6)

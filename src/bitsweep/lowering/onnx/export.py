@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from bitsweep.config.precision import FloatFormat
 from bitsweep.errors import CompressionError, first_line
 from bitsweep.graphs.normal_form import place_of, refuse_groups_of_images
-from bitsweep.lowering.onnx import rewrites
+from bitsweep.lowering.onnx import parameters, rewrites
 from bitsweep.lowering.onnx.operators import translations
 
 #: The first opset with 4-bit codes and 16-bit ones.
@@ -38,6 +38,7 @@ def export_onnx(
     pointwise_linear: bool = False,
     pairs_after_joins: bool = True,
     reduced_tokens: bool = True,
+    float_weights: bool = True,
     bits_of_weights: int = 8,
     floats: FloatFormat = "float32",
 ) -> None:
@@ -56,6 +57,8 @@ def export_onnx(
         pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one; else
             tokens are joined as codes, too.
         reduced_tokens: whether sums and averages over tokens are reductions; else they are products.
+        float_weights: whether an engine leaves weights in float where a layer is between codes; else it is kept from
+            rounding them.
         bits_of_weights: of the narrowest type that codes of weights may be written in, 2, 4 or 8. Narrow ones are
             followed by a cast to bytes, for engines that do this once, when they load the file.
         floats: what the file says that floats between codes are computed in; a program in half precision says so
@@ -71,10 +74,10 @@ def export_onnx(
     optimizer.optimize_ir(model, num_iterations=1, should_fold=lambda node: False if _widens_half(node) else None)
     passes.IdentityEliminationPass()(model)
     if codes_of_biases:
-        rewrites.drop_zero_points_of_biases(model.graph)
+        parameters.drop_zero_points_of_biases(model.graph)
     else:
-        rewrites.dequantize_biases(model.graph)
-    rewrites.separate_zero_points(model.graph)
+        parameters.dequantize_biases(model.graph)
+    parameters.separate_zero_points(model.graph)
     rewrites.rectify_codes(model.graph)
     rewrites.pad_in_convolutions(model.graph)
     rewrites.pad_codes(model.graph)
@@ -87,7 +90,9 @@ def export_onnx(
         rewrites.sum_tokens_by_products(model.graph)
     if pointwise_linear:
         rewrites.convolve_linear_layers(model.graph)
-    rewrites.narrow_weights(model, bits_of_weights)
+    if not float_weights:
+        parameters.keep_float_weights(model.graph)
+    parameters.narrow_weights(model, bits_of_weights)
     _strip(model)
     model.metadata_props[ARITHMETIC] = HALVES.get(_computed_in(model.graph), floats)
     ir.save(model, path)

@@ -1,52 +1,9 @@
 """Graphs of ONNX rewritten, without a change of what they compute, into those that engines have fast kernels for."""
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from bitsweep.results import Array
-
-#: Types of codes narrower than a byte, by their bits, with the first opset that has them.
-NARROW = {2: (ml_dtypes.int2, 25), 4: (ml_dtypes.int4, 21)}
-
-
-def drop_zero_points_of_biases(graph: ir.Graph) -> None:
-    """Leave out the zeros that 32-bit codes are dequantized with: they would take as much space as the codes."""
-    for node, _ in _biases(graph):
-        node.resize_inputs(2)
-
-
-def dequantize_biases(graph: ir.Graph) -> None:
-    """Write biases as the float32 values that their codes mean."""
-    for node, codes_O in _biases(graph):
-        scale = _constant(node.inputs[1])
-        assert scale is not None
-        values_O = codes_O.astype(np.float32) * scale
-        (dequantized,) = node.outputs
-        bias = ir.Value(name=f"{dequantized.name}_values", const_value=ir.tensor(values_O))
-        graph.register_initializer(bias)
-        dequantized.replace_all_uses_with(bias)
-
-
-def _biases(graph: ir.Graph) -> list[tuple[ir.Node, Array]]:
-    """The nodes that dequantize biases, with their codes, int32 [O]."""
-    dequantized = ((node, _constant(node.inputs[0])) for node in graph if node.op_type == "DequantizeLinear")
-    return [(node, codes) for node, codes in dequantized if codes is not None and codes.dtype == np.int32]
-
-
-def separate_zero_points(graph: ir.Graph) -> None:
-    """Give every weight zero points of its own: OpenVINO computes in float what shares them otherwise."""
-    for node in graph:
-        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
-            continue
-        codes, _, shared = node.inputs
-        zeros = _constant(shared)
-        if shared is None or zeros is None or _constant(codes) is None:
-            continue
-        if len(shared.uses()) > 1 and zeros.ndim:
-            own = ir.Value(name=f"{node.name}_zero_points", const_value=ir.tensor(zeros))
-            graph.register_initializer(own)
-            node.replace_input_with(2, own)
+from bitsweep.lowering.onnx.matching import constant, made_by, only_reader, same_grid
 
 
 def rectify_codes(graph: ir.Graph) -> None:
@@ -58,7 +15,7 @@ def rectify_codes(graph: ir.Graph) -> None:
     """
     for quantize in [node for node in graph if node.op_type == "QuantizeLinear"]:
         values, scale, _ = quantize.inputs
-        relu, zero = _made_by(values, "Relu") or _made_by(values, "Clip"), _constant(quantize.inputs[2])
+        relu, zero = made_by(values, "Relu") or made_by(values, "Clip"), constant(quantize.inputs[2])
         if relu is None or zero is None or zero.dtype != np.int8 or zero.any():
             continue
         if relu.op_type == "Clip" and not _clamps_codes_at_zero_only(relu, scale):
@@ -74,7 +31,7 @@ def rectify_codes(graph: ir.Graph) -> None:
 
 def _clamps_codes_at_zero_only(clip: ir.Node, scale: ir.Value | None) -> bool:
     """Whether a clamp starts at 0, and ends where signed codes of a byte of that scale end, or beyond."""
-    lo, hi, unit = map(_constant, (*clip.inputs[1:3], scale))
+    lo, hi, unit = map(constant, (*clip.inputs[1:3], scale))
     if lo is None or hi is None or unit is None:
         return False
     return not lo.any() and bool(hi >= np.iinfo(np.int8).max * unit * (1 - 1e-6))
@@ -87,12 +44,12 @@ def pad_in_convolutions(graph: ir.Graph) -> None:
     """
     for convolution in [node for node in graph if node.op_type == "Conv"]:
         values = convolution.inputs[0]
-        pad = _made_by(values, "Pad") or _made_by(values, "DequantizeLinear", "QuantizeLinear", "Pad")
+        pad = made_by(values, "Pad") or made_by(values, "DequantizeLinear", "QuantizeLinear", "Pad")
         if pad is None or convolution.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
             continue
         padded, zeros = pad.inputs[0], _zeros_around(pad)
-        between = _made_by(values, "DequantizeLinear")
-        if zeros is None or not (between is None or _same_grid(between, _made_by(padded, "DequantizeLinear"))):
+        between = made_by(values, "DequantizeLinear")
+        if zeros is None or not (between is None or same_grid(between, made_by(padded, "DequantizeLinear"))):
             continue
         own = convolution.attributes.get_ints("pads", [0] * len(zeros))
         convolution.attributes["pads"] = ir.AttrInt64s("pads", [sum(each) for each in zip(own, zeros, strict=True)])
@@ -106,13 +63,13 @@ def pad_codes(graph: ir.Graph) -> None:
     """
     for pad in [node for node in graph if node.op_type == "Pad"]:
         (padded,) = pad.outputs
-        before, quantize = _made_by(pad.inputs[0], "DequantizeLinear"), _only_reader(padded, "QuantizeLinear")
-        if before is None or quantize is None or not _same_grid(quantize, before):
+        before, quantize = made_by(pad.inputs[0], "DequantizeLinear"), only_reader(padded, "QuantizeLinear")
+        if before is None or quantize is None or not same_grid(quantize, before):
             continue
         codes, _, zero_point = before.inputs
         inputs = [codes, pad.inputs[1], *pad.inputs[2:]]
         if pad.attributes.get_string("mode", "constant") == "constant":
-            fill = _constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(())
+            fill = constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(())
             if fill is None or fill.any():
                 continue
             inputs = [codes, pad.inputs[1], zero_point, *pad.inputs[3:]]
@@ -128,9 +85,9 @@ def drop_pairs_after_joins(graph: ir.Graph) -> None:
     """
     found = []
     for join in [node for node in graph if node.op_type == "Concat"]:
-        parts = [_made_by(part, "DequantizeLinear") for part in join.inputs]
+        parts = [made_by(part, "DequantizeLinear") for part in join.inputs]
         for quantize, _ in join.outputs[0].uses():
-            if quantize.op_type == "QuantizeLinear" and all(_same_grid(quantize, part) for part in parts):
+            if quantize.op_type == "QuantizeLinear" and all(same_grid(quantize, part) for part in parts):
                 found += [(reader, join.outputs[0]) for reader, _ in quantize.outputs[0].uses()]
     for dequantize, joined in found:
         if dequantize.op_type == "DequantizeLinear":
@@ -144,8 +101,8 @@ def join_tokens_as_codes(graph: ir.Graph) -> None:
     """
     for join in [node for node in graph if node.op_type == "Concat"]:
         shape = join.outputs[0].shape
-        first, *others = (_made_by(part, "DequantizeLinear") for part in join.inputs)
-        if shape is None or len(shape) != 3 or first is None or not all(_same_grid(first, each) for each in others):
+        first, *others = (made_by(part, "DequantizeLinear") for part in join.inputs)
+        if shape is None or len(shape) != 3 or first is None or not all(same_grid(first, each) for each in others):
             continue
         tape = ir.tape.Tape(graph)
         parts = [part.producer().inputs[0] for part in join.inputs]  # type: ignore[union-attr]
@@ -160,7 +117,7 @@ def sum_tokens_by_products(graph: ir.Graph) -> None:
     OpenVINO mixes up the images of a batch where it reduces codes of such tensors.
     """
     for node in [node for node in graph if node.op_type in ("ReduceMean", "ReduceSum")]:
-        values, axes = node.inputs[0], _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        values, axes = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
         shape = None if values is None else values.shape
         if axes is None or shape is None or len(shape) != 3 or (axes % 3).tolist() != [1]:
             continue
@@ -175,18 +132,12 @@ def sum_tokens_by_products(graph: ir.Graph) -> None:
         ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, node.outputs, [result])
 
 
-def _only_reader(value: ir.Value, operation: str) -> ir.Node | None:
-    """The node that alone reads a value, if it is such an operation."""
-    readers = [reader for reader, _ in value.uses()]
-    return readers[0] if len(readers) == 1 and readers[0].op_type == operation else None
-
-
 def _zeros_around(pad: ir.Node) -> list[int] | None:
     """How many zeros a padding puts before, then after, each dimension of space; None if it does anything else."""
     _, sizes, fill, axes = (*pad.inputs, None, None)[:4]
     if pad.attributes.get_string("mode", "constant") != "constant" or axes is not None:
         return None
-    value, counts = np.zeros(()) if fill is None else _constant(fill), _constant(sizes)
+    value, counts = np.zeros(()) if fill is None else constant(fill), constant(sizes)
     if value is None or value.any() or counts is None:
         return None
     before, after = np.split(counts, 2)
@@ -205,7 +156,7 @@ def dequantize_gates_by_arithmetic(graph: ir.Graph) -> None:
         (values,) = dequantize.outputs
         if not values.uses() or not all(_gates(reader, values) for reader, _ in values.uses()):
             continue
-        scale, zero_point = (_constant(grid) for grid in dequantize.inputs[1:])
+        scale, zero_point = (constant(grid) for grid in dequantize.inputs[1:])
         if scale is None or zero_point is None or scale.ndim:
             continue
         tape = ir.tape.Tape(graph)
@@ -220,7 +171,7 @@ def _gates(reader: ir.Node, values: ir.Value) -> bool:
     """Whether a node is hard-swish or the sigmoid of some values, or the product of both that SiLU is."""
     if reader.op_type != "Mul":
         return reader.op_type in {"HardSwish", "Sigmoid"}
-    sigmoids = [_made_by(factor, "Sigmoid") for factor in reader.inputs]
+    sigmoids = [made_by(factor, "Sigmoid") for factor in reader.inputs]
     return any(sigmoid is not None and sigmoid.inputs[0] is values for sigmoid in sigmoids)
 
 
@@ -231,9 +182,9 @@ def convolve_linear_layers(graph: ir.Graph) -> None:
     """
     for gemm in [node for node in graph if node.op_type == "Gemm"]:
         values, weight, *bias = gemm.inputs
-        dequantize = _made_by(weight, "DequantizeLinear")
-        codes = None if dequantize is None else _constant(dequantize.inputs[0])
-        if dequantize is None or codes is None or _made_by(values, "DequantizeLinear") is None:
+        dequantize = made_by(weight, "DequantizeLinear")
+        codes = None if dequantize is None else constant(dequantize.inputs[0])
+        if dequantize is None or codes is None or made_by(values, "DequantizeLinear") is None:
             continue
         tape = ir.tape.Tape(graph)
         kernel, before, after = (
@@ -249,52 +200,3 @@ def convolve_linear_layers(graph: ir.Graph) -> None:
         products = tape.op("Conv", [rows, weights, *bias], {"kernel_shape": [1, 1]}, name=gemm.name)
         result = tape.op("Reshape", [tape.op("Transpose", [products], {"perm": [0, 2, 3, 1]}), after])
         ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], tape.nodes, gemm.outputs, [result])
-
-
-def narrow_weights(model: ir.Model, fewest_bits: int) -> None:
-    """Write 8-bit codes of weights in the narrowest type that holds them all, and cast that back to bytes."""
-    for node in [node for node in model.graph if node.op_type == "DequantizeLinear"]:
-        codes = node.inputs[0]
-        values = _constant(codes)
-        if codes is None or values is None or values.dtype != np.int8:
-            continue
-        bits = next((bits for bits in sorted(NARROW) if bits >= fewest_bits and _fits(values, bits)), None)
-        if bits is None:
-            continue
-        dtype, opset = NARROW[bits]
-        narrow = ir.Value(name=f"{codes.name}_{bits}_bits", const_value=ir.tensor(values.astype(dtype)))
-        model.graph.register_initializer(narrow)
-        cast = ir.node("Cast", [narrow], {"to": ir.DataType.INT8}, name=f"{narrow.name}_cast")
-        cast.outputs[0].name = f"{codes.name}_bytes"
-        model.graph.insert_before(node, cast)
-        for reader, index in list(codes.uses()):
-            reader.replace_input_with(index, cast.outputs[0])
-        model.opset_imports[""] = max(opset, model.opset_imports[""])
-
-
-def _fits(codes: Array, bits: int) -> bool:
-    return bool(-(2 ** (bits - 1)) <= codes.min() and codes.max() < 2 ** (bits - 1))
-
-
-def _constant(value: ir.Value | None) -> Array | None:
-    """What a value is in every run, if that is known."""
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _made_by(value: ir.Value | None, *operations: str) -> ir.Node | None:
-    """The node that a value comes from through the given operations, the nearest first."""
-    node = None
-    for operation in operations:
-        node = None if value is None else value.producer()
-        if node is None or node.op_type != operation:
-            return None
-        value = node.inputs[0]
-    return node
-
-
-def _same_grid(one: ir.Node, other: ir.Node | None) -> bool:
-    """Whether two nodes dequantize codes of the same type with the same scale and zero point."""
-    if other is None or len(one.inputs) != len(other.inputs):
-        return False
-    pairs = [(_constant(a), _constant(b)) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)]
-    return all(a is not None and b is not None and a.dtype == b.dtype and (a == b).all() for a, b in pairs)
