@@ -1,7 +1,6 @@
 """An ONNX file as a model of MLflow. MLflow loads it and runs it once, so this is done in a process of its own."""
 
 from pathlib import Path
-from unittest.mock import patch
 
 from bitsweep.runtime import environment
 from bitsweep.runtime.progress import Progress
@@ -36,17 +35,13 @@ def log_onnx_model(
     """
     import mlflow
     import mlflow.onnx
-    import mlflow.utils.requirements_utils
     import numpy as np
     import onnx
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     example = np.load(examples)[:1]
-    # MLflow would list the files of all packages, to see whether those of the model are here. They are.
-    checks = mlflow.utils.requirements_utils
-    unneeded = patch.object(checks, "_check_requirement_satisfied", return_value=None, create=True)
-    with explained(address), unneeded:
+    with explained(address):
         client_of(address)
         mlflow.set_experiment(experiment_id=experiment_id)
         Model.log(
