@@ -98,10 +98,8 @@ def judge(pairs: Sequence[tuple[CellEvidence, CellEvidence]], limits: Limits, *,
     better = stats.holm([judged.p_better for judged in open_ones], level)
     decided: dict[int, Verdict] = {}
     for judged, is_worse, is_better in zip(open_ones, worse, better, strict=True):
-        beyond = (
-            min(judged.p_worse, judged.p_better) <= level / 2
-        )  # as the interval beside it says, which has two sides
-        if (is_worse or is_better) and beyond:
+        # The interval beside a verdict has two sides, each of half the level.
+        if (is_worse or is_better) and min(judged.p_worse, judged.p_better) <= level / 2:
             decided[id(judged)] = "worse" if is_worse else "better"
     return [
         [replace(judged, verdict=decided.get(id(judged), judged.verdict)) for judged in figures] for figures in found
