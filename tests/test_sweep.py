@@ -412,6 +412,8 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         ),
         (["precision=int8,fp16"], "error: precision=int8,fp16: several values are a grid; add -m"),
         (["train.lr=-1"], "error: train.lr=-1: should be greater than 0"),
+        (["train.batch_size=10000000"], "error: train.batch_size=10000000: should be less than or equal to 1000000"),
+        (["protocol.block_s=1e300"], r"error: protocol.block_s=1e\+300: should be less than or equal to 3600"),
         (["-m", "train.lr=0.1,fast"], "error: train.lr=fast: should be a valid number"),
         (["stage=nothing"], "error: stage=nothing: should be 'cell', 'baseline', 'artifact' or 'screening'"),
         pytest.param(["precision=int16"], "backend=reference", marks=pytest.mark.slow),

@@ -44,9 +44,9 @@ class MeasurementProtocol(Choice):
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     batch_sizes: Annotated[Several[Count], Field(min_length=1), pydantic.AfterValidator(_distinct)] = (1,)
-    warmup_s: Annotated[float, Field(ge=0)] = 0.3
-    blocks: Annotated[int, Field(ge=6)] = 20
-    block_s: Annotated[float, Field(gt=0)] = 0.05
+    warmup_s: Annotated[float, Field(ge=0, le=3600)] = 0.3
+    blocks: Annotated[int, Field(ge=6, le=100_000)] = 20
+    block_s: Annotated[float, Field(gt=0, le=3600)] = 0.05
     confidence: Share = 0.95
     max_drift: Annotated[float, Field(gt=0)] = 0.15
     max_spread: Annotated[float, Field(gt=0)] = 0.25

@@ -45,9 +45,9 @@ class Recipe(Choice):
         compile: whether PyTorch compiles the network, which takes a minute and helps on a GPU; ``auto`` does it there.
     """
 
-    epochs: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=0, le=1_000_000)]
     max_steps: Count
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
