@@ -215,3 +215,14 @@ def test_of_probabilities_the_logarithms_are_the_logits(
         torch.testing.assert_close(built.train(mode)(images).detach(), expected)
     graph = tracing.trace(built.eval(), input_shape=(3, SIZE, SIZE))
     torch.testing.assert_close(graph(images).detach(), meant.log_softmax(1))
+
+
+@pytest.mark.parametrize("shape", [(CLASSES, 1, 1), (1, 1, CLASSES), (CLASSES, 1)])
+def test_further_dimensions_of_1_are_left_out(shape: tuple[int, ...]) -> None:
+    """As networks yield them whose last layer is a convolution."""
+    torch.manual_seed(0)
+    network, images = Network(lambda logits, features: logits.reshape(-1, *shape)), torch.randn(3, 3, SIZE, SIZE)
+    meant = network(images).flatten(1)
+    built, _ = build_network(_model(network), CLASSES)
+    torch.testing.assert_close(built(images), meant)
+    torch.testing.assert_close(tracing.trace(built.eval(), input_shape=(3, SIZE, SIZE))(images), meant)

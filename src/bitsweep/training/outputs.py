@@ -36,7 +36,7 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
     outputs = _outputs(network, model)
     named = dict(_tensors(outputs))
     path = _chosen(named, model, num_classes)
-    logits = named[path]
+    logits = _flat(named[path])
     head = _head(network, logits)
     if named_head := model.head_named():
         if not any(f"{name}.".startswith(f"{named_head}.") for name, _ in network.named_parameters()):
@@ -58,7 +58,7 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
 
     def alone(outputs: Any) -> Tensor:
         named = dict(_tensors(outputs))  # which are others in training where a network has auxiliary heads
-        return named[path if path in named else _likely(list(named))]
+        return _flat(named[path if path in named else _likely(list(named))])
 
     yields_probabilities = {False: _are_probabilities(logits), True: False}
     if yields_probabilities[False]:
@@ -105,6 +105,11 @@ def _reaches_logits(network: nn.Module, model: Model, parameters: Sequence[nn.Pa
     finally:
         for parameter, value in zip(parameters, values, strict=True):
             parameter.detach().copy_(value)
+
+
+def _flat(logits: Tensor) -> Tensor:
+    """Logits [N, K], where a network yields them with further dimensions of 1, as [N, K, 1, 1]."""
+    return logits.flatten(1) if logits.ndim > 2 and max(logits.shape[1:]) == logits.shape[1:].numel() else logits
 
 
 def _are_probabilities(logits: Tensor) -> bool:
@@ -194,7 +199,7 @@ def _chosen(named: Mapping[str, Tensor], model: Model, num_classes: int | None) 
             return wanted if wanted in named else by_number[wanted]
         allowed = f"{', '.join(paths)}: choose one of them" if any(paths) else "its logits alone: leave it out"
         raise ConfigError(f"model.output={wanted}: the network yields {allowed}")
-    fitting = [path for path in paths if num_classes is not None and named[path].shape[1:] == (num_classes,)]
+    fitting = [path for path in paths if num_classes is not None and _flat(named[path]).shape[1:] == (num_classes,)]
     chosen = _likely(fitting or paths)
     if len(fitting) > 1 and chosen.rpartition(".")[2] != "logits":
         say(

@@ -87,3 +87,29 @@ def test_another_softmax_stays(change: str, plain: Path, tmp_path: Path) -> None
         given = network_of(file).eval()(images)
     meant = by_onnxruntime(file, images.permute(0, 2, 3, 1).numpy())
     np.testing.assert_allclose(given, meant, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "opset", "axis"),
+    [((CLASSES, 1, 1), 12, None), ((CLASSES, 1, 1), 13, 1), ((1, 1, CLASSES), 13, None), ((1, 1, CLASSES), 17, -1)],
+)
+def test_a_softmax_over_classes_with_further_dimensions(
+    shape: tuple[int, ...], opset: int, axis: int | None, tmp_path: Path
+) -> None:
+    images, scores = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", *sizes))
+        for name, sizes in (("images", (CLASSES, 1, 1)), ("scores", shape))
+    )
+    sizes = helper.make_tensor("sizes", TensorProto.INT64, [4], (-1, *shape))
+    nodes = [
+        helper.make_node("Reshape", ["images", "sizes"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"], **({} if axis is None else {"axis": axis})),
+    ]
+    graph = helper.make_graph(nodes, "net", [images], [scores], [sizes])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]), tmp_path / "net.onnx")
+    given = torch.randn(2, CLASSES, 1, 1)
+    network = network_of(tmp_path / "net.onnx")
+    torch.testing.assert_close(network(given).flatten(1), given.flatten(1))
+    require_same(network, tmp_path / "net.onnx", shape=(None, CLASSES, 1, 1), images=(CLASSES, 1, 1))
+    write_given(tmp_path / "net.onnx", tmp_path / "given.onnx")
+    np.testing.assert_allclose(by_onnxruntime(tmp_path / "given.onnx", given.numpy()), given.flatten(1))

@@ -52,7 +52,7 @@ def require_same(
         found = tree_leaves(network.eval()(given))
     probabilities = softmax_of_outputs(written)
     found = [
-        values.softmax(1) if output.name in probabilities else values
+        values.flatten(1).softmax(1).view_as(values) if output.name in probabilities else values
         for output, values in zip(written.graph.output, found, strict=True)
     ]
     tolerance = _TOLERANCE_OF_HALVES if _in_halves(path) else _TOLERANCE

@@ -38,20 +38,29 @@ def with_channels_first(model: Any) -> None:
 
 
 def softmax_of_outputs(model: Any) -> dict[str, Any]:
-    """For each output [N, classes] that comes from a softmax, which nothing else reads: the node."""
+    """For each output that comes from a softmax over all classes, which nothing else reads: the node."""
     made = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for output in model.graph.output:
         node = made.get(output.name)
         while node is not None and node.op_type == "Identity":
             node = made.get(node.input[0])
-        if node is None or node.op_type != "Softmax" or len(output.type.tensor_type.shape.dim) not in (0, 2):
+        if node is None or node.op_type != "Softmax" or not _is_over_classes(node, output, model):
             continue
-        readers = [each for each in model.graph.node if node.output[0] in each.input]
-        axes = [each.i for each in node.attribute if each.name == "axis"]
-        if axes in ([], [1], [-1]) and all(each.op_type == "Identity" for each in readers):
+        if all(each.op_type == "Identity" for each in model.graph.node if node.output[0] in each.input):
             found[output.name] = node
     return found
+
+
+def _is_over_classes(softmax: Any, output: Any, model: Any) -> bool:
+    """Whether an output is [N, classes], but for dimensions of 1, and a softmax is over the classes."""
+    sizes = [each.dim_value for each in output.type.tensor_type.shape.dim] or [0, 0]
+    long = [axis for axis, size in enumerate(sizes) if axis and size != 1]
+    axes = [each.i % len(sizes) for each in softmax.attribute if each.name == "axis"]
+    if not axes:  # before opset 13, all from the second axis on
+        version = max(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+        axes = long if version < 13 else [len(sizes) - 1]
+    return len(long) == 1 and axes == long
 
 
 def with_logits(model: Any) -> None:

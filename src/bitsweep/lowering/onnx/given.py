@@ -23,6 +23,9 @@ def write_given(file: Path, path: Path, *, floats: FloatFormat = "float32") -> N
     names = [each.name for each in model.graph.output]
     if len(names) > 1:
         raise CompressionError(f"{file}: has the outputs {', '.join(names)}; leave the logits alone in it")
+    if len(model.graph.output[0].type.tensor_type.shape.dim) > 2:
+        model.graph.node.append(onnx.helper.make_node("Flatten", names, [f"{names[0]}_flat"], axis=1))
+        names = [f"{names[0]}_flat"]
     renamed = {image_input(model).name: INPUT, names[0]: OUTPUT}
     made = {name for node in model.graph.node for name in node.output} | set(names)
     for before, after in renamed.items():
