@@ -17,7 +17,7 @@ def write_given(file: Path, path: Path, *, floats: FloatFormat = "float32") -> N
         floats: what the copy says that floats between codes are computed in.
 
     Raises:
-        CompressionError: it has several outputs, or other tensors have the names that the engines know.
+        CompressionError: it has several outputs.
     """
     model = load_onnx(file)
     names = [each.name for each in model.graph.output]
@@ -26,17 +26,15 @@ def write_given(file: Path, path: Path, *, floats: FloatFormat = "float32") -> N
     if len(model.graph.output[0].type.tensor_type.shape.dim) > 2:
         model.graph.node.append(onnx.helper.make_node("Flatten", names, [f"{names[0]}_flat"], axis=1))
         names = [f"{names[0]}_flat"]
-    renamed = {image_input(model).name: INPUT, names[0]: OUTPUT}
-    made = {name for node in model.graph.node for name in node.output} | set(names)
-    for before, after in renamed.items():
-        if before != after and after in made:
-            raise CompressionError(f"{file}: a tensor in it is called {after}; give it another name")
-    del model.graph.output[:]
+    given = {image_input(model).name: INPUT, names[0]: OUTPUT}
+    # Other tensors that have these names get others.
+    renamed = {name: f"{name}_of_file" for name in given.values() if name not in given} | given
+    del model.graph.output[:], model.graph.value_info[:]
     for node in model.graph.node:
         for tensors in (node.input, node.output):
             for at, name in enumerate(tensors):
                 tensors[at] = renamed.get(name, name)
-    for value in model.graph.input:
+    for value in (*model.graph.input, *model.graph.initializer):
         value.name = renamed.get(value.name, value.name)
     model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, None))
     onnx.helper.set_model_props(model, {ARITHMETIC: floats})
