@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bitsweep.errors import CompressionError
 from bitsweep.graphs import tracing
+from bitsweep.graphs.faithful import differ
 from bitsweep.graphs.ops import aten, layers
 
 SIZE = 7
@@ -270,3 +271,25 @@ def test_largest_values_of_what_is_padded_with_minus_infinity(kernel: Any, strid
     )
     left = [node for node in graph.graph.nodes if node.target == aten.pad.default and node.args[-1] < -1]
     assert len(left) == 2  # those that take something away at the other side
+
+
+def test_a_network_that_lets_rounding_grow_is_no_other_one() -> None:
+    """What it yields for an image differs from that in a batch, in float32, by rounding alone."""
+
+    class Sensitive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 14 * 14, 8))
+
+        def forward(self, images: Tensor) -> Tensor:
+            x: Tensor = self.body(images)
+            for _ in range(3):
+                x = (1000 * x).sin()
+            return x
+
+    torch.manual_seed(0)
+    network, images = Sensitive().eval(), torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alone = torch.cat([network(image[None]) for image in images])
+        assert differ([network(images)], [alone])
+    tracing.trace(network, input_shape=(3, 16, 16))
