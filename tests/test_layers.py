@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "bitsweep"
 HEAVY = {
     "torch", "torchvision", "torchao", "onnx", "onnxruntime", "onnxscript", "openvino", "executorch", "tensorrt_rtx",
-    "torch_tensorrt", "cuda", "sklearn", "matplotlib", "mlflow", "timm",
+    "torch_tensorrt", "litert_torch", "ai_edge_litert", "cuda", "sklearn", "matplotlib", "mlflow", "timm",
 }  # fmt: skip
 PLUGINS = ("models", "datasets", "methods", "backends", "targets")
 #: Folders and modules of the package from the bottom up. Each may import what stands in its own row or in one below.

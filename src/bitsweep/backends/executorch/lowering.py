@@ -1,8 +1,4 @@
-"""Programs as ExecuTorch files, in the form that XNNPACK recognises.
-
-Biases are float parameters, which XNNPACK turns into codes itself. A layer whose output is not quantized, as the last
-one that gives the logits, is computed in float: outputs of XNNPACK's integer kernels are codes.
-"""
+"""Programs as ExecuTorch files, in the form that XNNPACK recognises."""
 
 import json
 import warnings
@@ -15,14 +11,10 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError, first_line
-from bitsweep.graphs.ops import arguments, aten, attribute, quantized, reads_attribute, set_attribute, tidy
 from bitsweep.graphs.program import image_shape, profile_of
-
-DEQUANTIZE = {quantized.dequantize_per_tensor.default, quantized.dequantize_per_channel.default}
-RECTIFIERS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
+from bitsweep.lowering.xnnpack import for_xnnpack
 
 
 def export_executorch(program: ExportedProgram, path: Path, *, max_batch: int) -> None:
@@ -60,28 +52,3 @@ def export_executorch(program: ExportedProgram, path: Path, *, max_batch: int) -
     if left:
         raise CompressionError(f"XNNPACK does not take {left[0]}: use backend=onnxruntime")
     path.write_bytes(file.buffer)
-
-
-def for_xnnpack(program: ExportedProgram) -> GraphModule:
-    """Graph of a program with float biases, and float weights in layers without an integer kernel."""
-    graph = program.module(check_guards=False)
-    assert isinstance(graph, GraphModule)
-    for node in [node for node in graph.graph.nodes if node.target in DEQUANTIZE and reads_attribute(node.args[0])]:
-        codes = attribute(graph, node.args[0])
-        if codes.dtype == torch.int32 or not all(_takes_codes(layer) for layer in node.users):
-            given = [attribute(graph, each) if isinstance(each, Node) else each for each in arguments(node)]
-            set_attribute(graph, f"{node.name}_values", node.target(*given))
-            with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(graph.graph.get_attr(f"{node.name}_values"))
-    tidy(graph)
-    return graph
-
-
-def _takes_codes(layer: Node) -> bool:
-    """Whether XNNPACK has an integer kernel: for inputs quantized at run time, or where the output is quantized."""
-    if arguments(layer)[0].target == quantized.dequantize_per_tensor.tensor:
-        return True
-    readers = list(layer.users)
-    if len(readers) == 1 and readers[0].target in RECTIFIERS:
-        readers = list(readers[0].users)
-    return len(readers) == 1 and readers[0].target == quantized.quantize_per_tensor.default
