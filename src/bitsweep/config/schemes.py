@@ -32,6 +32,16 @@ def reduce_range(precision: Precision, cpu: Cpu) -> Scheme:
     return Scheme(weights=replace(weights, bits=7), activations=activations, arithmetic="integer", why=why)
 
 
+def signed_codes(precision: Precision, cpu: Cpu, *, engine: str) -> Scheme:
+    """Scheme of an engine whose kernels read signed codes, compute floats in float32, and saturate no product."""
+    weights, activations = precision.weights, precision.activations
+    if not isinstance(weights, Grid) or not isinstance(activations, Grid):
+        return storage_only(precision, computes=False, where=f"{engine} set to compute in float32 ({cpu.isa})")
+    why = "" if activations.signed else f"{engine}'s kernels read signed activations"
+    signed = replace(activations, signed=True)
+    return Scheme(weights=weights, activations=signed, arithmetic="integer", yields_floats=False, why=why)
+
+
 def beyond_byte_kernels(precision: Precision, backend: str) -> str | None:
     """Why an engine whose integer kernels multiply bytes by bytes cannot run a precision; None when it can."""
     weights, activations = precision.weights, precision.activations

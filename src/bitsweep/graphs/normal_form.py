@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError
 from bitsweep.graphs import poolings
+from bitsweep.graphs.attention import with_one_dimension_of_heads
 from bitsweep.graphs.constants import fold_constants
 from bitsweep.graphs.editing import Editor
 from bitsweep.graphs.in_place import functional_graph
@@ -254,25 +255,6 @@ def pad_around(edit: Editor, node: Node, x: Node, sizes: Sequence[int], mode: st
     return x
 
 
-def attention(edit: Editor, node: Node, q: Node, k: Node, v: Node, mask: Node | None, *options: Any) -> Node | None:
-    """With one dimension of heads: even where there is one head, and where windows have a dimension of their own."""
-    dropout, causal, scale, grouped = options
-    if (dims := q.meta["val"].ndim) == 3:
-        q, k, v = (edit.call(aten.unsqueeze.default, each, 1) for each in (q, k, v))
-        if mask is not None and mask.meta["val"].ndim == 3:  # one [queries, keys] is the same for all images and heads
-            mask = edit.call(aten.unsqueeze.default, mask, 1)
-    elif dims > 4 and not grouped and (mask is None or mask.meta["val"].ndim < 3):
-        heads, *others = ([str(size) for size in each.meta["val"].shape[:-2]] for each in (q, k, v))
-        if any(each != heads for each in others):
-            return None
-        q, k, v = (edit.call(aten.flatten.using_ints, each, 1, -3) for each in (q, k, v))
-    else:
-        return None
-    sizes = list(node.meta["val"].shape[1:-2])
-    result = edit.call(node.target, q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
-    return edit.call(aten.squeeze.dim, result, 1) if dims == 3 else edit.call(aten.unflatten.int, result, 1, sizes)
-
-
 def squeeze(edit: Editor, node: Node, x: Node) -> Node:
     """Without the dimensions that are 1; that of the images stays."""
     dims = [dim for dim, size in enumerate(x.meta["val"].shape) if isinstance(size, int) and size == 1]
@@ -298,7 +280,7 @@ REWRITES: dict[Any, Callable[..., Node | None]] = {
     aten.relu.default: relu,
     aten.relu6.default: relu,
     aten.pad.default: pad_around,
-    aten.scaled_dot_product_attention.default: attention,
+    aten.scaled_dot_product_attention.default: with_one_dimension_of_heads,
     aten.avg_pool1d.default: poolings.average,
     aten.avg_pool2d.default: poolings.average,
     aten.max_pool1d.default: poolings.max_of_padded,

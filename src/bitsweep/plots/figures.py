@@ -64,7 +64,7 @@ def number_logarithmic(axis: Any, ratio: float) -> None:
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 30 else (1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 300 else (1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("{x:g}" if 1 < ratio < 4 else NullFormatter())
 

@@ -66,10 +66,8 @@ def yield_logits(network: nn.Module, model: Model, num_classes: int | None) -> s
         yields_probabilities[True] = _are_probabilities(alone(copy.deepcopy(network).train()(_black(model))))
 
     def as_logits(module: nn.Module, images: Any, outputs: Any) -> Tensor:
-        chosen = alone(outputs)
-        return (
-            chosen.clamp_min(torch.finfo(chosen.dtype).tiny).log() if yields_probabilities[module.training] else chosen
-        )
+        given = alone(outputs)
+        return given.clamp_min(torch.finfo(given.dtype).tiny).log() if yields_probabilities[module.training] else given
 
     network.register_forward_hook(as_logits)
     return head

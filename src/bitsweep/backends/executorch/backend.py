@@ -1,13 +1,12 @@
 """ExecuTorch, PyTorch's runtime for phones and the like, with the kernels of XNNPACK for x86 and ARM."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
 from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
-from bitsweep.config.schemes import beyond_byte_kernels, storage_only
+from bitsweep.config.schemes import beyond_byte_kernels, signed_codes
 from bitsweep.errors import MissingPackage
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.environment import Cpu
@@ -45,12 +44,7 @@ class ExecuTorch(Backend):
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """Activations are signed codes; half precision is storage only. No product saturates."""
-        weights, activations = precision.weights, precision.activations
-        if not isinstance(weights, Grid) or not isinstance(activations, Grid):
-            return storage_only(precision, computes=False, where=f"XNNPACK set to compute in float32 ({cpu.isa})")
-        why = "" if activations.signed else "XNNPACK's kernels read signed activations"
-        signed = replace(activations, signed=True)
-        return Scheme(weights=weights, activations=signed, arithmetic="integer", yields_floats=False, why=why)
+        return signed_codes(precision, cpu, engine="XNNPACK")
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, layers and most of what is between them delegated to XNNPACK."""

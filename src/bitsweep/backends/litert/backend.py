@@ -1,13 +1,12 @@
 """LiteRT, the runtime of TensorFlow Lite for phones and boards, with the kernels of XNNPACK for x86 and ARM."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
-from bitsweep.config.schemes import beyond_byte_kernels, storage_only
+from bitsweep.config.schemes import beyond_byte_kernels, signed_codes
 from bitsweep.errors import MissingPackage, damaged, require_images
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.batches import in_batches_of
@@ -45,12 +44,7 @@ class LiteRt(Backend):
 
     def scheme(self, precision: Precision, cpu: Cpu) -> Scheme:
         """Activations are signed codes; half precision is storage only. No product saturates."""
-        weights, activations = precision.weights, precision.activations
-        if not isinstance(weights, Grid) or not isinstance(activations, Grid):
-            return storage_only(precision, computes=False, where=f"LiteRT set to compute in float32 ({cpu.isa})")
-        why = "" if activations.signed else "LiteRT's kernels read signed activations"
-        signed = replace(activations, signed=True)
-        return Scheme(weights=weights, activations=signed, arithmetic="integer", yields_floats=False, why=why)
+        return signed_codes(precision, cpu, engine="LiteRT")
 
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, and read it to see that LiteRT takes it."""
