@@ -13,6 +13,7 @@ import pytest
 from bitsweep.errors import UsageError
 from bitsweep.tracking.connection import Connection
 from bitsweep.ui import serve_ui
+from tests.processes import runs
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,7 @@ def test_nothing_is_left_of_the_server(
             raise
     assert ui.returncode == 130
     assert "Traceback" not in said
-    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)
+    assert not any(runs(each.pid) for each in started)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port)))
 

@@ -95,8 +95,10 @@ class _LocalProcess:
 
     def poll(self) -> int | None:
         """None while it runs."""
-        running = self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        return None if running else 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+                return None
+        return 0
 
     def send_signal(self, signal: int) -> None:
         """Send it a signal, unless it has ended."""

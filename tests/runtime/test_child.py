@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from bitsweep.errors import CellFailed, DataError, UsageError
 from bitsweep.runtime import child
 from bitsweep.runtime.containment import LOG_BYTES, tail
+from tests.processes import runs
 
 
 def _call(function: Any, tmp_path: Path, **limits: float) -> None:
@@ -116,7 +116,7 @@ def test_what_left_its_session_ends_with_it(tmp_path: Path) -> None:
         _call(start_daemons, tmp_path)
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    assert not any(runs(pid) for pid in pids)
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     with pytest.raises(CellFailed):
         _call(sleep_long, tmp_path, timeout_s=2.0)
     for pid in (tmp_path / "pids").read_text().split():
-        assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+        assert not runs(int(pid))
 
 
 def test_errors_for_the_user_arrive_as_they_are(tmp_path: Path) -> None:
@@ -206,12 +206,13 @@ def test_a_traceback_is_in_the_log(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_child as t\n"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.runtime import test_child as t\n"
         "if __name__ == '__main__': t._call(t.sleep_long, Path(sys.argv[1]))"
     )
     script = tmp_path / "parent.py"
     script.write_text(program)
-    parent = subprocess.Popen([sys.executable, script, tmp_path, Path(__file__).parent])
+    parent = subprocess.Popen([sys.executable, script, tmp_path, Path(__file__).parents[2]])
     deadline = time.monotonic() + 60
     while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
         assert time.monotonic() < deadline
@@ -219,7 +220,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+    while any(runs(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
