@@ -77,6 +77,7 @@ def _same(path: Path) -> bool:
         (["report"], "the following arguments are required: SWEEP_ID\n"),
         (["show"], "invalid choice: 'show'"),
         (["export", "0" * 32, "bundle"], "/mlflow.db: there is no such file"),
+        (["export", "bundle"], "error: export bundle: needs RUN_ID and DIR"),
         (["verify", "nowhere"], "error: nowhere: no bundle"),
     ],
 )

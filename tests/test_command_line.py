@@ -77,6 +77,8 @@ CONF = Path(__file__).parents[1] / "conf"
         (["data=" + 5000 * "x"], r"^data=x{40}\.\.\.: 5,000 characters are more than .*; shorten it$"),
         (["model.weights=a/" + 256 * "x"], r"^model\.weights=a/x{38}\.\.\.: 258 characters are more than"),
         (["model=" + 5000 * "x"], r"^model=x{40}\.\.\.: 5,000 characters"),
+        (["-m", "model=lenet," + 5000 * "x"], r"^model=x{40}\.\.\.: 5,000 characters"),
+        (["-m", "model.image_size=[8,8],[" + 300 * "x" + ",8]"], r"^model\.image_size=x{40}\.\.\.: 300 characters"),
         ([f"data={__file__}"], "test_command_line.py: is no folder; name one, or what is not there yet"),
         ([f"store={__file__}"], "test_command_line.py: is no folder"),
         (["data=null"], "name a folder, as in data=FOLDER"),

@@ -403,6 +403,7 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         (["model=resnt18"], r"error: model=resnt18: no such choice; did you mean resnet18\? choose from "),
         (["-m", "model=resnet18,rsnet"], "error: model=rsnet: no such choice"),
         (["-cn", "../config"], r"error: --config-name \.\./config: no such file; name one of conf/"),
+        (["-cn", "/x/config"], r"error: --config-name x/config: no such file; name one of conf/"),
         (["modle=resnet18"], r"error: modle: no such key; did you mean model\?"),
         (["train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),
         (["+train.epoch=3"], r"error: train.epoch: no such key; did you mean train.epochs\?"),
@@ -435,6 +436,7 @@ def test_a_tracking_server_that_does_not_answer(workplace: Path) -> None:
         "error: MLFLOW_TRACKING_URI=http://127.0.0.1:9: does not answer; start it, or unset MLFLOW_TRACKING_URI to use "
         "mlflow.db in this folder ([Errno 111] Connection refused)"
     )
+    assert [folder.name for folder in Path("multirun").iterdir()] == ["store"]
 
 
 #: The command on a machine where the reference can be made but not run.

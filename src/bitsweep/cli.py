@@ -118,7 +118,7 @@ def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
     ui.add_argument("--port", type=_port, default=5000)
     export = command("export", export_bundle, "write what a cell measured as a folder that runs by itself")
     export.add_argument("run_id", metavar="RUN_ID", help="MLflow run of a finished cell, as in the report's cells.csv")
-    export.add_argument("folder", metavar="DIR", type=Path, help="new folder")
+    export.add_argument("folder", metavar="DIR", type=Path, nargs="?", help="new folder")
     check = command("verify", verify_bundle, "run such a folder in a new environment, and compare")
     check.add_argument("folder", metavar="DIR", type=Path)
     check.add_argument("--here", action="store_true", help="in this environment: install nothing")
@@ -291,6 +291,10 @@ def export_bundle(options: argparse.Namespace) -> None:
     from bitsweep.tracking.reading import download_bundle
 
     folder = options.folder
+    if folder is None:
+        raise UsageError(
+            f"export {options.run_id}: needs RUN_ID and DIR: a run, as in the report's cells.csv, and a new folder"
+        )
     download_bundle(Connection(read_only=True), options.run_id, folder)
     bundle.complete(folder)
     print(f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")

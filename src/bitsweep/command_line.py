@@ -9,7 +9,7 @@ import pickle
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -135,8 +135,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         _check_folders(override.value(), word)
     if key in _FOLDERS and not override.is_delete() and str(override.value()).strip() in ("", "None"):
         raise ConfigError(f"{word}: name a folder, as in {key}=FOLDER")
-    if isinstance(value := override.value(), str | QuotedString):
-        _check_place(key, value if isinstance(value, str) else value.text)
+    for text in () if key.startswith(_OPEN) else _texts(override.value()):
+        _check_place(key, text)
     if override.is_delete():
         raise ConfigError(f"{word}: nothing can be left out; set another value, as in {key}=VALUE")
     if key.startswith("hydra"):
@@ -159,6 +159,15 @@ def _checked(word: str, *, multirun: bool) -> str:
     if key in GROUPS:
         return f"+{word.lstrip('+')}" if key == "sweep" else word.lstrip("+")
     return word
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All text of a value, which may be a list or a mapping."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+    elif isinstance(value, str | QuotedString):
+        yield value if isinstance(value, str) else value.text
 
 
 def _check_place(key: str, text: str) -> None:
@@ -205,8 +214,11 @@ def _check_grid(override: Override, word: str, *, multirun: bool) -> None:
     elif not isinstance(override.value(), Glob):
         if not (values := _values(override, word)):
             raise ConfigError(f"{word}: holds no value; a range needs an end beyond its start")
-        for value in values if key in GROUPS else []:
-            _check_choice(key, value, word)
+        for value in values:
+            for text in _texts(value):
+                _check_place(key, text)
+            if key in GROUPS:
+                _check_choice(key, value, word)
     if not multirun:
         path = f", or quote a comma that belongs to the value: {_quoted(word)}" if "/" in word else ""
         raise ConfigError(f"{word}: several values are a grid; add -m{path}")

@@ -41,7 +41,7 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.search.sampling import SearchSpace, corners
 from bitsweep.several_values import grid_overrides, spaces
-from bitsweep.sweep import free_folder, own_folder, run_sweep
+from bitsweep.sweep import free_folder, own_folder, remove_unused, run_sweep
 from bitsweep.text import plain
 
 #: The YAMLs that are installed with the package.
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         sys.argv = [sys.argv[0], *checked_words(given)]
-        hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name="config")(run_job)()
+        with _places_told():
+            hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name="config")(run_job)()
     except BitsweepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -93,14 +94,20 @@ def main(arguments: Sequence[str] | None = None, *, conf: Path = CONF) -> None:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         print(plain(f"error: {explain_yaml(error)}"), file=sys.stderr)
         sys.exit(ConfigError.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _places_told() -> Iterator[None]:
+    """Turn the error of a file that cannot be read or written into one line."""
+    try:
+        yield
     except OSError as error:
         if error.filename is None:
             raise
         hint = "hydra.run.dir and hydra.sweep.dir name the folder of a run"
-        print(plain(f"error: {error.filename}: {error.strerror}; {hint}"), file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        raise ConfigError(f"{error.filename}: {error.strerror}; {hint}") from error
 
 
 def run_job(config: DictConfig) -> Outcome | None:
@@ -115,26 +122,28 @@ def run_job(config: DictConfig) -> Outcome | None:
     os.chdir(about.runtime.cwd)  # `hydra.job.chdir=true` must not give every job a store of its own
     folder = Path(about.runtime.output_dir).absolute()
     try:
-        cell, options = read(config, about)
-        if about.mode == RunMode.MULTIRUN:
-            if options.plan:  # a sweeper that plans nothing itself
-                print(describe(plan([cell], Store(options.store.folder), None)))
-                return None
-            return run_cell(cell, options, folder=folder, sweep_id=Path(about.sweep.dir).name)
+        with _places_told():
+            cell, options = read(config, about)
+            if about.mode == RunMode.MULTIRUN:
+                if options.plan:  # a sweeper that plans nothing itself
+                    print(describe(plan([cell], Store(options.store.folder), None)))
+                    return None
+                return run_cell(cell, options, folder=folder, sweep_id=Path(about.sweep.dir).name)
 
-        if options.search.limited:
-            raise ConfigError("search: chooses among the cells of a grid; add -m, and several values")
-        if not options.plan and folder not in _own:  # `--experimental-rerun` reads a file instead of composing
-            folder = own_folder(folder)
-        _own.discard(folder)
+            if options.search.limited:
+                raise ConfigError("search: chooses among the cells of a grid; add -m, and several values")
+            if not options.plan and folder not in _own:  # `--experimental-rerun` reads a file instead of composing
+                folder = own_folder(folder)
+            _own.discard(folder)
 
-        def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
-            return [run_cell(each, options, folder=folder, sweep_id=folder.name) for each in cells]
+            def launch(cells: Sequence[Cell], stage: str) -> list[Outcome]:
+                return [run_cell(each, options, folder=folder, sweep_id=folder.name) for each in cells]
 
-        sys.exit(run_sweep([cell], options, command=typed_command(), folder=folder, launch=launch, is_all=True))
+            sys.exit(run_sweep([cell], options, command=typed_command(), folder=folder, launch=launch, is_all=True))
     except BitsweepError as error:
         if about.mode == RunMode.MULTIRUN:
             return Outcome(status="failed", reason=str(error))
+        remove_unused(folder)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 

@@ -43,6 +43,9 @@ def explain(error: Exception, conf: Path) -> str:
     """
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     text = "\n".join(filter(None, [str(error), str(cause) if cause else ""])).strip()
+    if text.startswith("Cannot find primary config"):
+        name = getattr(error, "missing_cfg_file", "")
+        return f"--config-name {name}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(error.missing_cfg_file, error.options or [])
     signs = (r"is not in struct\s+full_key: (\S+)", r"Could not override '([^']+)'")
@@ -72,8 +75,6 @@ def explain_yaml(error: Exception) -> str:
 
 
 def _no_such_choice(file: str, known: Sequence[str]) -> str:
-    if "/" not in file or file.startswith((".", "/")):
-        return f"--config-name {file}: no such file; name one of {_CONF.name}/, or give --config-dir FOLDER"
     group = next((each for each in GROUPS if file.startswith(f"{each}/")), file.rpartition("/")[0])
     choice = file.removeprefix(f"{group}/")
     known = known or choices_of(group)

@@ -6,6 +6,7 @@ Every start of the command imports this module, so heavy imports stand inside.
 import contextlib
 import functools
 import itertools
+import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -53,6 +54,13 @@ def own_folder(wanted: Path) -> Path:
             print(f"{wanted} holds another sweep: this one is {folder}", flush=True)
         return folder
     raise AssertionError("numbers do not end")
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the folder of a sweep that ended before anything was written to it but what Hydra writes at its start."""
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    if all(file.name in (".sweep", ".hydra") or (file.suffix == ".log" and not file.stat().st_size) for file in found):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _places(wanted: Path) -> Iterator[Path]:

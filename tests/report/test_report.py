@@ -132,6 +132,17 @@ def test_one_fp32_file_with_two_times(report: SweepReport) -> None:
         assert "the same fp32 file" not in text
 
 
+def test_times_that_others_decide_name_no_fastest(report: SweepReport) -> None:
+    fast, slow = measured("lenet", "int8", 0.98, 0.5, 1.0), measured("lenet", "fp16", 0.98, 0.9, 2.0)
+    crowded = dataclasses.replace(fast, flags=("noisy", "others use the cores"))
+    text, *_ = recommendations(dataclasses.replace(report, rows=[crowded, slow]))
+    assert "onnxruntime, perhaps the fastest of the " in text
+    assert "Other processes used the cores while it was timed, so that no time is its own" in text
+    assert "noisy" not in text.replace("remeasure=noisy", "")
+    text, *_ = recommendations(dataclasses.replace(report, rows=[fast, slow]))
+    assert "perhaps" not in text and "Other processes" not in text
+
+
 def test_what_is_slower_than_its_own_fp32_is_not_recommended(report: SweepReport) -> None:
     slower = measured("lenet", "int8", 0.98, 0.5, 1.0)
     figures = slower.metrics | {"speedup": 0.7, "speedup_low": 0.65, "speedup_high": 0.75}

@@ -187,6 +187,7 @@ def test_what_is_missing_there_is_said_in_a_line(
     assert "has no python7: set target.python to its interpreter (bitsweep probe --python)" in reason(
         CellFailed, python="python7"
     )
+    assert "runs nothing as /bin/true: set target.python to its interpreter" in reason(CellFailed, python="/bin/true")
     assert "lacks a package" in reason(CellFailed, python=_bare_python(tmp_path))
     stranger = reason(UnreachableTarget, options=target.options[:-2])
     assert "Host key verification failed; its key is not known here: connect once by hand (ssh -F none" in stranger

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from bitsweep.config.requirement import Requirements
-from bitsweep.measuring.latency import EMULATED
+from bitsweep.measuring.latency import CROWDED, EMULATED
 from bitsweep.metrics import METRICS
 from bitsweep.report.choice import TOLERATED_LOSS, Choice, by_dataset, choose, p50_ms
 from bitsweep.report.content import SweepReport, interval, ratio, shown
@@ -139,7 +139,8 @@ def _place(choice: Choice, row: Row, require: Requirements) -> str:
     if len(rivals) == 1:
         timed = "timed " if _BEST[require.objective] == "fastest" and not require.limits else ""
         return f"the only {timed}cell {', '.join(keeping).replace('that keep ', 'that keeps ')}"
-    place = f"the {_BEST[require.objective]} of the {len(rivals)} cells {', '.join(keeping)}"
+    doubt = "perhaps " if _BEST[require.objective] == "fastest" and any(map(_crowded, rivals)) else ""
+    place = f"{doubt}the {_BEST[require.objective]} of the {len(rivals)} cells {', '.join(keeping)}"
     ms = p50_ms(row)
     if ms is None or _BEST[require.objective] != "fastest":
         return place
@@ -204,9 +205,19 @@ def _evidence(row: Row, choice: Choice) -> list[str]:
         sentences.append(f"{100 * metrics['int8_mac_share']:.0f} % of its multiply-accumulates ran on integers.")
     if EMULATED in row.flags:
         return [*sentences, "An emulator ran it: which cell is the fastest on a real processor is not known."]
-    if row.final.noisy if row.final else "noisy" in row.flags:
+    if _crowded(row):
+        sentences.append(
+            "Other processes used the cores while it was timed, so that no time is its own: measure again on a quiet "
+            "machine with remeasure=noisy before relying on the latency."
+        )
+    elif row.final.noisy if row.final else "noisy" in row.flags:
         sentences.append("The machine was noisy: measure again with remeasure=noisy before relying on the latency.")
     return sentences
+
+
+def _crowded(row: Row) -> bool:
+    """Whether others used the cores while a cell was timed, in the final race where it ran in one."""
+    return row.final.crowded if row.final else CROWDED in row.flags
 
 
 def _percent(share: float) -> str:

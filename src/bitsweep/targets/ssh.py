@@ -27,6 +27,8 @@ _NO_CONNECTION = 255
 _FULL = re.compile(r"No space left|Disk quota exceeded|Wrote only \d+ of \d+ bytes|\d+ requested and \d+ written")
 #: How ssh tells that another key is known of a host.
 _OTHER_KEY = "REMOTE HOST IDENTIFICATION HAS CHANGED"
+#: What to do where what a target names runs no Python.
+_INTERPRETER = "set target.python to its interpreter (bitsweep probe --python)"
 #: The last file of every copy, by which one that was cut off is known.
 _LAST = ".complete"
 
@@ -128,7 +130,10 @@ class Connection:
             seen: called with every line as it is printed.
         """
         words = " ".join(shlex.quote(word) for word in arguments)
-        return self._ssh(f"PYTHONPATH=parts/{code} exec {self._python} -B -m {program} {words}", seen=seen)
+        printed = self._ssh(f"PYTHONPATH=parts/{code} exec {self._python} -B -m {program} {words}", seen=seen)
+        if not printed.strip():  # every program says how far it is, or what it found
+            raise CellFailed(f"{self._where} runs nothing as {self._target.python}: {_INTERPRETER}")
+        return printed
 
     def fetch(self, name: str, folder: Path, *, wanted: Collection[str]) -> None:
         """Copy files of a folder there; nothing but what is wanted is taken, whatever is offered."""
@@ -157,6 +162,10 @@ class Connection:
         return self._ssh("echo $PWD/environment/bin/python").decode().strip()
 
     @property
+    def _where(self) -> str:
+        return f"target={self._target.name} ({self._target.host})"
+
+    @property
     def _python(self) -> str:
         return shell_path(self._target.python)
 
@@ -175,7 +184,7 @@ class Connection:
         """
         target, folder = self._target, shell_path(self._target.folder)
         line = f"mkdir -p {folder}/parts {folder}/jobs && cd {folder} && {{ {command}; }}"
-        where = f"target={target.name} ({target.host})"
+        where = self._where
         asked = ["ssh", *_OPTIONS, *target.options, "--", target.host, line]
         if shutil.which("ssh") is None:
             raise UsageError(f"{where}: there is no ssh here; install OpenSSH's client")
@@ -239,7 +248,7 @@ def _explained(last: str, target: SshMachine) -> str:
     if _FULL.search(last):
         return f"has no space left: {last}; free some of {target.folder} there, or set target.folder to another disk"
     if target.python.removeprefix("~/") in last and ("not found" in last or "No such file" in last):
-        return f"has no {target.python}: set target.python to its interpreter (bitsweep probe --python)"
+        return f"has no {target.python}: {_INTERPRETER}"
     if last.startswith("mkdir: "):
         return f"{last}; set target.folder to one that it may write to"
     if "No module named" in last:

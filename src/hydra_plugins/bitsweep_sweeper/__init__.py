@@ -11,7 +11,7 @@ from bitsweep.cell import Cell
 from bitsweep.composing import compose_all
 from bitsweep.config.overrides import as_word
 from bitsweep.configured import read, typed_command
-from bitsweep.errors import ConfigError
+from bitsweep.errors import BitsweepError, ConfigError
 from bitsweep.launching import GaveUp, as_planned
 from bitsweep.options import Options
 from bitsweep.planning import names_of
@@ -19,7 +19,7 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.environment import physical_cores
 from bitsweep.search.sampling import Interval, Points, corners
 from bitsweep.several_values import ENDLESS, grid_overrides, spaces
-from bitsweep.sweep import own_folder, run_sweep
+from bitsweep.sweep import own_folder, remove_unused, run_sweep
 
 
 class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
@@ -75,7 +75,12 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             return self._launch(jobs)
 
         about: dict[str, Any] = {"command": typed_command(), "folder": folder, "launch": launch, "is_all": True}
-        sys.exit(run_sweep(cells, options, at_once=self._chosen_launcher != "basic", points=points, **about))
+        try:
+            sys.exit(run_sweep(cells, options, at_once=self._chosen_launcher != "basic", points=points, **about))
+        except BitsweepError:
+            if not options.plan:
+                remove_unused(folder)
+            raise
 
     @property
     def _chosen_launcher(self) -> str:
