@@ -1,11 +1,13 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.export import ExportedProgram
 
 from bitsweep.backends.litert.backend import LiteRt
@@ -103,6 +105,36 @@ def test_a_clamp_is_left_to_the_codes_where_these_end_there(
     ops = [kernel.op for kernel in BACKEND.profile(tmp_path, images, threads=1)]
     clamps = [] if is_dropped else ["MINIMUM int8"]
     assert ops == ["QUANTIZE int8", "ADD int8", *clamps, "RESHAPE int8", "DEQUANTIZE float32"]
+
+
+class Function(torch.nn.Module):
+    """The codes of a function of codes."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return _pair(self.function(_pair(images, 4 / 255, -10)), 3 / 255, -20).flatten(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "function",
+    [F.hardswish, F.gelu, F.relu, F.relu6, F.silu, torch.sigmoid, torch.tanh, partial(F.avg_pool2d, kernel_size=4)],
+)
+def test_xnnpack_computes_functions_of_codes(
+    function: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("litert_torch", reason="litert-torch is not installed; run: pip install 'bitsweep[litert]'")
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Function(function), (torch.ones(2, 3, 32, 32),), dynamic_shapes=dynamic)
+    BACKEND.lower(program, tmp_path)
+    logits = BACKEND.load(tmp_path, threads=1)(images)
+    np.testing.assert_allclose(logits, logits_of(program, [images]), atol=3 / 255 + 1e-6)
+    interpreter = BACKEND._interpreter(tmp_path, threads=1)
+    executed = [operation["op_name"] for operation in interpreter._get_ops_details()]
+    assert executed.count("DELEGATE") == 1, "what is left to LiteRT divides the file"
 
 
 @pytest.mark.slow
