@@ -26,7 +26,7 @@ from bitsweep.deploy.bundle import engine_programs
 from bitsweep.errors import ConfigError, DataError, MissingPackage, first_line, require_images
 from bitsweep.hydra_app import cells_of
 from bitsweep.results import Array, Compression, Shape
-from bitsweep.runtime.environment import current_cpu, physical_cores, version_of
+from bitsweep.runtime.environment import current_cpu, physical_cores, release_of, version_of
 from bitsweep.runtime.fingerprint import settings as settings_of
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def lower(program: Program, backend: str, folder: Path | str, *, settings: str =
     return Lowered(
         file=place / engine.artifact,
         how=_how(engine, place) if programs else "",
-        needs=tuple(f"{name}=={version_of(name)}" for name in (*engine.deploy_needs, "numpy")) if programs else (),
+        needs=tuple(f"{name}=={release_of(name)}" for name in (*engine.deploy_needs, "numpy")) if programs else (),
         engine=engine,
         input_shape=program.input_shape,
     )

@@ -9,16 +9,23 @@ from typing import Any
 
 import pydantic
 
+from bitsweep.backends.executorch.backend import ExecuTorch
+from bitsweep.backends.litert.backend import LiteRt
+from bitsweep.backends.onnxruntime.backend import OnnxRuntime
+from bitsweep.backends.openvino.backend import OpenVino
+from bitsweep.config.backend import Backend
 from bitsweep.config.binding import invalid
-from bitsweep.errors import CellFailed, UsageError
+from bitsweep.errors import CellFailed, MissingPackage, UsageError
 from bitsweep.measuring import kit
-from bitsweep.runtime.environment import version_of
+from bitsweep.runtime.environment import release_of, version_of
 from bitsweep.targets.ssh import Connection, SshMachine
 
 #: The YAMLs that are found without `--config-dir`.
 _CONF = Path(__file__).parent / "conf"
-#: Engine -> distribution that runs its artifacts there.
-_ENGINES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+#: Engines for other machines than this one.
+_ENGINES: dict[str, type[Backend]] = {
+    "onnxruntime": OnnxRuntime, "openvino": OpenVino, "litert": LiteRt, "executorch": ExecuTorch,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,8 @@ def probe(asked: Asked, *, into: Path, install: Sequence[str] | None) -> Iterato
 
     Args:
         into: folder of YAMLs.
-        install: engines for which to make an environment there; None to install nothing.
+        install: engines for which to make an environment there, empty for all that need no PyTorch; None to install
+            nothing.
 
     Yields:
         Lines that say what was found, and what to do.
@@ -47,12 +55,17 @@ def probe(asked: Asked, *, into: Path, install: Sequence[str] | None) -> Iterato
     """
     if asked.name == "local":
         raise UsageError("--name=local: is this machine; give another name")
-    if unknown := sorted(set(install or ()) - _ENGINES.keys()):
-        raise UsageError(f"--install {unknown[0]}: choose from {', '.join(_ENGINES)}")
+    for name in install or ():
+        if name not in _ENGINES:
+            raise UsageError(f"--install {name}: choose from {', '.join(_ENGINES)}")
+        if not _is_here(engine := _ENGINES[name]):
+            missing = MissingPackage(engine.package, engine.extra)
+            raise UsageError(f"--install {name}: its files are made on this machine, where {missing}")
     file = into / "target" / f"{asked.name}.yaml"
     if install is not None:
-        packages = dict.fromkeys([*kit.NEEDS, *(_ENGINES[each] for each in install or _ENGINES)])
-        named = [f"{package}=={version_of(package)}" for package in packages if version_of(package) != "absent"]
+        engines = [_ENGINES[name] for name in install] or [each for each in _ENGINES.values() if _is_small(each)]
+        packages = dict.fromkeys([*kit.NEEDS, *(package for each in engines for package in each.deploy_needs)])
+        named = [f"{package}=={release_of(package)}" for package in packages]
         yield f"installing {', '.join(named)} into {asked.folder}/environment there"
         asked = replace(asked, python=Connection(_target(asked)).install(named))
     found = _described(asked)
@@ -64,23 +77,37 @@ def probe(asked: Asked, *, into: Path, install: Sequence[str] | None) -> Iterato
     except OSError as error:
         raise UsageError(f"--config-dir={into}: cannot be written ({error.strerror}); name another folder") from error
     yield f"{cpu['model']} ({target.cpu.isa}), {target.cores} cores, {found['platform']}, Python {found['python']}"
-    for engine, package in _ENGINES.items():
-        there, here = found["versions"][package], version_of(package)
-        if there == here:
-            yield f"{engine} {there}: as here"
-        else:
-            yield f"{engine}: {there} there, {here} here; cells of backend={engine} need {package}=={here} there"
+    for name, engine in _ENGINES.items():
+        if _is_here(engine):
+            yield f"{name}: {_compared(engine, found['versions'])}"
     place = "" if into.resolve() == _CONF.resolve() else f" --config-dir {into}"
     yield f"wrote {file}; measure there with:{place} target={asked.name}"
+
+
+def _is_here(engine: type[Backend]) -> bool:
+    return all(version_of(package) != "absent" for package in (engine.package, *engine.deploy_needs))
+
+
+def _is_small(engine: type[Backend]) -> bool:
+    return _is_here(engine) and "torch" not in engine.deploy_needs
+
+
+def _compared(engine: type[Backend], there: dict[str, str]) -> str:
+    """What an engine's cells need on another machine, whose versions of distributions are given."""
+    here = {package: release_of(package) for package in engine.deploy_needs}
+    other = [f"{package} is {there[package]} there" for package in here if there[package] != here[package]]
+    needed = " ".join(f"{package}=={version}" for package, version in here.items())
+    return f"{', '.join(other)}; its cells need {needed}" if other else f"{needed}, as here"
 
 
 def _described(asked: Asked) -> dict[str, Any]:
     """What the machine says of itself, by the code that describes this one."""
     connection = Connection(_target(asked))
+    needs = [package for engine in _ENGINES.values() for package in engine.deploy_needs]
     with tempfile.TemporaryDirectory() as scratch:
         part = kit.code(Path(scratch))
         connection.send(Path(scratch) / "parts" / part, f"parts/{part}")
-        said = connection.run(kit.PROGRAM, ["--describe", *kit.NEEDS, *_ENGINES.values()], code=part)
+        said = connection.run(kit.PROGRAM, ["--describe", *kit.NEEDS, *needs], code=part)
     try:
         found: dict[str, Any] = json.loads(said.splitlines()[-1])
         _target(asked, found["cpu"], found["physical_cores"])

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from bitsweep.runtime import environment
-from bitsweep.runtime.environment import Cpu, Gpu, current_gpu, version_of
+from bitsweep.runtime.environment import Cpu, Gpu, current_gpu, release_of, version_of
+
+
+def test_a_release_has_no_label_of_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (about := tmp_path / "labelled-2.1.dist-info").mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: labelled\nVersion: 2.1+cpu\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (version_of("labelled"), release_of("labelled")) == ("2.1+cpu", "2.1")
+    assert release_of("no-such-distribution") == "absent"
 
 
 def test_the_gpu_is_the_one_that_pytorch_sees() -> None:

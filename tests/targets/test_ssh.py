@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 import yaml
 
+from bitsweep.backends.executorch.backend import ExecuTorch
+from bitsweep.backends.litert.backend import LiteRt
 from bitsweep.backends.onnxruntime.backend import OnnxRuntime
 from bitsweep.cli import main
+from bitsweep.config.backend import Backend
 from bitsweep.config.precision import Precision
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.data.network_input import network_input
@@ -29,12 +32,12 @@ from bitsweep.measuring import elsewhere, kit
 from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
 from bitsweep.methods.none import NoCompression
-from bitsweep.probing import Asked, probe
+from bitsweep.probing import Asked, _compared, probe
 from bitsweep.results import Split, Splits
-from bitsweep.runtime.environment import current_cpu, physical_cores
+from bitsweep.runtime.environment import current_cpu, physical_cores, version_of
 from bitsweep.runtime.progress import silent
 from bitsweep.targets.ssh import Connection, SshMachine, shell_path, why_it_failed
-from tests.backends.conftest import CLASSES, SIZE, SmallNet
+from tests.backends.conftest import CLASSES, SIZE, SmallNet, skip_unless_lowered
 from tests.test_sweep import cells, run
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -108,9 +111,12 @@ def target(server: Server, tmp_path: Path) -> SshMachine:
 @pytest.fixture
 def prepared(target: SshMachine, tmp_path: Path) -> tuple[Path, Subject, Material]:
     """A kit of a small float network, which is its own twin."""
+    return _prepared(OnnxRuntime(name="onnxruntime"), target, tmp_path)
+
+
+def _prepared(backend: Backend, target: SshMachine, tmp_path: Path) -> tuple[Path, Subject, Material]:
     artifact = tmp_path / "artifact"
     artifact.mkdir()
-    backend = OnnxRuntime(name="onnxruntime")
     scheme = backend.scheme(FP32, target.cpu)
     splits = _splits()
     method = NoCompression(name="none")
@@ -144,10 +150,14 @@ def _measured(target: SshMachine, folder: Path, results: Path) -> dict[str, obje
 
 
 @pytest.mark.slow
-def test_the_same_is_computed_there_and_sent_once(
-    target: SshMachine, prepared: tuple[Path, Subject, Material], tmp_path: Path
-) -> None:
-    folder, subject, material = prepared
+@pytest.mark.parametrize(
+    "backend",
+    [OnnxRuntime(name="onnxruntime"), LiteRt(name="litert"), ExecuTorch(name="executorch", max_batch=64)],
+    ids=lambda backend: backend.name,
+)
+def test_the_same_is_computed_there_and_sent_once(backend: Backend, target: SshMachine, tmp_path: Path) -> None:
+    skip_unless_lowered(backend, FP32)
+    folder, subject, material = _prepared(backend, target, tmp_path)
     splits = material.splits
     notes = _measured(target, folder, tmp_path / "first")
     assert {file.name for file in (tmp_path / "first").iterdir()} == {
@@ -325,6 +335,26 @@ def test_no_host_is_taken_for_an_option(host: str, tmp_path: Path) -> None:
     asked = Asked(host=host, name="edge", python="python3", folder="there", options=())
     with pytest.raises(UsageError, match="host="):
         list(probe(asked, into=tmp_path, install=None))
+
+
+def test_what_an_engine_needs_there_is_told() -> None:
+    here = version_of("onnxruntime")
+    assert _compared(OnnxRuntime, {"onnxruntime": here}) == f"onnxruntime=={here}, as here"
+    assert _compared(OnnxRuntime, {"onnxruntime": "1.0"}) == (
+        f"onnxruntime is 1.0 there; its cells need onnxruntime=={here}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"), [("onnx", "choose from onnxruntime"), ("litert", "made on this machine, where litert-torch is")]
+)
+def test_an_engine_that_cannot_be_installed_there_is_refused(
+    engine: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bitsweep.probing.version_of", lambda package: "absent")
+    asked = Asked(host="root@127.0.0.1", name="edge", python="python3", folder="there", options=())
+    with pytest.raises(UsageError, match=f"--install {engine}: .*{said}"):
+        list(probe(asked, into=tmp_path, install=[engine]))
 
 
 @pytest.mark.slow

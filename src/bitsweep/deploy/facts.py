@@ -18,7 +18,7 @@ from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.target import Target
 from bitsweep.data.pixels import StoredForm
 from bitsweep.results import Splits
-from bitsweep.runtime.environment import version_of
+from bitsweep.runtime.environment import release_of
 from bitsweep.runtime.fingerprint import settings
 
 #: Folder of the facts among the files of a cell.
@@ -59,7 +59,7 @@ def facts_of(
         "deploy_with": backend.deploy_with,
         "backend": settings(backend),
         "threads": protocol.threads or target.cores,
-        "requirements": [f"{package}=={version_of(package)}" for package in (*backend.deploy_needs, *_NEEDS)],
+        "requirements": [f"{package}=={release_of(package)}" for package in (*backend.deploy_needs, *_NEEDS)],
         "input_shape": model.input_shape,
         "form": asdict(StoredForm(**(framing | shape), crop=splits.crop, white=splits.white)),
         "pictures": dataset.pictures,

@@ -22,7 +22,7 @@ from bitsweep.config.target import Target
 from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
 from bitsweep.results import LATENCY_SAMPLES, Array, Pixels, Shape
-from bitsweep.runtime.environment import version_of
+from bitsweep.runtime.environment import release_of
 from bitsweep.runtime.fingerprint import settings
 from bitsweep.runtime.store import MANIFEST
 
@@ -83,7 +83,7 @@ def _machine(target: Target) -> dict[str, Any]:
 
 def requirements(backend: Backend) -> dict[str, str]:
     """Distributions that measuring an engine's artifacts needs, in the versions that are here."""
-    return {name: version_of(name) for name in (*NEEDS, *backend.deploy_needs)}
+    return {name: release_of(name) for name in (*NEEDS, *backend.deploy_needs)}
 
 
 def code(folder: Path, backend: Backend | None = None) -> str:

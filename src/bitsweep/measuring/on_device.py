@@ -25,7 +25,7 @@ import psutil
 from bitsweep.data.network_input import network_input
 from bitsweep.measuring.resident import peak_mb, resident_mb
 from bitsweep.measuring.timing import batch_of, time_artifacts
-from bitsweep.runtime.environment import current_cpu, describe, physical_cores, version_of
+from bitsweep.runtime.environment import current_cpu, describe, physical_cores, release_of
 from bitsweep.runtime.machine import private_folder
 from bitsweep.runtime.progress import STEP
 
@@ -37,7 +37,7 @@ Infer = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 def main(arguments: list[str]) -> int:
     """Exit code: 0, or 1 where something is missing."""
     if arguments[0] == "--describe":
-        versions = {name: version_of(name) for name in arguments[1:]}
+        versions = {name: release_of(name) for name in arguments[1:]}
         print(json.dumps({**describe(), "physical_cores": physical_cores(), "versions": versions}))
         return 0
     if arguments[0] == "--memory":
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         print(other_machine, file=sys.stderr)
         return 1
     wanted = request["requirements"]
-    found = {name: version_of(name) for name in wanted}
+    found = {name: release_of(name) for name in wanted}
     if other := [name for name, version in wanted.items() if found[name] != version]:
         told = [f"lacks {name}" if found[name] == "absent" else f"has {name} {found[name]}" for name in other]
         needed = " ".join(f"{name}=={version}" for name, version in wanted.items())

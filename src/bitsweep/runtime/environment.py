@@ -196,6 +196,11 @@ def version_of(package: str) -> str:
     return "absent"
 
 
+def release_of(package: str) -> str:
+    """Installed version of a distribution as package indexes list it, without the label of a build; or ``absent``."""
+    return version_of(package).partition("+")[0]
+
+
 @functools.cache
 def commit() -> str:
     """Abbreviated git commit of the source tree, with ``-dirty`` when it was changed, or ``unknown``."""
