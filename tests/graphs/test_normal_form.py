@@ -293,3 +293,31 @@ def test_a_network_that_lets_rounding_grow_is_no_other_one() -> None:
         alone = torch.cat([network(image[None]) for image in images])
         assert differ([network(images)], [alone])
     tracing.trace(network, input_shape=(3, 16, 16))
+
+
+def test_what_is_computed_for_each_image_but_is_the_same_is_computed_once() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.embedding = nn.Conv2d(3, 4, 1), nn.Conv2d(1, 4, 1)
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            rows = torch.ones(len(images), SIZE, SIZE, device=images.device).cumsum(1)[:, None]
+            embedded = self.embedding(rows)
+            features = self.stem(images) + embedded
+            of_two = torch.ones(2 * len(images), 1).cumsum(1)
+            return [features, torch.cat([features, embedded], 1), embedded, of_two[: len(images)] * images[:, 0, 0]]
+
+    graph = _same(Positions())
+    assert [layer.name for layer in layers(graph)] == ["stem"]
+    (add,) = graph.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    assert {node.op for node in add.all_input_nodes} == {"call_function", "get_attr"}
+
+
+def test_what_tells_images_apart_by_their_number_stays() -> None:
+    class Numbered(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images + torch.arange(len(images))[:, None, None, None]
+
+    with pytest.raises(CompressionError, match="depends on the images beside it"):
+        tracing.trace(Numbered(), input_shape=(3, SIZE, SIZE))

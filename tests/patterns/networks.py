@@ -232,6 +232,12 @@ def _causal() -> Tensor:
     return torch.ones(64, 64).triu(1).bool()
 
 
+def _positions(x: Tensor) -> Tensor:
+    """Where each pixel is, as waves along the rows, for as many images as there are."""
+    rows = x.new_ones(1, 1, 1, 1).expand(len(x), WIDTH, *x.shape[2:]).cumsum(2)
+    return (rows * torch.arange(WIDTH, device=x.device).view(1, -1, 1, 1)).sin()
+
+
 def _in_windows(*qkv_NWTHD: Tensor) -> Tensor:
     """Attention within windows, which have a dimension of their own."""
     attended_NHWTD = F.scaled_dot_product_attention(*(each.permute(0, 3, 1, 2, 4) for each in qkv_NWTHD))
@@ -263,6 +269,9 @@ TOKENS: dict[str, Pattern] = {
     "attention": function(
         lambda self, x: self.attention(*[tokens(x)] * 3, attn_mask=self.mask, need_weights=False)[0],
         attention=lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True), mask=_causal,
+    ),
+    "positions": function(
+        lambda self, x: tokens(F.relu(self.conv(x)) + self.embedding(_positions(x))), conv=conv, embedding=conv
     ),
     "encoder": function(
         lambda self, x: self.layer(tokens(x)), layer=lambda: nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from bitsweep.errors import CompressionError
 from bitsweep.graphs import poolings
 from bitsweep.graphs.attention import with_one_dimension_of_heads
-from bitsweep.graphs.constants import fold_constants
+from bitsweep.graphs.constants import fold_constants, fold_what_images_share
 from bitsweep.graphs.editing import Editor
 from bitsweep.graphs.in_place import functional_graph
 from bitsweep.graphs.inlining import inline_regions
@@ -67,6 +67,7 @@ def normal_form(program: ExportedProgram) -> GraphModule:
     graph = functional_graph(program)
     drop_identities(graph)
     fold_constants(graph)
+    fold_what_images_share(graph)
     name_computed_weights(graph)
     for node in list(graph.graph.nodes):
         rewrite = REWRITES.get(node.target)
