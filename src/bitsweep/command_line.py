@@ -55,6 +55,12 @@ def checked(arguments: Sequence[str]) -> list[str]:
         if action.dest == "version":
             action.version = f"bitsweep {version_of('bitsweep')}"  # type: ignore[attr-defined]
     options = parser.parse_intermixed_args(list(arguments))
+    modes = [f"--{mode}" for mode in ("run", "multirun", "cfg", "info") if getattr(options, mode)]
+    if len(modes) > 1:
+        raise ConfigError(f"{' '.join(modes)}: only one of them can be done; leave out the others")
+    shown = [f"--{name}" for name in ("resolve", "package") if getattr(options, name)]
+    if shown and not (options.cfg or options.help):
+        raise ConfigError(f"{shown[0]}: is about what is shown; add --cfg job")
     if options.shell_completion:
         _check_completion(options.overrides)
         return list(arguments)
