@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 from bitsweep.comparison.evidence import MEASURED, CellEvidence, SweepEvidence
-from bitsweep.comparison.judging import Judged, Limits, is_latency, judge
+from bitsweep.comparison.judging import ALONE, Judged, Limits, is_latency, judge
 from bitsweep.config.requirement import NOTHING, Requirements
 from bitsweep.report.row import HERE, Row
 from bitsweep.report.verdict import Judged as JudgedLimit
@@ -105,35 +106,68 @@ def compare(
     judged = judge(both, limits, level=1 - new.confidence)
     figures = {_identity(after): tuple(each) for (_, after), each in zip(both, judged, strict=True)}
     cells = [_compared(before, after, figures) for before, after in pairs]
-    cells = [_required(cell, require, demanded, confidence=new.confidence) for cell in cells]
+    count = sum(cell.new is not None and cell.new.status in MEASURED for cell in cells) * len(require.limits)
+    cells = [_required(cell, require, demanded, confidence=new.confidence, count=count) for cell in cells]
     return Comparison(old=old, new=new, cells=tuple(cells))
 
 
 def _required(
-    cell: ComparedCell, require: Requirements, demanded: frozenset[str], *, confidence: float
+    cell: ComparedCell, require: Requirements, demanded: frozenset[str], *, confidence: float, count: int
 ) -> ComparedCell:
-    """The same, where a limit that a cell misses is a regression: if it did not miss it before, or it is demanded."""
-    before, after = (_judged(side, require, confidence) for side in (cell.old, cell.new))
+    """The same, where a limit that a cell misses is a regression: if it did not miss it before, or it is demanded.
+
+    Args:
+        count: of all limits of all cells, which share the probability of being called missed by chance.
+    """
+    before, after = (_judged(side, require, confidence, shared_by=1) for side in (cell.old, cell.new))
+    surely = _judged(cell.new, require, confidence, shared_by=max(1, count))
     broken, untold = [], []
     for name, judged in after.items():
         said = f"require.{name}={judged.bound:g}"
         began = name in before and before[name].state != "missed"
-        if (judged.state == "missed" and (began or name in demanded)) or (judged.found is None and name in demanded):
-            broken.append(f"misses {said}: {judged.text}")
-        elif judged.state == "unknown" and name in demanded:
-            untold.append(f"{said} cannot be told: {judged.why or judged.text}")
+        missed = surely[name].state == "missed" and (began or name in demanded)
+        if missed or (judged.found is None and name in demanded):
+            broken.append(f"misses {said}: {surely[name].text}")
+        elif judged.state != "met" and name in demanded:
+            untold.append(f"{said} cannot be told: {judged.why or surely[name].text}")
     became = "worse" if broken else cell.became
     return replace(cell, regressions=(*cell.regressions, *broken), untold=tuple(untold), became=became)
 
 
-def _judged(cell: CellEvidence | None, require: Requirements, confidence: float) -> dict[str, JudgedLimit]:
-    """How a cell stands to each limit; nothing where it was not measured."""
+def _judged(
+    cell: CellEvidence | None, require: Requirements, confidence: float, *, shared_by: int
+) -> dict[str, JudgedLimit]:
+    """How a cell stands to each limit; nothing where it was not measured.
+
+    Args:
+        shared_by: how many intervals together have the confidence (Bonferroni).
+    """
     if cell is None or cell.status not in MEASURED:
         return {}
-    row = Row(
-        cell=cell.cell, status=cell.status, metrics=cell.metrics, flags=cell.flags, command="", confidence=confidence
-    )
+    each = 1 - (1 - confidence) / shared_by
+    metrics = {**cell.metrics, **_ends(cell.metrics, "latency_p50_ms", confidence, each, between=ALONE)}
+    metrics |= _ends(cell.metrics, "speedup", confidence, each)  # has that of processes already
+    row = Row(cell=cell.cell, status=cell.status, metrics=metrics, flags=cell.flags, command="", confidence=each)
     return {judged.name: judged for judged in verdict_of(row, require).judged}
+
+
+def _ends(
+    metrics: Mapping[str, float], name: str, confidence: float, wanted: float, *, between: float = 0.0
+) -> dict[str, float]:
+    """The ends of an interval of times at another confidence.
+
+    Args:
+        between: standard deviation of a logarithm from process to process, which the interval has not.
+    """
+    value, ends = metrics.get(name, 0.0), {end: metrics.get(f"{name}_{end}", 0.0) for end in ("low", "high")}
+    if not 0 < value < math.inf or not all(0 < end < math.inf for end in ends.values()):
+        return {}
+    known, z = (NormalDist().inv_cdf((1 + each) / 2) for each in (confidence, wanted))
+    sides = {"low": -1, "high": 1}
+    return {
+        f"{name}_{end}": value * math.exp(sides[end] * z * math.hypot(math.log(found / value) / known, between))
+        for end, found in ends.items()
+    }
 
 
 def _identity(cell: CellEvidence) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ from bitsweep.results import Array
 
 #: Standard deviation of the logarithm of a latency from process to process, of one program that is timed alone: 2.5 and
 #: 2.7 % for the two of `tests/comparison/recorded.json`. Beside its fp32 file it is `stats.BETWEEN_PROCESSES`.
-_ALONE = 0.027
+ALONE = 0.027
 #: ``not compared``: the two say nothing of each other.
 Verdict = Literal["better", "worse", "same", "undecided", "not compared"]
 
@@ -167,7 +167,7 @@ def _latencies(old: CellEvidence, new: CellEvidence, limits: Limits, *, confiden
             same_twin = old.twin_key == new.twin_key != ""
             by_twin = bool(same_twin and before.fp32_ms and after.fp32_ms)
             alone = same_twin and not before.fp32_ms and not after.fp32_ms
-            between = max(_between(cell, pair.metric) for cell in (old, new)) if by_twin else _ALONE
+            between = max(_between(cell, pair.metric) for cell in (old, new)) if by_twin else ALONE
             judged = _timed(
                 pair, before, after, limits, confidence=confidence, by_twin=by_twin, alone=alone, between=between
             )
