@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from bitsweep import stats
 from bitsweep.config.backend import Backend
 from bitsweep.config.precision import Precision
-from bitsweep.errors import BitsweepError, DataError, StoreError
+from bitsweep.errors import BitsweepError, DataError, MissingPackage, StoreError
 from bitsweep.graphs.program import logits_of
 from bitsweep.measuring.saturation import saturates
 from bitsweep.runtime.environment import current_cpu
@@ -98,6 +98,25 @@ def test_a_bundle_does_the_same_without_this_project(
     np.testing.assert_allclose(logits_NK, backend.load(artifact, threads=1)(images), rtol=1e-3, atol=1e-4)
     for name in (backend.deploy_module, *backend.deploy_with):
         assert "bitsweep" not in Path(importlib.import_module(name).__file__ or "").read_text()
+
+
+@pytest.mark.parametrize(
+    ("backend_name", "module"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("openvino", "openvino"),
+        ("executorch", "executorch.extension.pybindings.portable_lib"),
+        ("litert", "ai_edge_litert.interpreter"),
+    ],
+)
+def test_a_missing_package_is_named(
+    backend_name: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    backend = BACKENDS[backend_name]
+    with pytest.raises(MissingPackage) as caught:
+        backend.load(tmp_path, threads=1)
+    assert str(caught.value) == str(MissingPackage(backend.package, backend.extra))
 
 
 @pytest.mark.parametrize("backend_name", [name for name, precision in RUNNABLE if precision == "int8"])

@@ -15,7 +15,7 @@ from bitsweep import stats
 from bitsweep.backends.onnxruntime.backend import OnnxRuntime
 from bitsweep.config import backend as backend_module
 from bitsweep.config.precision import Grid, Precision, Scheme
-from bitsweep.errors import CompressionError, ConfigError, MissingPackage
+from bitsweep.errors import CompressionError, ConfigError
 from bitsweep.graphs.program import logits_of
 from bitsweep.graphs.tracing import export
 from bitsweep.measuring.saturation import largest_products
@@ -221,12 +221,6 @@ def test_nothing_runs_on_the_cpu_that_was_meant_for_a_gpu(int8_artifact: Path) -
     """ONNX Runtime itself would only warn, and be measured on the CPU."""
     with pytest.raises(ConfigError, match=r"cannot run all of this on the GPU; use backend\.device=cpu"):
         ON_A_GPU.load(int8_artifact, threads=1)
-
-
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingPackage, match="onnxruntime is not installed; run: pip install"):
-        BACKEND.load(tmp_path, threads=1)
 
 
 def test_what_has_no_kernel_is_no_damaged_file(tmp_path: Path) -> None:

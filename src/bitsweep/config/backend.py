@@ -1,13 +1,15 @@
 """The base classes of engines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from bitsweep.config.configurable import IN_NAMES, Choice, configurable
 from bitsweep.config.precision import Precision, Scheme
+from bitsweep.errors import MissingPackage
 from bitsweep.runtime.environment import Cpu, Gpu, current_gpu
 
 if TYPE_CHECKING:
@@ -82,6 +84,14 @@ class Backend(Choice, ABC):
     def deploy_module(self) -> str:
         """Module that runs the artifact without this project; empty where there is nothing to deploy."""
         return f"{type(self).__module__.rpartition('.')[0]}.deploy" if self.deploy_needs else ""
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Where the engine is imported: tell that it is not installed, and what to do, if it is not."""
+        try:
+            yield
+        except ImportError:
+            raise MissingPackage(self.package, self.extra) from None
 
     @property
     def on_gpu(self) -> bool:

@@ -7,7 +7,6 @@ from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, signed_codes
-from bitsweep.errors import MissingPackage
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.environment import Cpu
 
@@ -68,7 +67,5 @@ class ExecuTorch(Backend):
         return profile_of(folder / self.artifact, images, threads=threads)
 
     def _require(self) -> None:
-        try:
+        with self.importing():
             import executorch.extension.pybindings.portable_lib  # noqa: F401
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None

@@ -7,7 +7,7 @@ from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, signed_codes
-from bitsweep.errors import MissingPackage, damaged, require_images
+from bitsweep.errors import damaged, require_images
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.batches import in_batches_of
 from bitsweep.runtime.environment import Cpu
@@ -49,10 +49,8 @@ class LiteRt(Backend):
     def lower(self, program: "ExportedProgram", folder: Path) -> None:
         """Write the program, and read it to see that LiteRT takes it."""
         engine = self._engine
-        try:
+        with self.importing():
             from bitsweep.backends.litert.lowering import export_litert
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None
         export_litert(program, folder / self.artifact, taken_by=engine.interpreter)
 
     def load(self, folder: Path, *, threads: int) -> InferenceFn:
@@ -90,10 +88,8 @@ class LiteRt(Backend):
     @property
     def _engine(self) -> Any:
         """What runs artifacts."""
-        try:
+        with self.importing():
             import ai_edge_litert.interpreter  # noqa: F401 - what deploy.py imports only once
 
             from bitsweep.backends.litert import deploy
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None
         return deploy

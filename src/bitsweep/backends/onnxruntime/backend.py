@@ -153,10 +153,8 @@ class OnnxRuntime(CpuOrGpu):
         return [event for event in events if event["name"].endswith("_kernel_time")]
 
     def _library(self) -> Any:
-        try:
+        with self.importing():
             import onnxruntime
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None
         return onnxruntime
 
     def _session(

@@ -11,7 +11,7 @@ from bitsweep.config.backend import Backend, InferenceFn
 from bitsweep.config.configurable import IN_NAMES, configurable
 from bitsweep.config.precision import FloatFormat, Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, reduce_range, storage_only
-from bitsweep.errors import CompressionError, MissingPackage, damaged, require_images
+from bitsweep.errors import CompressionError, damaged, require_images
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.batches import in_batches_of
 from bitsweep.runtime.environment import Cpu
@@ -161,12 +161,10 @@ class OpenVino(Backend):
     @property
     def _engine(self) -> Any:
         """What runs artifacts."""
-        try:
+        with self.importing():
             import openvino  # noqa: F401 - what deploy.py imports only once
 
             from bitsweep.backends.openvino import deploy
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None
         return deploy
 
 

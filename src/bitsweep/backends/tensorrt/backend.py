@@ -13,7 +13,7 @@ from bitsweep.config.backend import Backend, InferenceFn, OnDevice
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Grid, Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, storage_only
-from bitsweep.errors import CompressionError, MissingPackage, damaged, require_images
+from bitsweep.errors import CompressionError, damaged, require_images
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime.environment import Cpu, current_gpu
 
@@ -192,10 +192,8 @@ class TensorRt(Backend):
         return tuple(replace(kernel, macs=len(images) * kernel.macs) for kernel in noted)
 
     def _library(self) -> Any:
-        try:
+        with self.importing():
             import tensorrt_rtx
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None
         return tensorrt_rtx
 
     def _config(self, trt: Any, builder: Any, network: Any) -> Any:

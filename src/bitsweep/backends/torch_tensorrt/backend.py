@@ -7,7 +7,6 @@ from bitsweep.config.backend import Backend, InferenceFn, OnDevice
 from bitsweep.config.configurable import Count, configurable
 from bitsweep.config.precision import Precision, Scheme
 from bitsweep.config.schemes import beyond_byte_kernels, float_arithmetic
-from bitsweep.errors import MissingPackage
 from bitsweep.results import Array, OpProfile
 from bitsweep.runtime import gpu
 from bitsweep.runtime.environment import Cpu, current_cpu, current_gpu
@@ -94,7 +93,5 @@ class TorchTensorRt(Backend):
         return profile_of(folder, images)
 
     def _require(self) -> None:
-        try:
+        with self.importing():
             import torch_tensorrt  # noqa: F401
-        except ImportError:
-            raise MissingPackage(self.package, self.extra) from None
