@@ -16,7 +16,7 @@ from bitsweep.config.requirement import Requirements
 from bitsweep.report import table, write
 from bitsweep.report.advice import recommendations
 from bitsweep.report.choice import pareto_front
-from bitsweep.report.content import SweepReport, distinguishing, ratio
+from bitsweep.report.content import SweepReport, distinguishing, findings, ratio
 from bitsweep.report.drawing import against
 from bitsweep.report.pictures import swept_numbers
 from bitsweep.report.row import Baseline, Row, RowStatus
@@ -291,6 +291,17 @@ def test_findings_stand_beside_their_cells(report: SweepReport, tmp_path: Path) 
     assert f"- {name}: slower; conversions take \\<half\\>; [layers/channels.png]({address})" in text
     page, link = (tmp_path / "report.html").read_text(), f'<a href="{address}">layers/channels.png</a>'
     assert f"<li><b>{name}</b>: slower; conversions take &lt;half&gt;; {link}</li>" in page
+
+
+def test_what_explains_many_cells_is_said_once(report: SweepReport) -> None:
+    (row, *_) = report.rows
+    rows = [
+        dataclasses.replace(row, cell=row.cell | {"backend": f"engine{number}"}, findings=("others use the cores",))
+        for number in range(9)
+    ]
+    ((name, text, _),) = findings(dataclasses.replace(report, rows=rows))
+    assert text.endswith("; others use the cores")
+    assert name.count("engine") == 6 and name.endswith(" and 3 more")
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

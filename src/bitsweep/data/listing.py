@@ -162,7 +162,7 @@ def _arranged(
     elif not divided and not test_N.all():
         say(
             f"{listing.key}: {np.count_nonzero(~test_N)} images are for training and {np.count_nonzero(test_N)} for "
-            f"testing, by dataset.test_share={test_share:g}; 1 tests given weights on all",
+            f"testing, by dataset.test_share={test_share:g}; to test given weights on all of them, set it to 1",
         )
     return Arranged(labels_N=labels_N, test_N=test_N, classes=names, untrainable=untrainable)
 

@@ -10,9 +10,13 @@ from bitsweep.config.requirement import NOTHING, Requirements
 from bitsweep.metrics import METRICS
 from bitsweep.report.row import SHOWN_GROUPS, Baseline, Race, Row
 from bitsweep.report.verdict import verdict_of
+from bitsweep.text import some
 
 if TYPE_CHECKING:
     import pandas
+
+#: As many cells are named beside sentences that they share.
+_MOST_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +172,13 @@ def confidence(rows: Sequence[Row]) -> str:
 
 
 def findings(report: SweepReport) -> list[tuple[str, str, tuple[Path, ...]]]:
-    """Sentences that explain figures, as the cell, its sentences, and the pictures that these may name."""
-    shown = [row for row in report.measured if row.findings]
-    told = ["; ".join((row.verdict or "not timed", *row.findings)) for row in shown]
-    return [(_full_name(report, row), text, row.pictures) for row, text in zip(shown, told, strict=True)]
+    """Sentences that explain figures, as the cells, their sentences, and the pictures that these may name."""
+    named: dict[tuple[str, tuple[Path, ...]], list[str]] = {}
+    for row in report.measured:
+        if row.findings:
+            text = "; ".join((row.verdict or "not timed", *row.findings))
+            named.setdefault((text, row.pictures if ".png" in text else ()), []).append(_full_name(report, row))
+    return [(some(names, _MOST_NAMED), text, pictures) for (text, pictures), names in named.items()]
 
 
 def _full_name(report: SweepReport, row: Row) -> str:
