@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs import tracing
@@ -34,14 +34,14 @@ def graph() -> GraphModule:
 @torch.no_grad()
 def test_what_functions_alone_read_is_overwritten_and_nothing_else(graph: GraphModule) -> None:
     images = torch.randn(4, 3, 6, 6)
-    expected, kept, code = graph(images), images.clone(), graph.code
+    expected, kept, targets = graph(images), images.clone(), [node.target for node in graph.graph.nodes]
     with overwriting(graph):
-        assert torch.equal(graph(images), expected)
+        assert torch.equal(Interpreter(graph).run(images), expected)
         overwritten = [node.name for node in graph.graph.nodes if node.target in IN_PLACE.values()]
         assert len(overwritten) == 2
         assert not any(name.startswith(("hardswish", "silu")) for name in overwritten)
     assert torch.equal(images, kept)
-    assert graph.code == code
+    assert [node.target for node in graph.graph.nodes] == targets
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def test_observers_see_what_they_saw(fuses_functions: bool, graph: GraphModule) 
     for observer in observers:
         observer.forget()
     with overwriting(observed):
-        assert torch.equal(observed(images), expected)
+        assert torch.equal(Interpreter(observed).run(images), expected)
     seen = [observer.seen for observer in observers]
     assert [(each.ends, each.zeros) for each in seen] == [(each.ends, each.zeros) for each in before]
     assert all(torch.equal(one.counts, other.counts) for one, other in zip(seen, before, strict=True))

@@ -29,19 +29,17 @@ def overwriting(graph: GraphModule) -> Iterator[None]:
     """Let, meanwhile, activation functions of a graph overwrite what they alone read.
 
     Args:
-        graph: is to be run without gradients; it may have observers.
+        graph: is to be run without gradients, by an interpreter or recompiled; it may have observers.
     """
     before = dict[Node, Any]()
     for node in graph.graph.nodes:
         if node.target in IN_PLACE and _reads_alone(graph, node.args[0]):
             before[node], node.target = node.target, IN_PLACE[node.target]
-    graph.recompile()
     try:
         yield
     finally:
         for node, target in before.items():
             node.target = target
-        graph.recompile()
 
 
 def _reads_alone(graph: GraphModule, read: Node) -> bool:

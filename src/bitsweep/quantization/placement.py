@@ -187,6 +187,7 @@ def quantize_activations(
     """
     observed = observe(graph, grid, choose_range, placement)
     with torch.no_grad(), overwriting(observed):
+        observed.recompile()
         for images in batches:
             observed(images)
     return convert(observed)

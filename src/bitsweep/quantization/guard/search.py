@@ -104,6 +104,8 @@ class Guard:
         return Guarded(graph=graph, placement=self.placement, tables=tables)
 
     def _guarded(self, state: State, *, tables: tuple[Table, ...]) -> Guarded:
+        if state.remedies:
+            state.graph.recompile()
         return Guarded(
             graph=state.graph,
             placement=state.placement,

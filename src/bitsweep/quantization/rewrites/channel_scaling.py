@@ -99,7 +99,10 @@ def even_factors(reach_C: Tensor, weights_C: Tensor | None) -> Tensor:
 
 
 def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) -> None:
-    """Divide, in place, the channels of a group by their factors, and let its readers make up for it."""
+    """Divide, in place, the channels of a group by their factors, and let its readers make up for it.
+
+    The graph is left to be recompiled, after the last of its groups.
+    """
     for reader in group.readers:
         multiplied_C = factor_C[group.carriers[arguments(reader)[0]]]
         path = arguments(reader)[1].target
@@ -121,7 +124,6 @@ def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) ->
                 set_attribute(graph, str(parameter.target), rows / divided_C.view(shape))
     for function in group.gated:
         _write_gate(graph, function, factor_C)
-    graph.recompile()
 
 
 def _multiply_after(graph: GraphModule, node: Node, factor_C: Tensor) -> None:
