@@ -32,6 +32,13 @@ QUICK = ("train=smoke", "train.max_steps=20", "protocol=smoke", "model=lenet", "
 GRID = ("-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test and what it sets up draw the same random numbers, whichever tests ran before it in its process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sweeps of one process of the suite need not wait for those of another: the lock of the machine lies there."""

@@ -37,13 +37,14 @@ def test_the_comparison_view_shows_the_cells(measured: Path) -> None:
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
                 page = browser.new_page(viewport={"width": 1600, "height": 1200})
+                page.set_default_timeout(120_000)
                 page.goto(link)
                 for name in ("lenet-none-fp32-onnxruntime-digits", "lenet-ptq-int8-onnxruntime-digits"):
-                    page.get_by_text(name).first.wait_for(timeout=60_000)
+                    page.get_by_text(name).first.wait_for()
                 # A chart for each metric, with the cells as its bars, in sections.
-                page.get_by_text("accuracy/agreement", exact=True).first.wait_for(timeout=60_000)
+                page.get_by_text("accuracy/agreement", exact=True).first.wait_for()
                 for section in ("latency", "size", "cost"):
-                    page.get_by_text(section, exact=True).first.wait_for(state="attached", timeout=60_000)
+                    page.get_by_text(section, exact=True).first.wait_for(state="attached")
                 browser.close()
         finally:
             os.killpg(server.pid, signal.SIGTERM)

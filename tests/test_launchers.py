@@ -3,7 +3,6 @@
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from bitsweep.results import Outcome
 from bitsweep.runtime import environment
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
+from tests.processes import wait_until
 from tests.test_sweep import cells, run_apart
 
 LAUNCHERS = {
@@ -241,8 +241,8 @@ def test_the_same_command_waits_for_the_jobs_of_one_that_was_killed(workplace: P
     Path("program.py").write_text(PROGRAM)
     start = [sys.executable, "program.py"]
     with subprocess.Popen([*start, "first", "a", "b"]) as killed:
-        while not all(Path(f"{name} starts").exists() for name in "ab"):
-            time.sleep(0.05)
+        wait_until(lambda: all(Path(f"{name} starts").exists() for name in "ab"))
+        wait_until(lambda: len(list(Path("jobs").glob("*.json"))) == 2)
         killed.kill()
     with subprocess.Popen([*start, "second", "a", "b", "c"], stdout=subprocess.PIPE, text=True) as again:
         assert again.stdout

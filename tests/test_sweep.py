@@ -4,10 +4,10 @@ import csv
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from bitsweep.options import Options
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.registry import register
 from tests.conftest import GRID, QUICK, as_a_program
+from tests.processes import wait_until
 
 
 def command(*words: str) -> list[str]:
@@ -310,9 +311,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> No
     words = [*QUICK, "protocol.memory=false", "precision=fp16"]
     for kind in ("baseline", "compressed", "measurement"):
         victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list(Path("multirun/store").glob(f"{kind}/*")):
-            assert victim.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda kind=kind: list(Path("multirun/store").glob(f"{kind}/*")))
         victim.kill()
         victim.wait()
     run(*words)
@@ -325,12 +324,11 @@ def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> No
 @pytest.mark.slow
 def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None:
     words = ["stage=baseline", "model=lenet", "model.image_size=28", "train.epochs=6", "train.max_steps=120"]
-    victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(Path("multirun/store/baseline").glob("*.unfinished")):
-        assert victim.poll() is None
-        time.sleep(0.01)
-    victim.kill()
-    victim.wait()
+        shutil.rmtree("multirun", ignore_errors=True)  # one that had finished before it was killed
+        with subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as victim:
+            wait_until(lambda: list(Path("multirun/store/baseline").glob("*.unfinished")) or victim.poll() is not None)
+            victim.kill()
     run(*words)
     (log,) = (log for log in Path("multirun").glob("*/log.txt") if "going on after epoch" in log.read_text())
     epochs = [int(number) for number in re.findall(r"^epoch (\d+):", log.read_text(), re.MULTILINE)]

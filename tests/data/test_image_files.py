@@ -61,7 +61,7 @@ def test_a_picture_that_would_fill_the_memory_is_named(tmp_path: Path, monkeypat
 def test_decoding_is_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=120)
 
     def waiting(file: Path, form: StoredForm) -> np.ndarray:
         together.wait()

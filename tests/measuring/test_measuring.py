@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import psutil
 import pytest
 
 from bitsweep.config.backend import Backend, InferenceFn, OnDevice
@@ -35,6 +34,7 @@ from bitsweep.results import (
 )  # fmt: skip
 from bitsweep.runtime.environment import Cpu
 from bitsweep.targets.local import ThisMachine
+from tests.processes import require_once
 
 BFLOAT16 = Scheme(weights="bfloat16", activations="bfloat16", arithmetic="bfloat16")
 HERE = ThisMachine(name="local")
@@ -93,8 +93,8 @@ class SleeperOnGpu(Sleeper):
         return True
 
     def load_on_device(self, folder: Path, images: np.ndarray, *, threads: int) -> OnDevice:
-        seconds = json.loads((folder / "artifact.json").read_text())["ms"] / 4000
-        return OnDevice(queue=lambda: time.sleep(seconds * len(images)), stream=7)
+        ms = json.loads((folder / "artifact.json").read_text())["ms"] / 4
+        return OnDevice(queue=lambda: ms * len(images), stream=7)
 
 
 affinity: list[set[int]] = []
@@ -122,11 +122,11 @@ def raced(subject: Subject, folder: Path) -> Measurement:
 
 
 def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
-    slow, quick = artifact(tmp_path, "slow", ms=4.0), artifact(tmp_path, "quick", ms=2.0)
+    slow, quick = artifact(tmp_path, "slow", ms=12.0), artifact(tmp_path, "quick", ms=6.0)
     subject = Subject(artifact=quick, twin=slow, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE)
     measurement = raced(subject, tmp_path)
     metrics = measurement.metrics
-    assert metrics["latency_p50_ms"] >= 2
+    assert metrics["latency_p50_ms"] >= 6
     assert metrics["speedup_low"] <= metrics["speedup"] <= metrics["speedup_high"]
     assert metrics["speedup"] == pytest.approx(2, rel=0.4)
     assert measurement.verdict == "faster"
@@ -139,7 +139,7 @@ def test_a_sleep_of_known_length_is_measured(tmp_path: Path) -> None:
 
 
 def test_equal_artifacts_are_not_distinguished_and_own_twin_has_no_speedup(tmp_path: Path) -> None:
-    one, other = artifact(tmp_path, "one", ms=1.0), artifact(tmp_path, "other", ms=1.0)
+    one, other = artifact(tmp_path, "one", ms=5.0), artifact(tmp_path, "other", ms=5.0)
     subject = Subject(artifact=one, twin=other, backend=Sleeper(), protocol=protocol(), scheme=FLOAT32, target=HERE)
     metrics = raced(subject, tmp_path).metrics
     assert metrics["speedup_low"] <= metrics["speedup"] <= metrics["speedup_high"]
@@ -175,13 +175,11 @@ def test_a_batch_that_does_not_fit_is_flagged_and_the_others_are_measured(tmp_pa
 
 
 def test_a_gpu_is_timed_apart_from_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the clock in place of CUDA's events, in the stream that the engine runs in."""
+    """With what the engine says itself in place of CUDA's events, in the stream that it runs in."""
 
-    def elapsed_ms(queue: Callable[[], object], stream: int) -> float:
+    def elapsed_ms(queue: Callable[[], float], stream: int) -> float:
         assert stream == 7
-        start = time.perf_counter()
-        queue()
-        return 1000 * (time.perf_counter() - start)
+        return queue()
 
     monkeypatch.setattr(latency.gpu, "elapsed_ms", elapsed_ms)
     one = artifact(tmp_path, "one", ms=4.0)
@@ -189,11 +187,10 @@ def test_a_gpu_is_timed_apart_from_the_copies(tmp_path: Path, monkeypatch: pytes
     subject = Subject(artifact=one, twin=one, backend=SleeperOnGpu(), protocol=both, scheme=FLOAT32, target=HERE)
     metrics = raced(subject, tmp_path).metrics
     assert metrics["latency_p50_ms"] > 4
-    assert metrics["device_p50_ms"] == pytest.approx(1.1, abs=0.3)
-    assert metrics["device_p50_ms_b3"] == pytest.approx(3.1, abs=0.5)
+    assert (metrics["device_p50_ms"], metrics["device_p50_ms_b3"]) == (1, 3)
     samples = np.load(tmp_path / "latency_samples.npz")
     assert len(samples["device_b1_ms"]) == 50
-    assert metrics["device_p50_ms_b3"] == np.median(samples["device_b3_ms"])
+    assert set(samples["device_b3_ms"]) == {3}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -225,11 +222,14 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
         while time.monotonic() < end:
             pass
 
-    if psutil.cpu_percent(0.3) > 20:
-        pytest.skip("something else computes on this machine")
-    alone, crowded = Others(), Others()
-    with alone.watched():
-        work(0.5)
+    def is_alone() -> bool:
+        alone = Others()
+        with alone.watched():
+            work(0.5)
+        return alone.share < 0.3
+
+    require_once(is_alone)
+    crowded = Others()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             time.sleep(0.2)
@@ -237,7 +237,6 @@ def test_what_others_compute_is_told_from_ones_own() -> None:
                 time.sleep(1)
         finally:
             neighbour.kill()
-    assert alone.share < 0.3
     assert crowded.share > 0.5 / len(os.sched_getaffinity(0))
 
 

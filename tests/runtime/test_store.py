@@ -16,6 +16,7 @@ import pytest
 from bitsweep.errors import StoreError
 from bitsweep.runtime import integrity
 from bitsweep.runtime.store import MANIFEST, Store
+from tests.processes import wait_until
 
 ABOUT = {"model": "m", "dataset": "d"}
 
@@ -191,19 +192,19 @@ def test_it_stays_where_it_was_when_the_working_directory_changes(
     assert store.find("kind", "k") == tmp_path / "store/kind/k"
 
 
-def _build_slowly(root: Path, log: Path) -> None:
+def _build_slowly(root: Path, log: Path, seconds: float) -> None:
     with Store(root).building("kind", "k", about=ABOUT) as folder:
         if folder:
             with log.open("a") as lines:
                 lines.write("built\n")
             (folder / "half").write_text("half")
-            time.sleep(0.5)
+            time.sleep(seconds)
 
 
 def test_two_processes_build_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    workers = [context.Process(target=_build_slowly, args=(tmp_path / "store", log)) for _ in range(2)]
+    workers = [context.Process(target=_build_slowly, args=(tmp_path / "store", log, 0.5)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -214,10 +215,9 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
 def test_a_killed_builder_leaves_no_half_folder_and_no_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    worker = context.Process(target=_build_slowly, args=(tmp_path / "store", log))
+    worker = context.Process(target=_build_slowly, args=(tmp_path / "store", log, 600))
     worker.start()
-    while not log.exists():
-        time.sleep(0.01)
+    wait_until(log.exists)
     assert worker.pid
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()

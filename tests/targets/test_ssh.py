@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from bitsweep.runtime.environment import current_cpu, physical_cores, version_of
 from bitsweep.runtime.progress import silent
 from bitsweep.targets.ssh import Connection, SshMachine, shell_path, why_it_failed
 from tests.backends.conftest import CLASSES, SIZE, SmallNet, skip_unless_lowered
+from tests.processes import wait_until
 from tests.test_sweep import cells, run
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -58,17 +58,12 @@ class Server:
 
     def start(self) -> None:
         subprocess.run([SSHD, "-f", str(self.folder / "sshd_config")], check=True)
-        for _ in range(100):
-            if (self.folder / "pid").exists():
-                return
-            time.sleep(0.05)
-        raise AssertionError("the server does not start")
+        wait_until((self.folder / "pid").exists)
 
     def stop(self) -> None:
         process = int((self.folder / "pid").read_text())
         os.kill(process, 15)
-        while (self.folder / "pid").exists():
-            time.sleep(0.02)
+        wait_until(lambda: not (self.folder / "pid").exists())
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +239,8 @@ def test_a_connection_that_is_cut_in_a_copy(
             replace(target, options=options).measure(prepared[0], results, silent)
     assert not list(results.iterdir())
     there = tmp_path / "there" / "parts"
-    end = time.monotonic() + 20  # the other side cleans up when it sees the end of the connection
-    while (left := [part for part in there.iterdir() if "." in part.name]) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not left
+    # The other side cleans up when it sees the end of the connection.
+    wait_until(lambda: not any("." in part.name for part in there.iterdir()))
     assert not (there / bulk.name).exists()
     _measured(target, prepared[0], tmp_path / "later")
     assert (there / bulk.name / "more.npy").read_bytes() == (bulk / "more.npy").read_bytes()
@@ -262,7 +255,7 @@ def test_a_measurement_ends_with_the_connection() -> None:
         assert process.stdout.readline() == b"ready\n"
         assert process.poll() is None
         process.stdout.close()
-        assert process.wait(20) == 1
+        assert process.wait(50) == 1
 
 
 @contextlib.contextmanager
