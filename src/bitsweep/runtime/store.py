@@ -7,21 +7,17 @@
 <root>/notes/<id>/                documents that are kept elsewhere, too
 <root>/locks/<kind>-<key>.lock    held while building
 <root>/jobs/                      which jobs of a cluster a command waits for
+<root>/durations.jsonl            how long building took, for estimates
 """
 
 import contextlib
 import errno
-import functools
 import hashlib
-import itertools
 import json
 import logging
-import math
 import os
 import shutil
 import socket
-import stat
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,17 +27,18 @@ from typing import Any
 from filelock import FileLock
 
 from bitsweep.errors import StoreError, ran_out_of_space
+from bitsweep.runtime import durations
 from bitsweep.runtime.integrity import damaged, digests, remember
+from bitsweep.runtime.permissions import close_to_others, keeps_modes, make_folder, open_to_others
 from bitsweep.runtime.plain_files import require_plain
 
 log = logging.getLogger(__name__)
 #: Folders that a warning was given about: one looks for them several times before they are built again.
 _told: set[Path] = set()
 MANIFEST = "manifest.json"
+_DURATIONS = "durations.jsonl"
 #: Of the machine; folders that several machines share may have no locks that hold between them.
 _HOST = socket.gethostname() or "host"
-#: Group and others may write.
-_OTHERS_WRITE = 0o022
 #: Folders whose content is loaded, and files that vouch for it: a manifest holds the hashes of all others beside it.
 _TRUSTED = ("*/", "*/*/", f"*/*/{MANIFEST}", "*/*.seen", "*/*.unfinished")
 
@@ -63,14 +60,13 @@ class Store:
             StoreError: naming the folder and what to do.
         """
         with self._explained():
-            _make(self.root)
+            make_folder(self.root)
             probe = self.root / f".probe-{os.getpid()}"
             probe.touch(mode=0o600)
             probe.write_bytes(b"\0" * 4096)
-            keeps_modes = not probe.stat().st_mode & _OTHERS_WRITE
+            has_modes = keeps_modes(probe)
             probe.unlink()
-            places = itertools.chain([self.root], *map(self.root.glob, _TRUSTED))
-            if keeps_modes and (unsafe := next(filter(_open_to_others, places), None)):
+            if has_modes and (unsafe := open_to_others(self.root, _TRUSTED)):
                 raise StoreError(
                     f"store.folder={self.root}: others may write {unsafe}, and what is in a store is loaded and run; "
                     f"take the right away (chmod -R go-w {self.root}), or choose a folder of your own: "
@@ -184,7 +180,7 @@ class Store:
                 if self._publish(partial, kind, key):
                     remember(seen, self.folder(kind, key).with_suffix(".seen"))
                 self.unfinished(kind, key).unlink(missing_ok=True)
-            self._remember(kind, about, seconds)
+            durations.remember(self.root / _DURATIONS, kind, about, seconds)
 
     @contextlib.contextmanager
     def _partial(self, kind: str, key: str) -> Iterator[Path]:
@@ -193,7 +189,7 @@ class Store:
         with self._explained():
             for left in partial.parent.glob(f"{key}.{_HOST}.*.partial"):
                 _remove(left)
-            _make(partial)
+            make_folder(partial)
         try:
             yield partial
         finally:
@@ -207,7 +203,7 @@ class Store:
             StoreError: there can be no lock.
         """
         with self._explained():
-            _make(self.root / "locks")
+            make_folder(self.root / "locks")
             file = self.root / "locks" / f"{kind}-{key}.lock"
             require_plain(file)
             lock = FileLock(file)
@@ -226,8 +222,7 @@ class Store:
         if self.find(kind, key):
             return False
         _remove(final)
-        for path in (partial, *partial.rglob("*")):
-            _close_to_others(path)  # whatever umask code that is not ours has set
+        close_to_others(partial)  # whatever umask code that is not ours has set
         try:
             partial.replace(final)
         except OSError as error:
@@ -244,8 +239,8 @@ class Store:
     def write_note(self, of: str, name: str, content: Any) -> None:
         """Keep a JSON document beside the finished work."""
         with self._explained():
-            _make(self.root / "notes")
-            _make(self.root / "notes" / of)
+            make_folder(self.root / "notes")
+            make_folder(self.root / "notes" / of)
             file = self.root / "notes" / of / name
             partial = file.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(content))
@@ -263,14 +258,7 @@ class Store:
 
     def estimate(self, kind: str, about: dict[str, str]) -> float | None:
         """Median seconds that building this kind took for the same model and data set, or for any; None if never."""
-        durations = self.root / "durations.jsonl"
-        past = _history(durations, durations.stat().st_mtime_ns).get(kind, []) if durations.is_file() else []
-        alike = [seconds for what, seconds in past if what == about] or [seconds for _, seconds in past]
-        return statistics.median(alike) if alike else None
-
-    def _remember(self, kind: str, about: dict[str, str], seconds: float) -> None:
-        with contextlib.suppress(OSError), (self.root / "durations.jsonl").open("a") as durations:
-            durations.write(json.dumps([kind, about, round(seconds, 3)]) + "\n")
+        return durations.estimate(self.root / _DURATIONS, kind, about)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -302,42 +290,9 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-@functools.cache
-def _history(durations: Path, changed_ns: int) -> dict[str, list[tuple[Any, float]]]:
-    """Kind -> what was built and how long it took, from a file as it was at a time; torn lines are left out."""
-    history: dict[str, list[tuple[Any, float]]] = {}
-    for line in durations.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            kind, about, seconds = json.loads(line)
-            if 0 <= seconds < math.inf:
-                history.setdefault(str(kind), []).append((about, float(seconds)))
-    return history
-
-
-def _make(folder: Path) -> None:
-    """Make a folder that only its owner may write, whatever the user's umask allows."""
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    folder.mkdir(exist_ok=True, mode=0o755)
-
-
 def _remove(path: Path) -> None:
     """Remove whatever is in the way."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _open_to_others(path: Path) -> bool:
-    try:
-        about = path.stat()
-    except FileNotFoundError:  # finished by another process meanwhile
-        return False
-    return bool(about.st_mode & (0o002 if about.st_uid == os.geteuid() else _OTHERS_WRITE))
-
-
-def _close_to_others(path: Path) -> None:
-    mode = path.stat().st_mode
-    if mode & 0o002:
-        with contextlib.suppress(PermissionError):  # of file systems without modes
-            path.chmod(stat.S_IMODE(mode & ~_OTHERS_WRITE))
