@@ -37,7 +37,7 @@ CASES = [
     for family in FAMILIES
     for precision, engines in ENGINES.items()
     for engine in engines
-] + [pytest.param("overwritten", "inductor", "int8", marks=pytest.mark.slow)]
+] + [pytest.param("overwritten", "inductor", "int8", marks=(pytest.mark.slow, pytest.mark.timeout(1800)))]
 
 
 def _choice(group: str, name: str) -> object:
