@@ -37,7 +37,8 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.search.budget import Budget
 from bitsweep.search.sampling import Points, SearchSpace
-from bitsweep.sweep import own_folder, run_sweep
+from bitsweep.sweep import run_sweep
+from bitsweep.sweep_folder import own_folder
 
 __all__ = ["compare", "compress", "describe", "grid", "load", "lower", "plan", "run", "space"]
 

@@ -41,7 +41,8 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 from bitsweep.search.sampling import SearchSpace, corners
 from bitsweep.several_values import grid_overrides, spaces
-from bitsweep.sweep import free_folder, own_folder, remove_unused, run_sweep
+from bitsweep.sweep import run_sweep
+from bitsweep.sweep_folder import free_folder, own_folder, remove_unused
 from bitsweep.text import plain
 
 #: The YAMLs that are installed with the package.

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitsweep import stages
 from bitsweep.cell import Cell
+from bitsweep.naming import Asked, wrong_names
 from bitsweep.runtime.store import Store
 from bitsweep.text import plain
 
@@ -101,6 +102,19 @@ def _judge(cell: Cell, store: Store, runs: Mapping[str, str] | None, counted: se
         seconds=None if None in estimates else sum(estimate or 0 for estimate in estimates),
         trains=trains,
     )
+
+
+def with_names_checked(planned: Sequence[Planned], known: dict[Asked, str]) -> list[Planned]:
+    """A plan that skips cells which name outputs or layers that their networks do not have.
+
+    Args:
+        known: see `wrong_names`.
+    """
+    wrong = wrong_names((each.cell for each in planned if each.verdict in TO_DO), known)
+    return [
+        replace(each, verdict="skip", reason=wrong[each.cell], trains=False) if each.cell in wrong else each
+        for each in planned
+    ]
 
 
 def describe(planned: Sequence[Planned]) -> str:

@@ -9,32 +9,25 @@ from bitsweep.cell import Cell
 from bitsweep.config.requirement import common
 from bitsweep.expectation import Expectation
 from bitsweep.launching import Launch
-from bitsweep.options import Options
 from bitsweep.planning import TO_DO, Planned
 from bitsweep.results import Outcome
-from bitsweep.runtime.store import Store
+from bitsweep.sweep_record import SweepRecord
 
 if TYPE_CHECKING:
     from bitsweep.search.candidates import Candidate
     from bitsweep.search.prospects import Known
     from bitsweep.search.sampling import Points
-    from bitsweep.tracking.entries import Entry
-    from bitsweep.tracking.logger import RunLogger
 
 
 def run_planned(
     planned: Sequence[Planned],
-    entries: dict[Planned, "Entry"],
-    options: Options,
+    record: SweepRecord,
     *,
     launch: Launch,
     prepare: Callable[[Sequence[Cell]], Mapping[Cell, Outcome]] | None,
-    logger: "RunLogger",
-    store: Store,
     points: "Points | None",
-    enter: Callable[[Sequence[Cell]], list[Planned]],
 ) -> None:
-    """Run what is to be run, baselines first, and write down in its entry how each cell ended.
+    """Run what is to be run, baselines first, and write down how each cell ended.
 
     What a reused cell has lost in MLflow is logged again.
 
@@ -42,8 +35,8 @@ def run_planned(
         prepare: does what comes before measuring, and gives the outcome of those cells that failed; None where each
             cell does it itself, one after the other.
         points: what a search takes more cells from; None where the planned ones are all.
-        enter: plans cells, and gives each an entry.
     """
+    options, store, logger, entries = record.options, record.store, record.logger, record.entries
     reused = {each: entries[each].run_id for each in planned if each.verdict == "reuse"}
     lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
     launch([cell for cell in lost if store.find(stages.last(cell).name, stages.key_of(cell))], "cell")
@@ -56,35 +49,27 @@ def run_planned(
     broken = _failures(first, launch(first, "baseline")) if several else {}
     for each in [*todo, *reused]:
         if failure := broken.get(stages.BASELINE.key_of(each.cell)):
-            entries[each] = _ended(entries[each], failure)
+            record.end(each, failure)
     runnable, finished = ([each for each in part if entries[each].verdict != "failed"] for part in (todo, reused))
     if options.search.limited:
-        _search([*runnable, *finished], entries, options, launch=launch, store=store, points=points, enter=enter)
+        _search([*runnable, *finished], record, launch=launch, points=points)
         return
     failed = prepare([each.cell for each in runnable]) if prepare and len(runnable) > 1 else {}
     ready = [each.cell for each in runnable if each.cell not in failed]
     outcomes = {**failed, **dict(zip(ready, launch(ready, "cell"), strict=True))}
     for each in runnable:
-        entries[each] = _ended(entries[each], outcomes[each.cell])
+        record.end(each, outcomes[each.cell])
 
 
-def _search(
-    planned: Sequence[Planned],
-    entries: dict[Planned, "Entry"],
-    options: Options,
-    *,
-    launch: Launch,
-    store: Store,
-    points: "Points | None",
-    enter: Callable[[Sequence[Cell]], list[Planned]],
-) -> None:
+def _search(planned: Sequence[Planned], record: SweepRecord, *, launch: Launch, points: "Points | None") -> None:
     """Run those cells that may be the best, and write down of each how it ended, or why it was not run."""
     from bitsweep.search.by_running import ByRunning
     from bitsweep.search.prospects import name_of
     from bitsweep.search.strategy import search
 
+    entries = record.entries
     protocol, require = next(iter(entries)).cell.protocol, common(each.cell.require for each in entries)
-    evidence, searched = ByRunning(launch=launch, store=store), dict[str, Planned]()
+    evidence, searched = ByRunning(launch=launch, store=record.store), dict[str, Planned]()
 
     def described(planned: Sequence[Planned]) -> "list[Candidate]":
         left = [each for each in planned if each.verdict != "skip"]
@@ -97,13 +82,13 @@ def _search(
         assert points
         points.tell(lambda cell: known.figures(each) if (each := evidence.candidate_of(cell)) else None)
         cells = points.propose()
-        return described(enter(cells)) if cells else []
+        return described(record.enter(cells)) if cells else []
 
     found = search(
         described(planned),
         evidence,
         require=require,
-        budget=options.search,
+        budget=record.options.search,
         confidence=protocol.confidence,
         more=more if points else None,
     )
@@ -111,7 +96,7 @@ def _search(
         if each.verdict == "reuse":
             continue
         if outcome := evidence.outcome_of(each.cell):
-            entries[each] = _ended(entries[each], outcome)
+            record.end(each, outcome)
         else:
             entries[each] = replace(entries[each], verdict="skip", reason=found.reasons[name])
 
@@ -130,9 +115,3 @@ def _failures(cells: Sequence[Cell], outcomes: Sequence[Outcome]) -> dict[str, O
         for cell, outcome in zip(cells, outcomes, strict=True)
         if outcome.status == "failed"
     }
-
-
-def _ended(entry: "Entry", outcome: Outcome) -> "Entry":
-    return replace(
-        entry, verdict=outcome.status, reason=outcome.reason, log_tail=outcome.log_tail, run_id=outcome.run_id
-    )

@@ -19,7 +19,8 @@ from bitsweep.results import Outcome
 from bitsweep.runtime.environment import physical_cores
 from bitsweep.search.sampling import Interval, Points, corners
 from bitsweep.several_values import ENDLESS, grid_overrides, spaces
-from bitsweep.sweep import own_folder, remove_unused, run_sweep
+from bitsweep.sweep import run_sweep
+from bitsweep.sweep_folder import own_folder, remove_unused
 
 
 class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
