@@ -287,8 +287,8 @@ def accept_sweep(options: argparse.Namespace) -> None:
 def export_bundle(options: argparse.Namespace) -> None:
     """Write the artifact of a cell, from MLflow alone, with all that it takes to run it."""
     from bitsweep.deploy import bundle
+    from bitsweep.tracking.bundles import download_bundle
     from bitsweep.tracking.connection import Connection
-    from bitsweep.tracking.reading import download_bundle
 
     folder = options.folder
     if folder is None:

@@ -1,9 +1,7 @@
-"""Reading sweeps and artifacts back: from the tracking store, and what was deleted there from the artifact store."""
+"""Reading sweeps back: from the tracking store, and what was deleted there from the artifact store."""
 
-import contextlib
+import functools
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -13,24 +11,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitsweep.cell_results import measurement_by_key
 from bitsweep.config.requirement import Requirements
-from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
 from bitsweep.evidence import PICTURES
 from bitsweep.report import Baseline, Race, Row, RowStatus, SweepReport
 from bitsweep.report.choice import races_that_count
 from bitsweep.results import Measurement
-from bitsweep.runtime.store import MANIFEST, Store
+from bitsweep.runtime.store import Store
 from bitsweep.tracking.address import VARIABLE
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.described import MISSING
 from bitsweep.tracking.entries import RACES, Entry
 from bitsweep.tracking.figures import figures_of
-from bitsweep.tracking.model import MODEL
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Illustrated = TypeVar("Illustrated", Row, Baseline)
+#: Verdicts on cells that have figures, and what reports say of those.
+_MEASURED: dict[str, RowStatus] = {"finished": "finished", "lowered": "lowered", "reuse": "reused"}
 
 
 def find_sweep(connection: Connection, word: str) -> "Run":
@@ -136,75 +134,6 @@ def _kept_note(connection: Connection, sweep: "Run", name: str, store: Store) ->
     return store.read_note(sweep.info.run_id, name)
 
 
-def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
-    """Write the artifact that a cell measured, and the facts about it, into a folder, which is created.
-
-    Raises:
-        UsageError: there is no such run, it measured nothing, or the folder is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: is not empty; name a new folder")
-    run = connection.run(run_id)
-    if run is None:
-        raise UsageError(f"RUN_ID={run_id}: no such run in {connection.uri}; the report's cells.csv has them")
-    if run.data.tags.get("kind") != "cell" or run.data.tags.get("status") != "finished":
-        raise UsageError(f"RUN_ID={run_id}: not the run of a finished cell; cells.csv of a report has them")
-    with connection.explained(), tempfile.TemporaryDirectory() as scratch:
-        if not connection.client.list_artifacts(run_id, FOLDER):
-            raise UsageError(
-                f"RUN_ID={run_id}: its artifacts are gone from {run.info.artifact_uri}; repeat its sweep, which logs "
-                f"them again from the store: {run.data.tags['command']}"
-            )
-        facts = connection.client.download_artifacts(run_id, FOLDER, scratch)
-        model = _download_model(connection, run, Path(scratch))
-        try:
-            shutil.copytree(facts, folder, dirs_exist_ok=True)
-            _tell_command(run.data.tags["command"], folder / "bundle.json")
-            shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        except OSError as error:
-            raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
-
-
-def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:
-    """A folder with the files that an engine loads."""
-    import mlflow
-    import mlflow.exceptions
-
-    outputs = run.outputs.model_outputs if run.outputs else []
-    models = [each for each in outputs if _logged_name(connection, each.model_id) in (MODEL, "")]
-    if not models and connection.client.list_artifacts(run.info.run_id, MODEL):
-        return Path(connection.client.download_artifacts(run.info.run_id, MODEL, str(scratch)))
-    for model in models:  # several where the files of one were lost, and logged again
-        place, alone = (scratch / f"{model.model_id}{what}" for what in ("", "-alone"))
-        for folder in (place, alone):
-            folder.mkdir()
-        address = f"models:/{model.model_id}"
-        with contextlib.suppress(OSError, mlflow.exceptions.MlflowException):
-            mlflow.artifacts.download_artifacts(address, dst_path=str(place), tracking_uri=connection.address.uri)
-        for file in place.rglob("*.onnx"):
-            shutil.copy(file, alone)
-            return alone
-    again = "" if run.data.tags.get(MISSING, "").startswith(f"{MODEL} is missing") else "delete the run, and "
-    raise UsageError(
-        f"RUN_ID={run.info.run_id}: its model is not in MLflow; {again}run it again: {run.data.tags['command']}"
-    )
-
-
-def _logged_name(connection: Connection, model_id: str) -> str:
-    """What a model of MLflow is called; empty where it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(connection.client.get_logged_model(model_id).name)
-    except MlflowException:
-        return ""
-
-
-def _tell_command(command: str, file: Path) -> None:
-    """Write into the facts of a bundle which command made it."""
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"command": command}, indent=2))
-
-
 def _illustrated(connection: Connection, what: Illustrated, folder: Path) -> Illustrated:
     """The same row or baseline, with the pictures of its run copied into a folder."""
     if not what.run_id or not connection.client.list_artifacts(what.run_id, PICTURES):
@@ -231,15 +160,26 @@ class _Finished:
         return own if own and "status" in own.data.tags else latest
 
     def measurement_of(self, entry: Entry) -> Measurement | None:
-        if entry.verdict not in ("finished", "lowered", "reuse"):
+        if entry.verdict not in _MEASURED:
             return None
         return measurement_by_key(entry.key, self._store)
 
 
 def _row(entry: Entry, finished: _Finished) -> Row:
     run = None if entry.verdict in ("skip", "failed") else finished.run_of(entry)
+    row = functools.partial(
+        Row, cell=entry.cell, scheme=entry.scheme, command=entry.command, shown=tuple(entry.shown),
+        confidence=entry.confidence, batch=entry.batch, settings=entry.settings,
+    )  # fmt: skip
     if run is None and (measured := finished.measurement_of(entry)):
-        return _row_from_store(entry, measured)
+        return row(
+            status=_MEASURED[entry.verdict],
+            reason=entry.reason,
+            metrics=measured.metrics,
+            flags=measured.flags,
+            verdict=measured.verdict,
+            findings=measured.findings,
+        )
     status: RowStatus
     reason = entry.reason
     if entry.verdict in ("skip", "failed"):
@@ -250,11 +190,10 @@ def _row(entry: Entry, finished: _Finished) -> Row:
         status = "reused" if entry.verdict == "reuse" else "finished"
     else:
         status = "interrupted"
-        if entry.verdict in ("finished", "lowered", "reuse"):
+        if entry.verdict in _MEASURED:
             reason = f"its run is gone from MLflow, and what it measured from the store; run {entry.command}"
     tags = run.data.tags if run else {}
-    return Row(
-        cell=entry.cell,
+    return row(
         status=status,
         reason=reason or tags.get("reason", ""),
         log_tail=entry.log_tail,
@@ -262,37 +201,12 @@ def _row(entry: Entry, finished: _Finished) -> Row:
         flags=tuple(flag for flag in tags.get("flags", "").split(", ") if flag),
         verdict=tags.get("verdict", ""),
         findings=(*tags.get("findings", "").splitlines(), *_missing(tags.get(MISSING, ""))),
-        scheme=entry.scheme,
-        command=entry.command,
-        shown=tuple(entry.shown),
-        confidence=entry.confidence,
-        batch=entry.batch,
-        settings=entry.settings,
         run_id=run.info.run_id if run else "",
     )
 
 
 def _missing(files: str) -> list[str]:
     return [f"{files}; the same command makes them again"] if files else []
-
-
-def _row_from_store(entry: Entry, measured: Measurement) -> Row:
-    statuses: dict[str, RowStatus] = {"finished": "finished", "lowered": "lowered", "reuse": "reused"}
-    return Row(
-        cell=entry.cell,
-        status=statuses[entry.verdict],
-        reason=entry.reason,
-        metrics=measured.metrics,
-        flags=measured.flags,
-        verdict=measured.verdict,
-        findings=measured.findings,
-        scheme=entry.scheme,
-        command=entry.command,
-        shown=tuple(entry.shown),
-        confidence=entry.confidence,
-        batch=entry.batch,
-        settings=entry.settings,
-    )
 
 
 def _baseline(run: "Run") -> Baseline:

@@ -17,8 +17,8 @@ from bitsweep.runtime import environment
 from bitsweep.runtime.progress import Progress
 from bitsweep.stages import ARTIFACT
 from bitsweep.tracking.address import Address
+from bitsweep.tracking.bundles import download_bundle
 from bitsweep.tracking.connection import Connection, client_of, explained
-from bitsweep.tracking.reading import download_bundle
 
 #: Alias of the version that the latest sweep recommends.
 ALIAS = "recommended"
