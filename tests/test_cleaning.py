@@ -50,6 +50,17 @@ def store(workplace: Path, database: Path) -> Store:
     return store
 
 
+def test_what_another_process_removed_meanwhile_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    build(store, "dataset", "d")
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "b.unfinished").write_text("a checkpoint")
+    for item in contents(store):
+        for _ in range(2):
+            item.remove()
+    assert not contents(store)
+
+
 def names(store: Store) -> set[str]:
     return {item.name for item in contents(store)}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,16 +37,17 @@ class Item:
         return self.kind, self.name
 
     def remove(self) -> None:
-        """Take it out of the store.
+        """Take it out of the store, if it still is there.
 
         Raises:
             StoreError: that cannot be.
         """
         try:
-            # The manifest first: without it the rest is nothing that is found.
-            (self.path / MANIFEST).unlink(missing_ok=True) if self.path.is_dir() else self.path.unlink()
             if self.path.is_dir():
+                (self.path / MANIFEST).unlink(missing_ok=True)  # without it the rest is nothing that is found
                 shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
             if self.finished:
                 self.path.with_suffix(".seen").unlink(missing_ok=True)
         except OSError as error:
@@ -60,7 +62,8 @@ def contents(store: Store) -> list[Item]:
 
 
 def _item(path: Path) -> Item:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    # What goes away meanwhile, because another process builds it, is left out.
+    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
     size = 0
     for file in files:
         with contextlib.suppress(OSError):
