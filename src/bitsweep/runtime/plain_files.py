@@ -1,7 +1,7 @@
 """Files that locks are: whatever else is in their place would be waited for without end."""
 
+import contextlib
 import errno
-import os
 import stat
 from pathlib import Path
 
@@ -12,5 +12,6 @@ def require_plain(file: Path) -> None:
     Raises:
         OSError: it has something else.
     """
-    if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
-        raise OSError(errno.EEXIST, "it is not a plain file", str(file))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise OSError(errno.EEXIST, "it is not a plain file", str(file))

@@ -233,8 +233,9 @@ class Store:
 
     def finished_ns(self, kind: str, key: str) -> int:
         """When a finished folder was finished, in nanoseconds; 0 where there is none."""
-        manifest = self.folder(kind, key) / MANIFEST
-        return manifest.stat().st_mtime_ns if manifest.exists() else 0
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder(kind, key) / MANIFEST).stat().st_mtime_ns
+        return 0
 
     def write_note(self, of: str, name: str, content: Any) -> None:
         """Keep a JSON document beside the finished work."""
