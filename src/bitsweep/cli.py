@@ -70,9 +70,7 @@ def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.add_argument("--version", action="version", version=f"bitsweep {version_of('bitsweep')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(
-        name: str, do: Callable[[argparse.Namespace], int | None], text: str, more: str = ""
-    ) -> argparse.ArgumentParser:
+    def command(name: str, do: Do, text: str, more: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, epilog=more)
         added.set_defaults(do=do)
         return added

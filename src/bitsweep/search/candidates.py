@@ -1,6 +1,5 @@
 """The cells that a search chooses from, described by what they have in common."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from bitsweep.cell import Cell
@@ -77,8 +76,3 @@ def candidate_of(cell: Cell) -> Candidate:
         bits=weights.bits if isinstance(weights, Grid) else _FLOAT_BITS[weights],
         uncompressed=cell.twin is cell,
     )
-
-
-def candidates_of(cells: Sequence[Cell]) -> list[Candidate]:
-    """The same for several."""
-    return [candidate_of(cell) for cell in cells]

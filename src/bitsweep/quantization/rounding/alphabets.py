@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bitsweep.config.precision import Grid
 
-AlphabetName = Literal["grid", "lybrand", "zhang"]
 Threshold = Literal["none", "soft", "hard"]
 #: From an argument, its scale and zero point, which may be broadcast, to an integral float code.
 ToCode = Callable[[Tensor, Tensor, Tensor], Tensor]
