@@ -3,12 +3,12 @@
     python benchmarks/cell_cost.py --data FOLDER
     python benchmarks/cell_cost.py --data FOLDER --networks resnet18 --rounds 3
 
-All quantize the same network on the same images (`contestants.py`, `trained_networks.py`), each in a process of its own
-with so many cores. Times are CPU-seconds of all threads, user and system: other work on the machine hardly changes
-them. A stage has the time that no stage within it has. What is compared is what a tool does from the float network in
-its own form: of ours from the file of the exported network, which all its cells share, to the artifact, evaluation
-apart; of a peer, the call that quantizes. With "export" everybody has the export of the network in PyTorch, too: to
-that file, or to ONNX.
+All quantize the same network on the same images (`contestants.py`, `peers.py`, `trained_networks.py`), each in a
+process of its own with so many cores. Times are CPU-seconds of all threads, user and system: other work on the machine
+hardly changes them. A stage has the time that no stage within it has. What is compared is what a tool does from the
+float network in its own form: of ours from the file of the exported network, which all its cells share, to the
+artifact, evaluation apart; of a peer, the call that quantizes. With "export" everybody has the export of the network in
+PyTorch, too: to that file, or to ONNX.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import PEERS, Build, Ours, Task, built, in_a_process
+from contestants import Build, Ours, Task, built, in_a_process
+from peers import PEERS
 from trained_networks import SIZE, Folders, Subject, photographs, subject
 
 from bitsweep.data.preprocessing import normalized_for_imagenet
@@ -41,9 +42,9 @@ from bitsweep.runtime.environment import current_cpu, version_of
 Stages = dict[str, str]
 NNCF, STATIC = "nncf", "quantize_static"
 PEER_STAGES: dict[str, Stages] = {
-    NNCF: {"contestants:onnx_file": "export", "nncf:quantize": "quantize"},
+    NNCF: {"peers:onnx_file": "export", "nncf:quantize": "quantize"},
     STATIC: {
-        "contestants:onnx_file": "export",
+        "peers:onnx_file": "export",
         "onnxruntime.quantization.shape_inference:quant_pre_process": "quantize",
         "onnxruntime.quantization:quantize_static": "quantize",
     },

@@ -4,9 +4,10 @@
     python benchmarks/int8_accuracy.py --data FOLDER --networks mobilenet_v3_small resnet20+rescaled --engines openvino
 
 Every contestant quantizes the same network on the same calibration images, and runs the same test images, in a process
-of its own (`contestants.py`, `trained_networks.py`). Top-1 has its Wilson interval. Differences are in points, paired
-by image: to the network in float32, and to the peer that does best on these images; the more an interval lies below 0,
-the worse. SQNR is that of the logits. Who cannot take part is listed with the reason; NNCF takes `pip install nncf`.
+of its own (`contestants.py`, `peers.py`, `trained_networks.py`). Top-1 has its Wilson interval. Differences are in
+points, paired by image: to the network in float32, and to the peer that does best on these images; the more an interval
+lies below 0, the worse. SQNR is that of the logits. Who cannot take part is listed with the reason; NNCF takes `pip
+install nncf`.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from contestants import PEERS, REFERENCE, Build, Ours, Task, built, in_a_process, nncf, quantize_static
+from contestants import Build, Ours, Task, built, in_a_process
 from hard_networks import HARD
+from peers import PEERS, REFERENCE, nncf, quantize_static
 from trained_networks import NETWORKS, PHOTOGRAPHS, Folders, Subject, subject
 
 from bitsweep import stats

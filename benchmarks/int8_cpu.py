@@ -4,7 +4,7 @@
     python benchmarks/int8_cpu.py --model mobilenet_v3_small --batch 1 32 --only onnxruntime quantize_static
     python benchmarks/int8_cpu.py --onnx net.onnx --image-size 160
 
-All contestants come from one network and one set of calibration images, and run the same images; `contestants.py` lists
+All contestants come from one network and one set of calibration images, and run the same images; `peers.py` lists
 them. Each builds and runs its model in a process of its own; in every round each has one block of runs, in turn, while
 the others sleep. Ratios are paired by round: median, with a bootstrap interval. What is not installed is left out, with
 the reason. No more are alive at a time than fit the memory, see `turns.py`.
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
-from contestants import PEERS, REFERENCE, Build, Task, built, ours, session_runner
+from contestants import Build, Task, built, ours
+from peers import PEERS, REFERENCE, session_runner
 from turns import Blocks, Turns, milliseconds, ratio, relative
 
 from bitsweep import stats
