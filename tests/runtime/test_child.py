@@ -231,7 +231,7 @@ from bitsweep.runtime import child
 child.warm_up("slow_of_mine")
 try:
     print("up", flush=True)
-    time.sleep(10)
+    time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1)
 """

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HOLD = "import sys; from bitsweep.runtime.leftovers import hold_sockets; hold_sockets()"
-SLEEP = "; import time; time.sleep(60)"
+SLEEP = "; import time; time.sleep(300)"
 
 
 def _start(folder: Path, more: str = "", before: str = "") -> "subprocess.Popen[str]":
