@@ -159,6 +159,18 @@ def test_what_is_no_network_is_one_line(name: str, content: bytes | None, messag
         model.build(3)
 
 
+def test_other_files_of_torch_are_told_from_programs_of_other_inputs(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "state.pt2")
+    torch.jit.trace(network(), torch.zeros(1, *SHAPE)).save(tmp_path / "script.pt2")
+    for name in ("state", "script"):
+        with pytest.raises(ConfigError, match=r"is not what torch\.export\.save wrote; a state_dict is given"):
+            model_of(tmp_path / f"{name}.pt2").check()
+    row = torch.export.export(nn.Linear(4, 3), (torch.zeros(2, 4),))
+    torch.export.save(row, tmp_path / "row.pt2")
+    with pytest.raises(ConfigError, match="its program should have one input, images"):
+        model_of(tmp_path / "row.pt2").check()
+
+
 class _Several(nn.Module):
     """Another output before the logits, in a dictionary or not."""
 

@@ -26,12 +26,18 @@ class ExportedModel(FileModel):
             with zipfile.ZipFile(Path(self.file).expanduser()) as archive:
                 (name,) = (each for each in archive.namelist() if each.endswith("/models/model.json"))
                 program = json.loads(archive.read(name))["graph_module"]
+        except (OSError, zipfile.BadZipFile, ValueError, LookupError) as error:
+            raise ConfigError(
+                f"model.file={self.file}: is not what torch.export.save wrote; a state_dict is given as model.weights "
+                "of its network, and what holds a whole network or TorchScript has to be exported"
+            ) from error
+        try:
             inputs = [each["user_input"] for each in program["signature"]["input_specs"] if "user_input" in each]
             (images,) = (each["arg"]["as_tensor"]["name"] for each in inputs)
             _, _, _, _ = sizes = program["graph"]["tensor_values"][images]["sizes"]
-        except (OSError, zipfile.BadZipFile, ValueError, LookupError) as error:
+        except (ValueError, LookupError) as error:
             raise ConfigError(
-                f"model.file={self.file}: no program of torch.export with one input, images [N, C, H, W]; save it again"
+                f"model.file={self.file}: its program should have one input, images [N, C, H, W]; export it for such"
             ) from error
         return tuple(each.get("as_int") for each in sizes)
 
