@@ -3,7 +3,8 @@
 import functools
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Illustrated = TypeVar("Illustrated", Row, Baseline)
+#: Runs whose pictures are copied at once.
+_AT_ONCE = 8
 #: Verdicts on cells that have figures, and what reports say of those.
 _MEASURED: dict[str, RowStatus] = {"finished": "finished", "lowered": "lowered", "reuse": "reused"}
 
@@ -98,8 +101,8 @@ def read_sweep(
             command=sweep.data.tags["command"],
             started=started,
             seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-            rows=[_illustrated(connection, row, folder) for row in read_rows(connection, sweep)],
-            baselines=[_illustrated(connection, _baseline(run), folder) for run in baselines.values()],
+            rows=_illustrated(connection, read_rows(connection, sweep), folder),
+            baselines=_illustrated(connection, map(_baseline, baselines.values()), folder),
             environment=_note(connection, sweep, "environment.json", store),
             tracking_uri=connection.uri,
             ui_url=connection.ui_url,
@@ -134,14 +137,19 @@ def _kept_note(connection: Connection, sweep: "Run", name: str, store: Store) ->
     return store.read_note(sweep.info.run_id, name)
 
 
-def _illustrated(connection: Connection, what: Illustrated, folder: Path) -> Illustrated:
-    """The same row or baseline, with the pictures of its run copied into a folder."""
-    if not what.run_id or not connection.client.list_artifacts(what.run_id, PICTURES):
-        return what
-    target = folder / "runs" / what.run_id
-    target.mkdir(parents=True, exist_ok=True)
-    connection.client.download_artifacts(what.run_id, PICTURES, str(target))
-    return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
+def _illustrated(connection: Connection, found: Iterable[Illustrated], folder: Path) -> list[Illustrated]:
+    """The same rows or baselines, with the pictures of their runs copied into a folder: a server takes its time."""
+
+    def illustrated(what: Illustrated) -> Illustrated:
+        if not what.run_id or not connection.client.list_artifacts(what.run_id, PICTURES):
+            return what
+        target = folder / "runs" / what.run_id
+        target.mkdir(parents=True, exist_ok=True)
+        connection.client.download_artifacts(what.run_id, PICTURES, str(target))
+        return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(illustrated, found))
 
 
 class _Finished:
