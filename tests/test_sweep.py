@@ -416,6 +416,7 @@ def test_help_config_and_plan_answer_without_running(workplace: Path) -> None:
         (["-m", "train.lr=0.1,fast"], "error: train.lr=fast: should be a valid number"),
         (["stage=nothing"], "error: stage=nothing: should be 'cell', 'baseline', 'artifact' or 'screening'"),
         pytest.param(["precision=int16"], "backend=reference", marks=pytest.mark.slow),
+        pytest.param(["precision=int16", "stage=baseline"], "skip .*backend=reference", marks=pytest.mark.slow),
         pytest.param(["dataset=mnist", "dataset.root=/nowhere"], "dataset.root", marks=pytest.mark.slow),
         (["store.folder=/proc/store"], r"error: store.folder=/proc/store: cannot be written .* choose a folder"),
     ],

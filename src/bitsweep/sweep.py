@@ -84,6 +84,8 @@ def run_sweep(
         outcomes = list(launch(baselines(planned, options.expect), "baseline"))
         if options.stage != "baseline":
             outcomes += launch([each.cell for each in planned if each.verdict in TO_DO], options.stage)
+        if _all_skipped(planned):
+            return UsageError.exit_code
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     record.start(planned, command=command, require=require, knobs=points.knobs if points else ())
