@@ -151,12 +151,14 @@ def test_after_any_function_factors_are_a_product() -> None:
     graph, images = _graph(NETWORKS["hard-swish, depthwise"]), _images()
     before = graph(images)
     (function,) = (node for node in graph.graph.nodes if "hardswish" in str(node.target))
-    group = group_of(graph, function)
-    assert group is not None and not group.gated and not group.starts_with_layer
-    scale_channels(graph, group, torch.logspace(-2, 2, 8))
-    graph.recompile()
-    torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
-    assert "hardswish" in str([node.target for node in graph.graph.nodes])
+    for factor_C in (torch.logspace(-2, 2, 8), torch.logspace(1, -1, 8)):
+        group = group_of(graph, function)
+        assert group is not None and not group.gated and not group.starts_with_layer
+        scale_channels(graph, group, factor_C)
+        graph.recompile()
+        torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert "hardswish" in str(targets) and targets.count("aten.mul.Tensor") == 1
 
 
 def test_factors_make_up_for_what_a_distortion_did() -> None:

@@ -128,7 +128,11 @@ def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) ->
 
 def _multiply_after(graph: GraphModule, node: Node, factor_C: Tensor) -> None:
     path = f"{node.name}_unit"
-    set_attribute(graph, path, factor_C.view(1, -1, *[1] * (node.meta["val"].ndim - 2)))
+    shaped = factor_C.view(1, -1, *[1] * (node.meta["val"].ndim - 2))
+    if hasattr(graph, path):  # it was scaled before
+        set_attribute(graph, path, getattr(graph, path) * shaped)
+        return
+    set_attribute(graph, path, shaped)
     with graph.graph.inserting_after(node):
         read = graph.graph.get_attr(path)
     with graph.graph.inserting_after(read):
