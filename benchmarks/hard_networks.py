@@ -8,6 +8,7 @@ Shape letters: O output and I input channels of a layer.
 """
 
 import copy
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ EQUIVARIANT = {
     F.relu, torch.relu, torch.flatten, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
     "relu", "relu_", "flatten", "mean",
 }  # fmt: skip
+#: Add what they read.
+ADDING = {operator.add, operator.iadd, torch.add, "add", "add_"}
 #: Compute each channel from itself, whatever the function.
 ELEMENTWISE = EQUIVARIANT | {
     nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, F.relu6, F.hardswish, F.silu, torch.sigmoid,
@@ -45,6 +48,24 @@ class Link:
     def channels(self) -> int:
         """Output channels of the first."""
         return self.first.weight.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What is added up channel by channel: by a residual network, say.
+
+    Attributes:
+        firsts: layers, or the normalisations behind them, that yield what is added.
+        seconds: the layers that read it, or sums of it.
+    """
+
+    firsts: tuple[Layer | nn.BatchNorm2d, ...]
+    seconds: tuple[Layer, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the sums."""
+        return len(self.firsts[0].weight)
 
 
 def rescaled(network: nn.Module, *, span: float = 1e3, seed: int = 0) -> nn.Module:
@@ -115,7 +136,29 @@ def with_tiny_variances(network: nn.Module, *, share: float = 0.25, variance: fl
     return hard
 
 
-HARD = {"rescaled": rescaled, "constant": with_constant_channels, "variance": with_tiny_variances}
+def with_rescaled_sums(network: nn.Module, *, span: float = 1e2, seed: int = 0) -> nn.Module:
+    """Channels of what layers add up are s times as large, and the layers that read the sums multiply by 1 / s.
+
+    s is drawn as for ``rescaled``. All that one channel of a residual network adds up has the same.
+    """
+    hard = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(seed)
+    for stream in streams(hard):
+        factor_O = span ** (2 * torch.rand(stream.channels, generator=generator, dtype=torch.float64) - 1)
+        for first in stream.firsts:
+            scale(first.weight, factor_O)
+            scale(first.bias, factor_O)
+        for second in stream.seconds:
+            scale(second.weight, 1 / factor_O, dim=0 if depthwise(second) else 1)
+    return hard
+
+
+HARD = {
+    "rescaled": rescaled,
+    "constant": with_constant_channels,
+    "variance": with_tiny_variances,
+    "sums": with_rescaled_sums,
+}
 
 
 # --------------------------------------------------------------------------- what reads what
@@ -150,6 +193,44 @@ def links(network: nn.Module, between: set[Any]) -> Iterator[Link]:
             yield Link(first=first, norm=norm, second=second)
 
 
+def streams(network: nn.Module) -> Iterator[Stream]:
+    """The sums of a network that layers alone add to and read, and that let a positive factor of a channel through."""
+    graph, seen = Tracer().trace(network), set[fx.Node]()
+    for node in graph.nodes:
+        if kind(network, node) not in ADDING or node in seen:
+            continue
+        members = joined(network, node)
+        seen |= members
+        yielding = [each for each in graph.nodes if each in members and yields(network, each)]
+        reading = [each for each in graph.nodes if each not in members and not members.isdisjoint(each.all_input_nodes)]
+        firsts = tuple(operation(network, each) for each in yielding)
+        seconds = tuple(operation(network, each) for each in reading)
+        between = {kind(network, each) for each in members.difference(yielding)}
+        if (
+            between <= EQUIVARIANT | ADDING
+            and all(isinstance(second, Layer) and channelwise(firsts[0], second) for second in seconds)
+            and len({len(first.weight) for first in firsts}) == 1
+            and not any(used_twice(graph, each) for each in (*yielding, *reading))
+        ):
+            yield Stream(firsts=firsts, seconds=seconds)
+
+
+def joined(network: nn.Module, node: fx.Node) -> set[fx.Node]:
+    """A sum with all that has to have the same factors: what it adds up, and what is made of it without a layer."""
+    members, found = set[fx.Node](), [node]
+    while found:
+        if (each := found.pop()) not in members:
+            members.add(each)
+            found += [] if yields(network, each) else each.all_input_nodes
+            found += [user for user in each.users if not yields(network, user)]
+    return members
+
+
+def yields(network: nn.Module, node: fx.Node) -> bool:
+    """Whether the outputs of a node have a scale of their own: those of layers and normalisations."""
+    return isinstance(operation(network, node), Layer | nn.BatchNorm2d)
+
+
 def normalised(network: nn.Module) -> Iterator[tuple[Layer, nn.BatchNorm2d]]:
     """The layers that a normalisation alone reads, with that."""
     for node in Tracer().trace(network).nodes:
@@ -179,7 +260,7 @@ def used_twice(graph: fx.Graph, node: fx.Node) -> bool:
     return sum(other.op == "call_module" and other.target == node.target for other in graph.nodes) > 1
 
 
-def channelwise(first: Layer, second: Layer) -> bool:
+def channelwise(first: Layer | nn.BatchNorm2d, second: Layer) -> bool:
     """Whether channel i of the first layer is the i-th group of inputs of the second."""
     channels, inputs = first.weight.shape[0], second.weight.shape[1]
     return channels == second.weight.shape[0] if depthwise(second) else not grouped(second) and not inputs % channels
