@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from bitsweep.config.precision import Scheme
 from bitsweep.errors import CompressionError
-from bitsweep.graphs.ops import values_of_an_image
+from bitsweep.graphs.ops import ensure_bias, is_layer, values_of_an_image
 from bitsweep.graphs.tracing import trace
 from bitsweep.measuring.parity import tap
 from bitsweep.methods.none import NoCompression
@@ -79,3 +79,27 @@ class Rounded(nn.Module):
 def test_what_is_rounded_already_says_so() -> None:
     with pytest.raises(CompressionError, match=r"rounds its own values \(fake quantization\)"):
         trace(Rounded(), input_shape=(3, 4, 4))
+
+
+class OwnBias(nn.Module):
+    """Adds the bias of a linear layer itself, after its scale, and runs the layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.mean((2, 3))
+        for _ in range(2):
+            x = torch.relu(2 * nn.functional.linear(x, self.weight) + self.bias)
+        return x
+
+
+@torch.no_grad()
+def test_a_new_bias_takes_no_other_tensors_place() -> None:
+    network, images = OwnBias().eval(), torch.randn(5, 3, 4, 4)
+    graph = trace(network, input_shape=(3, 4, 4))
+    biases = [ensure_bias(graph, node).target for node in graph.graph.nodes if is_layer(node)]
+    graph.recompile()
+    assert biases == ["bias_2", "bias_3"]
+    assert torch.equal(graph(images), network(images))

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from bitsweep.graphs.ops import attribute, set_attribute
+from bitsweep.graphs.ops import attribute, free_path, set_attribute
 
 
 class Editor:
@@ -31,7 +31,8 @@ class Editor:
         return node
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
-        """A node that reads a tensor, which is kept under a name of the graph's."""
+        """A node that reads a tensor, which is kept under a name, or one like it where the graph has that already."""
+        name = free_path(self.graph, name)
         set_attribute(self.graph, name, value)
         with self.graph.graph.inserting_before(self.place):
             node = self.graph.graph.get_attr(name)

@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError
-from bitsweep.graphs.ops import arguments, aten, attribute, ensure_bias, is_layer, set_attribute, tidy
+from bitsweep.graphs.ops import arguments, aten, attribute, ensure_bias, free_path, is_layer, set_attribute, tidy
 
 
 def affine_of_norm(
@@ -135,7 +135,7 @@ def _insert_affine(graph: GraphModule, norm: Node, factor: torch.Tensor, offset:
     with graph.graph.inserting_before(norm):
         operands = []
         for name, value in (("factor", factor), ("offset", offset)):
-            path = f"{norm.name}_{name}"
+            path = free_path(graph, f"{norm.name}_{name}")
             set_attribute(graph, path, _along(value, 1, ndim).float())
             operands.append(graph.graph.get_attr(path))
         scaled = graph.graph.call_function(aten.mul.Tensor, (x, operands[0]))

@@ -103,7 +103,7 @@ def ensure_bias(graph: GraphModule, layer: Node) -> Node:
         return bias
     layer_input, weight, *rest = layer.args
     assert isinstance(weight, Node)
-    path = str(weight.target).removesuffix("weight") + "bias"
+    path = free_path(graph, str(weight.target).removesuffix("weight") + "bias")
     set_attribute(graph, path, torch.zeros(attribute(graph, weight).shape[0]))
     with graph.graph.inserting_before(layer):
         bias = graph.graph.get_attr(path)
@@ -141,6 +141,17 @@ def set_attribute(graph: GraphModule, path: str, value: torch.Tensor) -> None:
     if hasattr(module, name):
         delattr(module, name)
     module.register_buffer(name, value.detach())
+
+
+def free_path(graph: GraphModule, path: str) -> str:
+    """A path for a new tensor: the one given, with a number after it where a network has something there already."""
+    parent, _, name = path.rpartition(".")
+    module, taken = graph.get_submodule(parent), 2
+    if not hasattr(module, name):
+        return path
+    while hasattr(module, f"{name}_{taken}"):
+        taken += 1
+    return f"{path}_{taken}"
 
 
 def tidy(graph: GraphModule) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import attribute, is_layer, quantized, set_attribute, tidy
+from bitsweep.graphs.ops import attribute, free_path, is_layer, quantized, set_attribute, tidy
 from bitsweep.quantization import grids
 from bitsweep.quantization.calibration.ranges import Range
 
@@ -62,26 +62,36 @@ def round_weights(graph: GraphModule, choose_codes: Callable[[torch.Tensor], Cod
 
 def store_codes(graph: GraphModule, codes: Mapping[str, Codes]) -> None:
     """Let, in place, layers of a graph take their weights from codes, by the path of the weights."""
+    stored = dict[str, tuple[str, ...]]()
     for layer in [node for node in graph.graph.nodes if is_layer(node)]:
         path = str(layer.args[1].target)
         if path not in codes:
             continue
+        if path not in stored:  # several layers may have the same weights
+            stored[path] = _store(graph, path, codes[path])
         with graph.graph.inserting_before(layer):
-            layer.replace_input_with(layer.args[1], _dequantize(graph, path, codes[path]))
+            layer.replace_input_with(layer.args[1], _dequantize(graph, stored[path], codes[path]))
     tidy(graph)
 
 
-def _dequantize(graph: GraphModule, path: str, weight: Codes) -> Node:
+def _store(graph: GraphModule, path: str, weight: Codes) -> tuple[str, ...]:
+    """Keep codes beside the weights, and scales and zero points of channels; returns the paths."""
+    # PyTorch dequantizes three times as fast with zero points of the type of the codes, but affine ones could wrap.
+    zero_point = weight.zero_point.to(weight.codes.dtype) if weight.grid.symmetric else weight.zero_point
+    parts = {"codes": weight.codes, "scale": weight.scale, "zero_point": zero_point}
+    paths = []
+    for part, value in parts.items() if weight.grid.per_channel else (("codes", weight.codes),):
+        paths.append(free_path(graph, f"{path}_{part}"))
+        set_attribute(graph, paths[-1], value)
+    return tuple(paths)
+
+
+def _dequantize(graph: GraphModule, paths: tuple[str, ...], weight: Codes) -> Node:
     grid, dtype = weight.grid, weight.codes.dtype
-    set_attribute(graph, f"{path}_codes", weight.codes)
-    read_codes = graph.graph.get_attr(f"{path}_codes")
+    read_codes, *channel_qparams = map(graph.graph.get_attr, paths)
     if not grid.per_channel:
         qparams = (weight.scale.item(), int(weight.zero_point), grid.lo, grid.hi, dtype)
         return graph.graph.call_function(quantized.dequantize_per_tensor.default, (read_codes, *qparams))
-    set_attribute(graph, f"{path}_scale", weight.scale)
-    # PyTorch dequantizes three times as fast with zero points of the type of the codes, but affine ones could wrap.
-    set_attribute(graph, f"{path}_zero_point", weight.zero_point.to(dtype) if grid.symmetric else weight.zero_point)
-    channel_qparams = (graph.graph.get_attr(f"{path}_scale"), graph.graph.get_attr(f"{path}_zero_point"), 0)
     return graph.graph.call_function(
-        quantized.dequantize_per_channel.default, (read_codes, *channel_qparams, grid.lo, grid.hi, dtype)
+        quantized.dequantize_per_channel.default, (read_codes, *channel_qparams, 0, grid.lo, grid.hi, dtype)
     )
