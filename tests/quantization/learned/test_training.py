@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitsweep.config.precision import Grid
 from bitsweep.graphs import tracing
@@ -113,6 +113,37 @@ def test_what_is_stored_computes_what_was_trained(bits: int, learned_scales: boo
         # A value on the brink between two codes may go to the other one: sums come in another order.
         assert grids.sqnr_db(expected, converted(batch)) > 35
     assert clipped and all(0 <= share < 1 for share in clipped.values())
+
+
+class Repeated(nn.Module):
+    """Two layers that run twice each, one of them without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.biased = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.plain, self.head = nn.Conv2d(8, 8, 1, bias=False), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for layer in (self.biased, self.plain, self.biased, self.plain):
+            x = torch.relu(layer(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_that_runs_twice_learns_one_set_of_weights() -> None:
+    graph = observe(tracing.trace(Repeated().eval(), input_shape=(3, SIZE, SIZE)), UNSIGNED, minmax_range)
+    made, batch = TrainedNetwork(graph, weight_grid(), minmax_weight_range, images()), torch.cat(images())
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(made.train()(batch), torch.arange(12) % 4).backward()
+        optimizer.step()
+    made.choose_ranges()
+    with torch.no_grad():
+        expected = made.eval()(batch)
+        assert made.finish().keys() == {f"{name}.weight" for name in ("stem", "biased", "plain", "head")}
+        assert grids.sqnr_db(expected, convert(made._graph)[0](batch)) > 35
 
 
 def pooled() -> nn.Module:

@@ -52,6 +52,7 @@ class TrainedNetwork(nn.Module):
         self._choose_range, self._batches, self._learned_scales = choose_range, batches, learned_scales
         statistics = _statistics(graph, normalized, batches)
         self.layers, self.activations = nn.ModuleDict(), nn.ModuleDict()
+        weights, biases = dict[str, Any](), dict[str, Any]()  # by their path: several layers may read the same
         for node in graph.graph.nodes:
             if is_layer(node):
                 weight, bias = attribute(graph, node.args[1]), bias_of(node)
@@ -62,7 +63,11 @@ class TrainedNetwork(nn.Module):
                     qparams = (given.scale, given.zero_point) if given else self._qparams(weight, own)
                     codes = FakeQuantize(own, *qparams, learned=learned_scales)
                 shift = None if bias is None else attribute(graph, bias)
-                self.layers[node.name] = TrainedLayer(node, weight, shift, statistics.get(node.name), codes)
+                layer = TrainedLayer(node, weight, shift, statistics.get(node.name), codes)
+                layer.weight, layer.codes = weights.setdefault(path, (layer.weight, layer.codes))
+                if bias is not None:
+                    layer.beta = biases.setdefault(str(bias.target), layer.beta)
+                self.layers[node.name] = layer
         for name, observer in self._observers.items():
             qparams = torch.ones(()), torch.zeros((), dtype=torch.int64)
             self.activations[name] = FakeQuantize(observer.grid, *qparams, learned=learned_scales)
