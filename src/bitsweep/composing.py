@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
@@ -60,23 +63,40 @@ def _compose(job: list[str]) -> DictConfig | None:
 
 @contextmanager
 def _files_read_once(loader: ConfigLoaderImpl) -> Iterator[None]:
-    """Let a loader read each file once for all configurations, and merge the same files once."""
+    """Let a loader read each file once for all configurations, and find and merge those of the same choices once."""
     own, merge = loader.repository, loader._compose_config_from_defaults_list
-    merged: dict[Any, DictConfig] = {}
+    listed: dict[Any, DefaultsList] = {}
+    merged: dict[Any, bytes] = {}
+
+    def list_once(*, repo: Any, overrides_list: list[Override], **settings: Any) -> DefaultsList:
+        """The files of the choices: no other override decides which they are."""
+        told = [each for each in overrides_list if not isinstance(each.value(), dict)]
+        choices = [each for each in told if repo.group_exists(each.key_or_group)]
+        asked = _sources(repo), tuple(settings.items()), tuple(each.input_line for each in choices)
+        if asked not in listed:
+            listed[asked] = create_defaults_list(repo=repo, overrides_list=choices, **settings)
+        others = [each for each in overrides_list if each not in choices and not each.is_sweep_override()]
+        return dataclasses.replace(listed[asked], config_overrides=others)
 
     def merge_once(*, defaults: list[ResultDefault], repo: Any) -> DictConfig:
-        sources = tuple((source.provider, source.path) for source in repo.get_sources())
-        asked = sources, tuple(map(dataclasses.astuple, defaults))
+        asked = _sources(repo), tuple(map(dataclasses.astuple, defaults))
         if asked not in merged:
-            merged[asked] = merge(defaults=defaults, repo=repo)
-        return copy.deepcopy(merged[asked])
+            merged[asked] = pickle.dumps(merge(defaults=defaults, repo=repo))
+        made: DictConfig = pickle.loads(merged[asked])
+        return made
 
     loader.repository, loader._compose_config_from_defaults_list = _ReadOnce(loader.get_search_path()), merge_once
+    config_loader_impl.create_defaults_list = list_once
     try:
         yield
     finally:
+        config_loader_impl.create_defaults_list = create_defaults_list
         loader.repository = own
         del loader._compose_config_from_defaults_list
+
+
+def _sources(repo: Any) -> tuple[Any, ...]:
+    return tuple((source.provider, source.path) for source in repo.get_sources())
 
 
 class _ReadOnce(ConfigRepository):  # type: ignore[misc]
@@ -106,4 +126,4 @@ class _ReadOnce(ConfigRepository):  # type: ignore[misc]
         return self._found[asked]
 
     def _asked(self, *of: Any) -> tuple[Any, ...]:
-        return tuple((source.provider, source.path) for source in self.sources), *of
+        return _sources(self), *of
