@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -53,3 +55,34 @@ def test_what_another_process_cannot_compose_is_told_as_usual(
     assert len([next(made) for _ in JOBS]) == 4
     with pytest.raises(HydraException, match="nothing"):
         next(made)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["+method.more=1"],
+        ["~require"],
+        ["dataset={name: mine}"],
+        ["method=qat", "method.epochs=1"],
+        ["~scale"],
+    ],
+)
+def test_overrides_of_all_kinds_stay_with_their_jobs(more: list[str], loader: ConfigLoaderImpl) -> None:
+    whole = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+    jobs = [["seed=1", *more], ["seed=2"], [*more, "seed=3"]]
+    assert list(compose_all(loader, whole, jobs)) == [loader.load_sweep_config(whole, job) for job in jobs]
+
+
+def test_the_files_of_the_same_choices_are_found_once(
+    loader: ConfigLoaderImpl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(**given: Any) -> DefaultsList:
+        asked.append([each.input_line for each in given["overrides_list"]])
+        return create_defaults_list(**given)
+
+    monkeypatch.setattr(composing, "create_defaults_list", noted)
+    whole = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+    assert len(list(compose_all(loader, whole, JOBS))) == 4
+    assert asked == [["model=lenet", "precision=int8"], ["model=resnet20", "precision=int8"]]

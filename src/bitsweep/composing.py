@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import multiprocessing
 import pickle
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 #: Jobs for which another process is worth its start.
-_EACH = 50
+_EACH = 200
 
 
 def compose_all(
@@ -39,7 +40,9 @@ def compose_all(
             return
         context = multiprocessing.get_context("fork")
         with context.Pool(processes, initializer=_prepare, initargs=(loader, whole)) as pool:
-            for job, made in zip(jobs, pool.imap(_compose, jobs, chunksize=10), strict=True):
+            # Jobs that follow each other have the same choices: what a process found for one serves the next.
+            composed = pool.imap(_compose, jobs, chunksize=math.ceil(len(jobs) / processes))
+            for job, made in zip(jobs, composed, strict=True):
                 yield loader.load_sweep_config(whole, job) if made is None else made
 
 

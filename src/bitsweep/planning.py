@@ -8,6 +8,7 @@ from typing import Literal
 from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.naming import Asked, wrong_names
+from bitsweep.runtime.fingerprint import files_seen_once
 from bitsweep.runtime.store import Store
 from bitsweep.text import plain
 
@@ -66,7 +67,8 @@ def plan(
     planned: dict[str, Planned] = {}
     counted = {*shared}
     reasons = [cell.skip_reason() for cell in cells]
-    keys = {stages.key_of(cell) for cell, reason in zip(cells, reasons, strict=True) if not reason}
+    with files_seen_once():
+        keys = {stages.key_of(cell) for cell, reason in zip(cells, reasons, strict=True) if not reason}
     runs = None if finished is None else finished(keys)
     for cell, reason in zip(cells, reasons, strict=True):
         if reason:

@@ -90,6 +90,15 @@ def test_code_does_not_change_with_anything_else(user: Path, file: str, old: str
     assert _key() == before
 
 
+def test_an_edit_counts_for_the_next_plan_and_not_for_half_of_one(user: Path) -> None:
+    with fingerprint.files_seen_once():
+        before = _key()
+        _edit(user / "user_helpers/constants.py", "TWO = 2", "TWO = 3")
+        assert _key() == before
+    with fingerprint.files_seen_once():
+        assert _key() != before
+
+
 def test_a_library_counts_by_its_version(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [_key()]
     for version in ("1.0", "1.1"):
