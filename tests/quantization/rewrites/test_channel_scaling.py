@@ -64,6 +64,29 @@ class Branches(nn.Module):
         return torch.cat([torch.relu(self.one(x)), nn.functional.max_pool2d(self.other(x), 3, 1, 1)], 1)
 
 
+class Parts(nn.Module):
+    """Layers that read some of the channels each, and one that reads parts that were put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.rest, self.some = nn.Conv2d(4, 5, 1), nn.Conv2d(5, 5, 1), nn.Conv2d(3, 5, 1)
+        self.all = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        again = torch.cat([torch.relu(first), nn.functional.max_pool2d(second, 3, 1, 1)], 1)
+        rest = x.split([3, 5], -3)[1]
+        y: Tensor = self.last(second) + self.rest(rest) + self.some(x[:, 2:-3]) + self.all(again)
+        return y
+
+
+class Swapped(nn.Module):
+    """Channels that change their places, which have no factors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([*[*x.chunk(2, 1)][::-1], x[:, ::3]], 1)
+
+
 class Grown(nn.Module):
     """Reads what was yielded so far by a normalisation that no layer can take in, and puts its own behind it."""
 
@@ -111,6 +134,10 @@ NETWORKS = {
     "shortcut": _network(Block(), nn.Conv2d(8, 5, 1)),
     "padded shortcut": _network(Block(), Block(12), nn.Conv2d(12, 5, 1)),
     "normalisations of their own": _network(Grown(8), Grown(12), Grown(16).norm, nn.ReLU(), nn.Conv2d(16, 5, 1)),
+    "parts": _network(nn.ReLU(), Parts()),
+    "swapped": _network(nn.ReLU(), Swapped(), nn.Conv2d(11, 5, 1)),
+    "larger": _network(nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), POINTWISE),
+    "pixels as channels": _network(nn.ReLU(), nn.PixelUnshuffle(2), nn.Conv2d(32, 5, 1)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
 }
 
@@ -138,6 +165,17 @@ def test_a_scaled_network_computes_the_same(network: nn.Module) -> None:
         scale_channels(graph, group, torch.logspace(-2, 2, group.channels))
     graph.recompile()
     torch.testing.assert_close(graph(images), before, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_the_channels_have_their_factors() -> None:
+    (group,) = layer_groups(_graph(NETWORKS["parts"]))
+    assert group.channels == 8 and len(group.readers) == 4
+    spans = [group.carriers[arguments(reader)[0]] for reader in group.readers]
+    assert sorted((span.start, span.stop) for span in spans) == [(0, 8), (2, 5), (3, 8), (4, 8)]
+    assert not layer_groups(_graph(NETWORKS["swapped"]))
+    assert (
+        len(layer_groups(_graph(NETWORKS["larger"]))) == len(layer_groups(_graph(NETWORKS["pixels as channels"]))) == 1
+    )
 
 
 def test_normalisations_that_no_layer_takes_in_read_factors_and_yield_them() -> None:

@@ -1,23 +1,35 @@
 """Which tensors of a network can have the factor 1 / s_i in channel i, while the layers that read them make up for it.
 
 Rectifiers, pooling, and products with a gate let factors through; a sum does where all that is added has the same ones,
-so that the layers along residual connections share them; what is concatenated keeps its own. What comes of it is in
-`channel_scaling.py`.
+so that the layers along residual connections share them; what is concatenated keeps its own, and so do parts that are
+taken of the channels. What comes of it is in `channel_scaling.py`.
 """
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.im2col import groups_of
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, aten, attribute, ensure_bias, is_layer, reads_attribute
+from bitsweep.graphs.ops import (
+    LAYER_KINDS,
+    arguments,
+    aten,
+    attribute,
+    ensure_bias,
+    is_layer,
+    reads_attribute,
+    with_defaults,
+)
 from bitsweep.quantization.rewrites.equalization import EQUIVARIANT
 
 #: Functions x g(x), each with its gate g as slope and offset before a function from 0 to 1.
 GATED = {aten.hardswish.default, aten.silu.default}
-_RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
+_RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.pixel_unshuffle.default}
+#: What takes a tensor apart; its parts are then taken one by one.
+_PARTED = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +140,7 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
             if not sources:
                 return None
         following = dict[Node, tuple[int, int]]()
-        for user in node.users:
+        for user in _users(node):
             if (is_layer(user) and arguments(user)[0] is node and makes_up(graph, user, count)) or _is_affine_product(
                 user
             ):
@@ -165,7 +177,7 @@ def _sources(node: Node, first: int, count: int) -> Iterator[tuple[Node, tuple[i
     Args:
         first, count: the span of the node's own.
     """
-    for read in node.all_input_nodes:
+    for read in _read(node):
         left, right = _added_channels(read, node)
         own, channels = count - left - right, _channels(read)
         # A channel may have become several, but not the other way round.
@@ -199,7 +211,9 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
             user.args[1:] in ((1,), (1 - value.ndim,)) and len(set(parts)) == len(parts) and all(map(_channels, parts))
         )
     if user.target == aten.slice.Tensor:
-        return bool(arguments(user)[1] % value.ndim > 1)
+        return bool(with_defaults(user)[1] % value.ndim > 1) or _sliced_channels(read, user) is not None
+    if _is_part(user):
+        return bool(with_defaults(arguments(user)[0])[2] % value.ndim == 1)
     if user.target == aten.mul.Tensor:
         # The larger of two factors of a product keeps its shape.
         return _sizes(result) == _sizes(value) and all(isinstance(factor, Node) for factor in user.args[:2])
@@ -214,15 +228,54 @@ def _lets_through(read: Node, user: Node, channels: int) -> bool:
 
 
 def _added_channels(read: Node, user: Node) -> tuple[int, int]:
-    """How many channels, of zeros or of others that it reads, a node puts before and behind those of one."""
+    """How many channels, of zeros or of others that it reads, a node puts before and behind those of one.
+
+    Where it takes some of the channels alone, it puts less than none.
+    """
     if user.target == aten.cat.default:
         parts: list[Node] = list(arguments(user)[0])
         place, widths = parts.index(read), [_channels(part) for part in parts]
         return sum(widths[:place]), sum(widths[place + 1 :])
+    if user.target == aten.slice.Tensor and (channels := _sliced_channels(read, user)) is not None:
+        return _taken(read, user, channels.start)
+    if _is_part(user):
+        parted, place = arguments(user)
+        return _taken(read, user, sum(int(part.shape[1]) for part in parted.meta["val"][:place]))
     if user.target != aten.pad.default:
         return 0, 0
     sizes = [int(size) for size in arguments(user)[1]]
     return (sizes[-2], sizes[-1]) if len(sizes) == 2 * (user.meta["val"].ndim - 1) else (0, 0)
+
+
+def _taken(read: Node, part: Node, first: int) -> tuple[int, int]:
+    return -first, first + int(part.meta["val"].shape[1]) - int(read.meta["val"].shape[1])
+
+
+def _sliced_channels(read: Node, user: Node) -> range | None:
+    """Which channels, one behind the other, a slice takes; None where it takes others, or something else."""
+    _, dim, *ends = with_defaults(user)
+    value = read.meta["val"]
+    if dim % value.ndim != 1 or any(isinstance(end, Node) for end in ends):
+        return None
+    channels = range(int(value.shape[1]))[slice(*ends)]
+    return channels if channels.step == 1 else None
+
+
+def _is_part(node: Node) -> bool:
+    """Whether a node is a part of a tensor that was taken apart."""
+    return node.target == operator.getitem and arguments(node)[0].target in _PARTED
+
+
+def _users(node: Node) -> Iterator[Node]:
+    """What reads a node, or a part of it."""
+    for user in node.users:
+        yield from user.users if user.target in _PARTED else (user,)
+
+
+def _read(node: Node) -> Sequence[Node]:
+    """What a node reads, or is a part of."""
+    whole: Node = arguments(node)[0] if _is_part(node) else node
+    return whole.all_input_nodes
 
 
 def _sizes(value: Tensor) -> list[int]:

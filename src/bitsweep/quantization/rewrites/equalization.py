@@ -25,6 +25,7 @@ BOUNDED = {aten.relu6.default, aten.hardtanh.default}
 EQUIVARIANT = {
     RELU, aten.leaky_relu.default, aten.prelu.default, aten.max_pool2d.default, aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
+    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
 }  # fmt: skip
 
 
