@@ -117,10 +117,12 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
 def for_integer_kernels(program: ExportedProgram) -> GraphModule:
     """Graph of a program in the form that the fusions know: biases in float, a scale for each channel of weights.
 
-    Weights that read images of one channel are in float, too.
+    Weights that read images of one channel are in float, too. Ranges that are chosen at run time hold 0.
     """
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    for node in graph.graph.find_nodes(op="call_function", target=quantized.choose_qparams.tensor):
+        _hold_zero(graph, node)
     for node in [node for node in graph.graph.nodes if node.target in DEQUANTIZE and reads_attribute(node.args[0])]:
         codes = attribute(graph, node.args[0])
         with graph.graph.inserting_before(node):
@@ -139,6 +141,18 @@ def for_integer_kernels(program: ExportedProgram) -> GraphModule:
                 )
     tidy(graph)
     return graph
+
+
+def _hold_zero(graph: GraphModule, choice: Node) -> None:
+    """Let a range be chosen for the ends of a tensor and 0: Inductor leaves 0 out where all values are above it.
+
+    The zero point cannot be below the codes, so that the largest values would be clipped.
+    """
+    (x, *limits), call = choice.args, graph.graph.call_function
+    with graph.graph.inserting_before(choice):
+        low = call(aten.clamp_max.default, (call(aten.amin.default, (x,)), 0.0))
+        high = call(aten.clamp_min.default, (call(aten.amax.default, (x,)), 0.0))
+        choice.args = (call(aten.stack.default, ([low, high],)), *limits)
 
 
 def _reads_one_channel(layer: Node) -> bool:
