@@ -33,7 +33,7 @@ def compose_all(
         jobs: overrides of each.
         processes: that compose those of many jobs, at most; more than one only where this process has no threads.
     """
-    with _files_read_once(loader):
+    with files_read_once(loader):
         processes = min(processes, len(jobs) // _EACH)
         if processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
             yield from (loader.load_sweep_config(whole, job) for job in jobs)
@@ -65,8 +65,11 @@ def _compose(job: list[str]) -> DictConfig | None:
 
 
 @contextmanager
-def _files_read_once(loader: ConfigLoaderImpl) -> Iterator[None]:
-    """Let a loader read each file once for all configurations, and find and merge those of the same choices once."""
+def files_read_once(loader: ConfigLoaderImpl) -> Iterator[None]:
+    """Let a loader read each file once for all configurations, and find and merge those of the same choices once.
+
+    Not to be nested.
+    """
     own, merge = loader.repository, loader._compose_config_from_defaults_list
     listed: dict[Any, DefaultsList] = {}
     merged: dict[Any, bytes] = {}

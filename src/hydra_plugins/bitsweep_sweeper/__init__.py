@@ -1,5 +1,6 @@
 """The sweeper, where Hydra looks for plug-ins: it knows only classes that are defined in this namespace."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from bitsweep.cell import Cell
-from bitsweep.composing import compose_all
+from bitsweep.composing import compose_all, files_read_once
 from bitsweep.config.overrides import as_word
 from bitsweep.configured import read, typed_command
 from bitsweep.errors import BitsweepError, ConfigError
@@ -90,12 +91,17 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
 
     def _launch(self, jobs: list[list[str]]) -> list[Outcome]:
         assert self.launcher is not None
+        assert self.hydra_context is not None
         if not jobs:
             return []
         start = self._launched
         self._launched += len(jobs)
+        # Others hand the loader to other processes, or compose all jobs at once.
+        composes_each = self._chosen_launcher == "basic"
+        loader = self.hydra_context.config_loader
         try:
-            returns = self.launcher.launch(jobs, initial_job_idx=start)
+            with files_read_once(loader) if composes_each else contextlib.nullcontext():
+                returns = self.launcher.launch(jobs, initial_job_idx=start)
         except Exception as error:  # a launcher that loses its workers must not lose the report
             raise GaveUp(_one_line(f"hydra/launcher={self._chosen_launcher}: {error}")) from error
         outcomes = []
