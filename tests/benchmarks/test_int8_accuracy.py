@@ -28,6 +28,20 @@ def test_contestants_race_on_the_same_images(sample_data: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_sums_whose_channels_differ_are_mended_though_no_remedy_alone_shows_in_the_logits(
+    sample_data: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, REPOSITORY / "benchmarks" / "int8_accuracy.py", "--data", sample_data]
+    command += ["--networks", "mobilenet_v3_small+sums", "--engines", "onnxruntime", "--peers", "--images", "50"]
+    command += ["--cache", tmp_path / "cache", "--json", tmp_path / "figures.json"]
+    subprocess.run(command, capture_output=True, check=True)
+    (row,) = (
+        row for row in json.loads((tmp_path / "figures.json").read_text())["rows"] if row["contestant"] != "torch fp32"
+    )
+    assert row["sqnr_db"] > 15
+
+
+@pytest.mark.slow
 def test_a_network_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     command = [sys.executable, REPOSITORY / "benchmarks" / "int8_accuracy.py", "--data", tmp_path, "--networks", "net"]
     finished = subprocess.run(command, capture_output=True, text=True)

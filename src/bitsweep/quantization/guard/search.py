@@ -39,6 +39,8 @@ from bitsweep.results import Table
 SUFFICIENT_DB = 18.0
 #: The same of those that cost none.
 ENOUGH_DB = SUFFICIENT_DB + 4
+#: With less than this, in dB, the logits tell nothing, and so not which of two networks is better.
+RUINED_DB = 3.0
 #: What alone leaves more than this, in dB, is not worth a remedy that costs latency.
 COSTLY_DB = SUFFICIENT_DB + 10
 #: What alone leaves less than this above the whole network, in dB, makes a quarter of all noise: worth a small
@@ -247,7 +249,9 @@ class Guard:
                 trial.graph, images, trial.placement, trial.floats, known=state.study, changed=trial.changed
             )
         )  # fmt: skip
-        if trial.total_db <= state.total_db - 0.5 or (trial := trial.priced()).noise >= state.noise:
+        if trial.total_db <= state.total_db - 0.5 and state.total_db > RUINED_DB:
+            return state
+        if (trial := trial.priced()).noise >= state.noise:
             return state
         after = (replace(remedy, after_db=trial.total_db) for remedy in told)
         return replace(trial, remedies=(*state.remedies, *after))
