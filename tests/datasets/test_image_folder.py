@@ -313,7 +313,7 @@ def test_how_images_are_divided_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     """What a script of one's own tests on all images is not compared with a part of them unawares."""
     root = put(tmp_path, together(5))
     dataset(root).source()
-    said = f"dataset.root={root}: 8 images are for training and 2 for testing, by dataset.test_share=0.2; 1 tests"
+    said = f"dataset.root={root}: 8 images are for training and 2 for testing, by dataset.test_share=0.2; to test "
     assert said in capsys.readouterr().out
     dataset(root, test_share=1.0).source()
     said = (
