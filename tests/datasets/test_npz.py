@@ -91,9 +91,22 @@ def saved(folder: Path, knobs: dict[str, Any] | None = None, **changed: np.ndarr
     return Npz(name="npz", root=str(folder / "data.npz"), **knobs or {})
 
 
+def encrypted(file: Path) -> None:
+    """A file whose members say that a password is needed, as those of encrypted archives do."""
+    np.savez(file, **PLAIN)
+    content = bytearray(file.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.find(mark)
+        while place >= 0:
+            content[place + flags] |= 1
+            place = content.find(mark, place + 1)
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "what"),
     [
+        ("x.npz", encrypted, r"cannot be read as an \.npz archive \(.* is encrypted, password required"),
         ("x.npz.gz", lambda file: file.write_bytes(gzip.compress(b"PK")), "is gzipped: unpack it with gunzip"),
         ("x.npy", lambda file: np.save(file, IMAGES[4]), r"is a single array \(\.npy\): save images and labels"),
         ("x.pkl", lambda file: file.write_bytes(pickle.dumps([1])), "is a pickle, which could run code"),

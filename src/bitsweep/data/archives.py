@@ -120,7 +120,7 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
                 train = Split(images=test.images[:0], labels=test.labels[:0])
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         if "allow_pickle" in str(error):
             raise DataError("holds arrays of Python objects, which could run code: save them as numbers") from error
         raise DataError(f"cannot be read as an .npz archive ({error})") from error
