@@ -45,7 +45,7 @@ class Normalised(Model):
             nn.Conv2d(3, 8, 3, padding=1),
             nn.BatchNorm2d(8),
             nn.ReLU(),
-            nn.Sequential(nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8, affine=True), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8, affine=False), nn.ReLU()),
             nn.Flatten(),
             nn.Linear(72, num_classes),
         )

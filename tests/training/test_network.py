@@ -14,6 +14,7 @@ from bitsweep.results import Splits
 from bitsweep.training.baseline import fit
 from bitsweep.training.loop import train
 from bitsweep.training.network import build_network, freeze, start_from_weights
+from bitsweep.training.trained import load_trained
 
 State = dict[str, Tensor]
 
@@ -80,6 +81,29 @@ def test_a_frozen_backbone_stays_as_it_is(trained: Callable[..., tuple[State, St
     before, after = trained(frozen_epochs=2)
     backbone = {name for name in before if not name.startswith("4.")}
     assert {name for name in backbone if torch.equal(before[name], after[name])} == backbone
+
+
+@configurable
+class PartlyFixed(Normalised):
+    """The same, whose author has fixed its first layer."""
+
+    def build(self, num_classes: int) -> nn.Module:
+        network = super().build(num_classes)
+        network[0].requires_grad_(False)
+        return network
+
+
+def test_what_its_author_has_fixed_stays_as_it_is(digits: Splits, tmp_path: Path) -> None:
+    recipe = Recipe(name="a", epochs=2, max_steps=6, device="cpu")
+    fit(PartlyFixed(), digits, recipe=recipe, seed=0, folder=tmp_path)
+    torch.manual_seed(0)
+    before, _ = build_network(PartlyFixed(), 10)
+    after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    kept = {name for name, parameter in before.named_parameters() if torch.equal(parameter, after[name])}
+    assert kept == {"0.weight", "0.bias"}
+    assert load_trained(tmp_path).notes == (
+        "model=normalised: 0.weight, 0.bias stay as they are: requires_grad is False there",
+    )
 
 
 def test_a_backbone_is_frozen_in_the_first_epochs_only(digits: Splits, given: Path, tmp_path: Path) -> None:

@@ -66,12 +66,16 @@ def fit(
     notes = [_without_loss(model, unused, trains=bool(recipe.epochs))] if unused else []
     if not recipe.epochs and (unsaid := model.unsaid()):
         notes.append(unsaid)
+    fixed = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    if recipe.epochs and fixed:
+        kept = "stay as they are" if fixed[1:] else "stays as it is"
+        notes.append(f"model={model.name}: {some(fixed)} {kept}: requires_grad is False there")
     for note in notes if context.is_main else []:
         say(note)
     network.to(device)
     if recipe.epochs and not len(splits.train):
         raise DataError(f"train={recipe.name} trains, and there are no training images; use train=pretrained")
-    if recipe.epochs and not any(True for _ in network.parameters()):
+    if recipe.epochs and not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(f"model={model.name}: the network has no parameters to train; use train=pretrained")
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -89,7 +93,7 @@ def fit(
                 title=model.name,
                 head=head,
                 before_epoch=lambda epoch, epochs: freeze(
-                    network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum
+                    network, head, backbone=epoch < recipe.frozen_epochs, statistics=not recipe.bn_momentum, fixed=fixed
                 ),
                 context=replace(context, has_unused=bool(unused)),
                 unfinished=unfinished,

@@ -109,14 +109,16 @@ class JointBatchNorm(_BatchNorm):
         centred = input - mean_C.reshape(as_input)
         variance_C: Tensor = _Mean.apply(centred.square().mean(others))  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            count = input.numel() / self.num_features * dist.get_world_size()
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-            assert self.num_batches_tracked is not None
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        factor_C = self.weight * torch.rsqrt(variance_C + self.eps)
-        return torch.addcmul(self.bias.reshape(as_input), centred, factor_C.reshape(as_input))
+            if self.running_mean is not None and self.running_var is not None:
+                assert self.momentum is not None and self.num_batches_tracked is not None
+                count = input.numel() / self.num_features * dist.get_world_size()
+                self.running_mean.lerp_(mean_C, self.momentum)
+                self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
+                self.num_batches_tracked += 1
+        normalised = centred * torch.rsqrt(variance_C + self.eps).reshape(as_input)
+        if not self.affine:
+            return normalised
+        return torch.addcmul(self.bias.reshape(as_input), normalised, self.weight.reshape(as_input))
 
 
 class _Mean(torch.autograd.Function):

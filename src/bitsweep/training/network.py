@@ -4,7 +4,7 @@ The head is the layer whose outputs are the classes, or what took its place; the
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,13 +78,18 @@ def load_weights(
     _fill(network, state, origin=f"model.weights={file}", head=head, why=why)
 
 
-def freeze(network: nn.Module, head: str, *, backbone: bool, statistics: bool) -> None:
+def freeze(
+    network: nn.Module, head: str, *, backbone: bool, statistics: bool, fixed: Collection[str] = frozenset()
+) -> None:
     """Say what of a network in training mode stays as it is: its backbone, or only the statistics of its normalisation.
 
     A batch normalisation that keeps its running statistics normalises by them.
+
+    Args:
+        fixed: names of the parameters that stay as they are in any case.
     """
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not backbone or _within(name, head))
+        parameter.requires_grad_(name not in fixed and (not backbone or _within(name, head)))
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and (statistics or (backbone and not _within(name, head))):
             module.eval()

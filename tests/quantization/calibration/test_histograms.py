@@ -101,6 +101,11 @@ def test_a_sample_leaves_out_no_channel_row_or_column() -> None:
             assert [sorted(set(each.tolist())) for each in seen] == [list(range(count)) for count in size]
 
 
+def test_an_image_may_have_a_single_value() -> None:
+    seen = histograms.histogram(torch.tensor([0.5, -2.0, 0.0]), of_images=True)
+    assert (seen.total, seen.zeros, seen.lo, seen.hi) == (3, 1, -2.0, 0.5)
+
+
 def test_values_beyond_bounds_count_as_the_bound() -> None:
     x = long_tailed(64).reshape(4, 16)
     bounded = histograms.histogram(x, of_images=True, bounds=(-1.0, 2.0))

@@ -1,7 +1,6 @@
 """Rounding that gradients pass through, against its formulas."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from bitsweep.config.precision import Grid
 from bitsweep.quantization import grids
-from bitsweep.quantization.learned.fake_quantization import scaled_gradient, stored_as, straight_through
+from bitsweep.quantization.learned.fake_quantization import FakeQuantize, stored_as, straight_through
 
 
 @example(values=[1.0, 3.0, 5.0, -1.0], step=2.0, middle=1)  # ties, which the zero point must not turn
@@ -34,13 +33,19 @@ def test_rounding_and_its_gradients(values: list[float], step: float, middle: in
     assert float(scale.grad) == pytest.approx(float(pull.sum()), abs=2e-4)
 
 
-def test_the_gradient_of_a_scale_is_that_of_the_paper() -> None:
-    scale = torch.tensor([0.5], requires_grad=True)
-    result = scaled_gradient(scale, 100, Grid(bits=4, signed=True, symmetric=True))
-    assert torch.equal(result, scale)
-    result.backward()
-    assert scale.grad is not None
-    assert float(scale.grad) == pytest.approx(1 / math.sqrt(100 * 7))
+def test_learned_scales_stay_positive_and_change_by_shares() -> None:
+    """Of 8 bits they are smaller than what a few steps of Adam change a weight by."""
+    grid, start = Grid(bits=8, signed=True, symmetric=True, per_channel=True), torch.tensor([1e-3, 1.0])
+    made = FakeQuantize(grid, start, torch.zeros(2, dtype=torch.int64), learned=True)
+    weight = 300 * start[:, None] + torch.zeros(2, 5)  # beyond the grid
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (made(weight).square().sum(1) / start.square()).sum().backward()
+        optimizer.step()
+    shares = made.scale.detach() / start
+    torch.testing.assert_close(shares[0], shares[1])
+    assert 0.5 < float(shares[0]) < 0.8
 
 
 def test_layers_compute_with_halves_and_learn_in_full() -> None:

@@ -117,7 +117,7 @@ def _sample(images: torch.Tensor) -> torch.Tensor:
     What lies side by side along the last axis is taken as a whole where there are enough of such runs. The step is
     coprime with all other sizes, so that no index is left out.
     """
-    *others, last = images.shape[1:]
+    *others, last = images.shape[1:] or (1,)
     run = last if others and last * max(others) <= SAMPLE else 1
     step = (images[0].numel() - 1) // SAMPLE + 1
     while step > 1 and any(math.gcd(step, size) > 1 for size in (others if run > 1 else (*others, last))):

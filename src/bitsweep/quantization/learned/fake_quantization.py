@@ -6,10 +6,10 @@ the batch.
 
 Papers: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (arXiv 1712.05877), section 3; Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (arXiv
-1806.08342), section 3.2.2; for learned scales Esser et al., "Learned Step Size Quantization" (arXiv 1902.08153).
+1806.08342), section 3.2.2; for learned scales Esser et al., "Learned Step Size Quantization" (arXiv 1902.08153), and
+Jain et al., "Trained Quantization Thresholds" (arXiv 1903.08066), section 3.3, for their logarithms.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,44 +43,45 @@ def straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -
     return (codes + (exact - exact.detach()) - z) * s
 
 
-def scaled_gradient(scale: Tensor, values: int, grid: Grid) -> Tensor:
-    """The same scale, whose gradient is multiplied by 1 / sqrt(N Q_p), so that it learns at the pace of the weights.
-
-    Args:
-        values: N, how many share the scale; the features of one image for an activation.
-    """
-    factor = 1 / math.sqrt(values * grid.hi)
-    return scale * factor + (scale * (1 - factor)).detach()
-
-
 class FakeQuantize(nn.Module):
-    """Rounds what passes through it to a grid, of which the scale may be learned."""
+    """Rounds what passes through it to a grid, of which the scale may be learned.
 
-    scale: Tensor
+    What is learned is log(s): a scale stays positive, and a step of Adam changes it by a share, whatever its size. On
+    Adam the factor has no effect that the paper puts on the gradient, so that there is none here.
+    """
+
     zero_point: Tensor
 
     def __init__(self, grid: Grid, scale: Tensor, zero_point: Tensor, *, learned: bool) -> None:
         super().__init__()
         self.grid, self.learned = grid, learned
         if learned:
-            self.scale = nn.Parameter(scale.clone())
+            self.log_scale = nn.Parameter(scale.log())
         else:
-            self.register_buffer("scale", scale.clone())
+            self.register_buffer("fixed_scale", scale.clone())
         self.register_buffer("zero_point", zero_point.clone())
 
-    def forward(self, x: Tensor, sharing: int) -> Tensor:
-        """Q(x), where each scale is shared by so many values."""
-        grid, zero_point = self.grid, self.zero_point
+    @property
+    def scale(self) -> Tensor:
+        """s, with the gradient of its logarithm where it is learned."""
+        return self.log_scale.exp() if self.learned else self.get_buffer("fixed_scale")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Q(x)."""
+        grid, scale, zero_point = self.grid, self.scale, self.zero_point
         if self.learned:
-            return straight_through(x, scaled_gradient(self.scale, sharing, grid), zero_point, grid)
-        if self.scale.ndim:
-            return torch.fake_quantize_per_channel_affine(x, self.scale, zero_point.int(), 0, grid.lo, grid.hi)
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, zero_point.int(), grid.lo, grid.hi)
+            return straight_through(x, scale, zero_point, grid)
+        if scale.ndim:
+            return torch.fake_quantize_per_channel_affine(x, scale, zero_point.int(), 0, grid.lo, grid.hi)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), grid.lo, grid.hi)
 
     @torch.no_grad()
     def set(self, scale: Tensor, zero_point: Tensor) -> None:
         """Replace scale and zero point."""
-        self.scale.copy_(scale)
+        if self.learned:
+            self.log_scale.copy_(scale.log())
+        else:
+            self.get_buffer("fixed_scale").copy_(scale)
         self.zero_point.copy_(zero_point)
 
 
@@ -130,9 +131,7 @@ class TrainedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output of the layer and its normalisation."""
         weight, bias = self.folded
-        rounded = weight
-        if self.codes is not None:
-            rounded = self.codes(weight, weight[0].numel() if self.codes.scale.ndim else weight.numel())
+        rounded = weight if self.codes is None else self.codes(weight)
         if not self.normalized or not self.training:
             return self._operate(x, rounded, bias)
         factor = self.gamma * (self.variance + EPS).rsqrt()

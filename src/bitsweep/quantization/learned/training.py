@@ -219,7 +219,7 @@ class _Run(Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target not in self._rounding:
             return super().call_module(target, args, kwargs)
-        return self._rounding[target](args[0], args[0][0].numel())
+        return self._rounding[target](args[0])
 
 
 def _statistics(
