@@ -242,6 +242,18 @@ def test_files_that_pillow_misreads_are_refused(
         assert why_unreadable(picture, caught.value) == "a TIFF of a kind that Pillow cannot read"
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_fourth_channel_that_pillow_leaves_out_is_told_to_networks_that_take_it(bits: int, tmp_path: Path) -> None:
+    """As that of cameras for near infrared, which is no transparency."""
+    values = np.dstack([COLOURED, GREY]).astype(f"u{bits // 8}") * (257 if bits == 16 else 1)
+    tiff(tmp_path / "image.tiff", values.tobytes(), {258: [bits] * 4, 262: [2], 277: [4], 338: [0]})
+    with pytest.raises(ValueError, match=r"Pillow reads 3 of its 4 channels; dataset=npz takes arrays of all of them"):
+        read_picture(tmp_path / "image.tiff", form(channels=4))
+    assert np.array_equal(read_picture(tmp_path / "image.tiff", form()), COLOURED)
+    tiff(tmp_path / "image.tiff", values.tobytes(), {258: [bits] * 4, 262: [2], 277: [4], 338: [2]})
+    assert np.array_equal(read_picture(tmp_path / "image.tiff", form(channels=4)), np.dstack([COLOURED, GREY]))
+
+
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_twelve_bits_keep_their_levels(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"image.{suffix}"
@@ -384,7 +396,7 @@ def test_the_network_sees_the_same_through_numpy_and_torch(
     assert (seen.dtype, seen.shape, seen.flags.c_contiguous) == (np.float32, (5, *shape), True)
     for layout in (torch.contiguous_format, torch.channels_last):
         planes = preprocess(images, **about, memory_format=layout)  # type: ignore[arg-type]
-        assert planes.is_contiguous(memory_format=layout)
+        assert planes.stride() == torch.empty(planes.shape, memory_format=layout).stride()
         assert np.array_equal(seen, planes)
     planes = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) / white
     resized = interpolate(planes, shape[1:], mode="bilinear", antialias=True).numpy()[:, :: -1 if bgr else 1]

@@ -141,6 +141,8 @@ def test_labels_of_any_kind(
         (rows(label=0.5), "jsonl", {}, "label of row 0 is 0.5; labels are names or whole numbers"),
         (rows(path="images"), "csv", {}, "images.* and 9 more are no file; correct the paths"),
         (rows(path=""), "csv", {}, "a row has no picture, but ; pictures are bytes, or paths of files"),
+        (rows(path="/9j/4AAQSkZJRgABAQAA" * 15), "jsonl", {}, r"300 characters .*AQAA\.{3}\), and there"),
+        (rows(path="data:image/png;base64," + "A" * 9978), "jsonl", {}, "10,000 characters .*; pictures themselves"),
         (rows(split=lambda n: n % 3), "csv", {}, "parts are 0, 1, 2; they must be train and test"),
         (rows(split="train"), "csv", {}, "all rows are for training; call the part of others test"),
         (rows(label="a"), "csv", {}, "all images are of class a; there must be two classes or more"),

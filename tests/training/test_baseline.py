@@ -43,9 +43,9 @@ class Small(Model):
 class Viewing(torch.nn.Module):
     """Asks for a view that features have only where channels lie apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.features = torch.nn.Conv2d(3, 4, 3)
+        self.features = torch.nn.Conv2d(channels, 4, 3)
         self.head = torch.nn.Linear(4 * 6 * 6, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,15 +65,18 @@ def recipe(**knobs: object) -> Recipe:
 
 
 @each_device
-def test_images_are_laid_out_as_a_network_takes_them(device: str) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_laid_out_as_a_network_takes_them(channels: int, device: str) -> None:
+    """Also those of one channel, which PyTorch calls contiguous in both layouts, whatever their strides."""
     fastest = torch.contiguous_format if device == "cpu" else torch.channels_last
     for network, expected in (
-        (Small().build(10), (fastest, torch.channels_last)),
-        (Viewing(), (torch.contiguous_format, torch.contiguous_format)),
+        (torch.nn.Conv2d(channels, 4, 3), (fastest, torch.channels_last)),
+        (Viewing(channels), (torch.contiguous_format, torch.contiguous_format)),
     ):
         network.to(device)
         layouts = [
-            loop.memory_format(network, (3, 8, 8), torch.device(device), learns=learns) for learns in (True, False)
+            loop.memory_format(network, (channels, 8, 8), torch.device(device), learns=learns)
+            for learns in (True, False)
         ]
         assert tuple(layouts) == expected
 

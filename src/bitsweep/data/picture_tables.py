@@ -6,6 +6,7 @@ They are read a part at a time, so that memory does not grow with the number of 
 import contextlib
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -16,6 +17,9 @@ import numpy as np
 from bitsweep.data.image_files import Picture
 from bitsweep.errors import DataError, first_line
 from bitsweep.text import some
+
+#: Of a file, in characters: text that is longer is perhaps no path, but a picture in base 64.
+_LONGEST_NAME = 255
 
 if TYPE_CHECKING:
     import pyarrow
@@ -154,6 +158,11 @@ def _picture(value: Any, folder: Path) -> Picture:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value.strip():
+        if len(value) > _LONGEST_NAME and not os.path.exists(folder / value):  # noqa: PTH110 - Path raises here
+            raise DataError(
+                f"a row has {len(value):,} characters for its picture ({value[:20]}...), and there is no such file; "
+                "pictures themselves are bytes, in Parquet"
+            )
         return _place(value.strip(), folder)
     raise DataError(f"a row has no picture, but {str(value)[:40]}; pictures are bytes, or paths of files")
 

@@ -20,8 +20,8 @@ DEEPEST = (1 << 16) - 1
 _WHITES = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-#: Tags of TIFF: bits of each channel, what 0 shows, how channels lie, and whether they have a sign.
-_BITS, _PHOTOMETRIC, _PLANES, _SIGN = 258, 262, 284, 339
+#: Tags of TIFF: bits of each channel, what 0 shows, number of channels, how they lie, and whether they have a sign.
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANES, _SIGN = 258, 262, 277, 284, 339
 #: Pillow's filters by name.
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -91,7 +91,7 @@ def as_stored(opened: Image.Image, form: StoredForm) -> np.ndarray[Any, Any]:
     """The same for a picture that is open."""
     if form.channels not in (1, 3, 4):
         raise ValueError(f"pictures have 1, 3 or 4 channels, not {form.channels}")
-    _refuse_misread(opened)
+    _refuse_misread(opened, channels=form.channels)
     upright = ImageOps.exif_transpose(opened)
     clear = upright.info.get("transparency")
     if isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, of which Pillow reads the upper half
@@ -259,8 +259,10 @@ def white_of(largest: int) -> int:
     return next((white for white in _WHITES if largest <= white), DEEPEST) if largest > 0 else DEEPEST
 
 
-def _refuse_misread(opened: Image.Image) -> None:
+def _refuse_misread(opened: Image.Image, *, channels: int) -> None:
     """Refuse TIFF files that Pillow reads without an error, and as something else than they show.
+
+    Of RGB and further channels it leaves the others out: a network of three needs no more.
 
     Raises:
         ValueError: what such a file holds.
@@ -275,6 +277,9 @@ def _refuse_misread(opened: Image.Image) -> None:
         raise ValueError("Pillow misreads 16-bit channels that lie apart; save them interleaved")
     if opened.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0:
         raise ValueError("Pillow shows 16-bit pixels whose 0 is white as negatives; save them with 0 as black")
+    held, seen = tags.get(_SAMPLES, 1), len(opened.getbands())
+    if channels > seen and held > seen:
+        raise ValueError(f"Pillow reads {seen} of its {held} channels; dataset=npz takes arrays of all of them")
 
 
 def _from_deep(picture: Image.Image, white: int) -> Image.Image:

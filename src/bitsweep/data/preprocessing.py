@@ -68,7 +68,11 @@ def preprocess(
         for values in (mean_C, std_C)
     )
     rows_MR.sub_(mean_R).div_(std_R)
-    return scaled_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=memory_format or torch.contiguous_format)
+    planes_NCHW = scaled_NHWC.permute(0, 3, 1, 2)
+    if memory_format not in (None, torch.contiguous_format):
+        return planes_NCHW.contiguous(memory_format=memory_format)
+    # One channel lies the same way in both layouts: the strides decide which one convolutions go on with.
+    return planes_NCHW.contiguous().view(planes_NCHW.shape)
 
 
 def preprocessed(

@@ -214,8 +214,8 @@ def _digests(take: Callable[[Sequence[int]], Sequence[Picture]], count: int) -> 
 def _require_files(paths: Sequence[Path]) -> None:
     if missing := [str(path) for path in paths if not path.exists()]:
         raise DataError(
-            f"{len(missing)} of {len(paths)} files are missing: {some(missing)}; set dataset.root to the folder that "
-            "paths count from, or correct them"
+            f"{len(missing)} of {len(paths)} files are missing: {some(missing)}; put them there or correct the paths, "
+            "which count from dataset.root, or, without it, from the folder of the list"
         )
     if odd := [str(path) for path in paths if path.is_dir() or file_kind(path)]:
         raise DataError(f"{some(odd)} {'are' if odd[1:] else 'is'} no file; correct the paths")

@@ -238,7 +238,7 @@ def memory_format(network: nn.Module, input_shape: Shape, device: torch.device, 
     """
     if learns and device.type == "cpu":
         return torch.contiguous_format
-    images = torch.zeros(2, *input_shape, device=device).contiguous(memory_format=torch.channels_last)
+    images = torch.empty(2, *input_shape, device=device, memory_format=torch.channels_last).zero_()
     try:
         with torch.inference_mode():
             network.eval()(images)
