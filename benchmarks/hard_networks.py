@@ -2,7 +2,7 @@
 
 What pretrained networks with depthwise convolutions have by themselves can be made in any network: channels whose
 ranges differ by a factor of a million, channels that never change, variances of a normalisation near 0. In float32
-nothing is lost, so that whatever a quantized network loses afterwards is the quantization's.
+next to nothing is lost, so that whatever a quantized network loses afterwards is the quantization's.
 
 Shape letters: O output and I input channels of a layer.
 """
@@ -153,11 +153,44 @@ def with_rescaled_sums(network: nn.Module, *, span: float = 1e2, seed: int = 0) 
     return hard
 
 
+def with_offsets(network: nn.Module, *, size: float = 30.0, seed: int = 0) -> nn.Module:
+    """Channels that no function follows have offsets, and the layers that read them, or sums of them, subtract these.
+
+    An offset is drawn for each channel from a normal distribution. A layer whose padding would be read is no reader.
+
+    Args:
+        size: standard deviation of the offsets; the channels are around 1.
+    """
+    hard = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(seed)
+    graph = Tracer().trace(hard)
+    for node in graph.nodes:
+        norm = operation(hard, node)
+        members = offset_by(hard, node) if isinstance(norm, nn.BatchNorm2d) else set()
+        readers = {reader for each in members for reader in each.users} - members
+        if not members or not all(takes_off(hard, reader) for reader in readers) or used_twice(graph, node):
+            continue
+        offset_O = size * torch.randn(len(norm.bias), generator=generator, dtype=torch.float64)
+        norm.bias.data += offset_O.float()
+        for reader in readers:
+            layer = operation(hard, reader)
+            yielded_O = (layer.weight.data.double().flatten(2).sum(2) @ offset_O).float()
+            following = operation(hard, only_reader(reader)) if only_reader(reader) is not None else None
+            if layer.bias is not None:
+                layer.bias.data -= yielded_O
+            elif isinstance(following, nn.BatchNorm2d):
+                following.running_mean += yielded_O
+            else:
+                layer.bias = nn.Parameter(-yielded_O)
+    return hard
+
+
 HARD = {
     "rescaled": rescaled,
     "constant": with_constant_channels,
     "variance": with_tiny_variances,
     "sums": with_rescaled_sums,
+    "offsets": with_offsets,
 }
 
 
@@ -224,6 +257,25 @@ def joined(network: nn.Module, node: fx.Node) -> set[fx.Node]:
             found += [] if yields(network, each) else each.all_input_nodes
             found += [user for user in each.users if not yields(network, user)]
     return members
+
+
+def offset_by(network: nn.Module, node: fx.Node) -> set[fx.Node]:
+    """A node with all sums that have its offsets; nothing where a sum has them twice."""
+    members, found = {node}, [node]
+    while found:
+        for user in found.pop().users:
+            if kind(network, user) in ADDING:
+                if user in members or len({*user.all_input_nodes}) < 2:
+                    return set()
+                members.add(user)
+                found.append(user)
+    return members
+
+
+def takes_off(network: nn.Module, reader: fx.Node) -> bool:
+    """Whether a node is a convolution that sees no zeros at borders, and all channels."""
+    layer = operation(network, reader)
+    return isinstance(layer, nn.Conv2d) and not any(layer.padding) and layer.groups == 1
 
 
 def yields(network: nn.Module, node: fx.Node) -> bool:

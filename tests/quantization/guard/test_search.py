@@ -313,6 +313,29 @@ def test_tensors_that_help_only_together_are_scaled_together() -> None:
     assert before < 0 and _total_db(guard, guarded) > min(SUFFICIENT_DB, plain - 3)
 
 
+def test_means_that_lie_apart_are_moved_into_the_readers() -> None:
+    network, guard, images = Bottlenecks(), _guard(), _images()
+    plain = _total_db(guard, Guarded(graph=tracing.trace(network, input_shape=(3, SIZE, SIZE)), placement=Placement()))
+    generator = torch.Generator().manual_seed(1)
+    offset = torch.zeros(())
+    for layer, readers in zip(
+        (network.stem, *network.outer), ([each] for each in (*network.inner, network.head)), strict=True
+    ):
+        added = 100 * torch.randn(len(layer.bias), generator=generator)
+        layer.bias.data += added
+        offset = offset + added if offset.shape == added.shape else added
+        for reader in readers:
+            reader.bias.data -= reader.weight.data.flatten(1) @ offset
+    graph = tracing.trace(network, input_shape=(3, SIZE, SIZE))
+    logits, before = graph(images), _total_db(guard, Guarded(graph=graph, placement=Placement()))
+    guarded = guard.protect(graph, images)
+    torch.testing.assert_close(guarded.graph(images), logits, rtol=1e-3, atol=2e-3)
+    assert before < 0 and _total_db(guard, guarded) > min(SUFFICIENT_DB, plain - 3)
+    (told, *_) = guarded.remedies
+    assert "lie around values from -" in told.cause and {"stem", "outer.3"} <= {*told.layers}
+    assert not (guarded.floats or guarded.placement.floats)
+
+
 def _imbalanced(function: type[nn.Module]) -> GraphModule:
     """Channels of unlike ranges before a function that lets no factors through."""
 

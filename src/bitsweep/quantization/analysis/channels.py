@@ -24,6 +24,12 @@ def ends_of_channels(values: Tensor, node: Node) -> tuple[Tensor, Tensor]:
     return values.amin(others), values.amax(others)
 
 
+def along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
+    """A value for each channel, in a shape that broadcasts against what a node yields."""
+    others = _others(like, node)
+    return values_C.view([1 if dim in others else -1 for dim in range(like.ndim)])
+
+
 def _others(values: Tensor, node: Node) -> list[int]:
     """The dimensions that are not that of channels."""
     tokens = node.target == aten.layer_norm.default or values.ndim in (1, 3)

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from bitsweep.config.precision import Grid
-from bitsweep.graphs.ops import LAYER_KINDS, arguments, is_layer, values_of_an_image
+from bitsweep.graphs.ops import arguments, is_layer, values_of_an_image
 from bitsweep.graphs.qdq_pairs import round_to_grid
 from bitsweep.quantization import grids
 from bitsweep.quantization.analysis.channels import (
+    along_channels,
     ends_of_channels,
     mean_of_channels,
     of_all_images,
@@ -188,11 +189,6 @@ def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor
     return round_to_grid(x, scale.item(), int(zero_point), grid.lo, grid.hi)
 
 
-def _along_channels(values_C: Tensor, node: Node, like: Tensor) -> Tensor:
-    axis = like.ndim - 1 if LAYER_KINDS[node.target] == "linear" else 1
-    return values_C.view([-1 if dim == axis else 1 for dim in range(like.ndim)])
-
-
 class _Rounded(Interpreter):
     """Runs a network with some of its activations and weights rounded."""
 
@@ -216,7 +212,7 @@ class _Rounded(Interpreter):
         (x, _, *others), _ = self.fetch_args_kwargs_from_env(n)
         assert callable(n.target)
         result = n.target(x, self._weights[path], *others)
-        return result - _along_channels(self._offsets[path], n, result) if path in self._offsets else result
+        return result - along_channels(self._offsets[path], n, result) if path in self._offsets else result
 
 
 class _Priced(Interpreter):
@@ -271,7 +267,7 @@ class _Priced(Interpreter):
         path = str(arguments(layer)[1].target)
         error = error_of_weights(self, layer, self._study.weights[path])
         if path in self._study.offsets:
-            error = error - _along_channels(self._study.offsets[path], layer, error)
+            error = error - along_channels(self._study.offsets[path], layer, error)
         self.errors.append((path, result, error))
         self.channels[path] = {
             "shift_C": mean_of_channels(error, layer),

@@ -13,6 +13,8 @@ from bitsweep.graphs.ops import arguments, is_layer
 from bitsweep.quantization.analysis.noise import Source
 from bitsweep.results import Table
 
+#: Price of a remedy.
+FREE = "costs no latency"
 #: Names of the tables.
 NOISE, GUARD, CHANNELS = "noise", "guard", "channels"
 #: How many sources of noise a table tells, and of how many it tells the channels.

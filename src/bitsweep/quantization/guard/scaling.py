@@ -10,13 +10,11 @@ from torch.fx import GraphModule, Node
 
 from bitsweep.graphs.ops import arguments, aten, is_layer
 from bitsweep.quantization.analysis.noise import Source
-from bitsweep.quantization.guard.remedies import Remedy, cause_of, described, name_of
+from bitsweep.quantization.guard.remedies import FREE, Remedy, cause_of, described, name_of
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.rewrites.channel_groups import GATED, ScalingGroup, group_of, layer_groups
 from bitsweep.quantization.rewrites.channel_scaling import even_factors, expected_reach, reader_weights, scale_channels
 from bitsweep.quantization.rewrites.token_groups import token_groups
-
-FREE = "costs no latency"
 
 
 def merging_remedy(state: State, layer: Node, pairs: list[tuple[int, int]]) -> Remedy:

@@ -18,8 +18,10 @@ from bitsweep.graphs.ops import arguments, attribute, is_layer, values_of_an_ima
 from bitsweep.quantization.analysis.noise import NoiseStudy
 from bitsweep.quantization.analysis.watching import study_noise
 from bitsweep.quantization.calibration.observers import ChooseRange
+from bitsweep.quantization.guard.centring import centred
 from bitsweep.quantization.guard.guarded import Guarded
 from bitsweep.quantization.guard.remedies import (
+    FREE,
     Remedy,
     cause_of,
     channel_table,
@@ -28,7 +30,7 @@ from bitsweep.quantization.guard.remedies import (
     noise_table,
     remedy_table,
 )
-from bitsweep.quantization.guard.scaling import FREE, free_groups, merging_remedy, scaled, scaling_remedy
+from bitsweep.quantization.guard.scaling import free_groups, merging_remedy, scaled, scaling_remedy
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.placement import EVERYWHERE, Placement
 from bitsweep.quantization.rewrites.channel_groups import layer_groups
@@ -85,7 +87,7 @@ class Guard:
         state = self._read_once(start, images) if start.total_db < COSTLY_DB else start
         if state.total_db < SUFFICIENT_DB:
             before = state.looking_at(None)
-            state = self._scale_for_free(before, images)
+            state = self._scale_for_free(self._centre(before, images), images)
             state = self._leave_in_float(self._scale_at_a_price(state, images), images)
             noise = self._noise_of_coarse_weights(state) or self._noise(state, before=before)
         else:
@@ -164,6 +166,13 @@ class Guard:
         told = [merging_remedy(state, layer, pairs) for layer, pairs in merged.items()]
         trial = replace(trial, sources=state.sources, among=state.among, changed=changed)
         return self._if_better(state, trial, told, images)
+
+    def _centre(self, state: State, images: Tensor) -> State:
+        """Move means of channels into the layers that read them, where they lie apart."""
+        if (found := centred(state, images)) is None:
+            return state
+        trial, told = found
+        return self._if_better(state, trial, [told], images)
 
     def _scale_for_free(self, state: State, images: Tensor) -> State:
         """Even out the channels of all tensors where that costs no latency; those that sums join only if need be.
