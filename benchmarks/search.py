@@ -3,10 +3,11 @@
     python benchmarks/search.py measure --grid digits --data DATA   # run a grid completely, and record it: an hour
     python benchmarks/search.py                                     # search the recorded grids again and again
 
-There are three grids, each of more than 200 cells. ``digits`` is a small convolutional network: ptq, gptq and gpfq at
+There are four grids, each of more than 200 cells. ``digits`` is a small convolutional network: ptq, gptq and gpfq at
 8, 4 and 3 bits, with three ways to choose ranges and 16 to 256 calibration images, on five engines. The rules of the
 search were written beside it. ``cifar10`` is a trained ResNet-20: the same methods, dynamic ranges and bfloat16, on
-five engines of which two have settings of their own. ``residual`` is the same for a ResNet-8 on digits.
+five engines of which two have settings of their own. ``residual`` is the same for a ResNet-8 on digits. ``lenet`` has
+other methods, with layers made of several, on the same engines; it is so small that floats are faster than codes.
 
 Every cell is measured, stage by stage, in one process on one core. In the end all are timed in turn, so that latencies
 can be compared (those of ``digits`` were recorded one after the other). A search asks for the same figures that a sweep
@@ -59,6 +60,7 @@ SETTINGS = {
     "residual": (
         "model=resnet20 model.depth=8 model.image_size=16 dataset=digits dataset.val_share=0.4 train=fast " + COMMON
     ),
+    "lenet": f"model=lenet model.image_size=20 dataset=digits dataset.val_share=0.4 train=fast {COMMON}",
 }
 _FIVE = "backend=onnxruntime,openvino,onednn,fbgemm,qnnpack"
 _UNFUSED = "backend=onnxruntime backend.optimization=basic,none"
@@ -86,8 +88,19 @@ PARTS = {
     },
 }
 PARTS["residual"] = PARTS["cifar10"]
+PARTS["lenet"] = {
+    "method=none precision=fp32": (f"{_FIVE},torch",),
+    "method=ptq precision=fp16": (f"{_FIVE},torch",),
+    "method=ptq precision=int8,int4,ternary method.calibration_images=32,128,256 "
+    "method.activation_range=mse,minmax,entropy": (_FIVE,),
+    "method=gptq precision=int8 method.damping=0.01,0.1": (_FIVE,),
+    "method=msq precision=int4,int3": (_FIVE,),
+    "method=adaround precision=int4,int3 method.iterations=50,200": (_FIVE,),
+    "method=factorize precision=fp32,int8 method.ratio=0.3,0.6": (_FIVE,),
+    "method=dynamic precision=int8": (_FIVE,),
+}
 #: Name of a grid -> a size in MB that some of its cells keep.
-SIZES_MB = {"digits": 0.15, "cifar10": 0.4, "residual": 0.12}
+SIZES_MB = {"digits": 0.15, "cifar10": 0.4, "residual": 0.12, "lenet": 0.05}
 #: What a search is to reach: how near to the best, in what share of the time; and how many seeds it is tried with.
 NEAR, SHARE, SEEDS = 0.02, 0.25, 10
 #: The budget of a search, as a share of the grid's time: what was begun before it was spent is ended.

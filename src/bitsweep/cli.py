@@ -202,7 +202,7 @@ def rebuild_report(options: argparse.Namespace) -> int:
     """Print the table of a sweep and write its report files again, from MLflow alone.
 
     Returns:
-        Exit code: 0; 3 if something is required, and of what was measured nothing is known to keep it.
+        Exit code: 0; 3 if something is required, and no cell is known to keep it.
     """
     from bitsweep.hydra_app import requirements
     from bitsweep.report import unmet

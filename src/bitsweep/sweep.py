@@ -94,12 +94,13 @@ def run_sweep(
         return UsageError.exit_code
     from bitsweep.report import unmet
 
-    if options.register and not unmet(report):
+    none_keeps = bool(report.measured) and unmet(report)  # without figures, it is the failures that count
+    if options.register and not none_keeps:
         from bitsweep.tracking.registry import register
 
         own = [each.cell for each in record.entries]
         print(register(options.register, report, own, record.connection, runner_of(options, folder)))
-    return UNMET if unmet(report) else int(status != "finished")
+    return UNMET if none_keeps else int(status != "finished")
 
 
 def _run_and_report(

@@ -220,6 +220,7 @@ def test_a_gate_judges_accepted_sweeps_where_no_store_is(
         lambda content: json.dumps(content | {"cells": [{}]}),
         lambda content: json.dumps(content | {"cells": [content["cells"][0] | {"correct_N": [9, "AA=="]}]}),
         lambda content: json.dumps(content | {"cells": [content["cells"][0] | {"more": 1}]}),
+        lambda content: json.dumps(content | {"cells": [content["cells"][0] | {"status": "lost"}]}),
     ],
 )
 def test_a_file_of_something_else_is_refused(spoil: object, tmp_path: Path) -> None:

@@ -100,6 +100,9 @@ def test_what_nothing_keeps_says_what_is_nearest_and_what_would_have_to_give(rep
     met, *_ = recommendations(kept := dataclasses.replace(wanted, require=Requirements(drop_pp=1, size_mb=11)))
     assert not unmet(kept)
     assert met.startswith("digits: deploy resnet18 ptq int8 onnxruntime, the only cell that keeps require.drop_pp=1 ")
+    failed = dataclasses.replace(rows[0], status="failed", metrics={})
+    assert unmet(dataclasses.replace(kept, rows=[failed]))
+    assert not unmet(dataclasses.replace(kept, rows=[failed], require=Requirements()))
 
 
 def test_few_images_say_what_they_cannot_tell(report: SweepReport) -> None:

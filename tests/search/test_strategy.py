@@ -162,3 +162,13 @@ def test_what_is_not_known_of_a_cell_is_foreseen_at_its_best() -> None:
     assert known.fastest_ms(int8) == pytest.approx(0.8 * 8 / 32)
     known.learn(int8, row)
     assert known.fastest_ms(int4) == pytest.approx(0.8)
+
+
+def test_where_codes_are_slower_than_floats_other_formats_may_be_as_fast_as_floats() -> None:
+    int8, fp16 = candidate("quick", "good", 8, 16), replace(candidate("quick", "good", 16, 16), kernels="halves")
+    known = Known(Requirements(), 0.95)
+    row = Table().measure(int8)
+    known.learn(int8, replace(row, metrics={**row.metrics, "speedup": 0.5}))
+    assert known.fastest_ms(fp16) == pytest.approx(0.8 * 0.5)
+    known.learn(int8, row)  # twice as fast as floats
+    assert known.fastest_ms(fp16) == pytest.approx(0.8)

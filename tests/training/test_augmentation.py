@@ -116,6 +116,11 @@ def test_what_is_no_list_of_transforms_is_refused(augment: Any) -> None:
         Recipe(name="a", epochs=1, max_steps=1, augment=augment)
 
 
+def test_the_step_that_is_wrong_is_told() -> None:
+    with pytest.raises(ValueError, match="step 2 should be none, shift"):
+        Recipe(name="a", epochs=1, max_steps=1, augment=["RandAugment", {"RandomRotation": 15}, "MixUp"])
+
+
 def test_batches_are_mixed_last() -> None:
     with pytest.raises(ConfigError, match="put them last"):
         _augmentation(["MixUp", "RandAugment"])

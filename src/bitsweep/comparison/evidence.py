@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -133,6 +133,8 @@ def _packed(cell: CellEvidence) -> dict[str, Any]:
 
 
 def _unpacked(packed: Mapping[str, Any]) -> CellEvidence:
+    if packed["status"] not in get_args(RowStatus):
+        raise ValueError(f"status {packed['status']}")
     correct = None
     if packed["correct_N"] is not None:
         count, bits = packed["correct_N"]

@@ -14,13 +14,14 @@ Step = dict[str, dict[str, Any]]
 def _steps(value: Any) -> tuple[Step, ...]:
     if value == "none":
         return ()
-    steps = tuple(_step(each) for each in (value if isinstance(value, list | tuple) else [value]))
+    given = value if isinstance(value, list | tuple) else [value]
+    steps = tuple(_step(each, f"step {number} " if given[1:] else "") for number, each in enumerate(given, 1))
     for name in [name for step in steps[1:] for name in step if name in MOVES]:
         raise ValueError(f"{name} must be the first of the list")
     return steps
 
 
-def _step(value: Any) -> Step:
+def _step(value: Any, which: str) -> Step:
     if isinstance(value, str) and (value in MOVES or value[:1].isupper()):
         return {value: {}}
     if isinstance(value, Mapping) and len(value) == 1:
@@ -29,7 +30,7 @@ def _step(value: Any) -> Step:
             within = {key: _steps(each) for key, each in (arguments or {}).items() if key == "transforms"}
             return {str(name): {**(arguments or {}), **within}}
     raise ValueError(
-        f"should be none, {', '.join(MOVES)}, a transform of torchvision.transforms.v2, or a list of them, as in "
+        f"{which}should be none, {', '.join(MOVES)}, a transform of torchvision.transforms.v2, or a list of them, as in "
         "[RandomHorizontalFlip,{RandomRotation:{degrees:10}}]"
     )
 

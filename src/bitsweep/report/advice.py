@@ -34,8 +34,8 @@ def recommendations(report: SweepReport) -> list[str]:
 
 
 def unmet(report: SweepReport) -> bool:
-    """Whether something is required, and no cell that was measured is known to keep it."""
-    return bool(report.require.limits and report.measured) and not any(
+    """Whether something is required, and no cell is known to keep it."""
+    return bool(report.require.limits) and not any(
         row.in_grid
         for rows in by_dataset(report).values()
         for row in choose(rows, report.require, report.races).keeping

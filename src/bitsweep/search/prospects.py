@@ -104,8 +104,10 @@ class Known:
         of_engine = self._engines.get((candidate.network, candidate.engine), {})
         shares = {each: min(1.0, _computed_bits(candidate) / bits) for each, bits in of_engine.items()}
         most = max(shares.values(), default=1.0)  # of those formats that tell the most of its own
-        told = [min(self._times[each]) for each, share in shares.items() if share == most]
-        return min(told, default=0.0) * most * _OTHER_FORMATS
+        told = [most * min(self._times[each]) for each, share in shares.items() if share == most]
+        if told and (fp32_ms := self._twins.get(candidate.twin_kernels)):  # codes may be slower than floats
+            told.append(fp32_ms)
+        return min(told, default=0.0) * _OTHER_FORMATS
 
     def size_mb(self, candidate: Candidate) -> float:
         """What its file needs at the least, known once a program with its formats has been made; 0 before."""
