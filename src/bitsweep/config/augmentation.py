@@ -30,8 +30,8 @@ def _step(value: Any, which: str) -> Step:
             within = {key: _steps(each) for key, each in (arguments or {}).items() if key == "transforms"}
             return {str(name): {**(arguments or {}), **within}}
     raise ValueError(
-        f"{which}should be none, {', '.join(MOVES)}, a transform of torchvision.transforms.v2, or a list of them, as in "
-        "[RandomHorizontalFlip,{RandomRotation:{degrees:10}}]"
+        f"{which}should be none, {', '.join(MOVES)}, a transform of torchvision.transforms.v2, or a list of them, as "
+        "in [RandomHorizontalFlip,{RandomRotation:{degrees:10}}]"
     )
 
 
