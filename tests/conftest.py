@@ -100,6 +100,26 @@ def as_a_program(name: str, **environment: str) -> Iterator[IO[str]]:
             logging.root.handlers[:] = handlers
 
 
+def run(*words: str, code: int = 0, **environment: str) -> str:
+    """What the command prints within this process, which has imported everything for the tests before.
+
+    It must end with the given exit code and without a traceback.
+    """
+    from bitsweep import cli
+
+    ended = 0
+    with as_a_program("run.py", **environment) as printed:
+        try:
+            cli.run(words, conf=Path("conf").resolve())
+        except SystemExit as exit:
+            ended = int(exit.code or 0)
+        printed.seek(0)
+        output = printed.read()
+    assert ended == code, output
+    assert "Traceback" not in output
+    return output
+
+
 @pytest.fixture(scope="session")
 def _measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder where the command has measured `GRID`: once for all processes of the suite."""

@@ -21,8 +21,8 @@ __all__ = ["report"]
 CHROMIUM = shutil.which("chromium")
 
 
-@pytest.fixture
-def odd(report: SweepReport, tmp_path: Path) -> SweepReport:
+@pytest.fixture(scope="module")
+def odd(report: SweepReport) -> SweepReport:
     """Every word that is not the program's own is odd."""
     rows = []
     for number, name in enumerate(ODD):
@@ -37,6 +37,14 @@ def odd(report: SweepReport, tmp_path: Path) -> SweepReport:
     failed = [dataclasses.replace(row(name, "int8", "failed"), reason=name, log_tail=name) for name in ODD]
     skipped = [dataclasses.replace(row(name, "int8", "skipped"), reason=name) for name in ODD]
     return dataclasses.replace(report, sweep_id=ODD[4], command=" ".join(ODD), rows=[*rows, *failed, *skipped])
+
+
+@pytest.fixture(scope="module")
+def folder(odd: SweepReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of that report."""
+    made = tmp_path_factory.mktemp("odd")
+    write(odd, made)
+    return made
 
 
 class _Elements(HTMLParser):
@@ -58,19 +66,17 @@ class _Elements(HTMLParser):
 
 
 @pytest.mark.slow
-def test_html_shows_names_as_they_are(odd: SweepReport, tmp_path: Path) -> None:
-    write(odd, tmp_path)
+def test_html_shows_names_as_they_are(folder: Path) -> None:
     page = _Elements()
-    page.feed((tmp_path / "report.html").read_text())
+    page.feed((folder / "report.html").read_text())
     assert page.elements.count("script") == 2  # the figures, and the program
     assert {plain(name) for name in ODD} <= set(page.cells)
-    assert "\x1b" not in (tmp_path / "report.html").read_text()
+    assert "\x1b" not in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow
-def test_markdown_has_no_element_that_a_name_made(odd: SweepReport, tmp_path: Path) -> None:
-    write(odd, tmp_path)
-    text = (tmp_path / "report.md").read_text()
+def test_markdown_has_no_element_that_a_name_made(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
     outside = re.sub(r"^(`{3,})\n.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     outside = re.sub(r"^(`+) .* \1$", "", outside, flags=re.MULTILINE)  # the command
     free = re.sub(r"\\[\\`*_\[\]<>|~$&#]", "", outside)
@@ -88,11 +94,10 @@ def test_a_terminal_gets_no_control_characters(odd: SweepReport) -> None:
 
 
 @pytest.mark.slow
-def test_files_have_plain_names_and_pictures_are_all_drawn(odd: SweepReport, tmp_path: Path) -> None:
-    written = write(odd, tmp_path)
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", path.name) for path in written)
-    assert "could not be drawn" not in (tmp_path / "report.md").read_text()
-    with (tmp_path / "cells.csv").open(newline="") as file:
+def test_files_have_plain_names_and_pictures_are_all_drawn(folder: Path) -> None:
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", path.name) for path in folder.iterdir())
+    assert "could not be drawn" not in (folder / "report.md").read_text()
+    with (folder / "cells.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 1 + 3 * len(ODD)
 
 
@@ -114,16 +119,15 @@ def test_markdown_is_escaped_where_it_would_mean_something(text: str, shown: str
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_runs_nothing_of_a_name(odd: SweepReport, tmp_path: Path) -> None:
+def test_a_browser_runs_nothing_of_a_name(folder: Path) -> None:
     from playwright.sync_api import sync_playwright
 
-    write(odd, tmp_path)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         dialogs: list[str] = []
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-        page.goto((tmp_path / "report.html").as_uri())
+        page.goto((folder / "report.html").as_uri())
         assert "<script>alert(1)</script>" in page.inner_text("#cells")
         assert page.locator("#chart .point").count() > 0
         assert "<script>alert(1)</script>" in page.inner_text("#legend")

@@ -47,7 +47,7 @@ def measured(model: str, precision: str, top1: float, ms: float, mb: float, *fla
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report() -> SweepReport:
     failed = dataclasses.replace(
         row("alexnet", "int8", "failed"), reason="lower was killed by SIGSEGV", log_tail="<b>Fatal</b> ```error```"

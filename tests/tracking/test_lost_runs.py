@@ -4,8 +4,6 @@ import csv
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 
 from bitsweep import cli
 from bitsweep.tracking.connection import Connection
-from tests.conftest import QUICK
+from tests.conftest import QUICK, run
 
 pytestmark = pytest.mark.slow
 
@@ -41,9 +39,7 @@ def test_a_store_that_was_damaged_is_mended_where_the_database_is_gone(measured:
             damaged.write_bytes(damaged.read_bytes() + b"x")
     Path("mlflow.db").unlink()
     shutil.rmtree("mlruns")
-    command = [sys.executable, "run.py", *QUICK, "precision=fp32", "hydra.run.dir=multirun/second"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(*QUICK, "precision=fp32", "hydra.run.dir=multirun/second")
     second = fp32_of(Path("multirun/second"))
     assert second["status"] == "finished" and figures(second) == figures(first)
     assert {"bundle.json", "config.json", "logits.npy"} <= artifacts(second["run_id"])
@@ -58,9 +54,7 @@ def test_nothing_that_was_measured_is_lost(measured: Path, capsys: pytest.Captur
 
     # Artifacts that were deleted are logged again from the store; reused cells belong to the new sweep, too.
     shutil.rmtree("mlruns")
-    command = [sys.executable, "run.py", *QUICK, "precision=fp32", "hydra.run.dir=multirun/second"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(*QUICK, "precision=fp32", "hydra.run.dir=multirun/second")
     second = fp32_of(Path("multirun/second"))
     assert (second["status"], second["run_id"]) == ("reused", first["run_id"])
     assert figures(second) == figures(first)

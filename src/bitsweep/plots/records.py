@@ -1,5 +1,6 @@
 """Records of a method as files: tables as CSV and bar charts, curves as line charts."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,12 @@ def _draw_table(table: Table, path: Path) -> None:
         left=0.3 + 0.085 * max(map(len, names)), between=0.25, top=0.1,
     )  # fmt: skip
     for index, (panel, column) in enumerate(zip(axes, columns, strict=True)):
-        panel.barh(range(len(names)), [float(row[column]) for row in table.rows], color=f"C{index % 10}")
+        values = [float(row[column]) for row in table.rows]
+        lengths = [value if math.isfinite(value) else 0.0 for value in values]
+        panel.barh(range(len(names)), lengths, color=f"C{index % 10}")
+        for place, value in enumerate(values):
+            if not math.isfinite(value):
+                panel.text(0, place, f" {value:g}", va="center", fontsize=7)
         label(panel, "", table.columns[column], "")
         panel.set_yticks(range(len(names)), names if index == 0 else [""] * len(names))
         panel.set_ylim(len(names) - 0.5, -0.5)
