@@ -425,8 +425,8 @@ runpy.run_path("run.py", run_name="__main__")
 
 
 @pytest.mark.slow
-def test_what_cannot_run_here_is_lowered_and_reused(workplace: Path) -> None:
-    words = ["model=mlp", "precision=int8", "backend=reference", *QUICK[:3], "model.image_size=32"]
+def test_what_cannot_run_here_is_lowered_and_reused(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*QUICK, "precision=int8", "backend=reference"]
 
     def elsewhere() -> str:
         finished = subprocess.run([sys.executable, "-c", ELSEWHERE, *words], capture_output=True, text=True)
@@ -434,20 +434,20 @@ def test_what_cannot_run_here_is_lowered_and_reused(workplace: Path) -> None:
         return finished.stdout
 
     output = elsewhere()
-    assert "lower  mlp-ptq-int8-reference-digits  there is no such machine here" in output
+    assert "lower  lenet-ptq-int8-reference-digits  there is no such machine here" in output
     assert "1 cell: 0 run, 1 lower, 0 reuse, 0 skip" in output
-    assert re.search(r"lowered   mlp-ptq-int8-reference-digits: .* MB, .* s, there is no such machine here", output)
+    assert re.search(r"lowered   lenet-ptq-int8-reference-digits: .* MB, .* s, there is no such machine here", output)
     (row,) = cells()
     assert (row["status"], row["reason"]) == ("lowered", "there is no such machine here")
-    assert float(row["size_ratio"]) < 0.35
+    assert float(row["size_ratio"]) < 0.75 and float(row["bits_per_parameter"]) < 9  # the graph takes room, too
     assert not {"top1", "latency_p50_ms", "peak_rss_mb"} & row.keys()
     (kernels,) = Path("mlruns").rglob("kernels.csv")
     assert kernels.read_text().startswith("kernel,operation,arithmetic,multiply-accumulates\n")
-    assert statuses() == [("baseline", "FINISHED"), ("cell", "FINISHED"), ("sweep", "FINISHED")]
+    assert {status for _, status in statuses()} == {"FINISHED"}
 
-    assert "reuse  mlp-ptq-int8-reference-digits  lowered in run " in elsewhere()
+    assert "reuse  lenet-ptq-int8-reference-digits  lowered in run " in elsewhere()
     assert cells() == [row]
-    bitsweep = Path(sys.executable).with_name("bitsweep")
-    refused = subprocess.run([bitsweep, "export", row["run_id"], "exported"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "not the run of a finished cell" in refused.stderr
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", row["run_id"], "exported"])
+    assert ended.value.code == 2
+    assert "not the run of a finished cell" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Every family of patterns through every engine: equal to the network in fp32, and to the reference in int8."""
 
-import copy
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from torch.export import ExportedProgram
 
 from bitsweep import stats
 from bitsweep.config.backend import Backend
-from bitsweep.config.precision import Precision, Scheme
+from bitsweep.config.precision import FLOAT32, Precision, Scheme
 from bitsweep.graphs.program import logits_of
+from bitsweep.graphs.tracing import Exported
 from bitsweep.methods.none import NoCompression
 from bitsweep.methods.ptq import PostTrainingQuantization
 from bitsweep.runtime.environment import current_cpu
@@ -50,11 +50,19 @@ def _network(family: str) -> torch.nn.Module:
 
 
 @cache
+def _exported(family: str) -> Exported:
+    """Traced once, as a sweep does it."""
+    compress = NoCompression(name="none").compress
+    made = compress(_network(family), noise_splits(SIZE), input_shape=(3, SIZE, SIZE), scheme=FLOAT32, seed=0)
+    return Exported(made.program, normalized=made.normalized)
+
+
+@cache
 def _program(family: str, scheme: Scheme) -> ExportedProgram:
-    method = PostTrainingQuantization(name="ptq", calibration_images=32)
-    compress = (NoCompression(name="none") if scheme.weights == "float32" else method).compress
-    network = copy.deepcopy(_network(family))
-    return compress(network, noise_splits(SIZE), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program
+    if scheme.weights == "float32":
+        return _exported(family).program
+    compress = PostTrainingQuantization(name="ptq", calibration_images=32).compress
+    return compress(_exported(family), noise_splits(SIZE), input_shape=(3, SIZE, SIZE), scheme=scheme, seed=0).program
 
 
 @pytest.mark.parametrize(("family", "engine", "precision"), CASES)
