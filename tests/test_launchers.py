@@ -13,12 +13,16 @@ import pytest
 import bitsweep as bs
 from bitsweep import stages
 from bitsweep.cell import Cell
-from bitsweep.errors import MachineError
+from bitsweep.errors import MachineError, TrackingError
+from bitsweep.job import run_cell
 from bitsweep.launching import GaveUp, as_planned, launched, prepare, require_planned
+from bitsweep.options import Options
 from bitsweep.results import Outcome
 from bitsweep.runtime import environment
+from bitsweep.runtime.store import Store
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
+from tests.conftest import QUICK
 from tests.processes import wait_until
 from tests.test_sweep import cells, run_apart
 
@@ -137,6 +141,17 @@ def test_a_job_on_another_machine_refuses(pair: list[Cell], monkeypatch: pytest.
     with pytest.raises(MachineError, match="its code, packages or files are others here"):
         require_planned(again, f"{'0' * 64} {as_planned(cell, 'cell').partition(' ')[2]}", "cell")
     assert environment.physical_cores() < 64
+
+
+@pytest.mark.slow
+def test_a_job_that_only_prepares_asks_nothing_of_mlflow(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = bs.grid([*QUICK, "precision=int8", "method=ptq"])
+    Store(Path("multirun/store")).discard(stages.ARTIFACT.name, stages.ARTIFACT.key_of(cell))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    outcome = run_cell(cell, Options(stage="artifact"), folder=Path("multirun"), sweep_id="again")
+    assert (outcome.status, set(outcome.seconds)) == ("finished", {"artifact"})
+    with pytest.raises(TrackingError):
+        run_cell(cell, Options(), folder=Path("multirun"), sweep_id="again")
 
 
 def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pair: list[Cell]) -> None:

@@ -1,6 +1,7 @@
 """One cell, run as far as the options say, and logged to MLflow."""
 
 import contextlib
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from bitsweep.runtime.store import Store
 from bitsweep.text import say
 
 if TYPE_CHECKING:
+    from bitsweep.tracking.logger import RunLogger
     from bitsweep.tracking.shared import SharedResults
 
 
@@ -35,12 +37,13 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     machine.check()
     require_planned(cell, options.planned, options.stage)
     store = Store(options.store.folder)
-    connection = Connection()
-    shared = SharedResults(connection, store) if options.store.fetch else None
+    connect = functools.cache(functools.partial(Connection, of_job=True))
+    shared = SharedResults(connect(), store) if options.store.fetch else None
     runner = runner_of(options, folder, shared)
-    logger = RunLogger(connection, store)
+    if options.stage in ("baseline", "cell"):
+        connect()  # a server that does not answer is noticed before the work
     if options.remeasure != "none" and options.stage == "cell":
-        run = connection.cells([stages.key_of(cell)]).get(stages.key_of(cell))
+        run = connect().cells([stages.key_of(cell)]).get(stages.key_of(cell))
         if run and options.measures_again(run.data.tags):
             store.discard(stages.MEASUREMENT.name, stages.key_of(cell))
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
@@ -54,25 +57,43 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
     try:
         if outcome.measurement:
             _restore(cell, runner)
-        baseline_run_id = ""
-        if store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
-            if stages.BASELINE.name in outcome.seconds:  # it was trained just now
-                for note in trained_of(cell, store).notes:
-                    say(note)
-            baseline_run_id = logger.log_baseline(cell, lambda: pipeline.evidence_of_baseline(cell, runner))
-        if options.stage == "cell" or (options.stage == "artifact" and outcome.status == "failed"):
-            evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
-            run_id, evidence = logger.log_cell(
-                cell, outcome, evidence, runner=runner, sweep_id=sweep_id, baseline_run_id=baseline_run_id
-            )
-            reason = "; ".join(filter(None, [outcome.reason, str(evidence or "")]))
-            outcome = replace(outcome, run_id=run_id, reason=reason)
+        if _is_logged(outcome, options.stage):
+            outcome = _logged(cell, outcome, options.stage, RunLogger(connect(), store), runner, sweep_id=sweep_id)
     except BitsweepError as error:
         outcome = replace(outcome, status="failed", reason=str(error))
     if shared:
         shared.offer(cell)
     called = options.called or names_of([cell], options.stage)[0]
     say(_summary(called, outcome, options.stage))
+    return outcome
+
+
+def _is_logged(outcome: Outcome, stage: str) -> bool:
+    """Whether MLflow gets anything of a job. Of what only prepares a measurement it does not, so nothing is asked."""
+    return stage in ("baseline", "cell") or outcome.status == "failed" or stages.BASELINE.name in outcome.seconds
+
+
+def _logged(
+    cell: Cell, outcome: Outcome, stage: str, logger: "RunLogger", runner: pipeline.StageRunner, *, sweep_id: str
+) -> Outcome:
+    """Log the baseline of a cell, and how the cell ended.
+
+    Raises:
+        BitsweepError: it cannot be logged.
+    """
+    baseline_run_id = ""
+    if runner.store.find(stages.BASELINE.name, stages.BASELINE.key_of(cell)):
+        if stages.BASELINE.name in outcome.seconds:  # it was trained just now
+            for note in trained_of(cell, runner.store).notes:
+                say(note)
+        baseline_run_id = logger.log_baseline(cell, lambda: pipeline.evidence_of_baseline(cell, runner))
+    if stage == "cell" or (stage == "artifact" and outcome.status == "failed"):
+        evidence = pipeline.evidence_of_cell(cell, runner) if outcome.measurement else None
+        run_id, evidence = logger.log_cell(
+            cell, outcome, evidence, runner=runner, sweep_id=sweep_id, baseline_run_id=baseline_run_id
+        )
+        reason = "; ".join(filter(None, [outcome.reason, str(evidence or "")]))
+        return replace(outcome, run_id=run_id, reason=reason)
     return outcome
 
 

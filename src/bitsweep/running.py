@@ -38,7 +38,8 @@ def run_planned(
     """
     options, store, logger, entries = record.options, record.store, record.logger, record.entries
     reused = {each: entries[each].run_id for each in planned if each.verdict == "reuse"}
-    lost = [each.cell for each, known in reused.items() if logger.is_lost(known)]
+    gone = logger.lost(reused.values())
+    lost = [each.cell for each, run_id in reused.items() if run_id in gone]
     launch([cell for cell in lost if store.find(stages.last(cell).name, stages.key_of(cell))], "cell")
     todo = [each for each in planned if each.verdict in TO_DO]
     first = baselines(planned, options.expect)

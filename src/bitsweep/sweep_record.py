@@ -109,8 +109,7 @@ class SweepRecord:
 
     def adopt(self, run_ids: Iterable[str]) -> None:
         """Let runs be this sweep's, too."""
-        for run_id in run_ids:
-            self.logger.adopt(run_id, sweep_id=self.folder.name)
+        self.logger.adopt(run_ids, sweep_id=self.folder.name)
 
     def is_there(self, stage: stages.Stage, key: str) -> bool:
         """Whether a result is in the store, or can be fetched."""
@@ -136,7 +135,21 @@ class SweepRecord:
         from bitsweep.tracking.reading import read_sweep
 
         self._sweep_logger.update(self._run_id, list(self.entries.values()))
-        return read_sweep(self.connection, self.connection.client.get_run(self._run_id), folder=self.folder)
+        run = self.connection.client.get_run(self._run_id)
+        return read_sweep(self.connection, run, folder=self.folder, at_hand=self._pictures())
+
+    def _pictures(self) -> dict[str, Path]:
+        """Run id -> folder of the pictures of a cell that this sweep has run, where the store has them."""
+        from bitsweep.evidence import PICTURES
+        from bitsweep.runtime.file_by_file import load_evidence
+
+        ran = {
+            run_id: each.cell for each, entry in self.entries.items() if (run_id := entry.run_id) and not each.run_id
+        }
+        kind = stages.EVIDENCE
+        found = {run_id: self.store.find(kind.name, kind.key_of(cell)) for run_id, cell in ran.items()}
+        folders = {run_id: load_evidence(folder).folder for run_id, folder in found.items() if folder}
+        return {run_id: files / PICTURES for run_id, files in folders.items() if files and (files / PICTURES).is_dir()}
 
     def write_races(self, races: "Sequence[Race]", reason: str) -> None:
         """Keep the final races, and why one could not be held."""

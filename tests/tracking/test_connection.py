@@ -41,6 +41,15 @@ except BitsweepError as error:
 """
 
 
+ASK_A_SERVER = """
+import sys
+try:
+    Connection()
+except BitsweepError as error:
+    print("sqlalchemy" in sys.modules, error)
+"""
+
+
 def connect(folder: Path, script: str = CONNECT) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.Popen(
@@ -96,3 +105,10 @@ def test_a_database_on_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
     assert done.stderr == ""
     assert done.stdout.splitlines()[1].startswith(f"sqlite:///{disk}/mlflow.db: a disk is full, of {disk} or ")
+
+
+def test_whoever_asks_a_server_imports_nothing_of_databases(tmp_path: Path) -> None:
+    script = CONNECT.replace("print(Connection().experiment_id)", ASK_A_SERVER)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert done.stdout.startswith("False MLFLOW_TRACKING_URI=http://127.0.0.1:9"), done.stdout + done.stderr

@@ -165,15 +165,22 @@ def elsewhere(address: Address) -> str:
     return f"or set {VARIABLE} to another database"
 
 
-def quiet_mlflow() -> None:
-    """Import MLflow, made to say nothing itself: what it raises is told in a line, without its own traceback."""
+def quiet_mlflow(*, served: bool = False) -> None:
+    """Import MLflow, made to say nothing itself: what it raises is told in a line, without its own traceback.
+
+    Args:
+        served: whether only a server is asked, so that nothing of databases need be imported.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # Its thread changes the environment while requests read it: one may fail with '_MLFLOW_TELEMETRY_SESSION_ID'.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow.store.db.utils
+    import mlflow
 
-    mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    if not served:
+        import mlflow.store.db.utils
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
     for chatty in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -26,6 +26,12 @@ UI_PORT = 5000
 COMPARISON = "/runs?workflowType=machine_learning&compareRunsMode=CHART&searchFilter=tags.kind%3D%22cell%22"
 #: From so many keys on all runs are read, instead of those of each key: MLflow takes 10 ms to find one, and 2 for each.
 _ONE_BY_ONE = 100
+#: Requests at once, where there are many: a server takes its time.
+AT_ONCE = 8
+#: Runs that one request asks for.
+_IN_A_REQUEST = 500
+#: Addresses where this process has ended runs that a killed process left.
+_tidied: set[str] = set()
 
 
 class Connection:
@@ -37,11 +43,12 @@ class Connection:
         experiment_id: of the experiment that all runs are in.
     """
 
-    def __init__(self, *, read_only: bool = False) -> None:
+    def __init__(self, *, read_only: bool = False, of_job: bool = False) -> None:
         """Connect, create database and experiment where they are missing, and end runs that a killed process left.
 
         Args:
             read_only: create and end nothing.
+            of_job: whether this is for one of many jobs: then the first of a process alone ends runs.
 
         Raises:
             UsageError: it is only to be read, and is not there.
@@ -53,8 +60,9 @@ class Connection:
             prepare_database(self.address, read_only=read_only)
             self.client: MlflowClient = client_of(self.address)
             self.experiment_id = self.experiment(EXPERIMENT, read_only=read_only)
-            if not read_only:
+            if not (read_only or (of_job and self.address.uri in _tidied)):
                 self._end_abandoned()
+                _tidied.add(self.address.uri)
 
     @property
     def uri(self) -> str:
@@ -146,6 +154,15 @@ class Connection:
                     raise
         return None
 
+    def runs(self, run_ids: Iterable[str]) -> "dict[str, Run]":
+        """Run id -> the run, of those that are there; many with one request."""
+        asked, found = sorted({*run_ids}), dict[str, "Run"]()
+        with self.explained():
+            for start in range(0, len(asked), _IN_A_REQUEST):
+                listed = ", ".join(f"'{each}'" for each in asked[start : start + _IN_A_REQUEST])
+                found |= {run.info.run_id: run for run in self.search(f"attributes.run_id IN ({listed})")}
+        return found
+
     def sweeps(self, *, deleted: bool = False) -> "dict[str, Run]":
         """Sweep id -> its run, of those that are there or of those that were deleted and can be restored."""
         with self.explained():
@@ -168,8 +185,18 @@ def client_of(address: Address) -> "MlflowClient":
     """MLflow, made to use a store and to be quiet. A server that is not there is noticed within seconds."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    quiet_mlflow()
+    quiet_mlflow(served=address.served)
     import mlflow
+
+    if not address.served:
+        _require_readable(address)
+    mlflow.set_tracking_uri(address.uri)
+    if not address.chosen:  # MLflow sets the variable, too, as if the user had
+        os.environ.pop(VARIABLE, None)
+    return mlflow.MlflowClient()
+
+
+def _require_readable(address: Address) -> None:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -178,10 +205,6 @@ def client_of(address: Address) -> "MlflowClient":
             make_url(address.uri)
         except ValueError as error:
             raise TrackingError(explain(error, address)) from error
-    mlflow.set_tracking_uri(address.uri)
-    if not address.chosen:  # MLflow sets the variable, too, as if the user had
-        os.environ.pop(VARIABLE, None)
-    return mlflow.MlflowClient()
 
 
 @contextlib.contextmanager
@@ -192,11 +215,15 @@ def explained(address: Address) -> Iterator[None]:
         TrackingError: the tracking store cannot be used.
     """
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
+    raised: tuple[type[Exception], ...] = (MlflowException, sqlite3.Error, OSError, ImportError, UnicodeError)
+    if not address.served:  # a server's clients need no SQLAlchemy, which takes half a second to import
+        from sqlalchemy.exc import SQLAlchemyError
+
+        raised = (*raised, SQLAlchemyError)
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, UnicodeError) as error:
+    except raised as error:
         if ran_out_of_space(error, Path.cwd(), tempfile.gettempdir()):
             raise TrackingError(
                 f"{address.named}: a disk is full, of {Path.cwd()} or {tempfile.gettempdir()}; free "

@@ -3,7 +3,8 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,11 @@ from bitsweep.cell import Cell
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring.scores import scores
 from bitsweep.pipeline import StageRunner
-from bitsweep.results import Compressed, Evidence, Measurement, Outcome
+from bitsweep.results import Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.store import Store
 from bitsweep.stages import BASELINE, INSPECTION, MEASUREMENT, key_of, last
-from bitsweep.tracking.connection import Connection, owner
+from bitsweep.tracking.connection import AT_ONCE, Connection, owner
 from bitsweep.tracking.described import (
     LABELS,
     LONGEST_TAG,
@@ -35,6 +36,9 @@ from bitsweep.tracking.model import MODEL, log_onnx_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+#: Metrics that MLflow takes at once, beside the parameters: 1,000 in all.
+_METRICS = 900
 
 
 class RunLogger:
@@ -79,10 +83,10 @@ class RunLogger:
         """
         key = BASELINE.key_of(cell)
         known = self._connection.baselines([key]).get(key)
-        if known and not self.is_lost(known.info.run_id):
+        if known and not self.is_lost(known):
             if known.data.tags.get(MISSING) and (evidence := gather()).folder:
                 with self._connection.explained():
-                    self._log_evidence(known.info.run_id, evidence)
+                    self._log_evidence(known.info.run_id, evidence, was=known.data.tags[MISSING])
             return str(known.info.run_id)
         evidence = gather()
         trained = cell_results.trained_of(cell, self._store)
@@ -142,17 +146,17 @@ class RunLogger:
         run_id, tags = str(known.info.run_id), known.data.tags
         is_this = tags.get(MEASURED) == ended.measurement_id
         if is_this or MEASUREMENT.name not in ended.outcome.seconds:
-            if self.is_lost(run_id):
+            if self.is_lost(known):
                 with self._connection.explained():
-                    return run_id, self._log_files(run_id, ended, evidence, runner)
+                    return run_id, self._log_files(run_id, ended, evidence, runner, was=tags.get(MISSING, ""))
             if missing := tags.get(MISSING):
                 with self._connection.explained():
                     if missing.startswith(f"{MODEL} is missing"):
                         evidence = self._log_model(run_id, ended, evidence, runner)
-                    self._log_evidence(run_id, evidence)
+                    self._log_evidence(run_id, evidence, was=missing)
                 return run_id, evidence
             if is_this:
-                self.adopt(run_id, sweep_id=ended.sweep_id)
+                self.adopt([run_id], sweep_id=ended.sweep_id)
                 return run_id, evidence
         return self._log_new(ended, evidence, runner)
 
@@ -160,15 +164,18 @@ class RunLogger:
         """Log a cell in a run of its own."""
         took, measured = ended.outcome.seconds, ended.outcome.measurement
         with self._run(ended.cell.name, "cell", ended.tags, ended.status, sum(took.values())) as run_id:
-            metrics = {f"{stage}_s": value for stage, value in took.items()} | (measured.metrics if measured else {})
-            self._client.log_batch(run_id, figures(metrics, int(time.time() * 1000)), ended.params)
+            found = {f"{stage}_s": value for stage, value in took.items()} | (measured.metrics if measured else {})
+            metrics = figures(found, now := int(time.time() * 1000))
+            if evidence:  # what went step by step, or layer by layer
+                metrics += compression_curves(cell_results.compressed_of(ended.cell, self._store), now)
+            params = ended.params
+            for start in range(0, max(len(metrics), 1), _METRICS):
+                self._client.log_batch(run_id, metrics[start : start + _METRICS], params if start == 0 else ())
             evidence = self._log_files(run_id, ended, evidence, runner)
-            if evidence:
-                self._log_curves(run_id, cell_results.compressed_of(ended.cell, self._store))
         return run_id, evidence
 
     def _log_files(
-        self, run_id: str, ended: EndedCell, evidence: Evidence | None, runner: StageRunner
+        self, run_id: str, ended: EndedCell, evidence: Evidence | None, runner: StageRunner, *, was: str = ""
     ) -> Evidence | None:
         """Log the settings of a cell, and all files that it has led to; returns what the run got of these."""
         cell, outcome = ended.cell, ended.outcome
@@ -180,25 +187,40 @@ class RunLogger:
             if outcome.measurement and outcome.status != "lowered":
                 self._log_predictions(run_id, cell, outcome.measurement)
             evidence = self._log_model(run_id, ended, evidence, runner)
-            self._log_evidence(run_id, evidence)
+            self._log_evidence(run_id, evidence, was=was)
         return evidence
 
-    def adopt(self, run_id: str, *, sweep_id: str) -> None:
-        """Let the run of a cell belong to one more sweep, unless it does."""
+    def adopt(self, run_ids: Iterable[str], *, sweep_id: str) -> None:
+        """Let the runs of cells belong to one more sweep, those that do not."""
         with self._connection.explained():
-            if f"sweep.{sweep_id}" not in self._client.get_run(run_id).data.tags:
-                self._client.set_tag(run_id, f"sweep.{sweep_id}", "reused")
+            for run_id, run in self._connection.runs(run_ids).items():
+                if f"sweep.{sweep_id}" not in run.data.tags:
+                    self._client.set_tag(run_id, f"sweep.{sweep_id}", "reused")
 
-    def is_lost(self, run_id: str) -> bool:
+    def lost(self, run_ids: Iterable[str]) -> set[str]:
+        """Those of the runs whose artifacts were deleted."""
+        runs = self._connection.runs(run_ids)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = zip(runs, pool.map(self.is_lost, runs.values()), strict=True)
+        return {run_id for run_id, is_lost in found if is_lost}
+
+    def is_lost(self, run: "Run") -> bool:
         """Whether the artifacts of a run were deleted."""
-        with self._connection.explained():
-            return not self._client.list_artifacts(run_id)
+        from mlflow.artifacts import list_artifacts
 
-    def _log_evidence(self, run_id: str, evidence: Evidence) -> None:
-        """Log the files that figures are believed by, and say which are missing."""
+        with self._connection.explained():
+            return not list_artifacts(artifact_uri=run.info.artifact_uri)
+
+    def _log_evidence(self, run_id: str, evidence: Evidence, *, was: str = "") -> None:
+        """Log the files that figures are believed by, and say which are missing.
+
+        Args:
+            was: what the run says of that.
+        """
         if evidence.folder:
             self._client.log_artifacts(run_id, str(evidence.folder))
-        self._client.set_tag(run_id, MISSING, str(evidence)[:LONGEST_TAG])
+        if (missing := str(evidence)[:LONGEST_TAG]) != was:
+            self._client.set_tag(run_id, MISSING, missing)
 
     def _log_predictions(self, run_id: str, cell: Cell, measured: Measurement) -> None:
         """Log what the artifact computed, and for which data."""
@@ -208,12 +230,6 @@ class RunLogger:
             np.save(labels := Path(scratch) / LABELS, cell_results.splits_of(cell, self._store).test.labels)
             self._client.log_artifact(run_id, str(labels))
         self._log_input(run_id, cell, "test")
-
-    def _log_curves(self, run_id: str, compressed: Compressed) -> None:
-        """Log what went step by step, or layer by layer."""
-        metrics = compression_curves(compressed, int(time.time() * 1000))
-        for start in range(0, len(metrics), 1000):  # more are refused
-            self._client.log_batch(run_id, metrics[start : start + 1000])
 
     def _log_model(self, run_id: str, ended: EndedCell, evidence: Evidence, runner: StageRunner) -> Evidence:
         """Log the artifact: as an MLflow model where MLflow has a flavour for it, else as files.

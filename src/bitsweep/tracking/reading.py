@@ -2,12 +2,14 @@
 
 import functools
 import json
+import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitsweep.cell_results import measurement_by_key
@@ -19,7 +21,7 @@ from bitsweep.report.choice import races_that_count
 from bitsweep.results import Measurement
 from bitsweep.runtime.store import Store
 from bitsweep.tracking.address import VARIABLE
-from bitsweep.tracking.connection import Connection
+from bitsweep.tracking.connection import AT_ONCE, Connection
 from bitsweep.tracking.described import MISSING
 from bitsweep.tracking.entries import RACES, Entry
 from bitsweep.tracking.figures import figures_of
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Illustrated = TypeVar("Illustrated", Row, Baseline)
-#: Runs whose pictures are copied at once.
-_AT_ONCE = 8
 #: Verdicts on cells that have figures, and what reports say of those.
 _MEASURED: dict[str, RowStatus] = {"finished": "finished", "lowered": "lowered", "reuse": "reused"}
 
@@ -81,13 +81,19 @@ def requirements_of(sweep: "Run") -> Requirements:
 
 
 def read_sweep(
-    connection: Connection, sweep: "Run", *, folder: Path, require: Requirements | None = None
+    connection: Connection,
+    sweep: "Run",
+    *,
+    folder: Path,
+    require: Requirements | None = None,
+    at_hand: Mapping[str, Path] = MappingProxyType({}),
 ) -> SweepReport:
     """Everything that is known of a sweep, read back from MLflow, or from the store what is gone there.
 
     Args:
         require: what its cells must keep; None for what was asked of them when it was run.
         folder: where the report will be written; the pictures of its runs are put into ``runs/`` there.
+        at_hand: run id -> folder of its pictures, of those that need not be fetched.
     """
     with connection.explained():
         store = _store_of(sweep)
@@ -101,8 +107,8 @@ def read_sweep(
             command=sweep.data.tags["command"],
             started=started,
             seconds=((sweep.info.end_time or int(time.time() * 1000)) - sweep.info.start_time) / 1000,
-            rows=_illustrated(connection, read_rows(connection, sweep), folder),
-            baselines=_illustrated(connection, map(_baseline, baselines.values()), folder),
+            rows=_illustrated(connection, read_rows(connection, sweep), folder, at_hand),
+            baselines=_illustrated(connection, map(_baseline, baselines.values()), folder, at_hand),
             environment=_note(connection, sweep, "environment.json", store),
             tracking_uri=connection.uri,
             ui_url=connection.ui_url,
@@ -137,18 +143,23 @@ def _kept_note(connection: Connection, sweep: "Run", name: str, store: Store) ->
     return store.read_note(sweep.info.run_id, name)
 
 
-def _illustrated(connection: Connection, found: Iterable[Illustrated], folder: Path) -> list[Illustrated]:
+def _illustrated(
+    connection: Connection, found: Iterable[Illustrated], folder: Path, at_hand: Mapping[str, Path]
+) -> list[Illustrated]:
     """The same rows or baselines, with the pictures of their runs copied into a folder: a server takes its time."""
 
     def illustrated(what: Illustrated) -> Illustrated:
-        if not what.run_id or not connection.client.list_artifacts(what.run_id, PICTURES):
+        target, source = folder / "runs" / what.run_id, at_hand.get(what.run_id)
+        if not what.run_id or not (source or connection.client.list_artifacts(what.run_id, PICTURES)):
             return what
-        target = folder / "runs" / what.run_id
         target.mkdir(parents=True, exist_ok=True)
-        connection.client.download_artifacts(what.run_id, PICTURES, str(target))
+        if source:
+            shutil.copytree(source, target / PICTURES, dirs_exist_ok=True)
+        else:
+            connection.client.download_artifacts(what.run_id, PICTURES, str(target))
         return replace(what, pictures=tuple(sorted((target / PICTURES).rglob("*.png"))))
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(illustrated, found))
 
 

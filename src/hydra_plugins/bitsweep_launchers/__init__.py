@@ -108,7 +108,7 @@ with contextlib.suppress(ImportError):  # an extra, without which nobody asks fo
                 ["hydra.sweep.dir" for _ in numbers],
                 [start + number for number in numbers],
                 [f"job_id_for_{start + number}" for number in numbers],
-                [Singleton.get_state() for _ in numbers],
+                [Singleton.get_state()] * len(numbers),
             )
             return jobs
 
@@ -148,13 +148,14 @@ with contextlib.suppress(ImportError):
 
             at_once, count = effective_n_jobs(self.joblib["n_jobs"]), len(job_overrides)
             waiting = enumerate(_composed(self, job_overrides, initial_job_idx))
+            state = Singleton.get_state()
             running: dict[Future[JobReturn], tuple[int, Any]] = {}
             answers: dict[int, JobReturn] = {}
             try:
                 while len(answers) < count:
                     for number, config in itertools.islice(waiting, at_once - len(running)):
                         pool = self._idle.pop() if self._idle else ProcessPoolExecutor(max_workers=1, timeout=_IDLE_S)
-                        given = (self.hydra_context, config, self.task_function, Singleton.get_state())
+                        given = (self.hydra_context, config, self.task_function, state)
                         running[pool.submit(_run, *given)] = number, pool
                     for job in wait(running, return_when=FIRST_COMPLETED).done:
                         number, pool = running.pop(job)
@@ -192,9 +193,9 @@ with contextlib.suppress(ImportError):
             # Without a size Ray takes a third of the memory for objects, of which jobs have hardly any.
             self.ray_cfg.init.setdefault("object_store_memory", _OBJECT_STORE)
             start_ray(self.ray_cfg.init)
-            jobs = []
+            jobs, state = [], Singleton.get_state()
             for config in _composed(self, job_overrides, initial_job_idx):
-                given = (self.hydra_context, self.ray_cfg.remote, config, self.task_function, Singleton.get_state())
+                given = (self.hydra_context, self.ray_cfg.remote, config, self.task_function, state)
                 jobs.append(launch_job_on_ray(*given))
             return [_answer(partial(ray.get, job)) for job in jobs]
 
