@@ -12,7 +12,7 @@ from bitsweep.quantization.guard.remedies import FREE, Remedy, described, name_o
 from bitsweep.quantization.guard.state import State
 from bitsweep.quantization.rewrites.centring import means_of, movable_means, move_means
 
-#: How many times as far as the widest of its channels a tensor spans, at least, for its means to be moved.
+#: How many times its widest channel a tensor spans at least, or its own span a channel lies from 0, for means to move.
 WORTH = 2.0
 
 
@@ -22,7 +22,7 @@ def centred(state: State, images: Tensor) -> tuple[State, Remedy] | None:
     Args:
         images: a few, float32 [N, C, H, W].
     """
-    harmful = [source for source in state.harmful() if _spans(source) >= WORTH]
+    harmful = [source for source in state.harmful() if _lies_apart(source)]
     if not harmful:
         return None
     trial = state.copied()
@@ -38,24 +38,25 @@ def centred(state: State, images: Tensor) -> tuple[State, Remedy] | None:
 
 
 def _remedy(state: State, source: Source, layers: tuple[str, ...]) -> Remedy:
-    low_C, high_C = _ends(source)
-    middle_C = (low_C + high_C) / 2
+    assert source.low_C is not None and source.high_C is not None
+    span_C, middle_C = source.high_C - source.low_C, (source.low_C + source.high_C) / 2
+    most = int((middle_C.abs() / span_C.clamp(min=1e-12)).argmax())
     return Remedy(
         source=described(state.graph, source),
-        cause=f"channels lie around values from {middle_C.min():.3g} to {middle_C.max():.3g}, and none spans more "
-        f"than {(high_C - low_C).max():.3g}",
+        cause=f"channel {most} lies around {middle_C[most]:.3g}, and spans {span_C[most]:.3g}",
         action="means of channels were moved into the layers that read them", price=FREE, layers=layers,
         alone_db=source.sqnr_db, after_db=math.nan,
     )  # fmt: skip
 
 
-def _spans(source: Source) -> float:
-    """How many times as far as the widest of its channels an activation spans."""
+def _lies_apart(source: Source) -> bool:
+    """Whether means take much of the range of an activation, or would if each channel had a scale of its own."""
     if source.low_C is None:
-        return 0.0
+        return False
     low_C, high_C = _ends(source)
-    widest = (high_C - low_C).max().item()
-    return (high_C.max() - low_C.min()).item() / widest if widest else 0.0
+    span_C, middle_C = high_C - low_C, (low_C + high_C) / 2
+    apart_C = (span_C > 0) & (middle_C.abs() > WORTH * span_C)
+    return bool(high_C.max() - low_C.min() > WORTH * span_C.max()) or bool(apart_C.any())
 
 
 def _ends(source: Source) -> tuple[Tensor, Tensor]:
