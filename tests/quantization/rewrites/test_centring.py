@@ -24,6 +24,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.between = between
         self.first, self.other = nn.Conv2d(3, C, 3, padding=1), nn.Conv2d(3, C, 3, padding=1)
+        self.shift = nn.Parameter(torch.randn(1, C, SIZE, SIZE))
         self.first.bias.data += 100 * torch.randn(C)
         with torch.no_grad():
             features = self.behind(torch.zeros(1, 3, SIZE, SIZE))
@@ -54,6 +55,7 @@ HANDED_ON: dict[str, Between] = {
     "sum": lambda net, x: x + net.other(net.images),
     "sum with itself": lambda net, x: x + functional.max_pool2d(x, 3, 1, 1),
     "sum with a function": lambda net, x: x + torch.relu(net.other(net.images)),
+    "sum with a parameter": lambda net, x: x + net.shift,
     "concatenation": lambda net, x: torch.cat([net.other(net.images).relu(), x], 1),
     "part": lambda net, x: x.chunk(2, 1)[1],
     "slice": lambda net, x: x[:, 2:7, 1:],
@@ -71,6 +73,8 @@ KEPT: dict[str, Between] = {
     "product": lambda net, x: x * net.other(net.images),
     "function of a sum": lambda net, x: torch.relu(x + 1) + x,
     "average of zeros": lambda net, x: functional.avg_pool2d(x, 3, 1, 1),
+    "squared": lambda net, x: x**2,
+    "sum over channels": lambda net, x: x + x.mean(1, keepdim=True),
     "padded": lambda net, x: functional.pad(x, (1, 1, 1, 1)),
     "shared": lambda net, x: x + torch.relu(net.first(net.images * 2)),
 }
