@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from bitsweep import errors
-from bitsweep.errors import BitsweepError, MissingPackage
+from bitsweep.errors import BitsweepError, MissingPackage, first_line
 
 
 def _classes(kind: type[BitsweepError]) -> list[type[BitsweepError]]:
@@ -29,3 +29,16 @@ def test_the_tree_names_every_error() -> None:
 def test_a_missing_package_is_named_as_pip_takes_it() -> None:
     assert str(MissingPackage("timm", "timm")) == "timm is not installed; run: pip install 'bitsweep[timm]'"
     assert str(MissingPackage("torch", "")) == "torch is not installed; run: pip install torch"
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("", "ValueError"),
+        ("\nno such layer\nin a net", "no such layer"),
+        ("found invalid values:\ntensor([-1.])\nmore", "found invalid values: tensor([-1.])"),
+        ("nothing follows:", "nothing follows:"),
+    ],
+)
+def test_the_first_line_of_somebody_elses_error(said: str, line: str) -> None:
+    assert first_line(ValueError(said)) == line

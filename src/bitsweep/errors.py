@@ -44,8 +44,14 @@ def ran_out_of_space(error: BaseException, *folders: str | Path) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, without the lines that follow; its class where it says nothing."""
-    return plain(str(error).strip().partition("\n")[0]) or type(error).__name__
+    """What an error of somebody else's says, without the lines that follow; its class where it says nothing.
+
+    A line that ends in a colon is followed by the one that it announces.
+    """
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":") and others:
+        first = f"{first} {others[0]}"
+    return plain(first) or type(error).__name__
 
 
 def one_line(error: BaseException) -> str:
