@@ -129,6 +129,17 @@ def test_one_measurement_in_both_is_no_evidence() -> None:
     assert comparison.summary == "a -> a: 1 measured once for both"
 
 
+def test_cells_are_named_by_the_settings_that_tell_them_apart() -> None:
+    alike = {"protocol.blocks": "5", "train.epochs": "2"}
+    guarded, bare = ({**cell().cell, **alike, "method.guard": guard} for guard in ("true", "false"))
+    old, new = sweep(cell(cell=guarded), cell(cell=bare)), sweep(cell(cell=guarded), cell(cell=bare))
+    first, second = compare(old, new, Limits()).cells
+    assert first.name == "lenet ptq int8 onnxruntime digits method.guard=true"
+    assert second.name == "lenet ptq int8 onnxruntime digits method.guard=false"
+    other = sweep(cell(cell={**guarded, "train.epochs": "3"}))
+    assert "train.epochs=3" in compare(old, other, Limits()).cells[0].name
+
+
 def test_limits_are_what_may_be_lost() -> None:
     old, new = cell(), cell(measurement="second", correct_N=wrong(30), timings={1: timing(1.1)})
     sides = sweep(old), sweep(new)

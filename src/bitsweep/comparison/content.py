@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
@@ -29,6 +29,7 @@ class ComparedCell:
         reason: in words, where figures do not tell.
         regressions: what became worse, a line each.
         untold: the limits given to the gate of which it cannot be told whether the cell keeps them, a line each.
+        name: what tells it from the other cells.
     """
 
     old: CellEvidence | None
@@ -38,13 +39,14 @@ class ComparedCell:
     figures: tuple[Judged, ...] = ()
     regressions: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()
+    name: str = ""
 
     @property
-    def name(self) -> str:
-        """That of the cell."""
+    def cell(self) -> CellEvidence:
+        """The newest that is known of it."""
         cell = self.new or self.old
         assert cell is not None
-        return cell.name
+        return cell
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -108,7 +110,15 @@ def compare(
     cells = [_compared(before, after, figures) for before, after in pairs]
     count = sum(cell.new is not None and cell.new.status in MEASURED for cell in cells) * len(require.limits)
     cells = [_required(cell, require, demanded, confidence=new.confidence, count=count) for cell in cells]
-    return Comparison(old=old, new=new, cells=tuple(cells))
+    alike = _alike([*old.cells, *new.cells])
+    named = tuple(replace(each, name=each.cell.name(without=alike)) for each in cells)
+    return Comparison(old=old, new=new, cells=named)
+
+
+def _alike(cells: Collection[CellEvidence]) -> set[str]:
+    """The settings that all cells have alike."""
+    counted = Counter(item for each in cells for item in each.cell.items())
+    return {key for (key, _), count in counted.items() if count == len(cells)}
 
 
 def _required(

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -60,11 +60,15 @@ class CellEvidence:
     correct_N: Array | None = field(default=None, compare=False)
     timings: dict[int, Timing] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """Its choices, as far as tables show them, and its knobs."""
+    def name(self, *, without: Collection[str]) -> str:
+        """Its choices, as far as tables show them, and its knobs.
+
+        Args:
+            without: knobs that need not be named, as they tell it from no other cell.
+        """
         shown = [self.cell[group] for group in (*SHOWN_GROUPS, "dataset") if group in self.cell]
-        return " ".join([*shown, *(f"{knob}={value}" for knob, value in self.cell.items() if "." in knob)])
+        knobs = {knob: value for knob, value in self.cell.items() if "." in knob and knob not in without}
+        return " ".join([*shown, *(f"{knob}={value}" for knob, value in knobs.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
