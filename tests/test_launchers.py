@@ -1,5 +1,6 @@
 """Jobs of real launchers: they are what was planned, and one that is lost is one failed cell."""
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
     statuses = {"dies": "failed", "breaks": "failed", "lasts": "finished"}
     assert {row["backend"]: row["status"] for row in cells()} == statuses
     assert len(list(Path().glob("*.working"))) == 1
-    with sqlite3.connect("mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         query = "select r.status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'cell_key'"
         assert sorted(database.execute(query)) == [("FAILED",), ("FINISHED",)]  # that of breaks, which is not lost
 

@@ -1,5 +1,6 @@
 """The command itself, on real digits."""
 
+import contextlib
 import csv
 import json
 import os
@@ -43,7 +44,7 @@ def run_apart(*words: str, code: int = 0, **environment: str) -> str:
 
 def statuses() -> list[tuple[str, str]]:
     """Kind and status of every MLflow run."""
-    with sqlite3.connect("mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         query = "select t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'kind'"
         return sorted(database.execute(query))
 
@@ -197,7 +198,7 @@ def registered_once(name: str, words: Sequence[str]) -> None:
 
 def missing_files() -> set[str]:
     """What MLflow's runs say of files that could not be made."""
-    with sqlite3.connect("mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         return {value for (value,) in database.execute("select value from tags where key = 'missing_files'")}
 
 

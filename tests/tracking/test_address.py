@@ -78,12 +78,17 @@ def test_artifacts_that_were_put_elsewhere_stay_there(tmp_path: Path, monkeypatc
     assert not (tmp_path / "mlruns").exists()
 
 
+def _another_database(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("create table mine (a)")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda file: file.mkdir(), "is not a file"),
         (lambda file: file.write_text("no database" * 100), r"is not a database: move it away"),
-        (lambda file: sqlite3.connect(file).execute("create table mine (a)"), "is a database of something else"),
+        (_another_database, "is a database of something else"),
         (lambda file: file.symlink_to("/proc/version"), "cannot be"),
     ],
     ids=["folder", "text", "another", "unreadable"],

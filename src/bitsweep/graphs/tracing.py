@@ -174,6 +174,8 @@ def _exported(model: torch.nn.Module, input_shape: Shape, *, strict: bool) -> to
         with torch.no_grad(), warnings.catch_warnings():
             # What hooks compute, such as the weights of older normalisations, is computed in every run of the program.
             warnings.filterwarnings("ignore", message="The tensor attribute .* assigned during export")
+            # Nothing here runs under the guards that a strict export makes.
+            warnings.filterwarnings("ignore", message="Guards may run slower on Python 3.13.0")
             return torch.export.export(model, (images,), dynamic_shapes=dynamic, strict=strict)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
