@@ -168,7 +168,8 @@ def with_offsets(network: nn.Module, *, size: float = 30.0, seed: int = 0) -> nn
         norm = operation(hard, node)
         members = offset_by(hard, node) if isinstance(norm, nn.BatchNorm2d) else set()
         readers = {reader for each in members for reader in each.users} - members
-        if not members or not all(takes_off(hard, reader) for reader in readers) or used_twice(graph, node):
+        shared = any(used_twice(graph, each) for each in (node, *readers))
+        if not members or shared or not all(takes_off(hard, reader) for reader in readers):
             continue
         offset_O = size * torch.randn(len(norm.bias), generator=generator, dtype=torch.float64)
         norm.bias.data += offset_O.float()

@@ -86,6 +86,20 @@ def test_offsets_are_what_was_asked() -> None:
     assert 30 < difference.std() < 80
 
 
+def test_offsets_that_a_layer_reads_where_it_runs_again_are_left_out() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.reader = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.reader(torch.relu(self.reader(self.norm(self.first(x)))))
+
+    torch.manual_seed(0)
+    network = Shared().eval()
+    torch.testing.assert_close(hard_networks.with_offsets(network)(images()), network(images()))
+
+
 def test_constant_channels_are_constant_and_go_through_depthwise_layers() -> None:
     network = made("mobilenet_v3_small")
     hard = hard_networks.with_constant_channels(network, count=1, value=30.0)
