@@ -63,6 +63,21 @@ def _furnish(folder: Path) -> None:
         (folder / name).symlink_to(REPOSITORY / name)
 
 
+@pytest.fixture(scope="module")
+def composing() -> Iterator[None]:
+    """Hydra composes configurations of ``conf`` meanwhile, and reads each file once for all tests of a module."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from bitsweep.composing import files_read_once
+
+    with (
+        initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"),
+        files_read_once(GlobalHydra.instance().config_loader()),
+    ):
+        yield
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The command and its configuration in an empty folder, which is the working directory."""

@@ -99,6 +99,19 @@ def test_cells_of_another_database_are_kept(store: Store, monkeypatch: pytest.Mo
     assert names(store) >= {"lost", "lost-c", "lost-e", "d"}
 
 
+def test_nothing_goes_while_somebody_builds(store: Store) -> None:
+    """Whatever database the sweep of that process writes to."""
+    before = names(store)
+    with (
+        store.holding("compressed", "lost-c"),
+        pytest.raises(UsageError, match="another process is at work in it: wait for its end"),
+    ):
+        clean(store.root, kinds=(), delete=True, force=False)
+    assert names(store) == before
+    clean(store.root, kinds=(), delete=True, force=False)
+    assert names(store) == KEPT
+
+
 def test_a_store_that_does_not_say_what_rests_on_what_is_kept(store: Store) -> None:
     for file in store.root.rglob("manifest.json"):
         file.write_text(file.read_text().replace('"rests_on"', '"before"'))
@@ -109,6 +122,8 @@ def test_a_store_that_does_not_say_what_rests_on_what_is_kept(store: Store) -> N
 def test_what_is_not_there_is_named(store: Store) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         clean(Path("elsewhere"), kinds=(), delete=True, force=False)
+    with pytest.raises(UsageError, match="is a file"):
+        clean(Path("mlflow.db"), kinds=(), delete=True, force=False)
     with pytest.raises(UsageError, match="--kind compresed: the store has none; it has baseline, compressed"):
         clean(store.root, kinds=["compresed"], delete=True, force=False)
 

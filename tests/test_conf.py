@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -19,6 +19,7 @@ from bitsweep.config.binding import CONFIG_GROUPS, REQUIRE
 from bitsweep.config.configurable import NOT_IN_KEYS, marked
 from bitsweep.runtime.store import Store
 
+pytestmark = pytest.mark.usefixtures("composing")
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = (*CONFIG_GROUPS, REQUIRE)
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml")) if file.parent.name in GROUPS]
@@ -35,16 +36,14 @@ STUDIES: dict[str, dict[str, str]] = {
 
 @functools.cache
 def _composed(*words: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(words), return_hydra_config=True)
+    return compose("config", list(words), return_hydra_config=True)
 
 
 @functools.cache
 def _cell(*words: str) -> Cell:
     """The cell of a configuration as Hydra composes it, with Hydra's own settings in it."""
     config = _composed(*words)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return configured.read(config, config.hydra)[0]
+    return configured.read(config, config.hydra)[0]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))

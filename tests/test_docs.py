@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +27,7 @@ from bitsweep.search.sampling import corners
 from bitsweep.several_values import spaces
 from tests.test_layers import LAYERS
 
+pytestmark = pytest.mark.usefixtures("composing")
 ROOT = Path(__file__).parents[1]
 CONF, SOURCE = ROOT / "conf", ROOT / "src" / "bitsweep"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -164,8 +165,7 @@ def _compose_each(words: list[str]) -> None:
 @functools.cache
 def _first_point(sweep: str) -> dict[str, str]:
     """The first values of a named sweep, which parts of its configuration may refer to."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        sweeper = compose("config", [sweep], return_hydra_config=True).hydra.sweeper
+    sweeper = compose("config", [sweep], return_hydra_config=True).hydra.sweeper
     grid = {**next(iter(sweeper.grids.values()), {}), **sweeper.params}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in grid.items()])
     return {
@@ -178,8 +178,7 @@ def _first_point(sweep: str) -> dict[str, str]:
 
 @functools.cache
 def _bound(overrides: tuple[str, ...]) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", list(overrides))
+    config = compose("config", list(overrides))
     plain = {name: OmegaConf.to_container(config[name], resolve=True) for name in (*CONFIG_GROUPS, REQUIRE)}
     bind({**plain, "seed": config.seed})
 
@@ -200,8 +199,7 @@ def test_settings_and_choices_exist(page: Path) -> None:
 
 @functools.cache
 def _settings(group: str, choice: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"{group}={choice}"])
+    config = compose("config", [f"{group}={choice}"])
     plain = OmegaConf.to_container(config[group], resolve=True)
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}

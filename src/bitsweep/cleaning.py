@@ -49,7 +49,7 @@ def room(store: Store, *, kinds: Sequence[str] = (), force: bool = False) -> Roo
         UsageError: there is no such store or kind, or a sweep is running that may need what looks unneeded.
     """
     if not store.root.is_dir():
-        raise UsageError(f"--store {store.root}: there is no such folder")
+        raise UsageError(f"--store {store.root}: {'is a file' if store.root.exists() else 'there is no such folder'}")
     if not (store.root / "locks").is_dir():
         raise UsageError(f"--store {store.root}: is no store, so nothing in it is ours to remove")
     items = contents(store)
@@ -63,6 +63,8 @@ def room(store: Store, *, kinds: Sequence[str] = (), force: bool = False) -> Roo
         running = [run.data.tags["sweep"] for run in started]
     if running:
         raise UsageError(f"the sweep {running[0]} is running: wait for its end")
+    if store.in_use():  # by a sweep of another database
+        raise UsageError(f"--store {store.root}: another process is at work in it: wait for its end")
     roots = {*connection.cells(), *connection.baselines(), *_elsewhere(store, connection)}
     kept = needed(items, roots, lambda item: item.kind in _FOLLOWING)
     wanted = [item for item in items if not kinds or item.kind in kinds]

@@ -108,7 +108,9 @@ def _commands() -> tuple[argparse.ArgumentParser, list[str]]:
     accept.add_argument("sweep_id", metavar="SWEEP", help="its folder or id, or latest")
     accept.add_argument("--out", metavar="FILE", type=Path, default=Path("baseline.json"))
     tidy = command("clean", clean_store, "list what takes room in the store, and free what no finished cell rests on")
-    tidy.add_argument("--store", metavar="FOLDER", type=Path, default=Path("multirun/store"))
+    tidy.add_argument(
+        "--store", metavar="FOLDER", type=Path, default=Path("multirun/store"), help="default: %(default)s"
+    )
     tidy.add_argument("--kind", metavar="KIND", action="append", default=[], help="only such items, as compressed")
     tidy.add_argument("--delete", action="store_true", help="free it; otherwise it is only listed")
     tidy.add_argument("--force", action="store_true", help="also what finished cells rest on")

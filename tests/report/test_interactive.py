@@ -127,6 +127,10 @@ def test_five_hundred_cells_in_a_browser(report: SweepReport, tmp_path: Path) ->
         sheet = opened(720)
         sheet.emulate_media(media="print")
         assert sheet.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        sheet.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert sheet.locator("#chart svg").bounding_box()["width"] == 700
+        assert sheet.locator("summary:visible").count() == 0  # what is folded stays away, with its title
+        assert sheet.get_by_role("heading", name="Pictures of each cell").count() == 0
 
         # Without scripts it is the static report.
         static = opened(1400, scripts=False)

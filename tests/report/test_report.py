@@ -304,6 +304,13 @@ def test_what_explains_many_cells_is_said_once(report: SweepReport) -> None:
     assert name.count("engine") == 6 and name.endswith(" and 3 more")
 
 
+def test_only_what_has_no_time_is_called_not_timed(report: SweepReport) -> None:
+    timed = dataclasses.replace(report.rows[0], verdict="", findings=("others use the cores",))
+    untimed = dataclasses.replace(timed, metrics={"top1": 0.9})
+    told = [text for _, text, _ in findings(dataclasses.replace(report, rows=[timed, untimed]))]
+    assert told == ["others use the cores", "not timed; others use the cores"]
+
+
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_terminal_shows_one_line_a_cell(report: SweepReport, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
@@ -367,6 +374,7 @@ def test_the_html_in_a_browser(report: SweepReport, tmp_path: Path) -> None:
         page.on("request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None)
         page.goto((tmp_path / "report.html").as_uri())
         assert page.locator("#cells tbody tr").count() == 3
+        assert page.locator("p b").all_inner_texts() == ["deploy resnet18 ptq int8 onnxruntime"]
         images = page.locator("img")
         assert images.count() == 2
         assert all(images.nth(i).evaluate("image => image.naturalWidth") > 500 for i in range(2))

@@ -176,7 +176,8 @@ def findings(report: SweepReport) -> list[tuple[str, str, tuple[Path, ...]]]:
     named: dict[tuple[str, tuple[Path, ...]], list[str]] = {}
     for row in report.measured:
         if row.findings:
-            text = "; ".join((row.verdict or "not timed", *row.findings))
+            untimed = "" if "latency_p50_ms" in row.metrics else "not timed"
+            text = "; ".join(filter(None, (row.verdict or untimed, *row.findings)))
             named.setdefault((text, row.pictures if ".png" in text else ()), []).append(_full_name(report, row))
     return [(some(names, _MOST_NAMED), text, pictures) for (text, pictures), names in named.items()]
 

@@ -84,6 +84,7 @@ def _content(report: SweepReport, drawn: list[Picture]) -> dict[str, Any]:
         "report": report,
         "summary": _summary(report),
         "recommendations": recommendations(report),
+        "recommended": [f"deploy {report.name_of(row)}" for row in recommended],
         "groups": groups,
         "columns": shown,
         "titles": [*groups, *(column.title for column in shown)],

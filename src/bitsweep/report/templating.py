@@ -36,6 +36,7 @@ def html(folder: Path) -> "Environment":
         "base64": lambda data: _Made(base64.b64encode(data).decode()),
         "beside": partial(_beside, folder=folder),
         "linked": partial(_linked_in_html, folder=folder),
+        "bold": _bold_in_html,
     }
     return environment
 
@@ -92,6 +93,16 @@ def _linked_in_html(text: str, pictures: Sequence[Path], folder: Path) -> object
     for picture in pictures:
         name = escape(f"{picture.parent.name}/{picture.name}")
         shown = shown.replace(name, f'<a href="{_beside(picture, folder)}">{name}</a>')
+    return Markup(shown)
+
+
+def _bold_in_html(text: str, phrases: Sequence[str]) -> object:
+    """A text in which some phrases are bold."""
+    from markupsafe import Markup, escape
+
+    shown = str(escape(plain(text)))
+    for phrase in map(escape, map(plain, phrases)):
+        shown = shown.replace(phrase, f"<b>{phrase}</b>")
     return Markup(shown)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bitsweep.errors import StoreError, ran_out_of_space
 from bitsweep.runtime import durations
@@ -212,6 +212,18 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def in_use(self) -> bool:
+        """Whether a process of this machine holds the lock of any key."""
+        with self._explained():
+            for file in (self.root / "locks").glob("*.lock"):
+                require_plain(file)
+                try:
+                    with FileLock(file, timeout=0):
+                        pass
+                except Timeout:
+                    return True
+        return False
 
     def _publish(self, partial: Path, kind: str, key: str) -> bool:
         """Let a built folder be found; False where another machine was first, whose folder is as good.

@@ -248,6 +248,9 @@ function tell(point, x, y, passing) {
 document.addEventListener("click", event => { if (!tip.contains(event.target)) tip.hidden = true; });
 document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
 whenFiltered.push(draw);
+// On paper the plot is drawn for the width of a sheet, so that its words are as large as the others.
+window.addEventListener("beforeprint", () => { chart.style.width = "700px"; draw(); });
+window.addEventListener("afterprint", () => { chart.style.width = ""; draw(); });
 let lastWidth = 0;
 new ResizeObserver(() => {
   if (chart.clientWidth !== lastWidth) draw(lastWidth = chart.clientWidth);
