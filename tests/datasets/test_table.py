@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,126 @@ def test_a_column_that_holds_something_else_in_test_rows_is_told(plain: tuple[Ta
             made.source()
 
 
+@pytest.mark.parametrize("how", ["{:.2f}kg", "EUR {:.2f}", '="{:.2f}"', "'{:.2f}", "[{:.2f}]", "{:.2f}D+00", "{:.2f}k"])
+def test_numbers_beside_something_become_no_words(how: str, plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(p=[how.format(9 * float(cell)) for cell in rows.p]))
+    with pytest.raises(DataError, match=r"p of train\.csv holds numbers in another spelling"):
+        made.source()
+
+
+@pytest.mark.parametrize(("separator", "how"), [(",", "{:,.0f}"), (";", "{:,.0f}"), (",", "accounts")])
+def test_numbers_of_which_some_are_spelt_otherwise_are_refused(
+    separator: str, how: str, plain: tuple[TableFile, RawData]
+) -> None:
+    made, _ = plain
+
+    def spelt(cell: str) -> str:
+        value = float(cell)
+        return how.format(900 * value) if how != "accounts" else f"({-value:.3f})" if value < 0 else f"{value:.3f}"
+
+    for part in ("train", "test"):
+        file = Path(made.root) / f"{part}.csv"
+        rows = pandas.read_csv(file, dtype=str)
+        rows.assign(p=rows.p.map(spelt)).to_csv(file, index=False, sep=separator)
+    with pytest.raises(DataError, match=r"p of train\.csv holds numbers in another spelling"):
+        made.source()
+
+
+def test_product_codes_are_words(plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    for part in ("train", "test"):
+        change(made, part, lambda rows: rows.assign(p=[f"{n}A" for n in range(len(rows))]))
+    assert made.decode().train.images.shape[1:] == (8, 8, 1)
+
+
+def test_numbers_among_many_marks_are_numbers(
+    plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = plain
+    numbers(300, seed=0).to_csv(Path(made.root) / "train.csv", index=False)
+    change(made, "train", lambda rows: rows.assign(p=rows.p.where(np.arange(300) % 5 == 0, "?")))
+    assert made.decode().train.images.shape[1:] == (3, 3, 1)
+    assert "240 of 300 cells of p are no numbers ('?'): they count as missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cell", ["1.7e308", "-1.7e308"])
+def test_numbers_whose_difference_is_not_finite_are_missing(
+    cell: str, plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = plain
+    change(made, "train", lambda rows: rows.assign(p=[cell, *rows.p[1:]]))
+    made.decode()
+    assert f"1 of 60 cells of p are no numbers ('{cell}')" in capsys.readouterr().out
+
+
+def test_a_constant_column_says_nothing(plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    change(made, "train", lambda rows: rows.assign(c="5"))
+    change(made, "test", lambda rows: rows.assign(c=["4", "6"] * (len(rows) // 2)))
+    assert made.decode().test.images[:2, 1, 2, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (lambda rows: rows.assign(p=["-999" if n % 9 == 0 else cell for n, cell in enumerate(rows.p)]),
+         r"p is -999 in 7 rows, far from -\S+ to \S+ in others: if that means that it is missing, leave"),
+        (lambda rows: rows.assign(a=rows.y.map({"0": "x", "1": "y", "2": "z"})),
+         "warning: a alone tells the class of every training row"),
+        (lambda rows: rows.assign(y=["01" if n == 1 else cell for n, cell in enumerate(rows.y)]),
+         "train.csv: '01', '1' are one class"),
+        (lambda rows: pandas.concat([rows, rows[:3] * 0, rows[:2] * 0]), "train.csv: 5 rows left out: empty"),
+        (lambda rows: pandas.concat([rows, pandas.DataFrame([list(rows)], columns=list(rows)), rows]),
+         "train.csv: 1 row left out: the header again"),
+    ],
+    ids=["code", "giveaway", "class in two ways", "empty rows", "header again"],
+)  # fmt: skip
+def test_what_may_mislead_is_told(
+    how: Callable[["pandas.DataFrame"], "pandas.DataFrame"],
+    said: str,
+    plain: tuple[TableFile, RawData],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, _ = plain
+    made.source()
+    assert not re.search(said, capsys.readouterr().out)
+    for part in ("train", "test"):
+        change(made, part, how)
+    made.source()
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_test_rows_on_another_scale_are_told(
+    plain: tuple[TableFile, RawData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = plain
+    change(made, "test", lambda rows: rows.assign(p=rows.p.astype(float) + 100))
+    made.source()
+    assert "warning: p of 30 of 30 test rows is not between -" in capsys.readouterr().out
+
+
+def test_letters_with_accents_are_one_letter(plain: tuple[TableFile, RawData]) -> None:
+    made, _ = plain
+    results = []
+    for test in ("e\u0301", "\u00e9"):
+        for part, letter in (("train", "\u00e9"), ("test", test)):
+            change(made, part, lambda rows, letter=letter: rows.assign(
+                colour=letter, y=[f"{letter}{n % 3}" for n in range(len(rows))]
+            ))  # fmt: skip
+        results.append(made.decode())
+    assert same(*results)
+    assert results[0].classes == ("\u00e90", "\u00e91", "\u00e92")
+
+
+def test_lines_in_two_encodings_are_refused(tmp_path: Path) -> None:
+    lines = [f"{n},\u00e9\n".encode("latin-1" if n % 2 else "utf-8") for n in range(20)]
+    (tmp_path / "a.csv").write_bytes(b"p,y\n" + b"".join(lines))
+    with pytest.raises(DataError, match=r"some lines of a\.csv are UTF-8, and others are not: save all of it as UTF-8"):
+        TableFile(name="table", root=str(tmp_path / "a.csv"), target="y").source()
+
+
 def test_large_integers_are_numbers(plain: tuple[TableFile, RawData]) -> None:
     made, expected = plain
     for part in ("train", "test"):
@@ -355,6 +476,8 @@ FORMS: dict[str, Callable[["pandas.DataFrame", Path], None]] = {
     "excel.csv": lambda rows, file: file.write_text("sep=;\n" + rows.to_csv(sep=";", decimal=",", index=False)),
     "widest.csv": lambda rows, file: rows.to_csv(file, index=False, encoding="utf-32"),
     "rows.parquet": lambda rows, file: rows.to_parquet(file),
+    "index.parquet": lambda rows, file: rows.set_index("p").to_parquet(file),
+    "lines.csv": lambda rows, file: file.write_text(rows.to_csv(index=False).replace("colour", '"  colour\n"')),
     "bytes.parquet": lambda rows, file: rows.assign(colour=rows.colour.str.encode("utf-8")).to_parquet(file),
 }
 
@@ -380,6 +503,9 @@ def test_tables_come_in_many_forms(form: str, tmp_path: Path) -> None:
         (b"\x7fELF\x02\x01,b\nx,y\n", "which is no text: is it a table"),
         (b'p,y\n1,a\n2,"b\n3,c,d\n', "cannot be read as CSV"),
         (b"p,y\n1,a,5\n2,b,6\n", "cannot be read as CSV"),
+        (b"<!DOCTYPE html>\n<p>Not found, y</p>", "a.csv is a web page: save the table as CSV"),
+        (b'\n[{"p": 1, "y": 2}]', "a.csv is JSON: save"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a.csv is a pointer of Git LFS"),
         (b"# ours\np,y\n1,a\n", "CSV .*; its first line must name the columns"),
     ],
 )

@@ -24,11 +24,16 @@ _TRUTHS = {"true": 1.0, "false": 0.0}
 _EXACT = 1 << 53
 #: Words of a column above which they may be names of rows.
 _MANY_WORDS = 50
-#: Numbers with decimal commas, separated thousands, a sign of percent, of a currency or of its own, or a unit.
+#: The largest number that counts as one; differences of larger ones need not be finite.
+_LARGEST = 1e300
+#: Numbers with decimal commas, separated thousands, a sign of percent, of a currency or of its own, a unit, or quotes.
 _SPELT = re.compile(
-    r"[+\-\u2212]?\s?[$€£¥]?\s?[+\-\u2212]?(\d+([.,]\d+)?|\d{1,3}([,.'_\u2019\s]\d{3})+([.,]\d+)?)"
-    r"(\s?[%‰°$€£¥]|\s[a-zA-Zµ°/%]{1,5})?"
+    r"=?[('\"\[]*[+\-\u2212]?\s?([$€£¥]|EUR|USD|GBP|CHF|JPY|CNY|INR|Rs\.?)?\s?[+\-\u2212]?"
+    r"(\d+([.,]\d+)?|\d{1,3}([,.'_\u2019\s]\d{3})+([.,]\d+)?|\d+[.,]\d+[a-zA-Z])([dDeE][+-]?\d+)?"
+    r"(\s?[%‰°$€£¥]|\s[a-zA-Zµ°/%]{1,5}|[a-zA-Zµ°/%]{2,5})?[)'\"\]]*"
 )
+#: Part of a column of numbers from which on those in another spelling are too many to count as missing.
+_MANY_SPELT = 0.05
 #: Characters of a cell that messages show.
 _LONGEST = 40
 
@@ -37,11 +42,16 @@ Kind = Literal["numbers", "truths", "words"]
 
 
 def kind_of(column: "pandas.Series") -> Kind:
-    """What a column of text holds, by more than half of its cells that are not missing."""
+    """What a column of text holds, by more than half of its cells that are not missing, or of what is in them."""
     there = column[~column.str.lower().isin(_MISSING)]
     if len(there) and there.str.lower().isin(_TRUTHS).all():
         return "truths"
-    return "numbers" if np.isfinite(_numbers(there, "numbers")).sum() > 0.5 * len(there) else "words"
+    number = np.isfinite(_numbers(there, "numbers"))
+    mostly = number.sum() > 0.5 * len(there)
+    if not mostly and number.any():  # "?" in most cells, and a number of its own in each of the others
+        different, numbers = there.nunique(), there[number].nunique()
+        mostly = different > _MANY_WORDS and numbers > 0.5 * different
+    return "numbers" if mostly else "words"
 
 
 def named_classes(column: "pandas.Series", kind: Kind) -> "pandas.Series":
@@ -71,12 +81,30 @@ def messages_about_cells(cells: "pandas.Series", kind: Kind) -> list[str]:
 
 
 def number_spellings(cells: "pandas.Series", kind: Kind) -> list[str]:
-    """Numbers that are not written as programs write them, where most cells are such, and not a few choices of them."""
-    if kind != "words" or cells.nunique() <= _MANY_WORDS:
+    """Numbers that are not written as programs write them, where they are too many to count as missing.
+
+    Where they are a few choices only, they are words.
+    """
+    if kind == "truths" or cells.nunique() <= _MANY_WORDS:
         return []
     spelt = cells[cells.str.fullmatch(_SPELT.pattern)]
     odd = spelt[np.isnan(_numbers(spelt, "numbers"))]
-    return list(odd.unique()) if len(odd) and len(spelt) > 0.5 * len(cells) else []
+    several = len(spelt) > 0.5 * len(cells) if kind == "words" else len(odd) > _MANY_SPELT * len(cells)
+    return list(odd.unique()) if len(odd) and several else []
+
+
+def merged_classes(column: "pandas.Series", names: "pandas.Series") -> list[str]:
+    """The cells of a class that is written in several ways, as ``1`` and ``01``; none if there is no such class."""
+    written = column.drop_duplicates()
+    ways = written.groupby(names[written.index]).agg(list)
+    return next((way for way in ways if len(way) > 1), [])
+
+
+def giveaways(frame: "pandas.DataFrame", classes: "pandas.Series") -> list[str]:
+    """Columns that alone tell the class of every row, and not because each row has a value of its own."""
+    counts = {name: frame[name].nunique() for name in frame.columns}
+    few = [name for name, count in counts.items() if classes.nunique() <= count <= len(frame) / 10]
+    return [name for name in few if len(frame[[name]].assign(classes=classes).drop_duplicates()) == counts[name]]
 
 
 def as_numbers(cells: "pandas.Series", kind: Kind) -> "pandas.Series":
@@ -106,6 +134,8 @@ class Encoder:
         numbers = {name: _numbers(train[name], kind) for name, kind in kinds.items() if kind != "words"}
         self._medians = {name: np.nanmedian(values) for name, values in numbers.items()}
         self._bounds = {name: np.nanpercentile(values, [LOW, HIGH]) for name, values in numbers.items()}
+        self._ranges = {name: (np.nanmin(values), np.nanmax(values)) for name, values in numbers.items()}
+        self._alone = {name: alone for name, values in numbers.items() if (alone := _far_from_others(values))}
 
     @property
     def features(self) -> int:
@@ -113,8 +143,20 @@ class Encoder:
         return len(self._medians) + sum(map(len, self._words.values()))
 
     def messages(self, test: "pandas.DataFrame") -> list[str]:
-        """Which columns become switches, how many, and in how many test rows none of them is on."""
-        lines = []
+        """Which columns become switches, and how many; what looks like a code, and what test rows alone hold."""
+        lines = [
+            f"{name} is {code:g} in {count} rows, far from {low:g} to {high:g} in others: if that means that it is "
+            "missing, leave these cells empty"
+            for name, (code, count, low, high) in self._alone.items()
+        ]
+        for name, (low, high) in self._ranges.items():
+            values = _numbers(test[name], self._kinds[name])
+            outside = int(((values < low) | (values > high)).sum())
+            if low < high and outside > 0.5 * len(test):
+                lines.append(
+                    f"warning: {name} of {outside} of {len(test)} test rows is not between {low:g} and {high:g}, as in "
+                    "training rows: is it in one unit, and no number of the row?"
+                )
         for name, words in self._words.items():
             hint = f"; if it only names rows: dataset.drop=[{name}]" if len(words) > _MANY_WORDS else ""
             lines.append(f"{name} is a column of words: {len(words)} features, one for each ({some_of(words)}){hint}")
@@ -136,20 +178,38 @@ class Encoder:
             low, high = self._bounds[name]
             values = _numbers(frame[name], kind)
             values = np.where(np.isnan(values), self._medians[name], values)
-            features.append(255 * np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1))
+            with np.errstate(over="ignore"):  # beyond a column of one number alone
+                features.append(255 * np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1))
         codes: Array = np.rint(np.stack(features, axis=1)).astype(np.uint8)
         return codes
 
 
 def _numbers(column: "pandas.Series", kind: Kind) -> Array:
-    """The numbers in a column of text, float64 [N]; not a number where there is no finite one."""
+    """The numbers in a column of text, float64 [N]; not a number where there is none up to `_LARGEST`."""
     import pandas
 
     if kind == "truths":
         return np.asarray(column.str.lower().map(_TRUTHS), np.float64)
     values = np.array(pandas.to_numeric(column, errors="coerce"), np.float64)
-    values[~np.isfinite(values)] = np.nan
+    values[~(np.abs(values) <= _LARGEST)] = np.nan
     return values
+
+
+def _far_from_others(values: Array) -> tuple[float, int, float, float] | None:
+    """A smallest or largest number as far from all others as no two of them are, as -999 is, if several rows have it.
+
+    Returns:
+        It, in how many rows, and between which numbers the others are.
+    """
+    there = values[~np.isnan(values)]
+    for code in (there.min(), there.max()):
+        others = there[there != code]
+        if len(others) >= len(there) - 1 or np.unique(others).size < 3:
+            continue
+        low, high = others.min(), others.max()
+        if np.abs(others - code).min() > high - low:
+            return float(code), len(there) - len(others), float(low), float(high)
+    return None
 
 
 def _spelt(cell: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitsweep.errors import DataError, first_line
+from bitsweep.text import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -34,12 +35,16 @@ _PACKED: dict[bytes, Callable[[bytes], bytes]] = {
 _NO_TEXT = {
     b"PK\x03\x04": "an Excel workbook or an archive", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"%PDF": "a PDF file",
     b"\x89HDF": "an HDF5 file", b"SQLite format": "a database", b"ARROW1": "an Arrow file",
+    b"<!doctype": "a web page", b"<html": "a web page", b"[{": "JSON", b'{"': "JSON",
+    b"version https://git-lfs": "a pointer of Git LFS (run: git lfs pull)",
 }  # fmt: skip
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLE_LINES = 50
 #: What Excel writes into a line of its own to say how columns are separated.
 _SAYS_SEPARATOR = re.compile(r"\s*sep=(.)\s*\n")
 _QUOTED = r'^"(.*)"$'
+#: Beside numbers without a comma such a comma separates thousands.
+_THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 
 
@@ -71,7 +76,7 @@ def read_table(file: Path, *, key: str, messages: list[str]) -> "pandas.DataFram
         raise DataError(
             f"{key}: {file.name} cannot be read as {'Parquet' if parquet else 'CSV'} ({reason}){hint}"
         ) from error
-    frame = frame.rename(columns={name: str(name).strip() for name in frame.columns})
+    frame = frame.rename(columns={name: _one_line(name) for name in frame.columns})
     if odd := [name for name in frame.columns if not name.isprintable()]:
         raise DataError(f"{key}: {file.name} has a column {odd[0][:20]!a}, which is no text: is it a table?")
     if not len(frame):
@@ -79,7 +84,25 @@ def read_table(file: Path, *, key: str, messages: list[str]) -> "pandas.DataFram
     spaced = [name for name in frame.columns if (frame[name] != frame[name].str.strip()).any()]
     if spaced:
         messages.append(f"{file.name}: spaces around cells are taken off ({', '.join(spaced[:3])})")
-    return frame.assign(**{name: frame[name].str.strip() for name in spaced})
+    return _without_idle_rows(
+        frame.assign(**{name: frame[name].str.strip() for name in spaced}), file, key=key, messages=messages
+    )
+
+
+def _without_idle_rows(frame: "pandas.DataFrame", file: Path, *, key: str, messages: list[str]) -> "pandas.DataFrame":
+    """The same without rows that hold nothing, as spreadsheets write them, or the header again, as joined files do."""
+    rows = {"empty": (frame == "").all(axis=1), "the header again": (frame == list(frame.columns)).all(axis=1)}
+    for what, idle in rows.items():
+        if idle.any():
+            messages.append(f"{file.name}: {counted(int(idle.sum()), 'row')} left out: {what}")
+    kept = frame[~(rows["empty"] | rows["the header again"])]
+    if not len(kept):
+        raise DataError(f"{key}: {file.name} has no rows")
+    return kept.reset_index(drop=True)
+
+
+def _one_line(name: object) -> str:
+    return " ".join(str(name).split())
 
 
 def _read_parquet(file: Path) -> "pandas.DataFrame":
@@ -89,7 +112,8 @@ def _read_parquet(file: Path) -> "pandas.DataFrame":
         frame = pandas.read_parquet(file)
     except ImportError as error:
         raise DataError(f"{file.name}: pyarrow, which reads it, is not installed; run: pip install pyarrow") from error
-    return frame.reset_index(drop=True).apply(
+    named = any(name is not None for name in frame.index.names)
+    return frame.reset_index(drop=not named).apply(
         lambda column: column.astype(object).where(column.notna(), "").map(_written)
     )
 
@@ -99,7 +123,7 @@ def _written(cell: object) -> str:
 
 
 def _read_text(file: Path, messages: list[str]) -> "pandas.DataFrame":
-    text, encoding = _decoded(_content(file))
+    text, encoding = _decoded(_content(file), file.name)
     if encoding not in ("utf-8", "utf-8-sig"):
         messages.append(f"{file.name}: read as {encoding}")
     if said := _SAYS_SEPARATOR.match(text):
@@ -109,7 +133,7 @@ def _read_text(file: Path, messages: list[str]) -> "pandas.DataFrame":
     if separator != ",":
         messages.append(f"{file.name}: columns are separated by {_SEPARATORS[separator]}")
         frame = _with_decimal_points(frame, file.name, messages)
-    if twice := [name for name, count in Counter(map(str.strip, frame.columns)).items() if count > 1]:
+    if twice := [name for name, count in Counter(map(_one_line, frame.columns)).items() if count > 1]:
         raise DataError(f"{file.name} has several columns {twice[0]}; give each a name of its own")
     return _without_unnamed(frame, file.name, messages)
 
@@ -142,13 +166,14 @@ def _content(file: Path) -> bytes:
     for mark, unpack in _PACKED.items():
         if content.startswith(mark):
             content = unpack(content)
+    begin = content[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, what in _NO_TEXT.items():
-        if content.startswith(mark):
+        if content.startswith(mark) or begin.startswith(mark):
             raise DataError(f"{file.name} is {what}: save the table as CSV")
     return content
 
 
-def _decoded(content: bytes) -> tuple[str, str]:
+def _decoded(content: bytes, name: str) -> tuple[str, str]:
     """The text, and in what encoding it was."""
     for mark, encoding in _MARKS:
         if content.startswith(mark):
@@ -161,10 +186,21 @@ def _decoded(content: bytes) -> tuple[str, str]:
         return content.decode(), "utf-8"
     except UnicodeDecodeError:
         pass
+    odd = [line for line in content.splitlines() if not line.isascii()]
+    if any(_is_utf8(line) for line in odd):
+        raise DataError(f"some lines of {name} are UTF-8, and others are not: save all of it as UTF-8")
     try:
         return content.decode("cp1252"), "Latin-1 (Windows-1252)"
     except UnicodeDecodeError:
         return content.decode("latin-1"), "Latin-1"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _separator(text: str) -> str:
@@ -223,7 +259,8 @@ def _with_decimal_points(frame: "pandas.DataFrame", name: str, messages: list[st
     for column in frame.columns:
         comma = frame[column].str.fullmatch(_DECIMAL_COMMA.pattern)
         number = pandas.to_numeric(frame[column], errors="coerce").notna()
-        if comma.any() and (comma | number).mean() > 0.5:
+        thousands = number.any() and frame[column][comma].str.fullmatch(_THOUSANDS.pattern).all()
+        if comma.any() and not thousands and (comma | number).mean() > 0.5:
             changed[column] = frame[column].mask(comma, frame[column].str.replace(",", ".", regex=False))
     if changed:
         messages.append(f"{name}: decimal commas are read as points ({', '.join(list(changed)[:3])})")

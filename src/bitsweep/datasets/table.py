@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
@@ -17,7 +18,9 @@ from bitsweep.data.columns import (
     Encoder,
     Kind,
     as_numbers,
+    giveaways,
     kind_of,
+    merged_classes,
     messages_about_cells,
     named_classes,
     number_spellings,
@@ -126,24 +129,29 @@ class TableFile(Dataset):
 
         messages: list[str] = []
         files = self._files()
-        frames = [read_table(file, key=self._key, messages=messages) for file in files]
+        frames = [_composed(read_table(file, key=self._key, messages=messages)) for file in files]
         self._check_names(frames, files)
         whole = frames
         frames = [frame.drop(columns=list(self.drop), errors="ignore") for frame in frames]
         if len(frames) == 2:
             frames[1] = self._aligned(frames[0], frames[1], messages)
-            self._check_leaks(whole[0], whole[1], messages)
-        kinds = {name: kind_of(frames[0][name]) for name in frames[0].columns}
+        every_kind = {name: kind_of(whole[0][name]) for name in whole[0].columns}
+        kinds = {name: every_kind[name] for name in frames[0].columns}
         kinds[self.target] = kind_of(pandas.concat([frame[self.target] for frame in frames]))
         for position, (file, frame) in enumerate(zip(files, frames, strict=True)):
             frames[position] = self._checked(frame, file, kinds, messages)
         del kinds[self.target]
         if not kinds:
             raise DataError(f"{self._key}: has no column beside {self.target}, and nothing to tell classes by")
-        train, test = frames if len(frames) == 2 else self._divided(frames[0], _rows_of(whole[0], like=whole[0]))
-        return _Rows(
-            train=train, test=test, kinds=kinds, classes=self._classes(train, test, messages), messages=messages
-        )
+        if len(frames) == 2:
+            train, test = frames
+            self._check_leaks(whole[0], whole[1], every_kind, messages)
+        else:
+            train, test = self._divided(frames[0], _rows_of(whole[0], every_kind))
+        classes = self._classes(train, test, messages)
+        if found := giveaways(train[list(kinds)], train[self.target]):
+            messages.append(f"warning: {found[0]} alone tells the class of every training row: is it one of its names?")
+        return _Rows(train=train, test=test, kinds=kinds, classes=classes, messages=messages)
 
     def _check_names(self, frames: "Sequence[pandas.DataFrame]", files: Sequence[Path]) -> None:
         for file, frame in zip(files, frames, strict=True):
@@ -174,13 +182,15 @@ class TableFile(Dataset):
                 f"{self._key}: {counted(len(without), 'row')} of {file.name} without {self.target} "
                 f"({some_of(without.unique())}); fill in or remove"
             )
+        if kinds[self.target] == "numbers" and (ways := merged_classes(frame[self.target], labels)):
+            messages.append(f"{file.name}: {some_of(ways)} are one class, as numbers in {self.target} are")
         for name, kind in kinds.items():
             if name != self.target and not present(frame[name], kind).any():
                 raise DataError(f"{self._key}: {self._why_empty(frame[name], kind, file)}")
             if name != self.target and (odd := number_spellings(frame[name], kind)):
                 raise DataError(
                     f"{self._key}: {name} of {file.name} holds numbers in another spelling ({some_of(odd)}), which "
-                    f"would be words; write them as 1234.5, or set dataset.drop=[{name}]"
+                    f"would be words or missing; write them as 1234.5, or set dataset.drop=[{name}]"
                 )
             if name != self.target:
                 messages += [f"{file.name}: {line}" for line in messages_about_cells(frame[name], kind)]
@@ -221,12 +231,17 @@ class TableFile(Dataset):
         tested = frame.index.isin(test.index) if self.leaks == "keep" else rows.isin(rows[test.index])
         return frame[~tested], frame[tested]
 
-    def _check_leaks(self, train: "pandas.DataFrame", test: "pandas.DataFrame", messages: list[str]) -> None:
+    def _check_leaks(
+        self, train: "pandas.DataFrame", test: "pandas.DataFrame", kinds: Mapping[str, Kind], messages: list[str]
+    ) -> None:
         """Refuse rows that are equal in every column, and tell of those that differ in dropped columns alone."""
         common = [name for name in train.columns if name in test.columns]
         kept = [name for name in common if name not in self.drop]
-        for columns, where in ((common, "in every column"), (kept, f"but for {some(self.drop)}")):
-            seen, asked = (_rows_of(frame[columns], like=train) for frame in (train, test))
+        looked_at = [(common, "in every column")]
+        if kept != common:
+            looked_at.append((kept, f"but for {some(self.drop)}"))
+        for columns, where in looked_at:
+            seen, asked = (_rows_of(frame[columns], kinds) for frame in (train, test))
             if not (count := int(asked.isin(seen).sum())):
                 continue
             what = f"{count} of {len(test)} test rows are training rows too, {where}"
@@ -255,11 +270,17 @@ def _say(lines: Sequence[str]) -> None:
         say(line)
 
 
-def _rows_of(frame: "pandas.DataFrame", *, like: "pandas.DataFrame") -> "pandas.Series":
-    """A hash for each row, the same however a number is written; what holds numbers is seen in other rows."""
+def _composed(frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """The same with each letter and its accents as one character: some systems write them as two."""
+    cells = {name: frame[name].str.normalize("NFC") for name in frame.columns}
+    return frame.assign(**cells).rename(columns=lambda name: unicodedata.normalize("NFC", name))
+
+
+def _rows_of(frame: "pandas.DataFrame", kinds: Mapping[str, Kind]) -> "pandas.Series":
+    """A hash for each row, the same however a number is written."""
     import pandas
 
-    cells = frame.assign(**{name: as_numbers(frame[name], kind_of(like[name])) for name in frame.columns})
+    cells = frame.assign(**{name: as_numbers(frame[name], kinds[name]) for name in frame.columns})
     return pandas.util.hash_pandas_object(cells, index=False)
 
 
