@@ -1,5 +1,6 @@
 import gzip
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,69 @@ def test_images_for_calibration_that_are_none(array: np.ndarray | bytes | None, 
     with pytest.raises(DataError, match=what) as caught:
         archive.source()
     assert "\n" not in str(caught.value)
+
+
+def member(shape: str) -> bytes:
+    """An array of NumPy that says it has a shape, and has nothing."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("y_test.npy", b"hello", "y_test is no array"),
+        ("y_test", b"\x93NUMPY", "holds y_test twice"),
+        ("x_test.npy", member("(9000000, 9000000)"), r"does not fit the memory, or is damaged \("),
+        ("x_test.npy", member("(99999999999999999999, 8)"), r"cannot be read as an \.npz archive \("),
+        ("x_test.npy", member("(-4, 8, 8)"), r"cannot be read as an \.npz archive \("),
+        ("x_test.npy", member("(4, 8, 8)" + " " * 20_000), r"cannot be read as an \.npz archive \("),
+        ("", b"#!/bin/sh\n", "has something before the arrays: save them again"),
+    ],
+)
+def test_members_that_are_no_arrays_are_named(name: str, content: bytes, what: str, tmp_path: Path) -> None:
+    file = Path(saved(tmp_path).root)
+    with zipfile.ZipFile(file) as packed:
+        members = {each: packed.read(each) for each in packed.namelist()}
+    with zipfile.ZipFile(file, "w") as packed:
+        for each, array in (members | ({name: content} if name else {})).items():
+            packed.writestr(each, array)
+    if not name:
+        file.write_bytes(content + file.read_bytes())
+    with pytest.raises(DataError, match=rf"^dataset\.root=.*data\.npz: {what}") as caught:
+        Npz(name="npz", root=str(file)).source()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"y_train": LABELS[12] * 1e300}, r"y_train: labels are up to 2e\+300; they must be below 2\^53"),
+        ({"y_test": LABELS[4].astype(np.uint64) + 2**63}, r"y_test: labels are up to 9.22\S+; they must be below"),
+        ({"y_test": np.array([0, 1, np.inf, 2])}, "y_test: labels are up to inf"),
+    ],
+)
+def test_labels_that_floats_do_not_tell_apart_are_refused(
+    changed: dict[str, np.ndarray], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=what):
+        saved(tmp_path, **changed).source()
+
+
+def test_keys_of_two_conventions_are_refused(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "data.npz", x_train=IMAGES[12], y_train=LABELS[12], test_images=IMAGES[4], test_labels=LABELS[4]
+    )
+    with pytest.raises(DataError, match="has x_train, y_train beside test_images, test_labels: name all of them in on"):
+        Npz(name="npz", root=str(tmp_path / "data.npz")).source()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_that_are_nearly_black_are_told(deep: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"x_train": IMAGES[12], "x_test": IMAGES[4]}
+    saved(tmp_path, **parts).source()
+    assert not capsys.readouterr().out
+    dark = {name: images.astype(np.uint16) * 16 if deep else images // 9 for name, images in parts.items()}
+    saved(tmp_path, **dark).source()
+    white = 65535 if deep else 255
+    assert f"and white is {white}: they are nearly black to a network; multiply them" in capsys.readouterr().out

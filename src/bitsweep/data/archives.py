@@ -1,6 +1,7 @@
 """Images and labels in archives of NumPy, with the keys that Keras and MedMNIST use."""
 
 import hashlib
+import lzma
 import zipfile
 import zlib
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from bitsweep.data.class_names import number_labels
 from bitsweep.data.splits import MOST_CHANNELS
-from bitsweep.errors import DataError
+from bitsweep.errors import DataError, first_line
 from bitsweep.results import Array, RawData, Split
 from bitsweep.text import counted, say
 
@@ -22,6 +23,9 @@ _CONVENTIONS = (
 )
 #: So many rows or less of more channels than that are taken for channels that come first.
 _MOST_PLANES = 4
+_ZIP = b"PK"
+#: Labels from here on are not told apart as floats.
+_TOO_LARGE = 1 << 53
 #: So many times as large values are on another scale.
 _UNLIKE = 8
 #: What other files begin with, what they are, and what to do about it.
@@ -76,13 +80,17 @@ def check_parts(data: RawData, *, key: str, leaks: Literal["refuse", "keep"]) ->
     names = data.classes
     if len(names) < 2:
         raise DataError(f"{key}: all images are of class {names[0]}; there must be two classes or more")
-    if len(data.train) and len(data.test):
-        largest = [int(part.images[np.arange(len(part))].max()) for part in (data.train, data.test)]
-        if max(largest) >= _UNLIKE * min(largest):
-            say(
-                f"warning: the largest value of training images is {largest[0]}, that of test images {largest[1]}: "
-                "are both on one scale?",
-            )
+    largest = [int(part.images[np.arange(len(part))].max()) for part in (data.train, data.test) if len(part)]
+    if len(largest) == 2 and max(largest) >= _UNLIKE * min(largest):
+        say(
+            f"warning: the largest value of training images is {largest[0]}, that of test images {largest[1]}: "
+            "are both on one scale?",
+        )
+    if max(largest) * _UNLIKE <= (white := np.iinfo(data.test.images.dtype).max):
+        say(
+            f"warning: the largest value of all images is {max(largest)}, and white is {white}: they are nearly black "
+            "to a network; multiply them"
+        )
     tested = list(map(_digest, data.test.images[np.arange(len(data.test))]))
     watched = {"training": data.train.images} | (
         {"calibration": data.calibration} if data.calibration is not None else {}
@@ -103,15 +111,23 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
         for mark, what in _OTHERS:
             if head.startswith(mark):
                 raise DataError(what)
-        with zipfile.ZipFile(file):
-            pass
+        with zipfile.ZipFile(file) as packed:
+            keys = [name.removesuffix(".npy") for name in packed.namelist()]
+        if twice := [name for name in keys if keys.count(name) > 1]:
+            raise DataError(f"holds {twice[0]} twice: save each array once")
+        if not head.startswith(_ZIP):
+            raise DataError("has something before the arrays: save them again with numpy.savez")
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             known = [pairs for pairs in _CONVENTIONS if {*pairs[1]} <= set(archive)]
             if not known or len(set(known[0][0]) & set(archive)) == 1:
                 wanted = " or ".join(", ".join([*train, *test]) for train, test in _CONVENTIONS)
                 raise DataError(f"has the keys {', '.join(archive)}; expected {wanted}, or the last two of them")
             of_train, of_test = known[0]
-            if beside := sorted(set(archive) - {*of_train, *of_test}):
+            beside = sorted(set(archive) - {*of_train, *of_test})
+            unlike = [name for name in beside if name in (*_CONVENTIONS[0][0], *_CONVENTIONS[1][0])]
+            if unlike and not set(of_train) <= set(archive):
+                raise DataError(f"has {', '.join(unlike)} beside {', '.join(of_test)}: name all of them in one way")
+            if beside:
                 say(f"left out: {', '.join(beside)}; validation images are held out from training")
             test = _split(archive[of_test[0]], archive[of_test[1]], *of_test)
             if set(of_train) <= set(archive):
@@ -120,14 +136,22 @@ def _read_parts(file: Path) -> tuple[Split, Split]:
                 train = Split(images=test.images[:0], labels=test.labels[:0])
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        if "allow_pickle" in str(error):
+    except MemoryError as error:
+        raise DataError(f"does not fit the memory, or is damaged ({error})") from error
+    except (
+        OSError, ValueError, KeyError, OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
+        RuntimeError,
+    ) as error:  # fmt: skip
+        if "allow_pickle=False" in str(error):
             raise DataError("holds arrays of Python objects, which could run code: save them as numbers") from error
-        raise DataError(f"cannot be read as an .npz archive ({error})") from error
+        raise DataError(f"cannot be read as an .npz archive ({first_line(error)})") from error
     return train, test
 
 
 def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Split:
+    for array, array_key in ((images, images_key), (labels, labels_key)):
+        if not isinstance(array, np.ndarray):  # what is no array is given as bytes
+            raise DataError(f"{array_key} is no array: save it with numpy.savez")
     shape, channels = list(images.shape), images.shape[-1] if images.ndim == 4 else 1
     images = images.astype(images.dtype.newbyteorder("="), copy=False)
     channels_first = images.ndim == 4 and channels > images.shape[1] <= _MOST_PLANES
@@ -141,6 +165,8 @@ def _split(images: Array, labels: Array, images_key: str, labels_key: str) -> Sp
         raise DataError(f"{images_key} holds no images")
     if labels.shape[:1] != images.shape[:1]:
         raise DataError(f"{labels_key} has the shape {list(labels.shape)}, for {counted(len(images), 'image')}")
+    if labels.dtype.kind in "fu" and labels.size and (np.abs(labels) >= _TOO_LARGE).any():
+        raise DataError(f"{labels_key}: labels are up to {np.abs(labels).max():g}; they must be below 2^53")
     if np.issubdtype(labels.dtype, np.floating) and (np.mod(labels, 1) == 0).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "biuU":
