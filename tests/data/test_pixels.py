@@ -172,6 +172,14 @@ def test_numbers_without_an_agreed_white_are_refused(values: np.ndarray, why: st
         read_picture(tmp_path / "image.tiff", form())
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_everywhere_is_no_white_picture(mode: str, tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([COLOURED, 0 * GREY])).convert(mode).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="all of it is transparent; save it without transparency"):
+        read_picture(tmp_path / "image.png", form())
+    assert not read_picture(tmp_path / "image.png", form(channels=4))[..., 3].any()
+
+
 def test_a_transparent_colour_of_sixteen_bits_is_white(tmp_path: Path) -> None:
     deep_colours(tmp_path / "image.png", 40_000, clear=True)
     with Image.open(tmp_path / "image.png") as opened:
