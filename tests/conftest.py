@@ -34,9 +34,13 @@ GRID = ("-m", *QUICK, "precision=int8,fp32,fp32", "method=ptq,none")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """A test and what it sets up draw the same random numbers, whichever tests ran before it in its process."""
+    """A test and what it sets up draw the same random numbers, whichever tests ran before it in its process.
+
+    Nor does it compute on the threads of an engine that they ran: idle ones would take the cores of other processes.
+    """
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,6 +167,7 @@ print(json.dumps([logits.shape, model.predict(images), expected, model.predict(k
 """
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr
+    assert "Type hint" not in loaded.stderr
     shape, named, expected, alike, why = json.loads(loaded.stdout.splitlines()[-1])
     assert shape == [1, 10]
     assert named == [str(label) for label in expected]

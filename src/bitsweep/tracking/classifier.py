@@ -18,6 +18,8 @@ from PIL import Image
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Classifies pictures of any size: paths, encoded bytes, Pillow's images, or uint8 arrays [H, W, C] and [H, W]."""
 
+    _skip_type_hint_validation = True  # MLflow would warn whoever loads it that it cannot check pictures of all kinds
+
     def load_context(self, context: Any) -> None:
         """Load the artifact from the bundle."""
         folder = Path(context.artifacts["bundle"])
