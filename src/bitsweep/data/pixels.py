@@ -219,7 +219,7 @@ def to_rgb(picture: Image.Image, *, white: int = DEEPEST) -> Image.Image:
         picture = picture.convert("LA")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() == (0, 0):  # some programs leave it at 0 where they mean that there is none
+        if picture.getchannel("A").getextrema() == (0, 0):  # where programs mean that there is none
             raise ValueError("all of it is transparent; save it without transparency")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture.convert("RGB")
