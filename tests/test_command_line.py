@@ -53,6 +53,8 @@ CONF = Path(__file__).parents[1] / "conf"
             r"; several of a name are given as model\.arguments\.width=2,4$",
         ),
         (["precision=int8,fp16"], "several values are a grid; add -m$"),
+        (["seed=" + 5_000 * "9"], r"seed=9+…9+: is too long to be read$"),
+        (["model.arguments=" + 2_000 * "[" + 2_000 * "]"], r"model\.arguments=\[+…\]+: is too long to be read$"),
         (["dataset.root=/x/a,b"], r"""add -m, or quote a comma that belongs to the value: "dataset.root='/x/a,b'"$"""),
         (["dataset.root=/tmp/\u00e9"], r"""cannot be read; quote the value: "dataset.root='/tmp/\u00e9'"$"""),
         (["model.weights=a(b"], r"""quote the value: "model.weights='a\(b'"$"""),

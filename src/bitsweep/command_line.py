@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from bitsweep.errors import ConfigError, MissingPackage
 from bitsweep.hydra_errors import GROUPS, KEYS, choices_of, did_you_mean
 from bitsweep.runtime.environment import version_of
-from bitsweep.text import plain
+from bitsweep.text import plain, shortened
 
 #: Mappings whose keys are the user's, so that no YAML knows them.
 _OPEN = ("model.arguments", "dataset.arguments")
@@ -123,6 +123,8 @@ def _checked(word: str, *, multirun: bool) -> str:
         override = parser.parse_override(word)
     except HydraException:
         raise ConfigError(_unreadable(word)) from None
+    except (ValueError, RecursionError):  # digits or brackets, by the thousand
+        raise ConfigError(f"{shortened(word, 60)}: is too long to be read") from None
     key = override.key_or_group
     if not key:
         raise ConfigError(f"{word}: no key; write KEY=VALUE, as in model=resnet18")
