@@ -7,8 +7,9 @@ replaced by sleeps: each waits as long as it took, and leaves copies of the file
 of its own: it does not wait until others have measured. A job kills its worker by chance, in the middle of a stage. If
 cells are lost, the same command is given again, as a user would. Ideal is the time that the sleeps alone need.
 
-Workers of one machine share its cores, those of a cluster do not. So the sleeps may be longer (``--longer 20``), like
-those of a larger network, until the workers need less than the cores have beside them.
+Workers of one machine share its cores, those of a cluster do not. So the sleeps may be longer, until the workers need
+less than the cores have beside them: those of a larger network, from a store where its cell has been measured
+(``--like multirun/store``), or all of them by a factor (``--longer 20``).
 """
 
 import argparse
@@ -39,6 +40,8 @@ from bitsweep.tracking.connection import Connection
 PLACE = "BITSWEEP_BENCHMARK"
 #: Share of the cells in whose jobs the worker is killed.
 KILLED = "BITSWEEP_BENCHMARK_KILLED"
+#: Store whose cell tells how long stages take.
+LIKE = "BITSWEEP_BENCHMARK_LIKE"
 #: How many times as long as they took stages are to wait.
 LONGER = "BITSWEEP_BENCHMARK_LONGER"
 CELL = (
@@ -59,14 +62,15 @@ def sleep_instead(function: Callable[..., None], arguments: Mapping[str, Any], *
     if function.__name__ not in _STAGE_OF:
         return
     kind, functions = _STAGE_OF[function.__name__]
-    example = min((Path(os.environ[PLACE]) / "example" / kind).glob(f"*/{MANIFEST}")).parent
-    seconds = json.loads((example / MANIFEST).read_text())["seconds"] * float(os.environ[LONGER]) / functions
+    stores = os.environ[LIKE], f"{os.environ[PLACE]}/example"
+    timed, copied = (min((Path(store) / kind).glob(f"*/{MANIFEST}")) for store in stores)
+    seconds = json.loads(timed.read_text())["seconds"] * float(os.environ[LONGER]) / functions
     if function.__name__ in ("compress", "evaluate") and random.random() < float(os.environ[KILLED]) / 2:
         time.sleep(seconds / 2)
         (Path(os.environ[PLACE]) / "killed" / f"{time.time_ns()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(seconds)
-    shutil.copytree(example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    shutil.copytree(copied.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     _note("slept", seconds=seconds)
 
 
@@ -100,13 +104,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=50)
     parser.add_argument("--killed", type=float, default=0.05, help="share of the cells whose worker is killed")
     parser.add_argument("--longer", type=float, default=1, help="how many times as long stages wait as they took")
+    parser.add_argument("--like", help="store where another cell has been measured: wait as long as that took")
     options = parser.parse_args()
     if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         parser.error("MLFLOW_TRACKING_URI: give the address of a server")
+    like = options.like and str(Path(options.like).absolute())
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         for name in ("killed", "locks"):
             Path(name).mkdir()
-        os.environ |= {PLACE: place, KILLED: str(options.killed), LONGER: str(options.longer)}
+        os.environ |= {PLACE: place, LIKE: like or f"{place}/example"}
+        os.environ |= {KILLED: str(options.killed), LONGER: str(options.longer)}
         first = 1 + random.randrange(2**31)  # cells that the server does not know
         _command([*CELL, "store.folder=example", f"seed={first - 1}"])
         hydra_app.run_job = simulated_job

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from bitsweep.measuring.scores import confidences, confusion, decisions, most_confused, reliability, scores
 from bitsweep.stats import log_softmax
@@ -32,6 +32,7 @@ def test_against_scikit_learn_and_the_definitions(classes: int) -> None:
     p_for_auc = p_NK[:, 1] if classes == 2 else p_NK
     assert found["auc"] == pytest.approx(roc_auc_score(labels_N, p_for_auc, multi_class="ovr"))
     assert found["log_loss"] == pytest.approx(-np.log(p_NK[is_NK.astype(bool)]).mean())
+    assert found["log_loss"] == pytest.approx(log_loss(labels_N, p_NK))
     assert found["brier"] == pytest.approx(np.square(p_NK - is_NK).sum(1).mean())
     np.testing.assert_allclose(confidences(logits_NK), p_NK.max(1), rtol=1e-6)
 

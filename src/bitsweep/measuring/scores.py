@@ -19,16 +19,18 @@ def scores(logits_NK: Array, labels_N: Array) -> dict[str, float]:
     the first two apart), and missing where only one class has images. ``brier`` is the sum over all classes, from 0
     to 2 (Brier, Monthly Weather Review 78, 1950). ``log_loss`` is in nats.
     """
-    from sklearn.metrics import f1_score, log_loss, recall_score
-
-    labels_N = np.asarray(labels_N)
-    classes, predicted_N, p_NK = np.unique(labels_N), logits_NK.argmax(1), np.exp(log_softmax(logits_NK))
-    averaged = {"labels": classes, "average": "macro", "zero_division": 0}
+    labels_N, log_p_NK = np.asarray(labels_N), log_softmax(logits_NK)
+    classes, predicted_N, p_NK = np.unique(labels_N), logits_NK.argmax(1), np.exp(log_p_NK)
+    images_K, said_K, right_K = (
+        np.bincount(of, minlength=p_NK.shape[1])[classes]
+        for of in (labels_N, predicted_N, labels_N[labels_N == predicted_N])
+    )
+    of_label_N = np.arange(len(labels_N)), labels_N
     found = {
-        "balanced_accuracy": float(recall_score(labels_N, predicted_N, **averaged)),
-        "f1_macro": float(f1_score(labels_N, predicted_N, **averaged)),
-        "log_loss": float(log_loss(labels_N, p_NK, labels=range(p_NK.shape[1]))),
-        "brier": float((np.square(p_NK).sum(1) - 2 * p_NK[np.arange(len(labels_N)), labels_N] + 1).mean()),
+        "balanced_accuracy": float(np.mean(right_K / images_K)),
+        "f1_macro": float(np.mean(2 * right_K / (images_K + said_K))),
+        "log_loss": float(-log_p_NK[of_label_N].mean()),
+        "brier": float((np.square(p_NK).sum(1) - 2 * p_NK[of_label_N] + 1).mean()),
         "ece": reliability(confidences(logits_NK), predicted_N == labels_N).ece,
     }
     if len(classes) > 1:
