@@ -1,6 +1,8 @@
 """Jobs of real launchers: they are what was planned, and one that is lost is one failed cell."""
 
 import contextlib
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -120,6 +122,20 @@ def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         query = "select r.status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'cell_key'"
         assert sorted(database.execute(query)) == [("FAILED",), ("FINISHED",)]  # that of breaks, which is not lost
+
+
+@pytest.mark.skipif(not has(LAUNCHERS["joblib"]), reason="the launcher of joblib is missing")
+def test_a_worker_that_is_lost_between_two_jobs_takes_none_with_it() -> None:
+    from hydra_plugins.bitsweep_launchers import JoblibLauncher
+
+    launcher = JoblibLauncher(n_jobs=1)
+    job, pool = launcher._submit(os.getpid)
+    os.kill(job.result(), signal.SIGKILL)
+    wait_until(lambda: pool._flags.broken)
+    launcher._idle.append(pool)
+    again, pool = launcher._submit(os.getpid)
+    assert again.result() != job.result()
+    pool.shutdown()
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     Path("/run/sshd").mkdir(exist_ok=True)
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile {folder}/pid\n"
-        f"AuthorizedKeysFile {folder}/identity.pub\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
+        f"AuthorizedKeysFile {folder}/identity.pub {folder}/others\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
     )
     (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
     options = ("-F", "none", "-i", f"{folder}/identity", "-p", str(port), "-o", f"UserKnownHostsFile={folder}/known")
@@ -311,6 +313,39 @@ def test_a_connection_that_ends_without_a_word(target: SshMachine) -> None:
     """So it ends where the system there kills what takes too much memory."""
     with pytest.raises(UnreachableTarget, match="ended without a word; perhaps what ran there was killed"):
         Connection(target)._ssh("kill -9 $$")
+
+
+def test_a_copy_that_another_was_faster_with(
+    target: SshMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, packed = Connection(target), tarfile.open
+    (source := tmp_path / "source").mkdir()
+    (source / "file").write_text("content")
+
+    def other_first(**given: Any) -> tarfile.TarFile:
+        monkeypatch.setattr(tarfile, "open", packed)
+        connection.send(source, "parts/same")
+        return packed(**given)
+
+    monkeypatch.setattr(tarfile, "open", other_first)
+    connection.send(source, "parts/same")
+    assert [part.name for part in (tmp_path / "there" / "parts").iterdir()] == ["same"]
+    assert (tmp_path / "there" / "parts" / "same" / "file").read_text() == "content"
+
+
+def test_a_shell_that_greets_and_has_a_syntax_of_its_own(server: Server, target: SshMachine, tmp_path: Path) -> None:
+    """All that is asked of it is to start another one."""
+    key, shell = tmp_path / "key", tmp_path / "shell.py"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    greets = "import os, shlex, sys; print('Welcome!', end='', flush=True); words = shlex.split(sys.argv[1])[1:]; "
+    shell.write_text(f"{greets} os.execvp(words[0], words)")
+    starts = f'command="{sys.executable} {shell} \\"$SSH_ORIGINAL_COMMAND\\""'
+    (server.folder / "others").write_text(f"{starts} {key.with_suffix('.pub').read_text()}")
+    connection = Connection(replace(target, options=(*server.options[:3], str(key), *server.options[4:])))
+    assert connection._ssh("echo 'it is'") == b"it is\n"
+    (source := tmp_path / "source").mkdir()
+    for _ in range(2):
+        connection.send(source, "parts/same")
 
 
 @pytest.mark.parametrize(

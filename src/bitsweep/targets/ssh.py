@@ -31,6 +31,8 @@ _OTHER_KEY = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 _INTERPRETER = "set target.python to its interpreter (bitsweep probe --python)"
 #: The last file of every copy, by which one that was cut off is known.
 _LAST = ".complete"
+#: The line after which a command's own output begins: a shell there may greet before.
+_BEGINS = "bitsweep-begins"
 
 
 @final
@@ -101,7 +103,7 @@ class Connection:
         self._target = target
 
     def send(self, source: Path, name: str) -> None:
-        """Copy a folder, unless it is there; a copy that is cut off is none.
+        """Copy a folder, unless it is there; a copy that is cut off is none, and of two at once the first stays.
 
         Raises:
             UnreachableTarget: the machine does not answer.
@@ -111,7 +113,8 @@ class Connection:
             return
         new = f"{name}.{uuid.uuid4().hex}"
         whole = f"tar -xf - -C {new} && test -e {new}/{_LAST}"
-        unpack = f"mkdir {new} && {whole} && mv -T {new} {name} || {{ rm -rf {new}; exit 1; }}"
+        publish = f"{{ mv -T {new} {name} || test -d {name}; }}"
+        unpack = f"mkdir {new} && {whole} && {publish}; code=$?; rm -rf {new}; exit $code"
 
         def pack(pipe: IO[bytes]) -> None:
             with tarfile.open(fileobj=pipe, mode="w|") as archive:
@@ -183,9 +186,11 @@ class Connection:
             CellFailed: the command failed.
         """
         target, folder = self._target, shell_path(self._target.folder)
-        line = f"mkdir -p {folder}/parts {folder}/jobs && cd {folder} && {{ {command}; }}"
+        goes_there = f"mkdir -p {folder}/parts {folder}/jobs && cd {folder}"
+        line = f"echo {_BEGINS}; {goes_there} && {{ {command}; }}"
         where = self._where
-        asked = ["ssh", *_OPTIONS, *target.options, "--", target.host, line]
+        # The shell of a user may be one that writes commands otherwise.
+        asked = ["ssh", *_OPTIONS, *target.options, "--", target.host, f"exec sh -c {shlex.quote(line)}"]
         if shutil.which("ssh") is None:
             raise UsageError(f"{where}: there is no ssh here; install OpenSSH's client")
         stdin = subprocess.PIPE if give else subprocess.DEVNULL
@@ -200,6 +205,9 @@ class Connection:
                     process.stdin.close()
             printed = []
             assert process.stdout
+            for each in process.stdout:
+                if each.rstrip().endswith(_BEGINS.encode()):
+                    break
             for each in process.stdout:
                 printed.append(each)
                 seen(each)

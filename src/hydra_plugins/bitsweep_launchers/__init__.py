@@ -4,7 +4,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -144,7 +144,6 @@ with contextlib.suppress(ImportError):
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
             """Run jobs as workers become free."""
             from joblib import effective_n_jobs
-            from joblib.externals.loky import ProcessPoolExecutor
 
             at_once, count = effective_n_jobs(self.joblib["n_jobs"]), len(job_overrides)
             waiting = enumerate(_composed(self, job_overrides, initial_job_idx))
@@ -154,9 +153,9 @@ with contextlib.suppress(ImportError):
             try:
                 while len(answers) < count:
                     for number, config in itertools.islice(waiting, at_once - len(running)):
-                        pool = self._idle.pop() if self._idle else ProcessPoolExecutor(max_workers=1, timeout=_IDLE_S)
                         given = (self.hydra_context, config, self.task_function, state)
-                        running[pool.submit(_run, *given)] = number, pool
+                        job, pool = self._submit(_run, *given)
+                        running[job] = number, pool
                     for job in wait(running, return_when=FIRST_COMPLETED).done:
                         number, pool = running.pop(job)
                         answers[number] = _answer(job.result)
@@ -169,6 +168,17 @@ with contextlib.suppress(ImportError):
                     pool.shutdown(wait=False, kill_workers=True)
                 raise
             return [answers[number] for number in range(count)]
+
+        def _submit(self, function: Callable[..., Any], *given: Any) -> tuple[Future[Any], Any]:
+            """Ask a worker that has nothing to do, or a new one; returns its answer to come, and its pool."""
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            while self._idle:
+                pool = self._idle.pop()
+                with contextlib.suppress(BrokenExecutor):  # it was lost since its last job
+                    return pool.submit(function, *given), pool
+            pool = ProcessPoolExecutor(max_workers=1, timeout=_IDLE_S)
+            return pool.submit(function, *given), pool
 
     def _run(context: HydraContext, config: DictConfig, task: TaskFunction, state: dict[Any, Any]) -> JobReturn:
         """Run a job in a worker."""
