@@ -9,17 +9,21 @@ cells are lost, the same command is given again, as a user would. Ideal is the t
 
 Workers of one machine share its cores, those of a cluster do not. So the sleeps may be longer, until the workers need
 less than the cores have beside them: those of a larger network, from a store where its cell has been measured
-(``--like multirun/store``), or all of them by a factor (``--longer 20``).
+(``--like multirun/store``), or all of them by a factor (``--longer 20``). And workers start with their imports done:
+each waits as long as those took once, as it would on a machine of its own.
 """
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
+import multiprocessing.forkserver
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +32,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from joblib.externals import loky
 from omegaconf import DictConfig
 
 from bitsweep import hydra_app, stages
@@ -40,6 +45,10 @@ from bitsweep.tracking.connection import Connection
 PLACE = "BITSWEEP_BENCHMARK"
 #: Share of the cells in whose jobs the worker is killed.
 KILLED = "BITSWEEP_BENCHMARK_KILLED"
+#: Seconds that imports of a worker take.
+IMPORTS = "BITSWEEP_BENCHMARK_IMPORTS"
+#: What a worker imports until it has run a job.
+IMPORTED = ("hydra_plugins.bitsweep_launchers", "bitsweep.hydra_app", "mlflow", "bitsweep.tracking.logger")
 #: Store whose cell tells how long stages take.
 LIKE = "BITSWEEP_BENCHMARK_LIKE"
 #: How many times as long as they took stages are to wait.
@@ -62,16 +71,35 @@ def sleep_instead(function: Callable[..., None], arguments: Mapping[str, Any], *
     if function.__name__ not in _STAGE_OF:
         return
     kind, functions = _STAGE_OF[function.__name__]
-    stores = os.environ[LIKE], f"{os.environ[PLACE]}/example"
-    timed, copied = (min((Path(store) / kind).glob(f"*/{MANIFEST}")) for store in stores)
-    seconds = json.loads(timed.read_text())["seconds"] * float(os.environ[LONGER]) / functions
+    known, examples = (
+        list((Path(store) / kind).glob(f"*/{MANIFEST}")) for store in (os.environ[LIKE], f"{os.environ[PLACE]}/example")
+    )
+    seconds = max(json.loads(file.read_text())["seconds"] for file in known) * float(os.environ[LONGER]) / functions
     if function.__name__ in ("compress", "evaluate") and random.random() < float(os.environ[KILLED]) / 2:
         time.sleep(seconds / 2)
         (Path(os.environ[PLACE]) / "killed" / f"{time.time_ns()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(seconds)
-    shutil.copytree(copied.parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    shutil.copytree(min(examples).parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     _note("slept", seconds=seconds)
+
+
+def begin(place: str) -> None:
+    """Begin as a worker."""
+    os.chdir(place)
+    time.sleep(seconds := float(os.environ[IMPORTS]))
+    _note("imported", seconds=seconds)
+
+
+def _start_workers_fast(place: str) -> None:
+    """Let workers start with what they import, and wait as long as that takes where nothing else runs."""
+    timed = f"import time, {', '.join(IMPORTED)}; print(time.process_time())"
+    os.environ[IMPORTS] = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True).stdout.strip()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([child._PRELOAD, *IMPORTED])
+    multiprocessing.forkserver.ensure_running()
+    given: dict[str, Any] = {"context": context, "initializer": begin, "initargs": (place,)}
+    loky.ProcessPoolExecutor = functools.partial(loky.ProcessPoolExecutor, **given)
 
 
 def _note(what: str, **figures: object) -> None:
@@ -90,7 +118,7 @@ def simulated_job(config: DictConfig) -> Outcome | None:
     own = Path(os.environ[PLACE]) / "locks" / str(os.getpid())
     own.mkdir(parents=True, exist_ok=True)
     os.environ[machine.VARIABLE] = str(own)
-    child.call = sleep_instead
+    child.call, child.warm_up = sleep_instead, lambda: None
     try:
         return hydra_app.run_job(config)
     finally:
@@ -114,6 +142,7 @@ def main() -> None:
             Path(name).mkdir()
         os.environ |= {PLACE: place, LIKE: like or f"{place}/example"}
         os.environ |= {KILLED: str(options.killed), LONGER: str(options.longer)}
+        _start_workers_fast(place)
         first = 1 + random.randrange(2**31)  # cells that the server does not know
         _command([*CELL, "store.folder=example", f"seed={first - 1}"])
         hydra_app.run_job = simulated_job
@@ -130,10 +159,13 @@ def main() -> None:
 
 def _command(words: list[str]) -> int:
     """Run a command in this process; returns its exit code."""
+    began, used = time.time(), time.process_time()
     try:
         hydra_app.main(words)
     except SystemExit as ended:
         return int(ended.code or 0)
+    finally:
+        _note("commands", began=began, ended=time.time(), used=time.process_time() - used)
     return 0
 
 

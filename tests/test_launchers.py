@@ -171,6 +171,19 @@ def test_a_job_that_only_prepares_asks_nothing_of_mlflow(measured: Path, monkeyp
         run_cell(cell, Options(), folder=Path("multirun"), sweep_id="again")
 
 
+def test_a_job_has_its_children_import_while_it_does(pair: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    began = []
+    monkeypatch.setattr("bitsweep.job.child.warm_up", lambda: began.append("children"))
+    monkeypatch.setattr(Connection, "__init__", lambda *args, **given: began.append("MLflow") or _unreachable())
+    with pytest.raises(TrackingError):
+        run_cell(pair[0], Options(), folder=Path("multirun"), sweep_id="first")
+    assert began == ["children", "MLflow"]
+
+
+def _unreachable() -> None:
+    raise TrackingError("it does not answer")
+
+
 def test_what_a_launcher_lost_is_looked_for_by_key_and_the_rest_is_run_alone(pair: list[Cell]) -> None:
     """The launcher gives up all jobs, of which one had done its work; later it loses the other alone."""
     connection, asked = Connection(), []

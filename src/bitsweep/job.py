@@ -15,7 +15,7 @@ from bitsweep.launching import made, require_planned
 from bitsweep.options import Options
 from bitsweep.planning import duration, names_of
 from bitsweep.results import Outcome
-from bitsweep.runtime import machine
+from bitsweep.runtime import child, machine
 from bitsweep.runtime.store import Store
 from bitsweep.text import say
 
@@ -36,6 +36,7 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
 
     machine.check()
     require_planned(cell, options.planned, options.stage)
+    child.warm_up()
     store = Store(options.store.folder)
     connect = functools.cache(functools.partial(Connection, of_job=True))
     shared = SharedResults(connect(), store) if options.store.fetch else None
