@@ -242,3 +242,24 @@ except KeyboardInterrupt:
         wait_until((tmp_path / "begun").exists)
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.communicate(timeout=60)[1] == ""
+
+
+def test_a_server_that_ends_while_it_is_asked(tmp_path: Path) -> None:
+    """As in a job that its cluster cancels."""
+    program = """
+import gc, os, signal, threading
+from multiprocessing import forkserver
+from pathlib import Path
+from bitsweep.errors import CellFailed
+from bitsweep.runtime import child
+child.warm_up("json")
+server = forkserver._forkserver._forkserver_pid
+os.kill(server, signal.SIGSTOP)
+threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
+try:
+    child.call(gc.collect, folder=Path(), log=Path("log"))
+except CellFailed as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path).stdout
+    assert said == "collect was not started: this job was ended from outside, or is out of memory\n"

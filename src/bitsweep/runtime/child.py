@@ -121,9 +121,11 @@ def call(
         BitsweepError: it raised one itself.
         OSError: the disk is full.
     """
-    ranks = range(processes) if processes > 1 else [None]
-    children = [_Child.start(function, dict(arguments), folder, log, memory_gb, rank) for rank in ranks]
-    what = function.__name__.replace("_", " ")
+    ranks, what = range(processes) if processes > 1 else [None], function.__name__.replace("_", " ")
+    try:
+        children = [_Child.start(function, dict(arguments), folder, log, memory_gb, rank) for rank in ranks]
+    except (EOFError, ConnectionError) as error:
+        raise CellFailed(f"{what} was not started: this job was ended from outside, or is out of memory") from error
     end = time.monotonic() + timeout_s if timeout_s else math.inf
     failures: list[BaseException] = []
     try:
