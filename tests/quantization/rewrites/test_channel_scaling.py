@@ -81,10 +81,33 @@ class Parts(nn.Module):
 
 
 class Swapped(nn.Module):
-    """Channels that change their places, which have no factors."""
+    """Channels that change their places, some of which are there twice."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([*[*x.chunk(2, 1)][::-1], x[:, ::3]], 1)
+        return torch.cat([*[*x.chunk(2, 1)][::-1], x[:, ::3], x], 1)
+
+
+class Shuffled(nn.Module):
+    """Halves that are processed apart, and shuffled then, by views or by the operation for it."""
+
+    def __init__(self, *, by_views: bool) -> None:
+        super().__init__()
+        self.by_views, self.layer = by_views, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = x.chunk(2, 1)
+        y = torch.cat([one, torch.relu(self.layer(other))], 1)
+        if not self.by_views:
+            return nn.functional.channel_shuffle(y, 2)
+        N, C, H, W = y.shape
+        return y.view(N, 2, C // 2, H, W).transpose(1, 2).contiguous().view(N, C, H, W)
+
+
+class AddedToItself(nn.Module):
+    """Each channel is added to the one behind it, so that all have to have the same factor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.cat([x[:, 1:], x[:, :1]], 1)
 
 
 class Grown(nn.Module):
@@ -135,7 +158,9 @@ NETWORKS = {
     "padded shortcut": _network(Block(), Block(12), nn.Conv2d(12, 5, 1)),
     "normalisations of their own": _network(Grown(8), Grown(12), Grown(16).norm, nn.ReLU(), nn.Conv2d(16, 5, 1)),
     "parts": _network(nn.ReLU(), Parts()),
-    "swapped": _network(nn.ReLU(), Swapped(), nn.Conv2d(11, 5, 1)),
+    "swapped": _network(nn.ReLU(), Swapped(), nn.Conv2d(19, 5, 1)),
+    "shuffled": _network(nn.ReLU(), Shuffled(by_views=True), Shuffled(by_views=False), POINTWISE),
+    "added to itself": _network(nn.ReLU(), AddedToItself(), POINTWISE),
     "larger": _network(nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), POINTWISE),
     "pixels as channels": _network(nn.ReLU(), nn.PixelUnshuffle(2), nn.Conv2d(32, 5, 1)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
@@ -170,12 +195,21 @@ def test_a_scaled_network_computes_the_same(network: nn.Module) -> None:
 def test_parts_of_the_channels_have_their_factors() -> None:
     (group,) = layer_groups(_graph(NETWORKS["parts"]))
     assert group.channels == 8 and len(group.readers) == 4
-    spans = [group.carriers[arguments(reader)[0]] for reader in group.readers]
-    assert sorted((span.start, span.stop) for span in spans) == [(0, 8), (2, 5), (3, 8), (4, 8)]
-    assert not layer_groups(_graph(NETWORKS["swapped"]))
+    numbers = sorted(group.carriers[arguments(reader)[0]].tolist() for reader in group.readers)
+    assert numbers == [[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 4], [3, 4, 5, 6, 7], [4, 5, 6, 7]]
     assert (
         len(layer_groups(_graph(NETWORKS["larger"]))) == len(layer_groups(_graph(NETWORKS["pixels as channels"]))) == 1
     )
+
+
+def test_channels_take_their_factors_along() -> None:
+    (group,) = layer_groups(_graph(NETWORKS["swapped"]))
+    (read,) = (arguments(reader)[0] for reader in group.readers)
+    assert group.carriers[read].tolist() == [4, 5, 6, 7, 0, 1, 2, 3, 0, 3, 6, 0, 1, 2, 3, 4, 5, 6, 7]
+    group, *others = layer_groups(_graph(NETWORKS["shuffled"]))
+    assert len(group.starts) == 3 and len(group.readers) == 3 and group.channels == 16 and not others
+    (group,) = layer_groups(_graph(NETWORKS["added to itself"]))
+    assert group.channels == 1
 
 
 def test_normalisations_that_no_layer_takes_in_read_factors_and_yield_them() -> None:
@@ -278,15 +312,15 @@ class Shortcut(nn.Module):
 
 def test_what_is_concatenated_has_its_own_factors() -> None:
     *_, group = layer_groups(_graph(NETWORKS["branches"]))
-    spans = sorted((group.carriers[start].start, group.carriers[start].stop) for start in group.starts)
-    assert (spans, group.channels, len(group.readers)) == ([(0, 6), (6, 8)], 8, 1)
+    numbers = sorted(group.carriers[start].tolist() for start in group.starts)
+    assert (numbers, group.channels, len(group.readers)) == ([[0, 1, 2, 3, 4, 5], [6, 7]], 8, 1)
 
 
 def test_layers_along_shortcuts_share_factors() -> None:
     first, second, third = layer_groups(_graph(NETWORKS["padded shortcut"]))
     assert [len(group.starts) for group in (first, second, third)] == [3, 1, 1]
     assert first.channels == 12 and len(first.readers) == 3
-    assert {first.carriers[start].start for start in first.starts} == {0, 2}
+    assert len({tuple(first.carriers[start].tolist()) for start in first.starts}) == 2
 
 
 @pytest.mark.parametrize("between", [nn.ReLU(), nn.Identity()])

@@ -12,7 +12,8 @@ from bitsweep.graphs.ops import arguments, aten, is_layer
 from bitsweep.quantization.analysis.noise import Source
 from bitsweep.quantization.guard.remedies import FREE, Remedy, cause_of, described, name_of
 from bitsweep.quantization.guard.state import State
-from bitsweep.quantization.rewrites.channel_groups import GATED, ScalingGroup, group_of, layer_groups
+from bitsweep.quantization.rewrites.channel_groups import ScalingGroup, group_of, layer_groups
+from bitsweep.quantization.rewrites.channel_relations import GATED
 from bitsweep.quantization.rewrites.channel_scaling import even_factors, expected_reach, reader_weights, scale_channels
 from bitsweep.quantization.rewrites.token_groups import token_groups
 
@@ -91,19 +92,17 @@ def _reach_and_changes(group: ScalingGroup, source: Source) -> tuple[Tensor, Ten
     low_C = source.low_C
     if source.name == group.start.name and group.gated:
         low_C = low_C.clamp(min=_least(group))
-    (span,) = (span for node, span in group.carriers.items() if node.name == source.name)
+    (number_C,) = (number_C for node, number_C in group.carriers.items() if node.name == source.name)
     found = []
     for own_C in (torch.maximum(-low_C, source.high_C).clamp(min=0), source.high_C - low_C):
-        of_group_C = torch.zeros(group.channels)
-        of_group_C[span] = own_C.view(span.stop - span.start, -1).amax(1)
-        found.append(of_group_C)
+        found.append(torch.zeros(group.channels).scatter_reduce(0, number_C, own_C, "amax"))
     return found[0], found[1]
 
 
 def _lowest(group: ScalingGroup, source: Source, factor_C: Tensor) -> float:
     """Value below which no channel of a scaled tensor is told apart by the functions that read it."""
     assert source.low_C is not None
-    return float((source.low_C.clamp(min=_least(group), max=0) / factor_C).min())
+    return float((source.low_C.clamp(min=_least(group), max=0) / factor_C[group.carriers[group.start]]).min())
 
 
 def _least(group: ScalingGroup) -> float:

@@ -82,12 +82,14 @@ class State:
 
     def watched(self, group: ScalingGroup) -> list[Source]:
         """The rounded tensors of a group, also those that share the scale of another one."""
-        named = {node.name for node in group.carriers}
-        found = [source for name, source in self.sources.items() if name in named and source.low_C is not None]
+        channels = {node.name: len(number_C) for node, number_C in group.carriers.items()}
+        found = [source for name, source in self.sources.items() if name in channels and source.low_C is not None]
         for source in self.sources.values():
-            ends = (each for each in source.sharing.items() if each[0] in named)
+            ends = (each for each in source.sharing.items() if each[0] in channels)
             found += [replace(source, name=name, low_C=low_C, high_C=high_C) for name, (low_C, high_C) in ends]
-        return found
+        if group.reach_C is not None:
+            return found
+        return [each for each in found if each.low_C is not None and len(each.low_C) == channels[each.name]]
 
     def harm_of(self, group: ScalingGroup) -> list[Source]:
         """What scaling a group may help against: its rounded tensors, and the weights of the layers that read it."""

@@ -1,14 +1,15 @@
 """Which tensors of a network can have the factor 1 / s_i in channel i, while the layers that read them make up for it.
 
-Rectifiers, pooling, and products with a gate let factors through; a sum does where all that is added has the same ones,
-so that the layers along residual connections share them; what is concatenated keeps its own, and so do parts that are
-taken of the channels. What comes of it is in `channel_scaling.py`.
+Which channels have the same factors follows from what reads what, see `channel_relations.py`: the layers along
+residual connections share them, and so do all that a shuffle brings together. What comes of it is in
+`channel_scaling.py`.
 """
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -21,15 +22,11 @@ from bitsweep.graphs.ops import (
     ensure_bias,
     is_layer,
     reads_attribute,
-    with_defaults,
 )
-from bitsweep.quantization.rewrites.equalization import EQUIVARIANT
+from bitsweep.quantization.rewrites.channel_relations import GATED, channels_of, read_by, relation, users_of
 
-#: Functions x g(x), each with its gate g as slope and offset before a function from 0 to 1.
-GATED = {aten.hardswish.default, aten.silu.default}
-_RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.pixel_unshuffle.default}
-#: What takes a tensor apart; its parts are then taken one by one.
-_PARTED = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
+#: A node, one that reads it, and which channel of the first each of the second's has its factor from, or -1.
+Relation = tuple[Node, Node, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class ScalingGroup:
     Attributes:
         starts: yield the tensor, several where sums join them: layers, or one of anything else, whose output is then
             multiplied.
-        carriers: which of the factors the output of a node has.
+        carriers: numbers of the factors that the channels of a node's output have, int64.
         gated: those of these nodes that are functions with a gate.
         readers: the layers that make up for the factors.
         channels: number of factors.
@@ -48,7 +45,7 @@ class ScalingGroup:
     """
 
     starts: tuple[Node, ...]
-    carriers: Mapping[Node, slice]
+    carriers: Mapping[Node, Tensor]
     gated: tuple[Node, ...]
     readers: tuple[Node, ...]
     channels: int
@@ -76,7 +73,7 @@ class ScalingGroup:
         starts, gated, readers = (
             tuple(own[node.name] for node in nodes) for nodes in (self.starts, self.gated, self.readers)
         )
-        carriers = {own[node.name]: span for node, span in self.carriers.items()}
+        carriers = {own[node.name]: number_C for node, number_C in self.carriers.items()}
         return replace(self, starts=starts, carriers=carriers, gated=gated, readers=readers)
 
 
@@ -123,171 +120,78 @@ def layer_groups(graph: GraphModule) -> list[ScalingGroup]:
 
 def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
     """What scaling the output of a node comes to; None where something that reads it does not make up for it."""
-    if not (count := _channels(start)):
+    if not channels_of(start):
         return None
-    spans = {start: (0, count)}  # of each carrier, its first factor, counted from that of the start, and how many
-    starts, gated, readers, waiting = list[Node](), list[Node](), list[Node](), [start]
+    starts, readers, relations = list[Node](), list[Node](), list[Relation]()
+    found, waiting = {start: None}, [start]
     while waiting:
         node = waiting.pop()
-        first, count = spans[node]
         if node is start or is_layer(node) or is_affine(node):
-            if is_layer(node) and not (owns_parameters(node) and _channels(node) == count):
+            if is_layer(node) and not owns_parameters(node):
                 return None
             starts.append(node)
-            sources = dict[Node, tuple[int, int]]()
-        else:
-            sources = dict(_sources(node, first, count))
-            if not sources:
-                return None
-        following = dict[Node, tuple[int, int]]()
-        for user in _users(node):
-            if (is_layer(user) and arguments(user)[0] is node and makes_up(graph, user, count)) or _is_affine_product(
-                user
-            ):
+            near = list[Relation]()
+        elif not (
+            near := [(read, node, own_C) for read in read_by(node) if (own_C := relation(read, node)) is not None]
+        ):
+            return None
+        for user in users_of(node):
+            if _is_affine_product(user) or (is_layer(user) and _makes_up_for(graph, user, node)):
                 readers.append(user)
-            elif user.target in GATED or _lets_through(node, user, count):
-                left, right = _added_channels(node, user)
-                following[user] = first - left, count + left + right
+            elif (own_C := relation(node, user)) is not None:
+                near.append((node, user, own_C))
             else:
                 return None
-        for other, span in (sources | following).items():
-            if other not in spans:
-                waiting.append(other)
-            if spans.setdefault(other, span) != span:
-                return None
-        gated += [user for user in following if user.target in GATED]
-    products = [node for node in spans if node.target == aten.mul.Tensor and node is not start]
-    if not readers or any(all(factor in spans for factor in node.args[:2]) for node in products):
+        relations += near
+        for other in (each for read, user, _ in near for each in (read, user) if each not in found):
+            found[other] = None
+            waiting.append(other)
+    gated = [node for node in found if node.target in GATED and node is not start]
+    products = [node for node in found if node.target == aten.mul.Tensor and node is not start]
+    if not readers or any(all(factor in found for factor in node.args[:2]) for node in products):
         return None
     if ((gated or not (is_layer(start) or is_affine(start))) and len(starts) > 1) or any(
         node.meta["val"].ndim != 4 for node in gated
     ):
         return None
-    lowest = min(first for first, _ in spans.values())
-    carriers = {node: slice(first - lowest, first - lowest + count) for node, (first, count) in spans.items()}
-    channels = max(span.stop for span in carriers.values())
+    carriers = _numbered(found, relations)
+    channels = 1 + max(int(number_C.max()) for number_C in carriers.values())
     return ScalingGroup(
         starts=tuple(starts), carriers=carriers, gated=tuple(gated), readers=tuple(readers), channels=channels
     )
 
 
-def _sources(node: Node, first: int, count: int) -> Iterator[tuple[Node, tuple[int, int]]]:
-    """What a node has its factors from, with their span; nothing where they cannot come from anywhere.
-
-    Args:
-        first, count: the span of the node's own.
-    """
-    for read in _read(node):
-        left, right = _added_channels(read, node)
-        own, channels = count - left - right, _channels(read)
-        # A channel may have become several, but not the other way round.
-        if own > 0 and channels and channels % own == 0 and (node.target in GATED or _lets_through(read, node, own)):
-            yield read, (first + left, own)
-
-
-def _channels(node: Node) -> int:
-    """Number of channels of [N, C, ...] that a node yields; 0 where it yields something else."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.ndim not in (2, 4) or not value.is_floating_point():
-        return 0
-    if LAYER_KINDS.get(node.target) == "linear" and value.ndim != 2:
-        return 0
-    return int(value.shape[1])
+def _numbered(nodes: Iterable[Node], relations: Iterable[Relation]) -> dict[Node, Tensor]:
+    """Numbers of the factors of each node's channels: the same for all that have to have the same."""
+    counts = {node: channels_of(node) for node in nodes}
+    firsts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
+    pairs = list[Tensor]()
+    for read, user, own_C in relations:
+        (places,) = (own_C >= 0).nonzero(as_tuple=True)
+        pairs.append(torch.stack([firsts[read] + own_C[places], firsts[user] + places]))
+    one, other = torch.cat(pairs, 1) if pairs else torch.zeros(2, 0, dtype=torch.long)
+    label_M = torch.arange(sum(counts.values()))
+    while True:
+        least = torch.minimum(label_M[one], label_M[other])
+        less_M = label_M.scatter_reduce(0, one, least, "amin").scatter_reduce(0, other, least, "amin")
+        less_M = less_M[less_M]
+        if torch.equal(less_M, label_M):
+            break
+        label_M = less_M
+    _, number_M = torch.unique(label_M, return_inverse=True)
+    return dict(zip(counts, torch.split(number_M, list(counts.values())), strict=True))
 
 
-def _lets_through(read: Node, user: Node, channels: int) -> bool:
-    """Whether what a node yields of [N, C, ...] has the factors of what it reads; channels may become several."""
-    value, result = read.meta["val"], user.meta.get("val")
-    if not isinstance(result, Tensor):
-        return False
-    if any(_added_channels(read, user)) and _channels(read) != channels:
-        return False
-    if user.target == aten.add.Tensor:
-        added = [each.meta["val"] for each in user.args[:2] if isinstance(each, Node) and each.op != "get_attr"]
-        return len(added) == 2 and all(_sizes(each) == _sizes(result) for each in added) and not user.kwargs
-    if user.target == aten.cat.default:
-        parts: list[Node] = list(arguments(user)[0])
-        return (
-            user.args[1:] in ((1,), (1 - value.ndim,)) and len(set(parts)) == len(parts) and all(map(_channels, parts))
-        )
-    if user.target == aten.slice.Tensor:
-        return bool(with_defaults(user)[1] % value.ndim > 1) or _sliced_channels(read, user) is not None
-    if _is_part(user):
-        return bool(with_defaults(arguments(user)[0])[2] % value.ndim == 1)
-    if user.target == aten.mul.Tensor:
-        # The larger of two factors of a product keeps its shape.
-        return _sizes(result) == _sizes(value) and all(isinstance(factor, Node) for factor in user.args[:2])
-    if user.target == aten.mean.dim:
-        dims: list[int] = list(arguments(user)[1])
-        return all(dim % value.ndim > 1 for dim in dims)
-    if user.target in _RESHAPES:
-        return result.ndim in (2, 4) and _sizes(result)[0] % channels == 0
-    if user.target == aten.pad.default:
-        return user.args[3:] in ((), (None,), (0,)) and len(arguments(user)[1]) <= 2 * (value.ndim - 1)
-    return user.target in EQUIVARIANT
+def _makes_up_for(graph: GraphModule, reader: Node, node: Node) -> bool:
+    dims = 2 if LAYER_KINDS[reader.target] == "linear" else 4
+    reads = arguments(reader)[0] is node and node.meta["val"].ndim == dims
+    return reads and makes_up(graph, reader, channels_of(node))
 
 
-def _added_channels(read: Node, user: Node) -> tuple[int, int]:
-    """How many channels, of zeros or of others that it reads, a node puts before and behind those of one.
-
-    Where it takes some of the channels alone, it puts less than none.
-    """
-    if user.target == aten.cat.default:
-        parts: list[Node] = list(arguments(user)[0])
-        place, widths = parts.index(read), [_channels(part) for part in parts]
-        return sum(widths[:place]), sum(widths[place + 1 :])
-    if user.target == aten.slice.Tensor and (channels := _sliced_channels(read, user)) is not None:
-        return _taken(read, user, channels.start)
-    if _is_part(user):
-        parted, place = arguments(user)
-        return _taken(read, user, sum(int(part.shape[1]) for part in parted.meta["val"][:place]))
-    if user.target != aten.pad.default:
-        return 0, 0
-    sizes = [int(size) for size in arguments(user)[1]]
-    return (sizes[-2], sizes[-1]) if len(sizes) == 2 * (user.meta["val"].ndim - 1) else (0, 0)
-
-
-def _taken(read: Node, part: Node, first: int) -> tuple[int, int]:
-    return -first, first + int(part.meta["val"].shape[1]) - int(read.meta["val"].shape[1])
-
-
-def _sliced_channels(read: Node, user: Node) -> range | None:
-    """Which channels, one behind the other, a slice takes; None where it takes others, or something else."""
-    _, dim, *ends = with_defaults(user)
-    value = read.meta["val"]
-    if dim % value.ndim != 1 or any(isinstance(end, Node) for end in ends):
-        return None
-    channels = range(int(value.shape[1]))[slice(*ends)]
-    return channels if channels.step == 1 else None
-
-
-def _is_part(node: Node) -> bool:
-    """Whether a node is a part of a tensor that was taken apart."""
-    return node.target == operator.getitem and arguments(node)[0].target in _PARTED
-
-
-def _users(node: Node) -> Iterator[Node]:
-    """What reads a node, or a part of it."""
-    for user in node.users:
-        yield from user.users if user.target in _PARTED else (user,)
-
-
-def _read(node: Node) -> Sequence[Node]:
-    """What a node reads, or is a part of."""
-    whole: Node = arguments(node)[0] if _is_part(node) else node
-    return whole.all_input_nodes
-
-
-def _sizes(value: Tensor) -> list[int]:
-    """Shape of one image's part."""
-    return [int(size) for size in value.shape[1:]]
-
-
-def makes_up(graph: GraphModule, reader: Node, channels: int) -> bool:
-    """Whether channel i is a block of consecutive inputs of a layer, of which nobody shares the parameters."""
+def makes_up(graph: GraphModule, reader: Node, inputs: int) -> bool:
+    """Whether a layer has so many inputs, one for each channel, and nobody shares its parameters."""
     weight = attribute(graph, arguments(reader)[1])
-    inputs, groups = weight.shape[1] * groups_of(reader), groups_of(reader)
-    return owns_parameters(reader) and inputs % channels == 0 and channels % groups == 0
+    return owns_parameters(reader) and weight.shape[1] * groups_of(reader) == inputs
 
 
 def owns_parameters(layer: Node) -> bool:

@@ -42,13 +42,13 @@ def reader_weights(graph: GraphModule, group: ScalingGroup, changes_C: Tensor) -
     dense = [reader for reader in group.readers if not is_depthwise(graph, reader)]
     largest = torch.zeros(group.channels)
     for reader in dense:
-        span = group.carriers[arguments(reader)[0]]
-        columns = by_input_channel(attribute(graph, arguments(reader)[1]), reader, span.stop - span.start)
+        number_I = group.carriers[arguments(reader)[0]]
+        columns = by_input_channel(attribute(graph, arguments(reader)[1]), reader, len(number_I))
         weight_GCOK = columns.reshape(groups_of(reader), -1, *columns.shape[1:])
-        told_GCOK = weight_GCOK * changes_C[span].view(len(weight_GCOK), -1, 1, 1)
+        told_GCOK = weight_GCOK * changes_C[number_I].view(len(weight_GCOK), -1, 1, 1)
         told_GO = told_GCOK.square().sum((1, 3), keepdim=True).sqrt()
-        met_C = (weight_GCOK / told_GO.clamp(min=1e-30)).abs().amax((2, 3)).flatten()
-        largest[span] = torch.maximum(largest[span], met_C)
+        met_I = (weight_GCOK / told_GO.clamp(min=1e-30)).abs().amax((2, 3)).flatten()
+        largest.scatter_reduce_(0, number_I, met_I, "amax")
     return largest if dense else None
 
 
@@ -60,18 +60,19 @@ def expected_reach(graph: GraphModule, group: ScalingGroup, reach_C: Tensor) -> 
     """
     expected_C = reach_C.clone()
     for start in group.starts if group.starts_with_layer else ():
-        span = group.carriers[start]
+        number_O = group.carriers[start]
+        reach_O = reach_C[number_O]
         weight, bias = parameters_of_start(graph, start)
         largest = (
             attribute(graph, weight).flatten(1).abs().amax(1) if is_layer(start) else attribute(graph, weight).abs()
         ).flatten()
         if bias is not None:
             shift_C = attribute(graph, bias).flatten()
-            largest = torch.maximum(largest, torch.where(reach_C[span] > 0, shift_C.abs(), shift_C.clamp(min=0)))
-        live = (reach_C[span] > 0) & (largest > 0)
+            largest = torch.maximum(largest, torch.where(reach_O > 0, shift_C.abs(), shift_C.clamp(min=0)))
+        live = (reach_O > 0) & (largest > 0)
         if live.any():
-            least = RARE * (reach_C[span][live] / largest[live]).median() * largest
-            expected_C[span] = torch.maximum(expected_C[span], least)
+            least = RARE * (reach_O[live] / largest[live]).median() * largest
+            expected_C.scatter_reduce_(0, number_O, least, "amax")
     return expected_C
 
 
@@ -123,7 +124,7 @@ def scale_channels(graph: GraphModule, group: ScalingGroup, factor_C: Tensor) ->
                 shape = [-1, *[1] * (rows.ndim - 1)] if is_layer(start) else rows.shape
                 set_attribute(graph, str(parameter.target), rows / divided_C.view(shape))
     for function in group.gated:
-        _write_gate(graph, function, factor_C)
+        _write_gate(graph, function, factor_C[group.carriers[function]])
 
 
 def _multiply_after(graph: GraphModule, node: Node, factor_C: Tensor) -> None:

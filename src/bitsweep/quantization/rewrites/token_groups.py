@@ -56,7 +56,7 @@ def _group(start: Node, first: int, count: int, labelled: "_Labelled") -> Scalin
             return None
         reach_C[low:high] = torch.maximum(reach_C[low:high], labelled.reach_F[reader])
     carriers = {
-        node: slice(low - first, high + 1 - first)
+        node: torch.arange(low - first, high + 1 - first)
         for node, (low, high) in labelled.carried.items()
         if first <= low <= high < first + count
     }
