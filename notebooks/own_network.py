@@ -76,10 +76,13 @@ for method, precision in [("ptq", "int8"), ("ptq", "int4"), ("gptq", "int4")]:
 # What became of each layer: formats, the error of its weights, and what lay beyond its ranges.
 
 # %%
-print(found["ptq", "int8"].layers[["name", "weights", "activations", "sqnr_db", "activation_clipped"]])
+columns = ["name", "weights", "activations", "sqnr_db", "activation_clipped"]
+print(found["ptq", "int8"].layers[columns].to_string(index=False))
 
 # %% [markdown]
 # ## The engine's file
+#
+# It is larger than the weights alone: it holds the graph, too.
 
 # %%
 lowered = bs.lower(found["ptq", "int8"], "onnxruntime", "digits_int8")

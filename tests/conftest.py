@@ -5,11 +5,12 @@ import gc
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -139,23 +140,56 @@ def run(*words: str, code: int = 0, **environment: str) -> str:
     return output
 
 
-@pytest.fixture(scope="session")
-def _measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder where the command has measured `GRID`: once for all processes of the suite."""
+def _made_once(name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that one process of the suite fills for all."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "measured"
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             made = folder.with_suffix(".unfinished")
             made.mkdir()
-            _furnish(made)
-            environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-            command = [sys.executable, "run.py", *GRID, "register=digits"]
-            done = subprocess.run(command, cwd=made, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-            (made / "output.txt").write_text(done.stdout)
+            make(made)
             made.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a database of MLflow in which there is nothing yet: its tables alone take a second."""
+
+    def make(folder: Path) -> None:
+        from bitsweep.tracking.address import find_address, prepare_database
+
+        with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            prepare_database(find_address(), read_only=False)
+
+    return _made_once("tables", make, tmp_path_factory)
+
+
+@pytest.fixture
+def tracked(_tables: Path, workplace: Path) -> Path:
+    """The same with an empty database of MLflow's, for what is not about how one is made."""
+    shutil.copy(_tables / "mlflow.db", workplace)
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
+        place = (workplace / "mlruns").as_uri()
+        database.execute("update experiments set artifact_location = ? || '/' || experiment_id", (place,))
+    return workplace
+
+
+@pytest.fixture(scope="session")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder where the command has measured `GRID`."""
+
+    def make(folder: Path) -> None:
+        _furnish(folder)
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        command = [sys.executable, "run.py", *GRID, "register=digits"]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "output.txt").write_text(done.stdout)
+
+    return _made_once("measured", make, tmp_path_factory)
 
 
 @pytest.fixture

@@ -105,9 +105,9 @@ def add_engines(workplace: Path, **sources: str) -> None:
         if name != "local"  # see tests/cluster
     ],
 )
-def test_a_lost_job_is_one_failed_cell(launcher: str, workplace: Path) -> None:
+def test_a_lost_job_is_one_failed_cell(launcher: str, tracked: Path) -> None:
     """And what is made meanwhile goes on."""
-    add_engines(workplace, dies=DIES, breaks=BREAKS, lasts=LASTS)
+    add_engines(tracked, dies=DIES, breaks=BREAKS, lasts=LASTS)
     words = [
         "-m", "--config-dir", "mine", "model=mlp", "model.image_size=8", "train=smoke", "train.max_steps=20",
         "protocol=smoke", "protocol.memory=false", "precision=fp32", "backend=lasts,dies,breaks",
@@ -139,7 +139,7 @@ def test_a_worker_that_is_lost_between_two_jobs_takes_none_with_it() -> None:
 
 
 @pytest.fixture
-def pair(workplace: Path) -> list[Cell]:
+def pair(tracked: Path) -> list[Cell]:
     return bs.grid("model=mlp,lenet precision=fp32")
 
 

@@ -240,7 +240,7 @@ def test_files_that_cannot_be_made_lose_nothing_and_are_made_by_the_next_start(
 
 
 @pytest.mark.slow
-def test_classes_may_be_called_anything(workplace: Path) -> None:
+def test_classes_may_be_called_anything(tracked: Path) -> None:
     names = [
         "$x^{",
         "\\frac{1}{0}$",
@@ -286,7 +286,7 @@ def test_a_failing_cell_fails_alone(measured: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> None:
+def test_killed_at_any_moment_it_goes_on_where_it_stopped(tracked: Path) -> None:
     words = [*QUICK, "protocol.memory=false", "precision=fp16"]
     for kind in ("baseline", "compressed", "measurement"):
         victim = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -301,7 +301,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_stopped(workplace: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_after_its_last_epoch(workplace: Path) -> None:
+def test_a_killed_training_goes_on_after_its_last_epoch(tracked: Path) -> None:
     words = ["stage=baseline", "model=lenet", "model.image_size=28", "train.epochs=6", "train.max_steps=120"]
     while not list(Path("multirun/store/baseline").glob("*.unfinished")):
         shutil.rmtree("multirun", ignore_errors=True)  # one that had finished before it was killed

@@ -134,10 +134,7 @@ def test_a_deleted_experiment_can_be_restored(tmp_path: Path, monkeypatch: pytes
     Connection()
 
 
-def test_names_that_mlflow_refuses_are_not_the_fault_of_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_names_that_mlflow_refuses_are_not_the_fault_of_the_store(tracked: Path) -> None:
     connection = Connection()
     run_id = connection.client.create_run(connection.experiment_id).info.run_id
     with (
@@ -148,8 +145,7 @@ def test_names_that_mlflow_refuses_are_not_the_fault_of_the_store(
     assert "unset" not in str(caught.value)
 
 
-def test_a_locale_without_characters_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_locale_without_characters_is_told(tracked: Path) -> None:
     connection = Connection()
     with pytest.raises(TrackingError, match="does not hold all characters; set PYTHONUTF8=1"), connection.explained():
         "é".encode("ascii")
@@ -205,9 +201,8 @@ def test_no_hard_links_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_a_killed_run_holds_does_not_hide_what_was_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     connection = Connection()
     ids = {}
     for status in ("FINISHED", "KILLED", "FAILED"):

@@ -11,11 +11,10 @@ from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.logger import RunLogger
 
 
-def test_many_runs_are_adopted_and_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_many_runs_are_adopted_and_looked_for(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IN_A_REQUEST", 2)
     connection = Connection()
-    logger, client = RunLogger(connection, Store(tmp_path / "store")), connection.client
+    logger, client = RunLogger(connection, Store(tracked / "store")), connection.client
     run_ids = [client.create_run(connection.experiment_id).info.run_id for _ in range(5)]
     for run_id in run_ids:
         client.log_text(run_id, "kept", "kept.txt")

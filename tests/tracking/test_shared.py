@@ -20,7 +20,7 @@ def _options(host: str) -> Options:
 
 
 @pytest.mark.slow
-def test_the_second_machine_makes_nothing_again(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_second_machine_makes_nothing_again(tracked: Path, caplog: pytest.LogCaptureFixture) -> None:
     (cell,) = bs.grid(
         "model=mlp model.image_size=8 train=smoke train.max_steps=20 protocol=smoke precision=int8 method=ptq"
     )
