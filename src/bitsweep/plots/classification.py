@@ -72,7 +72,7 @@ def draw_confusion(verdicts: Verdicts, path: Path, *, name: str) -> None:
         shares_KK = 100 * counts_KK / np.maximum(1, counts_KK.sum(1, keepdims=True))
         image = axes.imshow(shares_KK[np.ix_(shown, shown)], cmap="Blues", vmin=0, vmax=100)
         errors = counts_KK.sum() - np.trace(counts_KK)
-        label(axes, f"{what}: {errors} of {counts_KK.sum()} images wrong", "class that was said", "true class")
+        label(axes, f"{what}: {errors} of {counts_KK.sum()} images wrong", "predicted class", "true class")
         axes.grid(visible=False)
         axes.set_xticks(range(len(shown)), names, rotation=90 if max(map(len, names)) > 2 and len(shown) > 4 else 0)
         axes.set_yticks(range(len(shown)), names)
