@@ -2,6 +2,7 @@
 
     python benchmarks/int8_accuracy.py --data FOLDER
     python benchmarks/int8_accuracy.py --data FOLDER --networks mobilenet_v3_small resnet20+rescaled --engines openvino
+    python benchmarks/int8_accuracy.py --data FOLDER --networks net.onnx
 
 Every contestant quantizes the same network on the same calibration images, and runs the same test images, in a process
 of its own (`contestants.py`, `peers.py`, `trained_networks.py`). Top-1 has its Wilson interval. Differences are in
@@ -24,7 +25,7 @@ import numpy as np
 from contestants import Build, Ours, Task, built, in_a_process
 from hard_networks import HARD
 from peers import PEERS, REFERENCE, nncf, quantize_static
-from trained_networks import NETWORKS, PHOTOGRAPHS, Folders, Subject, subject
+from trained_networks import NETWORKS, ONNX, PHOTOGRAPHS, Folders, Subject, subject
 
 from bitsweep import stats
 from bitsweep.data.preprocessing import preprocessed
@@ -88,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     sample = os.environ.get("BITSWEEP_TEST_DATA")
     parser.add_argument("--data", type=Path, default=sample, required=not sample, help="see trained_networks.py")
-    parser.add_argument("--networks", nargs="+", choices=names, default=list(NETWORKS), metavar="NETWORK[@DATA][+HARD]")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NETWORK[@DATA][+HARD] | FILE.onnx")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=ENGINES, help="ours")
     parser.add_argument("--peers", nargs="*", choices=PEERS_INT8, default=list(PEERS_INT8))
     parser.add_argument("--precision", default="int8", help="of ours")
@@ -99,7 +100,11 @@ def parse_arguments() -> argparse.Namespace:
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "int8_accuracy", help="for these data only"
     )
     parser.add_argument("--json", type=Path, help="file for all figures")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in arguments.networks:
+        if name not in names and not (name.endswith(ONNX) and Path(name).is_file()):
+            parser.error(f"--networks {name}: choose from {', '.join(NETWORKS)}, or give an ONNX file that is there")
+    return arguments
 
 
 def contestants(arguments: argparse.Namespace) -> dict[str, Build]:

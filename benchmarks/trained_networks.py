@@ -3,7 +3,7 @@
 The data lie in one folder: ``weights/`` (state_dicts), ``cifar10/cifar10.npz``, and a folder a class of photographs in
 ``cats_dogs``, ``cats_dogs_more``, ``hymenoptera`` and ``weather``. A network is named ``NETWORK``, or ``NETWORK@DATA``
 when its last layer is trained anew on other photographs; ``+HARD`` behind a name stands for what ``hard_networks.py``
-makes of it.
+makes of it. ``FILE.onnx`` is anybody's network: it sees the photographs, and right is what it says in float32.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from hard_networks import HARD
 from PIL import Image
 from torch import Tensor, nn
 
-from bitsweep.data.preprocessing import centred, normalized_for_imagenet, preprocess
+from bitsweep.data.preprocessing import centred, normalized_for_imagenet, preprocess, preprocessed
 from bitsweep.models.cifar_resnet import CifarResNet
 from bitsweep.models.efficientnet_lite import (
     EfficientNetLite,
@@ -25,11 +25,13 @@ from bitsweep.models.efficientnet_lite import (
     EfficientNetLite1,
     EfficientNetLite2,
 )
+from bitsweep.models.onnx import OnnxModel
 from bitsweep.models.torchvision import TorchvisionModel
 from bitsweep.results import Array, Shape, Split, Splits
 from bitsweep.training.network import load_weights
 
 SIZE = 224
+ONNX = ".onnx"
 IMAGE_FILES = {".jpg", ".jpeg", ".png"}
 #: Folders of training and test images; of ``weather`` every second image is for testing.
 PHOTOGRAPHS = {
@@ -72,6 +74,8 @@ class Folders:
 
 def subject(name: str, folders: Folders) -> Subject:
     """The network of that name."""
+    if name.endswith(ONNX):
+        return of_onnx_file(name, folders)
     plain, _, hard = name.partition("+")
     own, _, data = plain.partition("@")
     found = NETWORKS[own](folders)
@@ -123,6 +127,27 @@ NETWORKS: dict[str, Callable[[Folders], Subject]] = {
     "efficientnet_lite1": partial(efficientnet_lite, EfficientNetLite1, 240),
     "efficientnet_lite2": partial(efficientnet_lite, EfficientNetLite2, 260),
 }
+
+
+@torch.no_grad()
+def of_onnx_file(file: str, folders: Folders) -> Subject:
+    """A float network in a file, for pixels from -1 to 1; grey ones if it takes one channel."""
+    _, *sizes = OnnxModel(name="onnx", file=file).written_shape()
+    channels, height, width = (size or default for size, default in zip(sizes, (3, SIZE, SIZE), strict=True))
+    model = OnnxModel(name="onnx", file=file, channels=channels, image_size=(height, width))
+    network, shown = model.build(0).eval(), photographs("cats_dogs", folders)
+    parts = [shown.train, shown.test]
+    if channels == 1:
+        parts = [replace(part, images=part.images.mean(3, keepdims=True).astype(np.uint8)) for part in parts]
+    half = (0.5,) * channels
+    splits = replace(splits_of(*parts, classes=shown.classes), mean_C=half, std_C=half)
+    given = {"input_shape": model.input_shape, "batch": 1}
+    logits_NK = torch.cat([network(part) for part in preprocessed(splits.test.images, splits, **given)])
+    test = replace(splits.test, labels=logits_NK.argmax(1).numpy())
+    label_of_K = np.arange(logits_NK.shape[1])
+    return Subject(
+        network=network, splits=replace(splits, test=test), input_shape=model.input_shape, label_of_K=label_of_K
+    )
 
 
 def retrained(old: Subject, splits: Splits, file: Path) -> Subject:
