@@ -115,3 +115,26 @@ def test_nothing_that_was_measured_is_lost(measured: Path, capsys: pytest.Captur
     assert Path("multirun/second/report.html").read_bytes() == before
     cli.main(["report", "second", "--folder", "other"])
     assert "gone from MLflow, and what it measured from the store" in Path("other/report.md").read_text()
+
+
+def test_what_changed_in_mlflow_is_not_exported(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = Path("multirun").glob("*/cells.csv")
+    run_id = fp32_of(folder.parent)["run_id"]
+    (facts,) = Path("mlruns").rglob(f"{run_id}/artifacts/bundle/bundle.json")
+    logged = Connection().client.get_run(run_id).outputs.model_outputs
+    (model,) = (file for each in logged for file in Path("mlruns").rglob(f"{each.model_id}/artifacts/model.onnx"))
+    for file, what in ((facts, "bundle"), (model, "model")):
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(SystemExit):
+            cli.main(["export", run_id, "exported"])
+        assert (
+            f"its {what} in MLflow changed since it was logged; delete the run, and repeat" in capsys.readouterr().err
+        )
+        assert not Path("exported").exists()
+        file.write_bytes(content)
+    facts.write_bytes(facts.read_bytes()[:-9] + b"x")
+    Connection().client.delete_run(run_id)
+    run(*QUICK, "precision=fp32", "hydra.run.dir=multirun/second")
+    cli.main(["export", fp32_of(Path("multirun/second"))["run_id"], "exported"])
+    cli.main(["verify", "--here", "exported"])

@@ -1,6 +1,7 @@
 """Downloading what a cell measured from the tracking store: its artifact, with the facts about it."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import tempfile
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
+from bitsweep.runtime.fingerprint import digest
 from bitsweep.runtime.store import MANIFEST
 from bitsweep.tracking.connection import Connection
-from bitsweep.tracking.described import MISSING
+from bitsweep.tracking.described import FACTS_HASH, MISSING, MODEL_HASH
 from bitsweep.tracking.model import MODEL
 
 if TYPE_CHECKING:
@@ -39,12 +41,29 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
             )
         facts = connection.client.download_artifacts(run_id, FOLDER, scratch)
         model = _download_model(connection, run, Path(scratch))
+        for what, tag, place in ((FOLDER, FACTS_HASH, Path(facts)), (MODEL, MODEL_HASH, model)):
+            if run.data.tags.get(tag, digest_of(place)) != digest_of(place):
+                raise UsageError(
+                    f"RUN_ID={run_id}: its {what} in MLflow changed since it was logged; delete the run, and repeat "
+                    f"its sweep, which logs it again from the store: {run.data.tags['command']}"
+                )
         try:
             shutil.copytree(facts, folder, dirs_exist_ok=True)
             _tell_command(run.data.tags["command"], folder / "bundle.json")
             shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         except OSError as error:
             raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
+
+
+def digest_of(place: Path) -> str:
+    """One hash of all files in a folder, or of a file, with their names; without the store's own manifest."""
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    base = place if place.is_dir() else place.parent
+    return digest([
+        (file.relative_to(base).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+        if file.name != MANIFEST
+    ])  # fmt: skip
 
 
 def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:

@@ -24,6 +24,8 @@ MISSING = "missing_files"
 TWIN = "twin_key"
 #: Tag of the measurement that a run has.
 MEASURED = "measured"
+#: Tags of the hashes of what a bundle is made from: the facts about an artifact, and the artifact itself.
+FACTS_HASH, MODEL_HASH = "facts_sha256", "model_sha256"
 #: File of the labels of the test images, beside the logits.
 LABELS = "labels.npy"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bitsweep import cell_results
 from bitsweep.cell import Cell
+from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import BitsweepError
 from bitsweep.measuring.scores import scores
 from bitsweep.pipeline import StageRunner
@@ -20,12 +21,15 @@ from bitsweep.results import Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.store import Store
 from bitsweep.stages import BASELINE, INSPECTION, MEASUREMENT, key_of, last
+from bitsweep.tracking.bundles import digest_of
 from bitsweep.tracking.connection import AT_ONCE, Connection, owner
 from bitsweep.tracking.described import (
+    FACTS_HASH,
     LABELS,
     LONGEST_TAG,
     MEASURED,
     MISSING,
+    MODEL_HASH,
     EndedCell,
     data_of,
     params_of_baseline,
@@ -148,10 +152,15 @@ class RunLogger:
         if is_this or MEASUREMENT.name not in ended.outcome.seconds:
             if self.is_lost(known):
                 with self._connection.explained():
+                    for tag, value in self._hashes(ended, evidence).items():
+                        self._client.set_tag(run_id, tag, value)
                     return run_id, self._log_files(run_id, ended, evidence, runner, was=tags.get(MISSING, ""))
             if missing := tags.get(MISSING):
                 with self._connection.explained():
-                    if missing.startswith(f"{MODEL} is missing"):
+                    model_too = missing.startswith(f"{MODEL} is missing")
+                    for tag, value in self._hashes(ended, evidence, model_too=model_too).items():
+                        self._client.set_tag(run_id, tag, value)
+                    if model_too:
                         evidence = self._log_model(run_id, ended, evidence, runner)
                     self._log_evidence(run_id, evidence, was=missing)
                 return run_id, evidence
@@ -163,7 +172,8 @@ class RunLogger:
     def _log_new(self, ended: EndedCell, evidence: Evidence | None, runner: StageRunner) -> tuple[str, Evidence | None]:
         """Log a cell in a run of its own."""
         took, measured = ended.outcome.seconds, ended.outcome.measurement
-        with self._run(ended.cell.name, "cell", ended.tags, ended.status, sum(took.values())) as run_id:
+        tags = ended.tags | (self._hashes(ended, evidence) if evidence else {})
+        with self._run(ended.cell.name, "cell", tags, ended.status, sum(took.values())) as run_id:
             found = {f"{stage}_s": value for stage, value in took.items()} | (measured.metrics if measured else {})
             metrics = figures(found, now := int(time.time() * 1000))
             if evidence:  # what went step by step, or layer by layer
@@ -189,6 +199,21 @@ class RunLogger:
             evidence = self._log_model(run_id, ended, evidence, runner)
             self._log_evidence(run_id, evidence, was=was)
         return evidence
+
+    def _hashes(self, ended: EndedCell, evidence: Evidence, *, model_too: bool = True) -> dict[str, str]:
+        """Tags by which it is seen later whether what is deployed is what was logged."""
+        facts = evidence.folder / FOLDER if evidence.folder else None
+        hashes = {FACTS_HASH: digest_of(facts)} if facts and facts.is_dir() else {}
+        if model_too:
+            hashes[MODEL_HASH] = digest_of(self._deployable(ended))
+        return hashes
+
+    def _deployable(self, ended: EndedCell) -> Path:
+        """The artifact: one file where MLflow has a flavour for it, else a folder."""
+        artifact = cell_results.artifact_of(ended.cell, self._store)
+        file = artifact / ended.cell.backend.artifact
+        alone = file.suffix == ".onnx" and ended.outcome.status != "lowered" and ended.outcome.measurement
+        return file if alone else artifact
 
     def adopt(self, run_ids: Iterable[str], *, sweep_id: str) -> None:
         """Let the runs of cells belong to one more sweep, those that do not."""
@@ -238,10 +263,9 @@ class RunLogger:
             The evidence; where MLflow cannot make a model of the artifact, that is missing there.
         """
         cell, outcome = ended.cell, ended.outcome
-        artifact = cell_results.artifact_of(cell, self._store)
-        file = artifact / cell.backend.artifact
-        if file.suffix != ".onnx" or outcome.status == "lowered" or not outcome.measurement:
-            self._client.log_artifacts(run_id, str(artifact), MODEL)
+        file = self._deployable(ended)
+        if file.is_dir() or not outcome.measurement:
+            self._client.log_artifacts(run_id, str(file), MODEL)
             return evidence
         given = {
             "address": self._connection.address,
