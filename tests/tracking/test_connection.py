@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bitsweep.tracking.connection import Connection
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -112,3 +113,18 @@ def test_whoever_asks_a_server_imports_nothing_of_databases(tmp_path: Path) -> N
     environment = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert done.stdout.startswith("False MLFLOW_TRACKING_URI=http://127.0.0.1:9"), done.stdout + done.stderr
+
+
+def test_no_request_asks_for_more_than_a_busy_server_can_tell(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsweep.tracking.connection._IN_A_REQUEST", 2)
+    connection, asked = Connection(), []
+    for _ in range(5):
+        connection.client.create_run(connection.experiment_id)
+    search = connection.client.search_runs
+    monkeypatch.setattr(
+        connection.client,
+        "search_runs",
+        lambda *given, **named: asked.append(named["max_results"]) or search(*given, **named),
+    )
+    assert len(list(connection.search("attributes.status = 'RUNNING'"))) == 5
+    assert asked == [2, 2, 2]
