@@ -42,7 +42,7 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
         facts = connection.client.download_artifacts(run_id, FOLDER, scratch)
         model = _download_model(connection, run, Path(scratch))
         for what, tag, place in ((FOLDER, FACTS_HASH, Path(facts)), (MODEL, MODEL_HASH, model)):
-            if run.data.tags.get(tag, digest_of(place)) != digest_of(place):
+            if run.data.tags.get(tag) not in (None, digest_of(place)):
                 raise UsageError(
                     f"RUN_ID={run_id}: its {what} in MLflow changed since it was logged; delete the run, and repeat "
                     f"its sweep, which logs it again from the store: {run.data.tags['command']}"
