@@ -103,6 +103,26 @@ class Shuffled(nn.Module):
         return y.view(N, 2, C // 2, H, W).transpose(1, 2).contiguous().view(N, C, H, W)
 
 
+class Averaged(nn.Module):
+    """Means over one side at a time."""
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dim in self.dims:
+            x = x.mean(dim)
+        return x
+
+
+class Turned(nn.Module):
+    """Channels become rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
 class AddedToItself(nn.Module):
     """Each channel is added to the one behind it, so that all have to have the same factor."""
 
@@ -163,6 +183,7 @@ NETWORKS = {
     "added to itself": _network(nn.ReLU(), AddedToItself(), POINTWISE),
     "larger": _network(nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), POINTWISE),
     "pixels as channels": _network(nn.ReLU(), nn.PixelUnshuffle(2), nn.Conv2d(32, 5, 1)),
+    "averaged": _network(nn.ReLU(), Averaged(3, 2), nn.Linear(8, 5)),
     "flattened": _network(nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 5)),
 }
 
@@ -328,6 +349,11 @@ def test_what_others_read_too_is_not_scaled(between: nn.Module) -> None:
     assert layer_groups(_graph(Shortcut(between))) == []
 
 
-@pytest.mark.parametrize("between", [nn.ReLU6(), nn.Sigmoid()])
+@pytest.mark.parametrize("between", [nn.ReLU6(), nn.Sigmoid(), Turned()])
 def test_what_does_not_let_factors_through_ends_the_search(between: nn.Module) -> None:
     assert layer_groups(_graph(_network(between, DEPTHWISE))) == []
+
+
+def test_a_layer_that_reads_rows_does_not_make_up_for_channels() -> None:
+    assert layer_groups(_graph(_network(nn.ReLU(), Averaged(3), nn.Linear(SIZE, 5)))) == []
+    assert len(layer_groups(_graph(NETWORKS["averaged"]))) == 1
