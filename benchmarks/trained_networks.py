@@ -142,6 +142,8 @@ def of_onnx_file(file: str, folders: Folders) -> Subject:
     half = (0.5,) * channels
     splits = replace(splits_of(*parts, classes=shown.classes), mean_C=half, std_C=half)
     given = {"input_shape": model.input_shape, "batch": 1}
+    if not isinstance(network(torch.zeros(1, *model.input_shape)), Tensor):
+        raise SystemExit(f"{file}: yields several outputs; save it with one")
     logits_NK = torch.cat([network(part) for part in preprocessed(splits.test.images, splits, **given)])
     test = replace(splits.test, labels=logits_NK.argmax(1).numpy())
     label_of_K = np.arange(logits_NK.shape[1])
