@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 import bitsweep as bs
 from bitsweep.errors import ConfigError, UsageError
@@ -54,6 +56,17 @@ def test_a_cell_knows_the_value_of_every_knob() -> None:
     (cell,) = bs.grid("method=three_sigma precision=int8 model=own model.factory=nets.py:net model.arguments={width:2}")
     knobs = ("method.weight_range", "protocol.batch_sizes", "model.arguments.width", "method.nothing", "backend.name")
     assert [cell.setting(knob) for knob in knobs] == ["std", "[1]", "2", "", "onnxruntime"]
+
+
+def test_a_program_may_use_hydra_itself(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("own: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        (cell,) = bs.grid("model=lenet precision=int8")
+        assert (cell.model.name, compose("config").own) == ("lenet", 1)
+        with pytest.raises(ConfigError):
+            bs.grid("model=lenet precision=int9")
+        assert compose("config").own == 1
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_a_folder_of_yamls_of_ones_own_is_found() -> None:

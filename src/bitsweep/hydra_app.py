@@ -18,6 +18,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -194,8 +195,7 @@ def _opened(overrides: Sequence[str], conf: Path) -> Iterator[tuple[DictConfig, 
     checked = checked_words(["-m", *overrides])[1:]
     forget_yamls()
     try:
-        with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
+        with _hydra_reads(conf) as loader:
             config = loader.load_configuration("config", checked, run_mode=RunMode.MULTIRUN)
             sweeper = config.hydra.sweeper
             yield (
@@ -205,6 +205,18 @@ def _opened(overrides: Sequence[str], conf: Path) -> Iterator[tuple[DictConfig, 
             )
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, conf)) from None
+
+
+@contextlib.contextmanager
+def _hydra_reads(conf: Path) -> Iterator[ConfigLoader]:
+    """Hydra with a folder of YAMLs, also in a program that has initialised it for its own."""
+    others = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = others
 
 
 def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = CONF) -> Requirements:
@@ -227,8 +239,7 @@ def requirements(words: Sequence[str], *, recorded: Requirements, conf: Path = C
     said = [*(f"{key}={as_word(value)}" for key, value in kept.items()), *words]
     checked = checked_words(said)
     try:
-        with hydra.initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
+        with _hydra_reads(conf) as loader:
             config = loader.load_configuration("config", checked, run_mode=RunMode.RUN)
             found: Requirements = construct(REQUIRE, plain_of(config, REQUIRE), Requirements)
             return found
