@@ -1,7 +1,6 @@
 """Downloading what a cell measured from the tracking store: its artifact, with the facts about it."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from bitsweep.deploy.facts import FOLDER
 from bitsweep.errors import UsageError
 from bitsweep.runtime.fingerprint import digest
+from bitsweep.runtime.integrity import digest_of
 from bitsweep.runtime.store import MANIFEST
 from bitsweep.tracking.connection import Connection
 from bitsweep.tracking.described import FACTS_HASH, MISSING, MODEL_HASH
@@ -42,7 +42,7 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
         facts = connection.client.download_artifacts(run_id, FOLDER, scratch)
         model = _download_model(connection, run, Path(scratch))
         for what, tag, place in ((FOLDER, FACTS_HASH, Path(facts)), (MODEL, MODEL_HASH, model)):
-            if run.data.tags.get(tag) not in (None, digest_of(place)):
+            if run.data.tags.get(tag) not in (None, digest_of_files(place)):
                 raise UsageError(
                     f"RUN_ID={run_id}: its {what} in MLflow changed since it was logged; delete the run, and repeat "
                     f"its sweep, which logs it again from the store: {run.data.tags['command']}"
@@ -55,15 +55,11 @@ def download_bundle(connection: Connection, run_id: str, folder: Path) -> None:
             raise UsageError(f"{folder}: cannot be made ({error.strerror}); name a new folder that can be") from error
 
 
-def digest_of(place: Path) -> str:
+def digest_of_files(place: Path) -> str:
     """One hash of all files in a folder, or of a file, with their names; without the store's own manifest."""
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     base = place if place.is_dir() else place.parent
-    return digest([
-        (file.relative_to(base).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest())
-        for file in files
-        if file.name != MANIFEST
-    ])  # fmt: skip
+    return digest([(file.relative_to(base).as_posix(), digest_of(file)) for file in files if file.name != MANIFEST])
 
 
 def _download_model(connection: Connection, run: "Run", scratch: Path) -> Path:

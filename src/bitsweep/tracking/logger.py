@@ -21,7 +21,7 @@ from bitsweep.results import Evidence, Measurement, Outcome
 from bitsweep.runtime import environment
 from bitsweep.runtime.store import Store
 from bitsweep.stages import BASELINE, INSPECTION, MEASUREMENT, key_of, last
-from bitsweep.tracking.bundles import digest_of
+from bitsweep.tracking.bundles import digest_of_files
 from bitsweep.tracking.connection import AT_ONCE, Connection, owner
 from bitsweep.tracking.described import (
     FACTS_HASH,
@@ -203,9 +203,9 @@ class RunLogger:
     def _hashes(self, ended: EndedCell, evidence: Evidence, *, model_too: bool = True) -> dict[str, str]:
         """Tags by which it is seen later whether what is deployed is what was logged."""
         facts = evidence.folder / FOLDER if evidence.folder else None
-        hashes = {FACTS_HASH: digest_of(facts)} if facts and facts.is_dir() else {}
+        hashes = {FACTS_HASH: digest_of_files(facts)} if facts and facts.is_dir() else {}
         if model_too:
-            hashes[MODEL_HASH] = digest_of(self._deployable(ended))
+            hashes[MODEL_HASH] = digest_of_files(self._deployable(ended))
         return hashes
 
     def _deployable(self, ended: EndedCell) -> Path:
