@@ -161,6 +161,15 @@ def test_less_than_processes_differ_is_not_distinguished() -> None:
         assert gain.high == pytest.approx(ratio * math.exp(1.96 * 0.012), rel=1e-4)
 
 
+def test_slow_cores_may_have_slowed_one_of_the_two_alone() -> None:
+    even = [np.full(5, 1.0)] * 20
+    # Cores far apart: 1.37 for two programs that are equally fast otherwise.
+    for ratio, verdict in ((1.37, "not distinguishable"), (4.5, "faster"), (0.4, "slower")):
+        gain = stats.paired_speedup([ratio * block for block in even], even, confidence=0.95, seed=0, slowdown=1.5)
+        assert gain.verdict == verdict
+        assert gain.high / gain.low == pytest.approx(1.5**2 * math.exp(2 * 1.96 * 0.012), rel=1e-4)
+
+
 def test_blocks_must_be_pairs() -> None:
     with pytest.raises(ValueError, match="as many of each"):
         stats.paired_speedup([np.ones(3)], [], confidence=0.95, seed=0)

@@ -335,6 +335,7 @@ def test_a_folder_belongs_to_one_sweep_and_a_cell_is_measured_again_when_asked(
     again = run("--experimental-rerun", "out/.hydra/config.pickle")
     assert "out holds another sweep: this one is " in again
     assert "1 reuse" in again
+    assert re.search(r"^run +lenet-none-fp32.* about [1-9]", run(*words, "remeasure=all", "plan=true"), re.MULTILINE)
     output = run(*words, "hydra.job.chdir=true", "remeasure=all")
     assert re.search(r"^finished +lenet-none-fp32", output, re.MULTILINE)
     run(*words, "seed=7", "plan=true")

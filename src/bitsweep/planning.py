@@ -3,17 +3,39 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.naming import Asked, wrong_names
+from bitsweep.options import Options
 from bitsweep.runtime.fingerprint import files_seen_once
 from bitsweep.runtime.store import Store
 from bitsweep.text import plain
 
-#: Of cell keys, those that were finished, each with its MLflow run.
-FinishedRuns = Callable[[Collection[str]], Mapping[str, str]]
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+class Finished(NamedTuple):
+    """What MLflow knows of cells, by their keys."""
+
+    #: The runs in which they were finished.
+    runs: Mapping[str, str]
+    #: Those that were finished and are to be measured again.
+    again: Collection[str] = ()
+
+    @classmethod
+    def of(cls, runs: "Mapping[str, Run]", options: Options) -> "Finished":
+        """What the latest runs of some cells say, by the cells' keys."""
+        return cls(
+            {key: run.info.run_id for key, run in runs.items()},
+            {key for key, run in runs.items() if options.measures_again(run.data.tags)},
+        )
+
+
+#: Of cell keys, those that were finished.
+FinishedRuns = Callable[[Collection[str]], Finished]
 
 #: Verdicts on cells that there is work on.
 TO_DO = ("run", "lower")
@@ -69,29 +91,31 @@ def plan(
     reasons = [cell.skip_reason() for cell in cells]
     with files_seen_once():
         keys = {stages.key_of(cell) for cell, reason in zip(cells, reasons, strict=True) if not reason}
-    runs = None if finished is None else finished(keys)
+    known = None if finished is None else finished(keys)
     for cell, reason in zip(cells, reasons, strict=True):
         if reason:
             skipped = Planned(cell=cell, verdict="skip", reason=reason)
             planned[skipped.identity] = skipped
         elif stages.key_of(cell) not in planned:
-            judged = _judge(cell, store, runs, counted)
+            judged = _judge(cell, store, known, counted)
             planned[judged.identity] = judged
     return sorted(planned.values(), key=lambda each: not each.trains)
 
 
-def _judge(cell: Cell, store: Store, runs: Mapping[str, str] | None, counted: set[tuple[str, str]]) -> Planned:
+def _judge(cell: Cell, store: Store, known: Finished | None, counted: set[tuple[str, str]]) -> Planned:
     needs, key, cannot_run = stages.needs(cell), stages.key_of(cell), cell.cannot_run()
-    if runs is None and store.find(needs[-1][0].name, key):
+    if known is None and store.find(needs[-1][0].name, key):
         return Planned(cell=cell, verdict="reuse", reason="lowered before" if cannot_run else "measured before")
-    if runs and key in runs:
+    if known and key in known.runs and key not in known.again:
         done = "lowered" if cannot_run else "finished"
-        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {runs[key]}", run_id=runs[key])
+        return Planned(cell=cell, verdict="reuse", reason=f"{done} in run {known.runs[key]}", run_id=known.runs[key])
     missing = [
         (stage, each)
         for stage, each in needs
         if (stage.name, stage.key_of(each)) not in counted and not store.find(stage.name, stage.key_of(each))
     ]
+    if known and key in known.again and needs[-1] not in missing:
+        missing.append(needs[-1])
     trains = any(stage is stages.BASELINE for stage, _ in missing)
     if trains and (reason := cell.cannot_train()):
         return Planned(cell=cell, verdict="skip", reason=reason)

@@ -192,16 +192,19 @@ def paired_speedup(
     confidence: float,
     seed: int,
     between: float = BETWEEN_PROCESSES,
+    slowdown: float = 1.0,
 ) -> Speedup:
     """Median of paired ratios of block medians, with an interval.
 
     Blocks of one index ran side by side, so that a ratio is free of the machine's drift; pairs are what is resampled
     (the bootstrap of Efron, Ann. Stat. 7, 1979). To the distance of an end, as a logarithm, that of other processes is
-    added, in squares.
+    added, in squares. Cores that are slower than at their best may slow the one and not the other, evenly in all
+    blocks: by so much the ends are further apart.
 
     Args:
         baseline_blocks, candidate_blocks: times, as many blocks each.
         between: standard deviation of the logarithm of the ratio from process to process.
+        slowdown: how much slower than at their best the cores were meanwhile; 1 or more.
 
     Raises:
         ValueError: the numbers of blocks differ, or there is none.
@@ -212,7 +215,7 @@ def paired_speedup(
     ends = np.quantile(np.median(resampled, axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
     margin = NormalDist().inv_cdf((1 + confidence) / 2) * between
     below, above = (math.exp(math.hypot(math.log(end / ratio), margin)) for end in ends)
-    low, high = ratio / below, ratio * above
+    low, high = ratio / below / slowdown, ratio * above * slowdown
     verdict: Verdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
     return Speedup(ratio=ratio, low=low, high=high, verdict=verdict)
 

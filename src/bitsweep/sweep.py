@@ -15,7 +15,7 @@ from bitsweep.errors import TrackingError, UsageError
 from bitsweep.job import runner_of
 from bitsweep.launching import Launch, launched, prepare
 from bitsweep.options import Options
-from bitsweep.planning import TO_DO, Planned, describe, plan, with_names_checked
+from bitsweep.planning import TO_DO, Finished, Planned, describe, plan, with_names_checked
 from bitsweep.running import baselines, run_planned
 from bitsweep.runtime import child, machine
 from bitsweep.runtime.store import Store
@@ -67,7 +67,7 @@ def run_sweep(
     with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
         by_store = plan(cells, store, None)
         if options.plan:
-            shown = with_names_checked(_plan_by_runs(cells, store, fetch=options.store.fetch) or by_store, {})
+            shown = with_names_checked(_plan_by_runs(cells, store, options) or by_store, {})
             print(describe(shown))
             if points:
                 print("these are the first points of a search; which follow depends on what is found")
@@ -147,7 +147,7 @@ def _all_skipped(planned: Sequence[Planned]) -> bool:
     return bool(planned) and all(each.verdict == "skip" for each in planned)
 
 
-def _plan_by_runs(cells: Sequence[Cell], store: Store, *, fetch: bool) -> list[Planned] | None:
+def _plan_by_runs(cells: Sequence[Cell], store: Store, options: Options) -> list[Planned] | None:
     """The plan by the runs in MLflow, where nothing is changed; None where nothing can be seen of them."""
     from bitsweep.tracking.connection import Connection
     from bitsweep.tracking.shared import SharedResults
@@ -155,12 +155,12 @@ def _plan_by_runs(cells: Sequence[Cell], store: Store, *, fetch: bool) -> list[P
     try:
         connection = Connection(read_only=True)
         shared: set[tuple[str, str]] = set()
-        if fetch:
+        if options.store.fetch:
             with contextlib.suppress(UsageError):
                 shared = SharedResults(connection, store, read_only=True).known()
 
-        def finished(keys: Collection[str]) -> dict[str, str]:
-            return {key: run.info.run_id for key, run in connection.cells(keys).items()}
+        def finished(keys: Collection[str]) -> Finished:
+            return Finished.of(connection.cells(keys), options)
 
         return plan(cells, store, finished, shared=shared)
     except UsageError:

@@ -12,7 +12,7 @@ from bitsweep.cell import Cell
 from bitsweep.config.requirement import Requirements
 from bitsweep.naming import Asked
 from bitsweep.options import Options
-from bitsweep.planning import Planned, describe, plan, with_names_checked
+from bitsweep.planning import Finished, Planned, describe, plan, with_names_checked
 from bitsweep.results import Outcome
 from bitsweep.runtime.store import Store
 
@@ -74,12 +74,10 @@ class SweepRecord:
         with contextlib.chdir(Path.cwd()):  # whatever a plug-in does
             return with_names_checked(plan(cells, self.store, self._finished, shared=shared), self._names)
 
-    def _finished(self, keys: Collection[str]) -> dict[str, str]:
-        return {
-            key: run.info.run_id
-            for key, run in self.connection.cells(keys).items()
-            if not (self.options.measures_again(run.data.tags) or self.logger.can_complete(run))
-        }
+    def _finished(self, keys: Collection[str]) -> Finished:
+        found = self.connection.cells(keys).items()
+        complete = {key: run for key, run in found if not self.logger.can_complete(run)}
+        return Finished.of(complete, self.options)
 
     def start(self, planned: Sequence[Planned], *, command: str, require: Requirements, knobs: Iterable[str]) -> None:
         """Write the plan down, so that even a sweep that is killed has a report.

@@ -49,13 +49,18 @@ def test_the_interval_has_it(megabytes: int, verdict: str, tmp_path: Path, monke
     samples = {f"{which}_b1_ms": np.full(60, ms) for which, ms in (("candidate", 0.5), ("fp32", 0.55))}
     lengths = {f"{which}_b1_block_lengths": np.full(20, 3) for which in ("candidate", "fp32")}
     np.savez(tmp_path / LATENCY_SAMPLES, **samples, **lengths)
-    noise = {"noisy": False, "crowded": False}
+    noise = {"noisy": False, "crowded": False, "slowdown": 1.0}
     timed = {"load_ms": 1.0, "first_run_ms": 1.0, "threads": 1, "batches": {"1": noise}, "last_cache_bytes": CACHE}
     metrics, flags, details = figures_of(timed, tmp_path, subject)
     assert details["verdict"] == verdict
     assert metrics["speedup_low"] < metrics["speedup"] < metrics["speedup_high"]
     assert metrics["speedup"] == pytest.approx(1.1)
     assert any("read from memory" in text for text in cautions(flags, details)) == (megabytes == 45)
+
+    noise["slowdown"] = 1.5
+    metrics, flags, details = figures_of(timed, tmp_path, subject)
+    assert details["verdict"] == "not distinguishable"
+    assert any("1.5 times slower than at their best" in text for text in cautions(flags, details))
 
     monkeypatch.setattr(Cpu, "is_emulated", True)
     _, flags, details = figures_of(timed, tmp_path, subject)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.pace import Moment, Pace, drift, steady
+from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_slowdown
 from bitsweep.measuring.timing import until_quiet
 from bitsweep.runtime.machine import VARIABLE, private_folder
 
@@ -54,6 +54,7 @@ def test_slow_blocks_do_not_count() -> None:
     assert max(float(np.median(block)) for block in blocks) < 100
     assert noise["disturbed_share"] == pytest.approx(4 / 7)
     assert not noise["noisy"]
+    assert noise["slowdown"] == 1
 
 
 def test_where_the_cores_stay_slow_all_blocks_count_and_it_is_noisy() -> None:
@@ -62,6 +63,7 @@ def test_where_the_cores_stay_slow_all_blocks_count_and_it_is_noisy() -> None:
     assert len(blocks) == 24
     assert noise["disturbed_share"] == 1
     assert noise["noisy"]
+    assert noise["slowdown"] == 2
 
 
 def test_a_neighbour_that_stays_is_waited_for_once_and_not_again_in_every_repeat() -> None:
@@ -84,6 +86,8 @@ def test_turns_and_their_drift() -> None:
     ]
     assert steady(turns, 0.25) == [0, 1, 3]
     assert drift(turns) == pytest.approx(0.75)
+    assert typical_slowdown(turns) == pytest.approx(1.1)
+    assert typical_slowdown([[Moment(arithmetic=1, distance=math.inf, kernel_ms=1)]]) == 10
     assert drift([[Moment(arithmetic=1, distance=1, kernel_ms=5)]]) == 0
 
 

@@ -1,9 +1,11 @@
 """Artifacts race in turn, each in a process of its own."""
 
 import itertools
+import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,19 @@ def test_nobody_runs_while_another_does_and_the_quickest_wins(tmp_path: Path) ->
         assert ms <= found.p50_ms
         assert found.times_low <= found.times <= found.times_high
     assert quick.p50_ms < middle.p50_ms < slow.p50_ms
+
+
+@pytest.mark.parametrize(("steady", "slowdown", "decided"), [(range(20), 1.5, True), ([], 1.5, False), ([], 1.1, True)])
+def test_slow_cores_decide_only_what_exceeds_their_slowdown(
+    steady: Sequence[int], slowdown: float, *, decided: bool, tmp_path: Path
+) -> None:
+    heard = {"noisy": not steady, "crowded": False, "steady": [*steady], "slowdown": slowdown, "from_memory": 0.0}
+    for rank, ms in enumerate((1.0, 1.37)):
+        np.savez(tmp_path / f"{rank}.npz", **{str(turn): np.full(5, ms) for turn in range(20)})
+        (tmp_path / f"{rank}.json").write_text(json.dumps(heard))
+    _, slower = times(tmp_path, confidence=0.95)
+    assert slower.times == pytest.approx(1.37)
+    assert (slower.times_low > 1) == decided
 
 
 @pytest.mark.slow

@@ -95,7 +95,9 @@ def figures_of(
             if noise["crowded"] or EMULATED in flags:
                 gain = stats.undecided_speedup(fp32, blocks)
             else:
-                gain = stats.paired_speedup(fp32, blocks, confidence=protocol.confidence, seed=0, between=between)
+                gain = stats.paired_speedup(
+                    fp32, blocks, confidence=protocol.confidence, seed=0, between=between, slowdown=noise["slowdown"]
+                )
             metrics |= {
                 f"speedup{suffix}": gain.ratio,
                 f"speedup_low{suffix}": gain.low,
@@ -114,13 +116,20 @@ def cautions(flags: list[str], details: dict[str, Any]) -> list[str]:
         return ["an emulator ran it: its accuracy is what such a processor computes, its times say nothing of one"]
     if CROWDED in flags:
         return [CROWDED_FINDING]
+    found = []
+    if (slowdown := max(batch.get("slowdown", 1.0) for batch in details["batches"].values())) > 1:
+        found.append(
+            f"the cores were {slowdown:.1f} times slower than at their best in nearly all blocks, which may slow one "
+            "program and not the other: both ends of the speed-up's interval are moved by as much; measure it again on "
+            "a quiet machine (remeasure=noisy)"
+        )
     if rests := details.get("from_memory"):
-        return [
+        found.append(
             "weights that do not fit half of the last cache, which others use too, are read from memory in every run "
             f"(it has {rests['last_cache_bytes'] / 1e6:.0f} MB): from one measurement to the next, the speed-up "
             f"differs by {rests['between']:.0%} (a standard deviation, which its interval has)"
-        ]
-    return []
+        )
+    return found
 
 
 def _blocks(samples: dict[str, Array], name: str) -> list[Array]:

@@ -34,6 +34,8 @@ _ROUND_TRIPS, _SERIES = 200, 3
 _PARTNERS = 3
 #: How often a core looks for the other's answer before it gives up: about 20 ms.
 _LOOKS = 500_000
+#: A slowdown that counts for any larger one: a core that does not answer at all is infinitely slow.
+_MOST_SLOWDOWN = 10.0
 #: What is known of a machine counts for a day.
 _KNOWN_FOR_S = 86_400.0
 #: Places of the two messages, in cache lines of their own.
@@ -260,6 +262,11 @@ def _on(cpu: int) -> Iterator[None]:
 def steady(turns: Sequence[Sequence[Moment]], limit: float) -> list[int]:
     """Turns in which the cores were at no moment slower than their best by more than a limit."""
     return [number for number, turn in enumerate(turns) if max(moment.slowdown for moment in turn) <= 1 + limit]
+
+
+def typical_slowdown(turns: Sequence[Sequence[Moment]]) -> float:
+    """How much slower than at their best the cores were, in the median of some turns' slowest moments; 1 or more."""
+    return min(_MOST_SLOWDOWN, statistics.median(max(moment.slowdown for moment in turn) for turn in turns))
 
 
 def drift(turns: Sequence[Sequence[Moment]]) -> float:

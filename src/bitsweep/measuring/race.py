@@ -18,7 +18,7 @@ from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.from_memory import between_processes, share_of
 from bitsweep.measuring.others import Others
-from bitsweep.measuring.pace import Moment, Pace, drift, steady
+from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_slowdown
 from bitsweep.measuring.timing import (
     FEWEST_STEADY,
     LONGEST_BLOCK,
@@ -127,7 +127,8 @@ def _quiet(
     badness = badness_of(protocol, drift=change, spread=spread, foreign_share=others.share, steady_turns=len(rounds))
     return {
         "noisy": badness > 1, "crowded": others.crowd(protocol, computes=computes), "badness": badness,
-        "drift": change, "spread": spread, "steady": rounds, **others.figures,
+        "drift": change, "spread": spread, "steady": rounds,
+        "slowdown": typical_slowdown(moments), **others.figures,
     }  # fmt: skip
 
 
@@ -171,7 +172,10 @@ def times(folder: Path, *, confidence: float) -> list[RaceTime]:
             ratio = stats.undecided_speedup(own, blocks[winner])
         else:
             between = between_processes(heard.get("from_memory", 0.0), noise[winner].get("from_memory", 0.0))
-            ratio = stats.paired_speedup(own, blocks[winner], confidence=confidence, seed=0, between=between)
+            slowdown = max(heard["slowdown"], noise[winner]["slowdown"]) if disturbed else 1.0
+            ratio = stats.paired_speedup(
+                own, blocks[winner], confidence=confidence, seed=0, between=between, slowdown=slowdown
+            )
         found.append(
             RaceTime(
                 p50_ms=ms, low_ms=low_ms, high_ms=high_ms, times=ratio.ratio, times_low=ratio.low,

@@ -16,7 +16,7 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.errors import first_line, ran_out_of_memory
 from bitsweep.measuring.others import Others
-from bitsweep.measuring.pace import Moment, Pace, drift, steady
+from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_slowdown
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.runtime.environment import last_cache_bytes, usable_cpus
 
@@ -129,8 +129,10 @@ def until_quiet(
         counted = steady(turns, protocol.max_slowdown)
         steady_turns = len(counted)
         turns_left -= len(turns)
+        slowdown = 1.0
         if too_few(steady_turns, protocol.blocks):
             counted = list(range(len(turns)))
+            slowdown = typical_slowdown(turns)
         blocks = [[own[turn] for turn in counted] for own in blocks]
         change = drift([turns[turn] for turn in counted])
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
@@ -144,6 +146,7 @@ def until_quiet(
             "drift": change,
             "spread": spread,
             "disturbed_share": 1 - steady_turns / len(turns),
+            "slowdown": slowdown,
             **others.figures,
         }
         if best is None or (noise["crowded"], badness) < (best[2]["crowded"], best[0]):
