@@ -120,6 +120,22 @@ def test_output_that_nobody_reads_ends_it_quietly(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_what_is_printed_without_standard_output_gets_into_no_other_file(tmp_path: Path) -> None:
+    """The first file that is opened would be standard output otherwise."""
+    script = (
+        "from bitsweep.runtime.interruption import ended_from_outside\n"
+        "import os\n"
+        "with ended_from_outside(), open('kept', 'w') as kept:\n"
+        "    kept.write(str(kept.fileno() > 2))\n"
+        "    print('said')\n"
+        "    os.system('echo said')\n"
+    )
+    closed = [sys.executable, "-c", "import os, sys; os.closerange(0, 3); os.execv(sys.executable, sys.argv[1:])"]
+    done = subprocess.run([*closed, sys.executable, "-c", script], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "kept").read_text() == "True"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_without_room_is_one_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:

@@ -15,6 +15,7 @@ _UNREAD = 128 + 13
 @contextlib.contextmanager
 def ended_from_outside() -> Iterator[None]:
     """End without a traceback where Ctrl-C is typed, or where nobody reads the output any more, as in ``| head``."""
+    _open_standard_files()
     try:
         try:
             yield
@@ -32,3 +33,20 @@ def ended_from_outside() -> Iterator[None]:
             sys.exit(_UNREAD)
         print(f"error: standard output: {error.strerror}", file=sys.stderr)
         sys.exit(1)
+
+
+def _open_standard_files() -> None:
+    """Open those of the standard files that were closed before the start: what is printed must not get into others.
+
+    The system gives the next file that is opened the lowest free number, and so that of standard output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            mode = "r" if name == "stdin" else "w"
+            nowhere = Path(os.devnull).open(mode)  # noqa: SIM115 - to the end
+            if nowhere.fileno() != number:
+                os.dup2(nowhere.fileno(), number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, nowhere)
