@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -56,12 +57,46 @@ def test_largest_values_of_windows_that_do_not_divide() -> None:
     assert not any("adaptive_max" in str(target) for target in _targets(graph))
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda x: torch.maximum(x, torch.zeros_like(x)), lambda x: torch.max(torch.tensor(0.0), x),
+        lambda x: torch.maximum(x.new_zeros(1), x), lambda x: x.clip(0, math.inf), lambda x: x.clamp(torch.zeros(1)),
+        lambda x: F.threshold(x, 0.0, 0.0), lambda x: x.clip(0, torch.finfo(x.dtype).max),
+    ],
+)  # fmt: skip
+def test_a_relu_is_one_however_it_is_spelled(spelled: Callable[[Tensor], Tensor]) -> None:
+    class Spelled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return spelled(x)
+
+    assert _targets(_same(Spelled())) == {aten.relu.default}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda x: torch.maximum(x, torch.arange(float(SIZE))), lambda x: torch.maximum(x, x.mean(1, keepdim=True)),
+        lambda x: torch.maximum(x[:, :1], torch.zeros(3, 1, 1)), lambda x: torch.maximum(x, torch.ones_like(x)),
+        lambda x: torch.maximum(x, torch.zeros(1).double()), lambda x: x.clamp(-x.abs(), torch.tensor(1.0)),
+        lambda x: F.threshold(x, 0.0, 1.0), lambda x: x.clamp(torch.tensor(-2.0)),
+    ],
+)  # fmt: skip
+def test_what_is_no_relu_stays(spelled: Callable[[Tensor], Tensor]) -> None:
+    class Spelled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return spelled(x)
+
+    assert aten.relu.default not in _targets(_same(Spelled()))
+
+
 def test_clamps_have_one_form() -> None:
     class Clamps(nn.Module):
         def forward(self, x: Tensor) -> list[Tensor]:
             return [
                 x.clamp(min=0), x.clamp(0, 1), torch.clamp_min(x, 0), x.clamp(max=0.5), torch.clamp_max(x, 0.5),
                 F.hardtanh(x), F.hardtanh(x, 0, 1), F.relu6(torch.cat([x, -x], 1)), F.rrelu(x),
+                x.clamp(torch.tensor(-1.0), torch.ones(1)),
             ]  # fmt: skip
 
     graph = _same(Clamps())

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bitsweep.errors import CompressionError
-from bitsweep.graphs import poolings
+from bitsweep.graphs import poolings, rectifiers
 from bitsweep.graphs.attention import with_one_dimension_of_heads
 from bitsweep.graphs.constants import fold_constants, fold_what_images_share
 from bitsweep.graphs.editing import Editor
@@ -195,51 +195,11 @@ def leaky_relu_of_rrelu(
     return None if training else edit.call(aten.leaky_relu.default, x, (lower + upper) / 2)
 
 
-def clamp(edit: Editor, node: Node, x: Node, lo: float | None, hi: float | None) -> Node | None:
-    """A ReLU from 0 up; a clamp with both ends in the form of hard-tanh."""
-    if not x.meta["val"].is_floating_point():
-        return None
-    if lo == 0 and hi is None:
-        return rectify(edit, x, aten.relu.default)
-    if lo is None or hi is None:
-        return None
-    return rectify(edit, x, aten.hardtanh.default, float(lo), float(hi))
-
-
-def clamp_min(edit: Editor, node: Node, x: Node, lo: float) -> Node:
-    """The same as a clamp with one end."""
-    return clamp(edit, node, x, lo, None) or edit.call(aten.clamp.default, x, lo)
-
-
-def clamp_max(edit: Editor, node: Node, x: Node, hi: float) -> Node:
-    """The same as a clamp with one end."""
-    return edit.call(aten.clamp.default, x, None, hi)
-
-
-def hardtanh(edit: Editor, node: Node, x: Node, lo: float, hi: float) -> Node:
-    """With both ends given."""
-    return rectify(edit, x, aten.hardtanh.default, float(lo), float(hi))
-
-
-def relu(edit: Editor, node: Node, x: Node) -> Node | None:
-    """Of each part where parts were joined."""
-    return rectify(edit, x, node.target) if x.target == aten.cat.default else None
-
-
 def fill(edit: Editor, node: Node, x: Node, value: Node) -> Node | None:
     """A number instead of a tensor that holds one."""
     if not reads_attribute(value):
         return None
     return edit.call(aten.full_like.default, x, attribute(edit.graph, value).item())
-
-
-def rectify(edit: Editor, x: Node, operation: Any, *bounds: float) -> Node:
-    """A rectifier; of parts that were joined one of each, which runs in one kernel with the layer before."""
-    if x.target != aten.cat.default or len(x.users) > 1:
-        return edit.call(operation, x, *bounds)
-    parts, dim = with_defaults(x)
-    rectified = {part: edit.call(operation, part, *bounds) for part in parts}
-    return edit.call(aten.cat.default, [rectified[part] for part in parts], dim)
 
 
 def pad_around(edit: Editor, node: Node, x: Node, sizes: Sequence[int], mode: str, value: float | None) -> Node | None:
@@ -272,14 +232,20 @@ def copy(edit: Editor, node: Node, x: Node, source: Node, waits: bool = False) -
 
 REWRITES: dict[Any, Callable[..., Node | None]] = {
     aten.rrelu.default: leaky_relu_of_rrelu,
-    aten.clamp.default: clamp,
-    aten.clamp_min.default: clamp_min,
-    aten.clamp_max.default: clamp_max,
+    aten.clamp.default: rectifiers.clamp,
+    aten.clip.default: rectifiers.clamp,
+    aten.clamp_min.default: rectifiers.clamp_min,
+    aten.clamp_max.default: rectifiers.clamp_max,
+    aten.clamp.Tensor: rectifiers.clamp_between,
+    aten.clip.Tensor: rectifiers.clamp_between,
+    aten.maximum.default: rectifiers.larger,
+    aten.max.other: rectifiers.larger,
+    aten.threshold.default: rectifiers.threshold,
     aten.fill.Tensor: fill,
     aten.copy.default: copy,
-    aten.hardtanh.default: hardtanh,
-    aten.relu.default: relu,
-    aten.relu6.default: relu,
+    aten.hardtanh.default: rectifiers.hardtanh,
+    aten.relu.default: rectifiers.relu,
+    aten.relu6.default: rectifiers.relu,
     aten.pad.default: pad_around,
     aten.scaled_dot_product_attention.default: with_one_dimension_of_heads,
     aten.avg_pool1d.default: poolings.average,

@@ -130,6 +130,13 @@ class AddedToItself(nn.Module):
         return x + torch.cat([x[:, 1:], x[:, :1]], 1)
 
 
+class Signed(nn.Module):
+    """Magnitudes, other signs, multiples, and a difference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(2 * x.abs()) / 3 - nn.functional.avg_pool2d(x, 3, 1, 1)
+
+
 class Grown(nn.Module):
     """Reads what was yielded so far by a normalisation that no layer can take in, and puts its own behind it."""
 
@@ -181,6 +188,8 @@ NETWORKS = {
     "swapped": _network(nn.ReLU(), Swapped(), nn.Conv2d(19, 5, 1)),
     "shuffled": _network(nn.ReLU(), Shuffled(by_views=True), Shuffled(by_views=False), POINTWISE),
     "added to itself": _network(nn.ReLU(), AddedToItself(), POINTWISE),
+    "around": _network(nn.ReLU(), nn.CircularPad2d(1), POINTWISE),
+    "signed": _network(Signed(), POINTWISE),
     "larger": _network(nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), POINTWISE),
     "pixels as channels": _network(nn.ReLU(), nn.PixelUnshuffle(2), nn.Conv2d(32, 5, 1)),
     "averaged": _network(nn.ReLU(), Averaged(3, 2), nn.Linear(8, 5)),
@@ -218,9 +227,8 @@ def test_parts_of_the_channels_have_their_factors() -> None:
     assert group.channels == 8 and len(group.readers) == 4
     numbers = sorted(group.carriers[arguments(reader)[0]].tolist() for reader in group.readers)
     assert numbers == [[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 4], [3, 4, 5, 6, 7], [4, 5, 6, 7]]
-    assert (
-        len(layer_groups(_graph(NETWORKS["larger"]))) == len(layer_groups(_graph(NETWORKS["pixels as channels"]))) == 1
-    )
+    for name in ("larger", "pixels as channels", "around", "signed"):
+        assert len(layer_groups(_graph(NETWORKS[name]))) == 1
 
 
 def test_channels_take_their_factors_along() -> None:
@@ -349,7 +357,14 @@ def test_what_others_read_too_is_not_scaled(between: nn.Module) -> None:
     assert layer_groups(_graph(Shortcut(between))) == []
 
 
-@pytest.mark.parametrize("between", [nn.ReLU6(), nn.Sigmoid(), Turned()])
+class Divisor(nn.Module):
+    """Channels that others are divided by, so that the factors are lost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.abs()
+
+
+@pytest.mark.parametrize("between", [nn.ReLU6(), nn.Sigmoid(), Turned(), Divisor()])
 def test_what_does_not_let_factors_through_ends_the_search(between: nn.Module) -> None:
     assert layer_groups(_graph(_network(between, DEPTHWISE))) == []
 

@@ -69,14 +69,15 @@ def read_by(node: Node) -> Sequence[Node]:
 def _moved(read: Node, user: Node, own_C: Tensor) -> Tensor | None:
     """The channels of what a node reads, in the places where it yields them."""
     value, result = read.meta["val"], user.meta["val"]
-    if user.target == aten.add.Tensor:
+    if user.target in (aten.add.Tensor, aten.sub.Tensor):
         added = [each.meta["val"] for each in user.args[:2] if isinstance(each, Node) and each.op != "get_attr"]
         joins = len(added) == 2 and all(_sizes(each) == _sizes(result) for each in added) and not user.kwargs
         return own_C if joins else None
     if user.target == aten.mul.Tensor:
         # The larger of two factors of a product keeps its shape.
-        both = all(isinstance(factor, Node) for factor in user.args[:2])
-        return own_C if both and _sizes(result) == _sizes(value) else None
+        return own_C if _sizes(result) == _sizes(value) else None
+    if user.target == aten.div.Tensor:
+        return own_C if not isinstance(user.args[1], Node) else None
     if user.target == aten.cat.default:
         return _joined(read, user, own_C)
     if user.target == aten.slice.Tensor:
@@ -103,9 +104,10 @@ def _moved(read: Node, user: Node, own_C: Tensor) -> Tensor | None:
 
 
 def _joined(read: Node, user: Node, own_C: Tensor) -> Tensor | None:
-    """Of channels that others are put beside; a tensor may be there more than once."""
-    if user.args[1:] not in ((1,), (1 - user.meta["val"].ndim,)):
-        return None
+    """Of channels that others are put beside, or their own other places; a tensor may be there more than once."""
+    dim = with_defaults(user)[1] % user.meta["val"].ndim
+    if dim != 1:
+        return own_C if dim > 1 else None
     parts: list[Node] = list(arguments(user)[0])
     return torch.cat([own_C if part is read else torch.full((channels_of(part),), -1) for part in parts])
 

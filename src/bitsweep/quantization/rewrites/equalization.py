@@ -23,7 +23,8 @@ RELU = aten.relu.default
 BOUNDED = {aten.relu6.default, aten.hardtanh.default}
 #: What lets the factors of channels through.
 EQUIVARIANT = {
-    RELU, aten.leaky_relu.default, aten.prelu.default, aten.max_pool2d.default, aten.avg_pool2d.default,
+    RELU, aten.leaky_relu.default, aten.prelu.default, aten.abs.default, aten.neg.default,
+    aten.max_pool2d.default, aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
 }  # fmt: skip
