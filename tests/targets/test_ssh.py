@@ -6,11 +6,13 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +31,7 @@ from bitsweep.config.precision import Precision
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.data.network_input import network_input
 from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
-from bitsweep.measuring import elsewhere, kit
+from bitsweep.measuring import elsewhere, kit, on_device
 from bitsweep.measuring.accuracy import Material
 from bitsweep.measuring.passes import Subject
 from bitsweep.methods.none import NoCompression
@@ -173,9 +175,9 @@ def test_the_same_is_computed_there_and_sent_once(backend: Backend, target: SshM
     assert notes["batches"]["1"]["computing_share"] > 0  # type: ignore[index]
     there = tmp_path / "there"
     assert not list((there / "jobs").iterdir())
-    sent = {part: part.stat().st_ctime_ns for part in (there / "parts").iterdir()}
+    sent = {part: part.stat().st_ino for part in (there / "parts").iterdir()}
     _measured(target, folder, tmp_path / "again")
-    assert {part: part.stat().st_ctime_ns for part in (there / "parts").iterdir()} == sent
+    assert {part: part.stat().st_ino for part in (there / "parts").iterdir()} == sent
 
 
 @pytest.mark.slow
@@ -248,16 +250,67 @@ def test_a_connection_that_is_cut_in_a_copy(
     assert (there / bulk.name / "more.npy").read_bytes() == (bulk / "more.npy").read_bytes()
 
 
-def test_a_measurement_ends_with_the_connection() -> None:
-    """Nothing else would tell it, and the next one waits for it."""
-    program = "import threading, time; from bitsweep.measuring.on_device import _end_without_a_reader as end; "
-    waits = "threading.Thread(target=end, daemon=True).start(); print('ready', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", program + waits], stdout=subprocess.PIPE) as process:
+def test_a_measurement_says_that_it_runs_and_ends_with_the_connection() -> None:
+    """Nothing else would tell either of it, and the next measurement waits for this one."""
+    program = "import threading, time; from bitsweep.measuring import on_device; on_device._BEAT_S = 0.1; "
+    tells = "threading.Thread(target=on_device._tell_a_reader_that_it_runs, daemon=True).start(); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program + tells], stdout=subprocess.PIPE) as process:
         assert process.stdout
-        assert process.stdout.readline() == b"ready\n"
-        assert process.poll() is None
+        assert [process.stdout.readline() for _ in range(2)] == [b"\n", b"\n"]
         process.stdout.close()
         assert process.wait(50) == 1
+
+
+@pytest.mark.parametrize("give", [None, lambda pipe: pipe.write(bytes(20_000_000))], ids=["says", "takes"])
+def test_what_hangs_there_is_given_up(give: Any, target: SshMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is alive tells nothing of what runs there."""
+    monkeypatch.setattr("bitsweep.targets.ssh._SILENT_S", 0.5)
+    with pytest.raises(
+        UnreachableTarget, match=r"target=edge \(.*\) has said nothing for 0.5 s: what runs there hangs"
+    ):
+        Connection(target)._ssh("sleep 3", give=give)
+
+
+@pytest.mark.slow
+def test_what_says_something_now_and_then_may_take_long(target: SshMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsweep.targets.ssh._SILENT_S", 4.0)
+    assert Connection(target)._ssh("for n in 1 2 3 4 5 6; do sleep 1; echo $n; done").split()[-1] == b"6"
+
+    def slowly(pipe: Any) -> None:
+        for _ in range(6):
+            time.sleep(1)
+            pipe.write(b"1")
+
+    assert Connection(target)._ssh("cat", give=slowly) == b"111111"
+
+
+def test_a_measurement_that_was_stopped_for_good_keeps_no_other_waiting() -> None:
+    holds = "import sys; from bitsweep.measuring.on_device import _alone\nwith _alone(): print('alone', flush=True); "
+    named = ["-c", f"{holds}sys.stdin.read()", "bitsweep.measuring.on_device"]
+    with subprocess.Popen([sys.executable, *named], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stopped:
+        assert stopped.stdout
+        assert stopped.stdout.readline() == b"alone\n"
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with on_device._alone():
+            assert stopped.wait(50) == -signal.SIGKILL
+
+
+def test_what_no_job_needs_is_removed_there(target: SshMachine, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    for name in ("jobs/mine", "jobs/other", "jobs/cut", *(f"parts/{part}" for part in ("a", "b", "new", "old"))):
+        (there / name).mkdir(parents=True)
+    (there / "jobs" / "other" / "request.json").write_text('{"artifacts": {"artifact": "../../parts/b"}}')
+    for name, days in (("jobs/cut", 3), ("parts/old", 40), ("parts/new", 20)):
+        os.utime(there / name, (then := time.time() - 86_400 * days, then))
+    connection = Connection(target)
+    (source := tmp_path / "source").mkdir()
+    os.utime(source, (0, 0))
+    connection.send(source, "parts/sent")  # whose time is that of the copy
+    os.utime(there / "parts" / "sent", (0, 0))
+    connection.send(source, "parts/sent")  # or of the last use
+    connection.remove("jobs/mine", parts=["a", "b"])
+    assert [job.name for job in (there / "jobs").iterdir()] == ["other"]
+    assert {part.name for part in (there / "parts").iterdir()} == {"b", "new", "sent"}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """A folder that measures an artifact on another machine: its files, images, and what of this project that needs.
 
-kit.json            parts, the program to run, how many images it takes, and what it leaves
+kit.json            parts, the program to run, how many images it takes, what it leaves, and parts of this job alone
 parts/HASH/...      what does not change with every job: code, artifacts, images; each is sent once
 job/request.json    what to measure
 """
@@ -70,7 +70,7 @@ def write_kit(folder: Path, subject: Subject, material: Material, *, input_shape
     steps = len(splits.test) + len(validation_N)
     about = {
         "program": PROGRAM, "code": parts["code"], "parts": sorted({*parts.values(), *images.values()}),
-        "images": steps, "results": RESULTS,
+        "images": steps, "results": RESULTS, "used_once": [parts["artifact"]] if "twin" in parts else [],
     }  # fmt: skip
     (folder / "kit.json").write_text(json.dumps(about))
 

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from bitsweep.runtime.progress import STEP
 
 #: Below this share of its frequency before, a processor was slowed down while it measured.
 _THROTTLED = 0.9
+#: Seconds between two signs of life.
+_BEAT_S = 10
 Infer = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
 
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> int:
         needed = " ".join(f"{name}=={version}" for name, version in wanted.items())
         print(f"{', '.join(told)}; what is measured needs: pip install {needed}", file=sys.stderr)
         return 1
-    threading.Thread(target=_end_without_a_reader, daemon=True).start()
+    threading.Thread(target=_tell_a_reader_that_it_runs, daemon=True).start()
     with _alone():
         measure(folder)
     return 0
@@ -135,27 +138,45 @@ def _state() -> dict[str, float]:
     return found
 
 
-def _end_without_a_reader() -> None:
-    """End this program once nobody can read what it prints: nothing else tells that the connection is gone.
+def _tell_a_reader_that_it_runs() -> None:
+    """Print an empty line now and then, and end this program once nobody can read it.
 
-    Else it would go on to measure, and the next measurement would have to wait for it.
+    Nothing else tells the other side that this one hangs, and this one that the connection is gone: else it would go on
+    to measure, and the next measurement would have to wait for it.
     """
     import select
 
     watched = select.poll()
     watched.register(sys.stdout.fileno(), 0)  # of what ends it one is always told
-    watched.poll()
+    while not watched.poll(1000 * _BEAT_S):
+        with contextlib.suppress(OSError):  # there is no reader any more, as the next poll tells
+            os.write(sys.stdout.fileno(), b"\n")
     os._exit(1)
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """One measurement at a time on this machine."""
+    """One measurement at a time on this machine; one that was stopped for good is ended by the next."""
     import fcntl
 
-    with (private_folder() / "device.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (private_folder() / "device.lock").open("a+") as lock:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            lock.seek(0)
+            _end_if_stopped(lock.read())
+            time.sleep(1)
+        lock.truncate(0)
+        print(os.getpid(), file=lock, flush=True)
         yield
+
+
+def _end_if_stopped(holder: str) -> None:
+    with contextlib.suppress(ValueError, psutil.Error):
+        process = psutil.Process(int(holder))
+        if process.status() == psutil.STATUS_STOPPED and "bitsweep.measuring.on_device" in process.cmdline():
+            process.kill()
 
 
 if __name__ == "__main__":

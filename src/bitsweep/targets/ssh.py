@@ -11,16 +11,21 @@ import tempfile
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import IO, Annotated, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 from bitsweep.config.configurable import NOT_IN_KEYS, Count, Several, configurable, spelt
 from bitsweep.config.target import Target
 from bitsweep.errors import CellFailed, UnreachableTarget, UsageError
 from bitsweep.runtime.environment import Cpu
 from bitsweep.runtime.progress import STEP, Progress
+from bitsweep.runtime.silence import EndedBySilence, Heard
 
 #: Options of every connection: nobody is there to be asked for a password or about a new host.
-_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-T")
+_OPTIONS = ("-oBatchMode=yes", "-oConnectTimeout=20", "-oServerAliveInterval=15", "-oServerAliveCountMax=3", "-T")
+#: Seconds after which a command that neither says nor takes anything hangs. What measures is never silent for long.
+_SILENT_S = 300.0
+#: The same of what only removes files, whose machine may be gone, and of what installs packages.
+_REMOVING_S, _INSTALLING_S = 30.0, 3600.0
 #: Exit code of ssh where it is the connection that failed.
 _NO_CONNECTION = 255
 #: How a full disk is told: by the system, or by tar or NumPy, which tell no more.
@@ -29,6 +34,11 @@ _FULL = re.compile(r"No space left|Disk quota exceeded|Wrote only \d+ of \d+ byt
 _OTHER_KEY = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 #: What to do where what a target names runs no Python.
 _INTERPRETER = "set target.python to its interpreter (bitsweep probe --python)"
+#: What removes jobs that were cut off, and what no job has needed for long.
+_TIDY = "; ".join(
+    f"find {folder} -mindepth 1 -maxdepth 1 -mtime +{days} -exec rm -rf {{}} +"
+    for folder, days in (("jobs", 1), ("parts", 30))
+)
 #: The last file of every copy, by which one that was cut off is known.
 _LAST = ".complete"
 #: The line after which a command's own output begins: a shell there may greet before.
@@ -73,11 +83,11 @@ class SshMachine(Target):
     def measure(self, kit: Path, results: Path, progress: Progress) -> None:
         """Send what is not there yet, run it, and fetch the results."""
         about = json.loads((kit / "kit.json").read_text())
-        connection, job = Connection(self), f"jobs/{uuid.uuid4().hex}"
+        connection, job, used_up = Connection(self), f"jobs/{uuid.uuid4().hex}", ()
         try:
+            connection.send(kit / "job", job)  # first: it names the parts that others must leave
             for part in about["parts"]:
                 connection.send(kit / "parts" / part, f"parts/{part}")
-            connection.send(kit / "job", job)
             with progress(f"{self.name}: images", about["images"]) as advance:
                 done = 0
 
@@ -90,10 +100,11 @@ class SshMachine(Target):
 
                 connection.run(about["program"], [job], code=about["code"], seen=seen)
             connection.fetch(f"{job}/results", results, wanted=about["results"])
+            used_up = about["used_once"]
         except UnreachableTarget as error:
             raise UnreachableTarget(f"{error}; the same command goes on from here") from error
         finally:
-            connection.remove(job)
+            connection.remove(job, parts=used_up)
 
 
 class Connection:
@@ -109,14 +120,14 @@ class Connection:
             UnreachableTarget: the machine does not answer.
             CellFailed: it cannot take the files.
         """
-        if self._ssh(f"if test -d {name}; then echo there; fi").strip() == b"there":
+        if self._ssh(f"if test -d {name}; then touch {name}; echo there; fi").strip() == b"there":
             return
         new = f"{name}.{uuid.uuid4().hex}"
-        whole = f"tar -xf - -C {new} && test -e {new}/{_LAST}"
+        whole = f"tar -xf - -C {new} && test -e {new}/{_LAST} && touch {new}"
         publish = f"{{ mv -T {new} {name} || test -d {name}; }}"
         unpack = f"mkdir {new} && {whole} && {publish}; code=$?; rm -rf {new}; exit $code"
 
-        def pack(pipe: IO[bytes]) -> None:
+        def pack(pipe: Any) -> None:
             with tarfile.open(fileobj=pipe, mode="w|") as archive:
                 archive.add(source, arcname=".")
                 archive.addfile(tarfile.TarInfo(_LAST))
@@ -150,17 +161,23 @@ class Connection:
                     (folder / file).write_bytes(source.read())
         scratch.unlink()
 
-    def remove(self, name: str) -> None:
-        """Delete a folder there; where the machine is gone by now, it stays."""
+    def remove(self, job: str, *, parts: Sequence[str] = ()) -> None:
+        """Delete a job there, and what nobody needs any more; where the machine is gone by now, it stays.
+
+        Args:
+            parts: of the job alone, unless another job names them.
+        """
+        of_others = (f"grep -qs parts/{part} jobs/*/request.json || rm -rf parts/{part}" for part in parts)
         try:
-            self._ssh(f"rm -rf {name}")
+            self._ssh("; ".join([f"rm -rf {job}", *of_others, _TIDY]), silent_s=_REMOVING_S)
         except (UnreachableTarget, CellFailed):
             return
 
     def install(self, packages: list[str]) -> str:
         """Make an environment of its own there and install packages into it; returns its interpreter."""
         self._ssh(
-            f"{self._python} -m venv environment && environment/bin/python -m pip install -q {' '.join(packages)}"
+            f"{self._python} -m venv environment && environment/bin/python -m pip install -q {' '.join(packages)}",
+            silent_s=_INSTALLING_S,
         )
         return self._ssh("echo $PWD/environment/bin/python").decode().strip()
 
@@ -176,13 +193,19 @@ class Connection:
         self,
         command: str,
         *,
-        give: Callable[[IO[bytes]], None] | None = None,
+        give: Callable[[Any], None] | None = None,
         seen: Callable[[bytes], None] = lambda line: None,
+        silent_s: float | None = None,
     ) -> bytes:
         """Run a shell command in the folder there.
 
+        Args:
+            give: writes its input to a file.
+            seen: called with every line as it is printed.
+            silent_s: after so many seconds without a word it hangs.
+
         Raises:
-            UnreachableTarget: there is no connection, or it was lost.
+            UnreachableTarget: there is no connection, or it was lost, or what runs there hangs.
             CellFailed: the command failed.
         """
         target, folder = self._target, shell_path(self._target.folder)
@@ -194,21 +217,25 @@ class Connection:
         if shutil.which("ssh") is None:
             raise UsageError(f"{where}: there is no ssh here; install OpenSSH's client")
         stdin = subprocess.PIPE if give else subprocess.DEVNULL
+        silent_s = silent_s or _SILENT_S
         with (
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(asked, stdin=stdin, stdout=subprocess.PIPE, stderr=errors) as process,
+            EndedBySilence(process, silent_s) as silence,
         ):
             if give and process.stdin:
                 with contextlib.suppress(BrokenPipeError):  # why is in what it says
-                    give(process.stdin)
+                    give(Heard(process.stdin, silence.heard))
                 with contextlib.suppress(BrokenPipeError):  # of what was not yet sent
                     process.stdin.close()
             printed = []
             assert process.stdout
             for each in process.stdout:
+                silence.heard()
                 if each.rstrip().endswith(_BEGINS.encode()):
                     break
             for each in process.stdout:
+                silence.heard()
                 printed.append(each)
                 seen(each)
             process.wait()
@@ -216,6 +243,10 @@ class Connection:
             said = errors.read().decode(errors="replace").strip().splitlines()
         if process.returncode == 0:
             return b"".join(printed)
+        if silence.happened:
+            raise UnreachableTarget(
+                f"{where} has said nothing for {silent_s:g} s: what runs there hangs, or its network"
+            )
         if process.returncode == _NO_CONNECTION:
             raise UnreachableTarget(f"{where} cannot be reached: {no_connection(said, target)}")
         last = why_it_failed(said) or f"exit code {process.returncode}"
