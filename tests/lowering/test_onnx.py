@@ -373,6 +373,30 @@ def test_clamps_from_0_of_signed_codes_work_on_the_codes(highest: float, tmp_pat
     np.testing.assert_array_equal(_run(tmp_path / "model.onnx", images), clamped(torch.from_numpy(images)).numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize(
+    ("window", "convolutions"),
+    [
+        ({"kernel_size": 2}, 1), ({"kernel_size": (3, 2), "stride": (1, 2)}, 1),
+        ({"kernel_size": 3, "stride": 2, "padding": 1}, 1),
+        ({"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}, 0),
+        ({"kernel_size": 2, "ceil_mode": True}, 0),
+    ],
+)  # fmt: skip
+def test_averages_of_codes_as_convolutions(
+    window: dict[str, Any], convolutions: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    network = Apply(lambda x: _on_grid(functional.avg_pool2d(_on_grid(x, 0.01, dtype), **window), 0.00717, dtype))
+    images = GENERATOR.standard_normal((2, 3, 7, 7)).astype(np.float32)
+    for given, expected in ((network, convolutions), (Apply(lambda x: functional.avg_pool2d(x, **window)), 0)):
+        model = _export(given, images, tmp_path / "model.onnx", convolved_averages=True)
+        operations = Counter(node.op_type for node in model.graph.node)
+        assert (operations["Conv"], operations["AveragePool"]) == (expected, 1 - expected)
+        if expected:
+            meant = given(torch.from_numpy(images)).numpy()
+            np.testing.assert_allclose(_run(tmp_path / "model.onnx", images), meant, atol=1e-6)
+
+
 def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match="bessel_j0"):
         _export(Apply(torch.special.bessel_j0), np.ones((2, 3, 4, 4), np.float32), tmp_path / "model.onnx")

@@ -93,7 +93,10 @@ class OnnxRuntime(CpuOrGpu):
         """Write the program as ONNX."""
         from bitsweep.lowering.onnx.export import export_onnx
 
-        export_onnx(program, folder / self.artifact, codes_of_gates=True, float_weights=False, bits_of_weights=2)
+        export_onnx(
+            program, folder / self.artifact, codes_of_gates=True, convolved_averages=True, float_weights=False,
+            bits_of_weights=2,
+        )  # fmt: skip
 
     def take(self, file: Path, folder: Path) -> None:
         """Keep the graph."""

@@ -35,6 +35,7 @@ def export_onnx(
     codes_of_biases: bool = True,
     codes_of_gates: bool = False,
     fused_gates: bool = False,
+    convolved_averages: bool = False,
     pointwise_linear: bool = False,
     pairs_after_joins: bool = True,
     reduced_tokens: bool = True,
@@ -52,6 +53,8 @@ def export_onnx(
             engines without a kernel for these functions.
         fused_gates: whether inputs of hard-swish, SiLU and the sigmoid are dequantized by arithmetic, for engines that
             fuse this, and the function, into the layer before.
+        convolved_averages: whether averages of windows of 8-bit codes are depthwise convolutions, for engines that have
+            better kernels for these.
         pointwise_linear: whether linear layers of codes are written as 1x1 convolutions over the batch, for engines
             that have better kernels for these.
         pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one; else
@@ -79,6 +82,8 @@ def export_onnx(
         parameters.dequantize_biases(model.graph)
     parameters.separate_zero_points(model.graph)
     rewrites.rectify_codes(model.graph)
+    if convolved_averages:
+        rewrites.convolve_averages(model.graph)
     rewrites.pad_in_convolutions(model.graph)
     rewrites.pad_codes(model.graph)
     if fused_gates:
