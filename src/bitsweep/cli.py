@@ -264,7 +264,7 @@ def gate_sweep(options: argparse.Namespace) -> int:
         write_junit(comparison, options.junit, strict=options.strict)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         write_summary(comparison, Path(summary))
-    doubts = [(cell.name, line) for cell in comparison.cells for line in cell.doubts]
+    doubts = comparison.doubts
     for name, line in comparison.regressions:
         print(plain(f"regression: {name}: {line}"))
     for name, line in doubts:

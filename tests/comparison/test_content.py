@@ -129,6 +129,16 @@ def test_one_measurement_in_both_is_no_evidence() -> None:
     assert comparison.summary == "a -> a: 1 measured once for both"
 
 
+def test_what_was_measured_once_is_said_once() -> None:
+    cells = [cell(precision) for precision in ("fp32", "fp16", "int8", "int4", "int3")]
+    comparison = compare(sweep(*cells), sweep(*cells), Limits())
+    named = (f"lenet ptq {precision} onnxruntime digits" for precision in ("fp32", "fp16", "int8"))
+    assert comparison.reused.startswith(f"{', '.join(named)} and 2 more: one measurement in both")
+    assert len(comparison.doubts) == 1 and comparison.reused == ": ".join(comparison.doubts[0])
+    assert markdown(comparison).count("says nothing of a change") == 1
+    assert compare(sweep(), sweep(), Limits()).reused == ""
+
+
 def test_cells_are_named_by_the_settings_that_tell_them_apart() -> None:
     alike = {"protocol.blocks": "5", "train.epochs": "2"}
     guarded, bare = ({**cell().cell, **alike, "method.guard": guard} for guard in ("true", "false"))

@@ -13,11 +13,15 @@ from bitsweep.config.requirement import NOTHING, Requirements
 from bitsweep.report.row import HERE, Row
 from bitsweep.report.verdict import Judged as JudgedLimit
 from bitsweep.report.verdict import verdict_of
+from bitsweep.text import some
 
 #: ``reused``: both sweeps show one and the same measurement. ``not run``: neither has figures.
 Became = Literal["worse", "better", "same", "undecided", "reused", "new", "gone", "not run"]
 #: Flags with which a cell cannot be used.
 _FATAL = ("diverges", "non-finite logits")
+_ONCE = "measured once for both"
+#: What is said of cells that both sweeps show one measurement of.
+_ONE_MEASUREMENT = "one measurement in both, which says nothing of a change; remeasure=all measures again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class ComparedCell:
     def doubts(self) -> tuple[str, ...]:
         """What was not decided, a line each."""
         if self.became == "reused":
-            return (self.reason, *self.untold)
+            return (_ONE_MEASUREMENT, *self.untold)
         undecided = (
             f"{judged.title} {judged.verdict}: {judged.text}"
             for judged in self.figures
@@ -75,9 +79,24 @@ class Comparison:
         return [(cell.name, line) for cell in self.cells for line in cell.regressions]
 
     @property
+    def doubts(self) -> list[tuple[str, str]]:
+        """Name of a cell and what was not decided; what is so of many cells is said once, of some of them by name."""
+        names: dict[str, list[str]] = {}
+        for cell in self.cells:
+            for line in cell.doubts:
+                names.setdefault(line, []).append(cell.name)
+        return [(some(cells), line) for line, cells in names.items()]
+
+    @property
+    def reused(self) -> str:
+        """What the cells say that were measured once for both sweeps; empty where none was."""
+        names = [cell.name for cell in self.cells if cell.became == "reused"]
+        return f"{some(names)}: {_ONE_MEASUREMENT}" if names else ""
+
+    @property
     def summary(self) -> str:
         """How many cells became what."""
-        words = {"same": "the same", "reused": "measured once for both"}
+        words = {"same": "the same", "reused": _ONCE}
         counted = Counter(cell.became for cell in self.cells)
         return f"{self.old.sweep_id} -> {self.new.sweep_id}: " + ", ".join(
             f"{count} {words.get(became, became)}" for became, count in counted.items()
@@ -207,9 +226,8 @@ def _compared(
         reason = f"{old.status} -> {new.status}{f': {new.reason}' if new.reason else ''}"
         return replace(compared, became=became, reason=reason, regressions=regressions)
     if _one_measurement(old, new):
-        reason = "one measurement in both, which says nothing of a change; remeasure=all measures again"
         became = "worse" if regressions else "reused"
-        return replace(compared, became=became, reason=reason, regressions=regressions)
+        return replace(compared, became=became, reason=_ONCE, regressions=regressions)
     regressions += tuple(_by_figures(compared.figures))
     verdicts = [judged.verdict for judged in compared.figures]
     if regressions:

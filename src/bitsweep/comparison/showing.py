@@ -17,13 +17,13 @@ _STYLE = {"worse": "red", "gone": "red", "better": "green", "undecided": "yellow
 
 
 def terminal(comparison: Comparison) -> RenderableType:
-    """A line a figure of every cell; below it how many cells became what."""
+    """A line a figure of every cell; below it which were measured once, and how many cells became what."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in _TITLES:
         table.add_column(title, overflow="fold", justify="right" if title in ("old", "new") else "left")
     for line in _lines(comparison):
         table.add_row(*(Text(plain(text), style=_STYLE.get(text, "")) for text in line))
-    return Group(table, Text(plain(comparison.summary)))
+    return Group(table, *(Text(plain(line)) for line in (comparison.reused, comparison.summary) if line))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -31,7 +31,8 @@ def markdown(comparison: Comparison) -> str:
     rows = [_TITLES, *([escaped(text) for text in line] for line in _lines(comparison))]
     table = ["| " + " | ".join(row) + " |" for row in rows]
     table.insert(1, "|" + "---|" * len(_TITLES))
-    return "\n".join([f"# {escaped(comparison.summary)}", "", *table, ""])
+    notes = ["", escaped(comparison.reused)] if comparison.reused else []
+    return "\n".join([f"# {escaped(comparison.summary)}", "", *table, *notes, ""])
 
 
 def _lines(comparison: Comparison) -> Iterator[tuple[str, ...]]:
