@@ -91,7 +91,10 @@ def test_it_does_what_was_recorded(made: Path, capsys: pytest.CaptureFixture[str
         f"{made}: every file is as its manifest.json says; runs a copy of batches.py, classify.py, engine.py, "
         "manifest.py, network_input.py, pixels.py in this environment\n"
     )
-    assert said.startswith("16 of 16 predictions as recorded; largest difference of logits 0.0e+00 of the largest")
+    assert said.startswith(
+        "16 of 16 predictions as recorded; largest difference of logits 0.0e+00 of the largest, "
+        "SQNR inf dB (at least 60)"
+    )
 
 
 def test_it_runs_without_torch_and_without_this_project(made: Path) -> None:
@@ -245,6 +248,22 @@ def test_a_manifest_reaches_nothing_outside(name: str, made: Path, tmp_path: Pat
     (changed / "manifest.json").write_text(json.dumps(dict(sorted({**hashes, name: ""}.items())), indent=2) + "\n")
     with pytest.raises(BitsweepError, match=r"manifest\.json is not as it was written"):
         bundle.verify(changed, here=True)
+
+
+def test_other_logits_of_the_same_classes_are_found_out(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A float32 network a hundred-thousandth off, and one of 2 %."""
+    folder = shutil.copytree(made, tmp_path / "bundle")
+    recorded = dict(np.load(made / "recorded.npz"))
+    for scale in (1 + 1e-5, 1.02):
+        np.savez_compressed(folder / "recorded.npz", **(recorded | {"logits": recorded["logits"] * scale}))
+        write_manifest(folder)
+        if scale < 1.01:
+            assert "SQNR 100.0 dB" in verified(folder, capsys)[1]
+        else:
+            with pytest.raises(BitsweepError, match=r"came out, but other logits: SQNR 34\.2 dB"):
+                verified(folder, capsys)
 
 
 def test_what_is_not_in_the_manifest_is_not_run(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Classifies pictures: `python classify.py PICTURE...`, or `python classify.py --verify`."""
 
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -78,9 +79,22 @@ def verify(bundle: Bundle) -> int:
     again, expected = bundle.logits(recorded["images"]), recorded["logits"]
     same = int((again.argmax(1) == expected.argmax(1)).sum())
     error = float(np.abs(again - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
-    print(f"{same} of {len(expected)} predictions as recorded; largest difference of logits {error:.1e} of the largest")
+    noise, least_db = float(np.square(again - expected).sum(dtype=np.float64)), bundle.about.get("least_sqnr_db", 20.0)
+    signal = float(np.square(expected).sum(dtype=np.float64))
+    sqnr_db = 10 * math.log10(signal / noise) if signal and noise else math.inf if noise == 0 else -math.inf
+    print(
+        f"{same} of {len(expected)} predictions as recorded; largest difference of logits {error:.1e} of the largest, "
+        f"SQNR {sqnr_db:.1f} dB (at least {least_db:g})"
+    )
     if same < len(expected):
-        raise ValueError("the recorded predictions did not come out")
+        raise ValueError(
+            f"the recorded predictions did not come out: {same} of {len(expected)}; SQNR of the logits {sqnr_db:.1f} dB"
+        )
+    if not sqnr_db >= least_db:
+        raise ValueError(
+            f"the recorded classes came out, but other logits: SQNR {sqnr_db:.1f} dB, where rounding on another CPU "
+            f"leaves at least {least_db:g}: install the packages of requirements.txt, or measure on a CPU like this one"
+        )
     files = sorted((FOLDER / "originals").glob("*"))
     differences = [
         np.abs(read_picture(file, bundle.form).astype(int) - recorded["images"][int(file.stem)]) for file in files

@@ -17,6 +17,7 @@ from bitsweep.config.precision import Scheme
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.config.target import Target
 from bitsweep.data.pixels import StoredForm
+from bitsweep.measuring.accuracy import LEAST_FLOAT_SQNR_DB, LEAST_SQNR_DB
 from bitsweep.results import Splits
 from bitsweep.runtime.environment import release_of
 from bitsweep.runtime.fingerprint import settings
@@ -69,6 +70,7 @@ def facts_of(
         "classes": splits.classes,
         "scheme": str(scheme),
         "scheme_why": scheme.why,
+        "least_sqnr_db": LEAST_FLOAT_SQNR_DB if scheme.arithmetic == "float32" else LEAST_SQNR_DB,
         "cpu": {"model": cpu.model, "isa": cpu.isa},
     }
     return {

@@ -39,6 +39,8 @@ _BLOCK = 512
 LEAST_AGREEMENT = 0.99
 #: Parity with the reference in dB below which it is not, and from which on it is; sums that saturate leave 17.
 LEAST_SQNR_DB, SUFFICIENT_SQNR_DB = 20.0, 25.0
+#: The least that float32 computed in another order leaves: a thousandth, where rounding alone is a ten-millionth.
+LEAST_FLOAT_SQNR_DB = 60.0
 #: By how many dB an engine may be further from the reference than the reference is from the float network, where both
 #: compute in half precision: they round in different places, so that their noise adds up (3 dB), and varies (3 dB).
 HALVES_APART_DB = 6.0
