@@ -106,6 +106,43 @@ def test_what_is_no_database_is_named_at_once(
         Connection()
 
 
+def _page_of(file: Path, name: str) -> int:
+    """Where the first page of a table or an index begins in a database."""
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        (size,) = database.execute("pragma page_size").fetchone()
+        (page,) = database.execute("select rootpage from sqlite_master where name = ?", (name,)).fetchone()
+    return int(size) * (page - 1)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_page_that_was_lost_is_told_and_no_run_is_missing_without_a_word(
+    read_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log_something(Connection())
+    file = tmp_path / "mlflow.db"
+    whole = file.read_bytes()
+    start = _page_of(file, "tags")
+    file.write_bytes(whole[:start] + bytes(4096) + whole[start + 4096 :])
+    with pytest.raises(TrackingError, match=r"mlflow\.db is damaged: move it away, or restore a copy"):
+        Connection(read_only=read_only)
+
+
+def test_an_index_that_leads_to_other_rows_is_told_where_runs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log_something(Connection())
+    file = tmp_path / "mlflow.db"
+    whole = bytearray(file.read_bytes())
+    start = _page_of(file, "sqlite_autoindex_tags_1")
+    key = whole.rindex(b"runName", start, start + 4096)
+    whole[key] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(TrackingError, match=r"mlflow\.db is damaged"):
+        Connection(read_only=True)
+
+
 def test_a_locked_folder_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "sqlite:////proc/none/mlflow.db")
     with pytest.raises(TrackingError, match="/proc/none"):

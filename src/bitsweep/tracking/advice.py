@@ -3,7 +3,7 @@
 import locale
 
 from bitsweep.errors import one_line
-from bitsweep.tracking.address import Address, elsewhere
+from bitsweep.tracking.address import DAMAGED, Address, elsewhere
 
 #: What MLflow and SQLAlchemy say of addresses that they cannot read, or no longer take, such as a folder of files.
 _NO_ADDRESS = (
@@ -51,6 +51,8 @@ def advice(error: Exception, address: Address) -> str:
             "is no address that MLflow takes; correct it, as in http://HOST:5000 or sqlite:////FOLDER/mlflow.db, "
             f"{elsewhere(address)}"
         )
+    if "disk image is malformed" in text or "malformed database schema" in text:
+        return f"{DAMAGED}, {elsewhere(address)}"
     if "database is locked" in text:
         return "is locked by another program; end that one, and run the same command again"
     if "out-of-date database schema" in text or "can't locate revision" in text:
