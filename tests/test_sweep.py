@@ -100,6 +100,9 @@ def test_a_grid_is_measured_reported_and_reused(measured: Path) -> None:
     assert float(int8["speedup_low"]) <= float(int8["speedup"]) <= float(int8["speedup_high"])
     assert rows[2]["speedup"] == ""
     newest = newest_report()
+    jobs = {path.parent.name.partition("-")[2] for path in newest.parent.glob("*/log.txt")}
+    assert any(job.startswith("lenet-none-fp32-") for job in jobs), jobs
+    assert not any("ptq-fp32" in job for job in jobs), jobs
     drawn = {
         path.relative_to(newest.parent / "runs").as_posix().partition("/")[2]
         for path in newest.parent.rglob("runs/**/*.png")

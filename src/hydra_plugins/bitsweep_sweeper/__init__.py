@@ -1,6 +1,7 @@
 """The sweeper, where Hydra looks for plug-ins: it knows only classes that are defined in this namespace."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+from bitsweep import stages
 from bitsweep.cell import Cell
 from bitsweep.composing import compose_all, files_read_once
 from bitsweep.config.overrides import as_word
@@ -73,6 +75,7 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
             jobs = []
             for cell in cells:
                 told = {"planned": as_planned(cell, stage), "called": called[cell]}
+                told |= {"job_folder": _folder_of(cell, stage)}
                 jobs.append([*overrides_of[cell], *own, *(f"{key}={as_word(text)}" for key, text in told.items())])
             return self._launch(jobs)
 
@@ -112,6 +115,12 @@ class BitsweepSweeper(BasicSweeper):  # type: ignore[misc]
                 found = Outcome(status="failed", reason=reason, lost=True)
             outcomes.append(found)
         return outcomes
+
+
+def _folder_of(cell: Cell, stage: str) -> str:
+    """What tells the folder of a job from others, beside its number: what is made there, as a name of a file."""
+    name = cell.baseline_name if stage == stages.BASELINE.name else cell.name
+    return re.sub(r"[^\w.=+-]+", "-", name)[:100]
 
 
 def _one_line(reason: str) -> str:
