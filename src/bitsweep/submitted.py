@@ -12,6 +12,8 @@ import submitit
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import SlurmInfoWatcher
 
+from bitsweep.runtime.plain_files import write_whole
+
 #: What differs between commands that do the same.
 _OF_ONE_COMMAND = "hydra.sweep.dir="
 #: States of jobs that will not run any more, as Slurm's queue names them.
@@ -67,9 +69,7 @@ class KnownJobs:
         """
         file = self._file(overrides)
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"folder": str(folder.absolute()), "id": job.job_id}))
-        partial.replace(file)
+        write_whole(file, json.dumps({"folder": str(folder.absolute()), "id": job.job_id}))
 
     def forget(self, overrides: Sequence[str]) -> None:
         """Nobody needs to find the job any more."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from bitsweep.runtime.environment import current_cpu, usable_cpus
 from bitsweep.runtime.machine import private_folder
+from bitsweep.runtime.plain_files import write_whole
 
 #: Cores at most that are asked. More threads of Python would wait for each other, and not for the cores.
 _CORES = 8
@@ -238,10 +239,8 @@ class _Best:
 
     def keep(self) -> None:
         """Write it down; a machine that has no room for it is asked again next time."""
-        partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            partial.write_text(json.dumps(self._known))
-            partial.replace(self._file)
+            write_whole(self._file, json.dumps(self._known))
 
 
 @contextlib.contextmanager

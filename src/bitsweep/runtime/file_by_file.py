@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bitsweep.errors import damaged, first_line, ran_out_of_space
 from bitsweep.results import Evidence
+from bitsweep.runtime.plain_files import write_whole
 
 #: Writes one file.
 Maker = Callable[[Path], None]
@@ -60,7 +61,7 @@ def load_evidence(folder: Path) -> Evidence:
 
 
 def _write_missing(missing: Mapping[str, str], folder: Path) -> None:
-    (folder / _MISSING).write_text(json.dumps(missing))
+    write_whole(folder / _MISSING, json.dumps(missing))
 
 
 def _read_missing(folder: Path) -> dict[str, str]:

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
+
+from bitsweep.runtime.plain_files import write_whole
 
 #: Path of a file under its folder -> what tells whether it was touched, and its SHA-256.
 Seen = dict[str, tuple[list[int], str]]
@@ -52,11 +53,8 @@ def digest_of(file: Path) -> str:
 
 def remember(now: Seen, seen: Path) -> None:
     """Write down hashes, at once or not at all; where there is no room they are computed again."""
-    partial = seen.with_name(f"{seen.name}.{os.getpid()}.partial")
     with contextlib.suppress(OSError):
-        partial.touch(mode=0o644)
-        partial.write_text(json.dumps(now))
-        partial.replace(seen)
+        write_whole(seen, json.dumps(now))
 
 
 @functools.lru_cache(maxsize=256)

@@ -30,7 +30,7 @@ from bitsweep.errors import StoreError, ran_out_of_space
 from bitsweep.runtime import durations
 from bitsweep.runtime.integrity import damaged, digests, remember
 from bitsweep.runtime.permissions import close_to_others, keeps_modes, make_folder, open_to_others
-from bitsweep.runtime.plain_files import require_plain
+from bitsweep.runtime.plain_files import require_plain, write_whole
 
 log = logging.getLogger(__name__)
 #: Folders that a warning was given about: one looks for them several times before they are built again.
@@ -254,10 +254,7 @@ class Store:
         with self._explained():
             make_folder(self.root / "notes")
             make_folder(self.root / "notes" / of)
-            file = self.root / "notes" / of / name
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(content))
-            partial.replace(file)
+            write_whole(self.root / "notes" / of / name, json.dumps(content))
 
     def read_note(self, of: str, name: str) -> Any:
         """A JSON document that was kept; None where there is none."""
