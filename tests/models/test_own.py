@@ -60,6 +60,9 @@ def compiled(num_classes):
 
 def half(num_classes):
     return Net(num_classes=num_classes).half()
+
+
+made = Net()
 '''
 BLOCKS = """
 from torch import nn
@@ -114,6 +117,9 @@ def test_a_module_that_is_installed_is_named_by_its_path() -> None:
         ("{nets}:pair", "makes a tuple of Net, NoneType, no torch.nn.Module; return a network alone"),
         ("{nets}:scripted", "makes a module of TorchScript, .*; return the network that it was made from"),
         ("{nets}:valueless", "without values"),
+        ("{nets}:made", "is a network, not what makes one; write a function that returns it"),
+        ("os:getcwd", "os comes with Python; name a module or file of yours"),
+        ("os.path:join", "os.path comes with Python"),
         ("nowhere.py:Net", "there is no file /"),
         ("nothing_of_mine:Net", "there is no module nothing_of_mine"),
     ],

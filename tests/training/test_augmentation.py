@@ -121,6 +121,22 @@ def test_the_step_that_is_wrong_is_told() -> None:
         Recipe(name="a", epochs=1, max_steps=1, augment=["RandAugment", {"RandomRotation": 15}, "MixUp"])
 
 
+@pytest.mark.parametrize(("size", "allowed"), [(16, True), (24, True), (20, False), (12, False)])
+def test_images_that_training_would_stretch_to_the_network_are_refused(size: int, allowed: bool) -> None:
+    """Stored images have 16 pixels here, and the network takes 24."""
+    steps = Recipe(name="a", epochs=1, max_steps=1, augment=[{"RandomCrop": {"size": size, "padding": 4}}]).augment
+    augmentation = Augmentation(steps, image_size=(16, 16), num_classes=4, key="augment", network_size=(24, 24))
+    images = _pixels(2).byte()
+    drawn = augmentation.draw(2, torch.Generator().manual_seed(0))
+    if allowed:
+        assert augmentation.change(images, drawn).shape == (2, size, size, 3)
+    else:
+        with pytest.raises(
+            ConfigError, match=rf"makes images of {size} x {size} from 16 x 16, and the .* takes 24 x 24"
+        ):
+            augmentation.change(images, drawn)
+
+
 def test_batches_are_mixed_last() -> None:
     with pytest.raises(ConfigError, match="put them last"):
         _augmentation(["MixUp", "RandAugment"])

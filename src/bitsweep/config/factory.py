@@ -88,7 +88,7 @@ class Factory:
         Raises:
             ConfigError: there is no such callable, or it fails.
         """
-        factory = self._load()
+        factory = self.load()
         try:
             parameters = inspect.signature(factory).parameters
             return factory(**{name: value for name, value in offered.items() if name in parameters} | dict(arguments))
@@ -99,7 +99,12 @@ class Factory:
         """What is said where code of its module failed."""
         return ConfigError(f"{self.key}={self.named}: {type(error).__name__}: {first_line(error)}")
 
-    def _load(self) -> Callable[..., Any]:
+    def load(self) -> Callable[..., Any]:
+        """The callable itself.
+
+        Raises:
+            ConfigError: there is none, or its module cannot be imported.
+        """
         module, name = self._module()
         try:
             found = importlib.import_module(module)
@@ -125,6 +130,8 @@ class Factory:
                 "as in package.module:make"
             )
         if not place.endswith(".py"):
+            if place.partition(".")[0] in sys.stdlib_module_names:
+                raise ConfigError(f"{self.key}={self.named}: {place} comes with Python; name a module or file of yours")
             if is_absent(place):
                 raise ConfigError(f"{self.key}={self.named}: there is no module {place}; is it installed?")
             return place, name

@@ -54,6 +54,10 @@ class OwnModel(Model):
         """
         import torch
 
+        if isinstance(self._factory.load(), torch.nn.Module):
+            raise ConfigError(
+                f"model.factory={self.factory}: is a network, not what makes one; write a function that returns it"
+            )
         network = self._factory.make(self.arguments, num_classes=num_classes)
         if not isinstance(network, torch.nn.Module):
             parts = [type(part).__name__ for part in network] if isinstance(network, tuple | list) else []

@@ -31,18 +31,27 @@ class Augmentation:
     batch; only MixUp and CutMix mix those images alone that a process has.
     """
 
-    def __init__(self, steps: Sequence[Step], *, image_size: tuple[int, ...], num_classes: int, key: str) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        *,
+        image_size: tuple[int, ...],
+        num_classes: int,
+        key: str,
+        network_size: tuple[int, ...] | None = None,
+    ) -> None:
         """Make the transforms.
 
         Args:
             steps: names and arguments, see `bitsweep.config.augmentation`.
             image_size: height and width of the images; the ``size`` of transforms that need one and are given none.
             key: of the setting, for messages.
+            network_size: height and width that the network takes, which images may have afterwards, too; None for any.
 
         Raises:
             ConfigError: there is no such transform, or it does not take such arguments.
         """
-        self._key = key
+        self._key, self._network_size = key, network_size
         self._offered: dict[str, Any] = {"size": image_size, "num_classes": num_classes}
         self._moves = next((name for step in steps for name in step if name in MOVES), "")
         rest = [step for step in steps if self._moves not in step]
@@ -67,7 +76,7 @@ class Augmentation:
         return drawn
 
     def change(self, images_NHWC: Tensor, drawn: Tensor) -> Tensor:
-        """Stored images, changed one by one, on their device; they may become larger or smaller.
+        """Stored images, changed one by one, on their device; they may become as large as the network takes them.
 
         Raises:
             ConfigError: a transform does not take them, or makes something else of them.
@@ -150,6 +159,17 @@ class Augmentation:
                 raise ConfigError(f"{self._key}: {names} makes images of {len(each)} channels; leave it out")
             if each.shape != changed[0].shape:
                 raise ConfigError(f"{self._key}: {names} makes images of unlike sizes; put RandomResizedCrop behind it")
+        before, after = tuple(planes_NCHW.shape[2:]), tuple(changed[0].shape[1:])
+        if self._network_size and after not in (before, self._network_size):
+            raise ConfigError(
+                f"{self._key}: {names} makes images of {_by(after)} from {_by(before)}, and the network takes "
+                f"{_by(self._network_size)}: give the size of either, or put {{Resize: {{size: "
+                f"{list(self._network_size)}}}}} behind it"
+            )
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def check(steps: Sequence[Step], *, channels: int, image_size: tuple[int, ...], key: str) -> None:

@@ -71,7 +71,11 @@ def train(
     labels = torch.from_numpy(np.array(splits.train.labels)).to(device)
 
     augmentation = Augmentation(
-        recipe.augment, image_size=splits.train.images.shape[1:3], num_classes=len(splits.classes), key="augment"
+        recipe.augment,
+        image_size=splits.train.images.shape[1:3],
+        num_classes=len(splits.classes),
+        key="augment",
+        network_size=input_shape[1:],
     )
     batch_size = min(recipe.batch_size, len(splits.train)) // context.size * context.size
     if not batch_size:
