@@ -164,3 +164,22 @@ def test_the_programs_of_the_docs_run(workplace: Path, capsys: pytest.CaptureFix
         exec(text, names)
     assert "from engine import load" in capsys.readouterr().out
     assert (workplace / "lowered" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch", "fbgemm", "qnnpack"])
+def test_threads_and_kernels_of_the_caller_stay(backend: str, network: torch.nn.Module, tmp_path: Path) -> None:
+    if backend not in ("torch", *torch.backends.quantized.supported_engines):
+        pytest.skip("PyTorch has no such kernels on this CPU")
+    threads, kernels = torch.get_num_threads(), torch.backends.quantized.engine
+    torch.set_num_threads(7)
+    try:
+        precision = "fp32" if backend == "torch" else "int8"
+        compressed = bs.compress(
+            network, IMAGES, method="none" if backend == "torch" else "ptq", precision=precision, backend=backend
+        )
+        lowered = bs.lower(compressed, backend, tmp_path / "lowered")
+        first, second = (lowered(IMAGES.numpy()) for _ in range(2))
+        assert np.array_equal(first, second)
+        assert (torch.get_num_threads(), torch.backends.quantized.engine) == (7, kernels)
+    finally:
+        torch.set_num_threads(threads)

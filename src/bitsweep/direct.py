@@ -9,11 +9,12 @@
 What comes out is what a sweep with the same settings measures. How fast and how accurate it is, a sweep says.
 """
 
+import contextlib
 import copy
 import functools
 import shlex
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -118,14 +119,22 @@ class Lowered:
             DataError: they are other images.
         """
         import numpy as np
+        import torch
 
         given = np.ascontiguousarray(images)
         require_images(given, self.input_shape)
-        return self._infer(given)
+        with _pytorch_kept():
+            infer, kernels = self._loaded
+            torch.set_num_threads(physical_cores())
+            torch.backends.quantized.engine = kernels
+            return infer(given)
 
     @functools.cached_property
-    def _infer(self) -> InferenceFn:
-        return self.engine.load(self.file.parent, threads=physical_cores())
+    def _loaded(self) -> tuple[InferenceFn, str]:
+        """What runs it, and which of PyTorch's integer kernels that needs."""
+        import torch
+
+        return self.engine.load(self.file.parent, threads=physical_cores()), torch.backends.quantized.engine
 
     @property
     def size_mb(self) -> float:
@@ -214,7 +223,8 @@ def lower(program: Program, backend: str, folder: Path | str, *, settings: str =
     programs = engine_programs(engine.deploy_module, engine.deploy_with) if engine.deploy_module else {}
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:  # an engine may change the program that it is given
+        # An engine may change the program that it is given.
+        with tempfile.TemporaryDirectory() as scratch, _pytorch_kept():
             if given:
                 import onnx
 
@@ -234,6 +244,19 @@ def lower(program: Program, backend: str, folder: Path | str, *, settings: str =
         engine=engine,
         input_shape=program.input_shape,
     )
+
+
+@contextlib.contextmanager
+def _pytorch_kept() -> Iterator[None]:
+    """Leave PyTorch's threads and choice of integer kernels as the caller has set them."""
+    import torch
+
+    threads, kernels = torch.get_num_threads(), torch.backends.quantized.engine
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.quantized.engine = kernels
 
 
 def _chosen(*words: str) -> Cell:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from bitsweep.errors import DataError
 from bitsweep.results import Array, Images, Pixels, RawData, RawSplit, Split, Splits
 from bitsweep.runtime.progress import Progress, silent
 from bitsweep.text import counted, say
-
-if TYPE_CHECKING:
-    pass
 
 #: That images may have.
 MOST_CHANNELS = 16
