@@ -239,6 +239,51 @@ def test_linear_layers_of_codes_as_convolutions(reads_codes: bool, bias: bool, t
         np.testing.assert_allclose(_run(tmp_path / "model.onnx", images[:batch]), expected, rtol=1e-5, atol=1e-5)
 
 
+class CodedGroups(torch.nn.Module):
+    """A grouped convolution whose weights are codes with a scale and a zero point for each output, between codes."""
+
+    def __init__(self, channels: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        codes = GENERATOR.integers(-100, 100, (outputs, channels // groups, 3, 3), dtype=np.int8)
+        self.register_buffer("codes", torch.from_numpy(codes))
+        self.register_buffer("scales", torch.linspace(0.001, 0.005, outputs))
+        self.register_buffer("zeros", torch.arange(outputs) % 3)
+        self.groups = groups
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = _on_grid(images, 1 / 128, torch.int8)
+        weight = quantized.dequantize_per_channel(self.codes, self.scales, self.zeros, 0, -128, 127, torch.int8)
+        return _on_grid(functional.conv2d(x, weight, padding=1, groups=self.groups).relu(), 0.1, torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups", "left"),
+    [
+        (64, 64, 16, 2),
+        (24, 48, 8, 1),
+        (16, 32, 16, 1),
+        (80, 80, 10, 5),
+        (32, 16, 16, 1),
+        (16, 16, 16, 16),
+        (80, 80, 2, 2),
+    ],
+    ids=["narrow", "few", "several outputs each", "by a divisor", "one output each", "depthwise", "wide"],
+)
+def test_narrow_groups_of_codes_become_fewer(
+    channels: int, outputs: int, groups: int, left: int, tmp_path: Path
+) -> None:
+    network = CodedGroups(channels, outputs, groups)
+    images = GENERATOR.standard_normal((2, channels, 5, 5)).astype(np.float32)
+    model = _export(network, images, tmp_path / "model.onnx", wide_groups=True)
+    (convolution,) = (node for node in model.graph.node if node.op_type == "Conv")
+    assert next(each.i for each in convolution.attribute if each.name == "group") == left
+    (weights,) = (tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    assert list(weights.dims) == [outputs, channels // left, 3, 3]
+    meant = network(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(_run(tmp_path / "model.onnx", images), meant, atol=0.1 + 1e-6)
+    assert np.mean(np.abs(_run(tmp_path / "model.onnx", images) - meant) > 1e-6) < 1e-3
+
+
 class Padded(torch.nn.Module):
     """A strided convolution behind a padding, in floats or with a pair before and after the padding."""
 

@@ -94,8 +94,8 @@ class OnnxRuntime(CpuOrGpu):
         from bitsweep.lowering.onnx.export import export_onnx
 
         export_onnx(
-            program, folder / self.artifact, codes_of_gates=True, convolved_averages=True, float_weights=False,
-            bits_of_weights=2,
+            program, folder / self.artifact, codes_of_gates=True, convolved_averages=True, wide_groups=True,
+            float_weights=False, bits_of_weights=2,
         )  # fmt: skip
 
     def take(self, file: Path, folder: Path) -> None:

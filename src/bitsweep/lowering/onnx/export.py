@@ -36,6 +36,7 @@ def export_onnx(
     codes_of_gates: bool = False,
     fused_gates: bool = False,
     convolved_averages: bool = False,
+    wide_groups: bool = False,
     pointwise_linear: bool = False,
     pairs_after_joins: bool = True,
     reduced_tokens: bool = True,
@@ -55,6 +56,8 @@ def export_onnx(
             fuse this, and the function, into the layer before.
         convolved_averages: whether averages of windows of 8-bit codes are depthwise convolutions, for engines that have
             better kernels for these.
+        wide_groups: whether convolutions of codes with narrow groups have fewer, wider ones, with weights of 0, for
+            engines that multiply one matrix for each group.
         pointwise_linear: whether linear layers of codes are written as 1x1 convolutions over the batch, for engines
             that have better kernels for these.
         pairs_after_joins: whether the output of a concatenation has a pair where its parts have the same one; else
@@ -86,6 +89,8 @@ def export_onnx(
         rewrites.convolve_averages(model.graph)
     rewrites.pad_in_convolutions(model.graph)
     rewrites.pad_codes(model.graph)
+    if wide_groups:
+        rewrites.widen_groups(model.graph)
     if fused_gates:
         rewrites.dequantize_gates_by_arithmetic(model.graph)
     if not pairs_after_joins:

@@ -7,6 +7,9 @@ import onnx_ir as ir
 
 from bitsweep.lowering.onnx.matching import constant, made_by, only_reader, same_grid
 
+#: Input channels of a group that ONNX Runtime's kernel for codes handles well.
+WIDTH = 32
+
 
 def rectify_codes(graph: ir.Graph) -> None:
     """Let every ReLU before signed codes work on the codes, in which 0 is 0: max(0, Q(x)) = Q(max(0, x)).
@@ -45,12 +48,8 @@ def convolve_averages(graph: ir.Graph) -> None:
     ONNX Runtime's kernel for such averages takes up to 15 times as long.
     """
     for pool in [node for node in graph if node.op_type == "AveragePool"]:
-        dequantize, quantize = (
-            made_by(pool.inputs[0], "DequantizeLinear"),
-            only_reader(pool.outputs[0], "QuantizeLinear"),
-        )
-        zero_points = [None if node is None else constant(node.inputs[2]) for node in (dequantize, quantize)]
-        if any(zero is None or zero.dtype not in (np.int8, np.uint8) for zero in zero_points):
+        ends = made_by(pool.inputs[0], "DequantizeLinear"), only_reader(pool.outputs[0], "QuantizeLinear")
+        if not all(map(_is_of_bytes, ends)):
             continue
         (values,), attributes = pool.inputs, dict(pool.attributes)
         assert values is not None and values.shape is not None
@@ -73,6 +72,53 @@ def convolve_averages(graph: ir.Graph) -> None:
         weights = tape.op("DequantizeLinear", [ones, share, zero])
         result = tape.op("Conv", [values, weights], {**attributes, "group": channels}, name=pool.name)
         ir.convenience.replace_nodes_and_values(graph, pool, [pool], tape.nodes, pool.outputs, [result])
+
+
+def widen_groups(graph: ir.Graph) -> None:
+    """Write convolutions between codes with narrow groups as some with fewer ones, whose further weights are 0.
+
+    ONNX Runtime multiplies one small matrix for each group, which takes longer than the products with 0.
+    """
+    for convolution in [node for node in graph if node.op_type == "Conv"]:
+        values, weight, *bias = convolution.inputs
+        dequantize, groups = made_by(weight, "DequantizeLinear"), convolution.attributes.get_int("group", 1)
+        if dequantize is None or not (_is_of_bytes(dequantize) and _is_of_bytes(made_by(values, "DequantizeLinear"))):
+            continue
+        codes, zero_points = map(constant, dequantize.inputs[::2])
+        if codes is None or zero_points is None:
+            continue
+        outputs, inputs, *window = codes.shape
+        joined = max((each for each in range(1, 1 + WIDTH // inputs) if not groups % each), default=1)
+        is_depthwise = inputs == 1 and outputs == groups
+        if joined == 1 or is_depthwise or not _is_quantized(convolution.outputs[0]):
+            continue
+        zero_O = np.broadcast_to(zero_points, outputs).reshape(-1, *[1] * (codes.ndim - 1))
+        wide = np.broadcast_to(zero_O, (outputs, joined * inputs, *window)).copy()
+        for output in range(outputs):
+            first = inputs * (output * groups // outputs % joined)
+            wide[output, first : first + inputs] = codes[output]
+        tape = ir.tape.Tape(graph)
+        stored = tape.initializer(ir.tensor(wide), f"{convolution.outputs[0].name}_weights")
+        weights = tape.op("DequantizeLinear", [stored, *dequantize.inputs[1:]], dict(dequantize.attributes))
+        attributes = {**convolution.attributes, "group": groups // joined}
+        result = tape.op("Conv", [values, weights, *bias], attributes, name=convolution.name)
+        ir.convenience.replace_nodes_and_values(
+            graph, convolution, [convolution], tape.nodes, convolution.outputs, [result]
+        )
+
+
+def _is_of_bytes(node: ir.Node | None) -> bool:
+    """Whether a node quantizes to, or dequantizes from, codes of a byte."""
+    zero_points = None if node is None or len(node.inputs) < 3 else constant(node.inputs[2])
+    return zero_points is not None and zero_points.dtype in (np.int8, np.uint8)
+
+
+def _is_quantized(values: ir.Value) -> bool:
+    """Whether values become codes, rectified or not, so that the layer that yields them computes on codes."""
+    for rectifier in ("Relu", "Clip"):
+        if (node := only_reader(values, rectifier)) is not None:
+            (values,) = node.outputs
+    return only_reader(values, "QuantizeLinear") is not None
 
 
 def pad_in_convolutions(graph: ir.Graph) -> None:
