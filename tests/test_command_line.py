@@ -257,6 +257,15 @@ def test_the_command_of_a_cell_names_folders_of_choices_from_the_root_on(
     assert f"hydra.searchpath=[file://{tmp_path}/extra]" in shlex.split(cell.command)
 
 
+def test_a_yaml_without_a_name_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "extra" / "model").mkdir(parents=True)
+    text = (CONF / "model" / "lenet.yaml").read_text()
+    (tmp_path / "extra" / "model" / "mine.yaml").write_text(text.replace("name: lenet", ""))
+    with pytest.raises(ConfigError, match=r"^model\.name: a value is required"):
+        cells_of(["hydra.searchpath=[extra]", "model=mine"])
+
+
 def test_a_field_that_a_yaml_does_not_list_is_added_with_a_plus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from bitsweep.config.overrides import as_word, differing
 from bitsweep.errors import ConfigError, first_line
 from bitsweep.options import Options
 
+#: What only names folders.
+_OF_HYDRA = ("hydra", "job_folder")
 _OPTIONS = tuple(Options.__dataclass_fields__)
 #: Name of a configuration -> its choices.
 _usual: dict[str, dict[str, str]] = {}
@@ -38,7 +40,7 @@ def read(config: DictConfig, about: DictConfig) -> tuple[Cell, Options]:
     """
     if about.runtime.cwd not in sys.path:  # where plug-ins of the user's own may lie
         sys.path.append(about.runtime.cwd)
-    plain = {str(name): plain_of(config, str(name)) for name in config if name != "hydra"}
+    plain = {str(name): plain_of(config, str(name)) for name in config if name not in _OF_HYDRA}
     for group in (*CONFIG_GROUPS, REQUIRE):
         if not isinstance(plain.get(group), Mapping):
             raise ConfigError(f"{group}={as_word(plain.get(group))}: a choice is needed; give one of conf/{group}/")
