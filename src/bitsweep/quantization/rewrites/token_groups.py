@@ -3,7 +3,9 @@
 A layer normalisation, and a layer before attention or a ReLU, can yield other multiples of their channels. Between them
 and the layers that read them values are moved in many ways: windows, heads, parts for queries, keys and values. Labels
 find the way: the graph runs once on a few images, and whatever moves values moves the labels of their channels, too.
-What comes of factors is in ``channel_scaling.py``.
+That takes a run, and goes forward from one start only; where channels stay on one axis, the rules of
+``channel_relations.py`` take none, and go back from sums to all that is added. What comes of factors is in
+``channel_scaling.py``.
 """
 
 from operator import getitem
