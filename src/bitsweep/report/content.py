@@ -174,16 +174,15 @@ def confidence(rows: Sequence[Row]) -> str:
 def findings(report: SweepReport) -> list[tuple[str, str, tuple[Path, ...]]]:
     """Sentences that explain figures, as the cells, their sentences, and the pictures that these may name."""
     named: dict[tuple[str, tuple[Path, ...]], list[str]] = {}
+    choices = report.varying_choices
     for row in report.measured:
         if row.findings:
             untimed = "" if "latency_p50_ms" in row.metrics else "not timed"
             text = "; ".join(filter(None, (row.verdict or untimed, *row.findings)))
-            named.setdefault((text, row.pictures if ".png" in text else ()), []).append(_full_name(report, row))
+            named.setdefault((text, row.pictures if ".png" in text else ()), []).append(
+                " ".join(filter(None, map(row.value, choices)))
+            )
     return [(some(names, _MOST_NAMED), text, pictures) for (text, pictures), names in named.items()]
-
-
-def _full_name(report: SweepReport, row: Row) -> str:
-    return " ".join(filter(None, map(row.value, report.varying_choices)))
 
 
 def environment_lines(report: SweepReport) -> list[tuple[str, str]]:
