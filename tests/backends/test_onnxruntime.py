@@ -139,6 +139,37 @@ def test_gated_blocks_run_on_integers_from_end_to_end(
     assert stats.sqnr_db(logits_of(program, [images]), BACKEND.load(tmp_path, threads=1)(images)) > 30
 
 
+class Shuffled(torch.nn.Module):
+    """Units as ShuffleNetV2 has them: one half of the channels goes past the layers, and both are shuffled.
+
+    What is added in the end comes from fewer rows and columns, as in feature pyramids.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.nn.Linear(8, 4)
+        self.units = torch.nn.ModuleList(torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(images))
+        for unit in self.units:
+            past, through = x.chunk(2, 1)
+            x = torch.nn.functional.channel_shuffle(torch.cat([past, torch.relu(unit(through))], 1), 2)
+        x = x + torch.nn.functional.interpolate(torch.nn.functional.max_pool2d(x, 2), scale_factor=2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_parts_of_codes_are_codes(images: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scheme = BACKEND.scheme(Precision(name="any", weights=WEIGHTS, activations=ACTIVATIONS), current_cpu())
+    method = PostTrainingQuantization(name="ptq", calibration_images=32)
+    made = method.compress(Shuffled().eval(), noise_splits(32), input_shape=(3, 32, 32), scheme=scheme, seed=0)
+    BACKEND.lower(made.program, tmp_path)
+    kernels = BACKEND.profile(tmp_path, images, threads=1)
+    assert [kernel.op for kernel in kernels if not kernel.integer] == ["QuantizeLinear"]
+    assert {kernel.op for kernel in kernels if kernel.macs} == {"QLinearConv", "QGemm"}
+
+
 def test_without_fused_kernels_it_computes_the_reference(
     int8_artifact: Path, program_of: ProgramOf, images: np.ndarray
 ) -> None:

@@ -1,6 +1,6 @@
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -347,6 +347,34 @@ def test_what_is_computed_for_each_image_but_is_the_same_is_computed_once() -> N
     assert [layer.name for layer in layers(graph)] == ["stem"]
     (add,) = graph.graph.find_nodes(op="call_function", target=aten.add.Tensor)
     assert {node.op for node in add.all_input_nodes} == {"call_function", "get_attr"}
+
+
+@pytest.mark.parametrize("parted", [
+    lambda x: x.chunk(2, 1), lambda x: x.chunk(3, dim=-1), lambda x: x.split(3, 2), lambda x: x.split([1, 4, 2], -2),
+    lambda x: [x, x.narrow(1, -2, 1), x.narrow(2, 3, 4)],
+    lambda x: torch.tensor_split(x, 3, 1), lambda x: torch.tensor_split(x, (2, 5), 3), lambda x: x.split(100, 3),
+])  # fmt: skip
+def test_parts_are_slices(parted: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    class Parted(nn.Module):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            *others, last = parted(images)
+            return [last, *others[1:]]  # the first is not read
+
+    assert _targets(_same(Parted())) <= {aten.slice.Tensor}
+
+
+def test_shuffled_channels_are_swapped() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 12, 1)
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            features = self.stem(images)
+            return [F.channel_shuffle(features, 3), F.channel_shuffle(features.flatten(2), 4)]
+
+    assert _targets(_same(Shuffled())) >= {aten.reshape.default, aten.transpose.int}
+    assert aten.channel_shuffle.default not in _targets(_same(Shuffled()))
 
 
 def test_what_tells_images_apart_by_their_number_stays() -> None:

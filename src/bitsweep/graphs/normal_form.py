@@ -222,6 +222,36 @@ def squeeze(edit: Editor, node: Node, x: Node) -> Node:
     return edit.call(aten.squeeze.dims, x, dims) if dims else x
 
 
+def slices(edit: Editor, node: Node, x: Node, how: Any, dim: int) -> None:
+    """A slice for each part that is read, where their sizes are fixed: it moves codes as any operation that moves."""
+    start = 0
+    for index, part in enumerate(node.meta["val"]):
+        size = part.shape[dim]
+        if not isinstance(size, int):
+            return
+        for user in [user for user in node.users if user.args[1] == index]:
+            user.replace_all_uses_with(edit.call(aten.slice.Tensor, x, dim % part.ndim, start, start + size))
+            node.graph.erase_node(user)
+        start += size
+
+
+def narrow(edit: Editor, node: Node, x: Node, dim: int, start: int, length: int) -> Node | None:
+    """A slice."""
+    if isinstance(start, Node) or isinstance(length, Node):
+        return None
+    ndim = x.meta["val"].ndim
+    start %= x.meta["val"].shape[dim]
+    return edit.call(aten.slice.Tensor, x, dim % ndim, start, start + length)
+
+
+def channel_shuffle(edit: Editor, node: Node, x: Node, groups: int) -> Node:
+    """Channels in two dimensions, which are swapped."""
+    _, channels, *sizes = x.meta["val"].shape
+    grouped = edit.call(aten.reshape.default, x, [-1, groups, channels // groups, *sizes])
+    swapped = edit.call(aten.transpose.int, grouped, 1, 2)
+    return edit.call(aten.reshape.default, swapped, [-1, channels, *sizes])
+
+
 def copy(edit: Editor, node: Node, x: Node, source: Node, waits: bool = False) -> Node:
     """What is copied, in the shape and type of what it is copied over: that operation has no derivative."""
     before, after = x.meta["val"], source.meta["val"]
@@ -255,4 +285,11 @@ REWRITES: dict[Any, Callable[..., Node | None]] = {
     aten.adaptive_max_pool1d.default: poolings.adaptive_max,
     aten.adaptive_max_pool2d.default: poolings.adaptive_max,
     aten.squeeze.default: squeeze,
+    aten.narrow.default: narrow,
+    aten.channel_shuffle.default: channel_shuffle,
+    aten.chunk.default: slices,
+    aten.split.Tensor: slices,
+    aten.split_with_sizes.default: slices,
+    aten.tensor_split.sections: slices,
+    aten.tensor_split.indices: slices,
 }

@@ -29,7 +29,7 @@ from torch.fx.node import map_aggregate
 from bitsweep.errors import CompressionError
 from bitsweep.graphs import im2col
 from bitsweep.graphs.ops import LAYER_KINDS, aten, quantized
-from bitsweep.quantization.operations import MOVES
+from bitsweep.quantization.operations import ENLARGEMENTS, MOVES
 
 #: Sums of two operands on a common scale stay below this, well within 32 bits.
 LARGEST_OPERAND = 2**29
@@ -238,6 +238,14 @@ def _move(node: Node, x: Any, *how: Any) -> Integers | None:
     return replace(x, values=node.target(x.values, *how))
 
 
+def _enlarge(node: Node, x: Any, *how: Any) -> Integers | None:
+    """Rows and columns are repeated in float64, which holds the integers: there is no kernel for them."""
+    if not isinstance(x, Integers) or x.scale.ndim:
+        return None
+    assert callable(node.target)
+    return replace(x, values=node.target(x.values.double(), *how).int())
+
+
 def _pad(node: Node, x: Any, padding: list[int], mode: str = "constant", value: float | None = None) -> Integers | None:
     return None if value else _move(node, x, padding, mode)
 
@@ -262,6 +270,7 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     aten.mean.dim: _mean,
     aten.adaptive_avg_pool2d.default: _adaptive_average,
     **dict.fromkeys(MOVES, _move),
+    **dict.fromkeys(ENLARGEMENTS, _enlarge),
     aten.pad.default: _pad,
     aten.cat.default: _concatenate,
 }

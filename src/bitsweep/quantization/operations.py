@@ -25,6 +25,8 @@ FUNCTIONS: dict[Any, tuple[float, float]] = {
     aten.avg_pool2d.default: (-math.inf, math.inf),
     aten.mean.dim: (-math.inf, math.inf),
 }
+#: Those that repeat rows and columns.
+ENLARGEMENTS = {aten.upsample_nearest2d.vec, aten._upsample_nearest_exact2d.vec}
 #: Operations whose output values are input values.
 MOVES = {
     aten.max_pool2d.default,
@@ -37,6 +39,7 @@ MOVES = {
     aten.unsqueeze.default,
     aten.contiguous.default,
     aten.slice.Tensor,
+    *ENLARGEMENTS,
 }
 #: Those that are computed anew for each image, and so stay operations of their own.
 NORMALISATIONS = {aten.layer_norm.default, aten.group_norm.default}

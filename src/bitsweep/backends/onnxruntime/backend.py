@@ -229,5 +229,6 @@ def _kernel(event: dict[str, Any], *, ms: float) -> OpProfile:
         macs = math.prod(inputs[0]) * math.prod(inputs[1][1:])
     elif op in PRODUCTS:
         macs = math.prod(output) * inputs[0][-1]
-    integer = op == "DynamicQuantizeMatMul" or (op != "DequantizeLinear" and types[0] in BYTE_TYPES)
+    takes_codes = op != "DequantizeLinear" and types[0] in BYTE_TYPES
+    integer = takes_codes or op in ("DynamicQuantizeMatMul", "QLinearConcat")  # the first input of which is a scale
     return OpProfile(name=event["name"].removesuffix("_kernel_time"), op=op, macs=macs, integer=integer, ms=ms)

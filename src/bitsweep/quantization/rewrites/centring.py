@@ -6,7 +6,6 @@ convolution at a border of zeros. So this is for the narrow layers without a fun
 whose biases may lie far apart: one scale for all channels then has its codes for what never changes.
 """
 
-import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -31,8 +30,7 @@ from bitsweep.quantization.rewrites.channel_groups import owns_parameters
 
 #: f(x + c) = f(x) + f(c) for c that is constant within channels, and so is f(c).
 _ADDITIVE = {
-    aten.add.Tensor, aten.cat.default, aten.slice.Tensor, aten.chunk.default, aten.split.Tensor,
-    aten.split_with_sizes.default, operator.getitem, aten.max_pool2d.default, aten.avg_pool2d.default,
+    aten.add.Tensor, aten.cat.default, aten.slice.Tensor, aten.max_pool2d.default, aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
     aten.transpose.int, aten.permute.default, aten.pixel_unshuffle.default, aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,

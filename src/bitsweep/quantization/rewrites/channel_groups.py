@@ -23,7 +23,7 @@ from bitsweep.graphs.ops import (
     is_layer,
     reads_attribute,
 )
-from bitsweep.quantization.rewrites.channel_relations import GATED, channels_of, read_by, relation, users_of
+from bitsweep.quantization.rewrites.channel_relations import GATED, channels_of, relation
 
 #: A node, one that reads it, and which channel of the first each of the second's has its factor from, or -1.
 Relation = tuple[Node, Node, Tensor]
@@ -132,10 +132,12 @@ def group_of(graph: GraphModule, start: Node) -> ScalingGroup | None:
             starts.append(node)
             near = list[Relation]()
         elif not (
-            near := [(read, node, own_C) for read in read_by(node) if (own_C := relation(read, node)) is not None]
+            near := [
+                (read, node, own_C) for read in node.all_input_nodes if (own_C := relation(read, node)) is not None
+            ]
         ):
             return None
-        for user in users_of(node):
+        for user in node.users:
             if _is_affine_product(user) or (is_layer(user) and _makes_up_for(graph, user, node)):
                 readers.append(user)
             elif (own_C := relation(node, user)) is not None:

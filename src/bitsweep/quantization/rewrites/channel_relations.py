@@ -5,9 +5,6 @@ all that is added has the same factors. What concatenates, takes apart, shuffles
 them.
 """
 
-import operator
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -20,8 +17,6 @@ GATED = {aten.hardswish.default, aten.silu.default}
 _RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.pixel_unshuffle.default}
 _COPIES = {aten.clone.default, aten.contiguous.default}
 _SWAPS = {aten.transpose.int, aten.permute.default}
-#: What takes a tensor apart; its parts are then taken one by one.
-_PARTED = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
 #: What a node yields of channels in two dimensions, as a shuffle has them half way: [N, G, C / G, H, W].
 _SHUFFLED = _RESHAPES | _COPIES | _SWAPS
 
@@ -54,18 +49,6 @@ def relation(read: Node, user: Node) -> Tensor | None:
     return found_C if found_C is not None and len(found_C) == yielded else None
 
 
-def users_of(node: Node) -> Iterator[Node]:
-    """What reads a node, or a part of it."""
-    for user in node.users:
-        yield from user.users if user.target in _PARTED else (user,)
-
-
-def read_by(node: Node) -> Sequence[Node]:
-    """What a node reads, or is a part of."""
-    whole: Node = arguments(node)[0] if _is_part(node) else node
-    return whole.all_input_nodes
-
-
 def _moved(read: Node, user: Node, own_C: Tensor) -> Tensor | None:
     """The channels of what a node reads, in the places where it yields them."""
     value, result = read.meta["val"], user.meta["val"]
@@ -82,20 +65,12 @@ def _moved(read: Node, user: Node, own_C: Tensor) -> Tensor | None:
         return _joined(read, user, own_C)
     if user.target == aten.slice.Tensor:
         return _sliced(user, own_C, value.ndim)
-    if _is_part(user):
-        parted, place = arguments(user)
-        if with_defaults(parted)[2] % value.ndim != 1:
-            return None
-        first = sum(int(part.shape[1]) for part in parted.meta["val"][:place])
-        return own_C[first : first + int(result.shape[1])]
     if user.target == aten.pad.default:
         sizes = [int(size) for size in arguments(user)[1]]
         if user.args[3:] not in ((), (None,), (0,)) or len(sizes) > 2 * (value.ndim - 1):
             return None
         of_channels = sizes[-2:] if len(sizes) == 2 * (value.ndim - 1) else [0, 0]
         return torch.nn.functional.pad(own_C + 1, of_channels) - 1
-    if user.target == aten.channel_shuffle.default:
-        return own_C.view(arguments(user)[1], -1).T.flatten()
     if user.target in _SHUFFLED:
         return _reshaped(user, own_C, value, result)
     if user.target == aten.mean.dim:
@@ -131,11 +106,6 @@ def _reshaped(user: Node, own_C: Tensor, value: Tensor, result: Tensor) -> Tenso
         return own_C if {value.ndim, result.ndim} == {4, 5} and value.shape[-2:] == result.shape[-2:] else None
     several, left = divmod(int(result.shape[1]), len(own_C))
     return None if left or value.ndim == 3 else own_C.repeat_interleave(several)
-
-
-def _is_part(node: Node) -> bool:
-    """Whether a node is a part of a tensor that was taken apart."""
-    return node.target == operator.getitem and arguments(node)[0].target in _PARTED
 
 
 def _sizes(value: Tensor) -> list[int]:
