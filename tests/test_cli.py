@@ -75,6 +75,7 @@ def _same(path: Path) -> bool:
         (["report", "2000-01-01"], "/mlflow.db: there is no such file; run this in the folder of the sweep"),
         (["report", "latest", "--folder", __file__], r"test_cli.py is no folder that can be written; name another"),
         (["report", "latest", "--folder", f"{__file__}/in"], r"test_cli.py is no folder that can be written"),
+        (["report", "2000-01-01", "--folder", "new", "require.drop_pp=1"], "/mlflow.db: there is no such file"),
         (["report"], "the following arguments are required: SWEEP_ID\n"),
         (["show"], "invalid choice: 'show'"),
         (["export", "0" * 32, "bundle"], "/mlflow.db: there is no such file"),

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             complete(given, names)
             return
         # Limits may stand anywhere, which positional arguments may not.
-        limits = [word for word in given if given[0] == "gate" and re.match(r"\+*require[.=]", word)]
+        limits = [word for word in given if given[0] in ("gate", "report") and re.match(r"\+*require[.=]", word)]
         options = parser.parse_args([word for word in given if word not in limits], argparse.Namespace(limits=limits))
         try:
             code = options.do(options)
@@ -220,7 +220,7 @@ def rebuild_report(options: argparse.Namespace) -> int:
     connection = Connection(read_only=True)
     sweep = find_sweep(connection, options.sweep_id)
     folder = options.folder or Path("multirun") / sweep.data.tags["sweep"]
-    wanted = requirements(options.require, recorded=requirements_of(sweep))
+    wanted = requirements([*options.require, *options.limits], recorded=requirements_of(sweep))
     report = read_sweep(connection, sweep, folder=folder, require=wanted)
     lost = sum(row.status == "interrupted" for row in report.rows)
     if lost and sweep.data.tags["status"] != "running" and (folder / "report.html").exists():
