@@ -3,6 +3,9 @@
 import contextlib
 import hashlib
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,3 +112,10 @@ class _LocalProcess:
 def watch_the_queue() -> None:
     """Let submitit ask Slurm's queue instead of its accounting."""
     submitit.SlurmJob.watcher = Queue()
+
+
+def most_in_an_array() -> int:
+    """How many jobs an array of Slurm may have; as many as one likes where that is not told."""
+    told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
+    return max(1, int(limit[1])) if limit else sys.maxsize

@@ -1,6 +1,7 @@
 """Grids on real launchers and a real tracking server: lost jobs, killed commands, and hosts that share no folder."""
 
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from bitsweep.tracking.connection import Connection
 from tests.cluster.services import wait_until
-from tests.test_launchers import DIES, LAUNCHERS, add_engines, has
+from tests.test_launchers import DIES, LAUNCHERS, PROGRAM, add_engines, has
 from tests.test_sweep import cells, command
 from tests.test_sweep import run_apart as run
 
@@ -88,6 +89,15 @@ def test_jobs_of_a_command_that_was_killed_are_waited_for(slurm: None, project: 
     assert [row["status"] for row in cells()] == ["finished", "finished"]
     assert _logged("100") == {("baseline", "FINISHED"): 2, ("cell", "FINISHED"): 2}
     assert not list(Path("multirun/store/jobs").iterdir())
+
+
+def test_more_jobs_than_an_array_may_have(slurm: None, workplace: Path) -> None:
+    Path("program.py").write_text(PROGRAM.replace("LocalLauncher", "SlurmLauncher"))
+    Path("go").touch()
+    told = subprocess.run([sys.executable, "program.py", "sweep", *"abcde"], capture_output=True, text=True)
+    assert (told.stdout, told.stderr) == ("['a', 'b', 'c', 'd', 'e']\n", "")
+    assert len({job.name.partition("_")[0] for job in Path("sweep").iterdir() if job.is_dir()}) == 2
+    assert not list(Path("jobs").iterdir())
 
 
 def test_two_hosts_with_a_store_each(project: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from functools import partial
@@ -77,11 +78,11 @@ with contextlib.suppress(ImportError):  # an extra, without which nobody asks fo
             if jobs:
                 print(f"waiting for {len(jobs)} of the jobs that an earlier command submitted", flush=True)
             new = [number for number in range(len(job_overrides)) if number not in jobs]
-            for number, job in zip(new, self._submit(folder, job_overrides, new, initial_job_idx), strict=True):
-                known.remember(job_overrides[number], folder, job)
-                jobs[number] = job
             answers = []
             try:
+                for number, job in self._submit(folder, job_overrides, new, initial_job_idx):
+                    known.remember(job_overrides[number], folder, job)
+                    jobs[number] = job
                 for number, told in enumerate(job_overrides):
                     answers.append(_answer(jobs[number].result))
                     known.forget(told)
@@ -93,24 +94,33 @@ with contextlib.suppress(ImportError):  # an extra, without which nobody asks fo
 
         def _submit(
             self, folder: Path, job_overrides: Sequence[Sequence[str]], numbers: Sequence[int], start: int
-        ) -> list[Any]:
+        ) -> Iterator[tuple[int, Any]]:
+            """Number and job of each, in as many arrays as it takes; what may run at once is divided between them."""
             import submitit
 
             if not numbers:
-                return []
+                return
             lowers = f"stage={ARTIFACT.name}" in job_overrides[numbers[0]]
             parameters = self.params["parameters"] | (self.params["lowering"] if lowers else {})
+            arrays = -(-len(numbers) // self._most_in_an_array())
+            if arrays > 1 and (at_once := parameters.get("slurm_array_parallelism")):
+                parameters["slurm_array_parallelism"] = max(1, at_once // arrays)
             executor = submitit.AutoExecutor(cluster=self._EXECUTOR, folder=folder)
             executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
-            jobs: list[Any] = executor.map_array(
-                self,
-                [list(job_overrides[number]) for number in numbers],
-                ["hydra.sweep.dir" for _ in numbers],
-                [start + number for number in numbers],
-                [f"job_id_for_{start + number}" for number in numbers],
-                [Singleton.get_state()] * len(numbers),
-            )
-            return jobs
+            for first in range(arrays):
+                part = numbers[first::arrays]
+                jobs: list[Any] = executor.map_array(
+                    self,
+                    [list(job_overrides[number]) for number in part],
+                    ["hydra.sweep.dir" for _ in part],
+                    [start + number for number in part],
+                    [f"job_id_for_{start + number}" for number in part],
+                    [Singleton.get_state()] * len(part),
+                )
+                yield from zip(part, jobs, strict=True)
+
+        def _most_in_an_array(self) -> int:
+            return sys.maxsize
 
     class LocalLauncher(_Submitted):
         """Jobs are processes of this machine."""
@@ -121,6 +131,11 @@ with contextlib.suppress(ImportError):  # an extra, without which nobody asks fo
         """Jobs are those of Slurm."""
 
         _EXECUTOR = "slurm"
+
+        def _most_in_an_array(self) -> int:
+            from bitsweep.submitted import most_in_an_array
+
+            return most_in_an_array()
 
 
 with contextlib.suppress(ImportError):
