@@ -26,7 +26,7 @@ from bitsweep.runtime.store import Store
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
 from tests.conftest import QUICK
-from tests.processes import wait_until
+from tests.processes import runs, wait_until
 from tests.test_sweep import cells, run_apart
 
 LAUNCHERS = {
@@ -136,6 +136,45 @@ def test_a_worker_that_is_lost_between_two_jobs_takes_none_with_it() -> None:
     again, pool = launcher._submit(os.getpid)
     assert again.result() != job.result()
     pool.shutdown()
+
+
+#: A program whose one worker is at a job, and whose other one has nothing to do.
+WORKERS = """
+import os, time
+from pathlib import Path
+from hydra_plugins import bitsweep_launchers as launchers
+
+def work():
+    with launchers._AT_A_JOB:
+        Path("at work").touch()
+        while not Path("go").exists():
+            time.sleep(0.05)
+        Path("done").touch()
+
+launcher = launchers.JoblibLauncher(n_jobs=2)
+(idle, _), (busy, pool) = launcher._submit(os.getpid), launcher._submit(os.getpid)
+print(idle.result(), busy.result(), flush=True)
+launcher._idle.append(pool)
+launcher._submit(work)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not has(LAUNCHERS["joblib"]), reason="the launcher of joblib is missing")
+def test_workers_end_with_their_command_but_not_before_their_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", WORKERS], stdout=subprocess.PIPE) as sweep:
+        assert sweep.stdout
+        idle, busy = map(int, sweep.stdout.readline().split())
+        wait_until(Path("at work").exists)
+        sweep.terminate()
+    wait_until(lambda: not runs(idle))
+    assert runs(busy)
+    Path("go").touch()
+    wait_until(lambda: not runs(busy))
+    assert Path("done").exists()
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 import contextlib
 import copy
 import itertools
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from functools import partial
@@ -24,8 +27,8 @@ from bitsweep.stages import ARTIFACT
 
 #: Bytes for the objects of a Ray that a sweep starts; Ray refuses less.
 _OBJECT_STORE = 78_643_200
-#: Seconds after which an idle worker of joblib ends, if this process did not live to end it.
-_IDLE_S = 300
+#: Held by a worker of joblib while it is at a job.
+_AT_A_JOB = threading.Lock()
 
 
 class OwnLaunchers(SearchPathPlugin):  # type: ignore[misc]
@@ -192,8 +195,19 @@ with contextlib.suppress(ImportError):
                 pool = self._idle.pop()
                 with contextlib.suppress(BrokenExecutor):  # it was lost since its last job
                     return pool.submit(function, *given), pool
-            pool = ProcessPoolExecutor(max_workers=1, timeout=_IDLE_S)
+            pool = ProcessPoolExecutor(max_workers=1, initializer=_end_without, initargs=(os.getpid(),))
             return pool.submit(function, *given), pool
+
+    def _end_without(parent: int) -> None:
+        """Let a worker end once the process is gone that gives it jobs, after the one that it is at."""
+
+        def watch() -> None:
+            while os.getppid() == parent:
+                time.sleep(1)
+            with _AT_A_JOB:
+                os._exit(0)
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def _run(context: HydraContext, config: DictConfig, task: TaskFunction, state: dict[Any, Any]) -> JobReturn:
         """Run a job in a worker."""
@@ -201,7 +215,8 @@ with contextlib.suppress(ImportError):
         Singleton.set_state(state)
         HydraConfig.instance().set_config(config)
         folders = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-        return run_job(hydra_context=context, config=config, task_function=task, **folders)
+        with _AT_A_JOB:
+            return run_job(hydra_context=context, config=config, task_function=task, **folders)
 
 
 with contextlib.suppress(ImportError):
