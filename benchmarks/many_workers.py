@@ -98,8 +98,9 @@ def _start_workers_fast(place: str) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([child._PRELOAD, *IMPORTED])
     multiprocessing.forkserver.ensure_running()
-    given: dict[str, Any] = {"context": context, "initializer": begin, "initargs": (place,)}
-    loky.ProcessPoolExecutor = functools.partial(loky.ProcessPoolExecutor, **given)
+    started = functools.partial(loky.ProcessPoolExecutor, context=context, initializer=begin, initargs=(place,))
+    # Of what these are given otherwise, nothing holds for children of a server.
+    loky.ProcessPoolExecutor = lambda max_workers, **given: started(max_workers=max_workers)
 
 
 def _note(what: str, **figures: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ from bitsweep.job import run_cell
 from bitsweep.launching import GaveUp, as_planned, launched, prepare, require_planned
 from bitsweep.options import Options
 from bitsweep.results import Outcome
-from bitsweep.runtime import environment
+from bitsweep.runtime import child, environment
 from bitsweep.runtime.store import Store
+from bitsweep.search.budget import Budget
 from bitsweep.stages import Stage
 from bitsweep.tracking.connection import Connection
 from tests.conftest import QUICK
@@ -211,12 +213,20 @@ def test_a_job_that_only_prepares_asks_nothing_of_mlflow(measured: Path, monkeyp
 
 
 def test_a_job_has_its_children_import_while_it_does(pair: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
-    began = []
-    monkeypatch.setattr("bitsweep.job.child.warm_up", lambda: began.append("children"))
+    began: list[str] = []
+    monkeypatch.setattr("bitsweep.job.child.warm_up", lambda preload="all": began.append(preload))
     monkeypatch.setattr(Connection, "__init__", lambda *args, **given: began.append("MLflow") or _unreachable())
-    with pytest.raises(TrackingError):
-        run_cell(pair[0], Options(), folder=Path("multirun"), sweep_id="first")
-    assert began == ["children", "MLflow"]
+
+    def start(**options: Any) -> list[str]:
+        began.clear()
+        with pytest.raises(TrackingError):
+            run_cell(pair[0], Options(**options), folder=Path("multirun"), sweep_id="first")
+        return began
+
+    assert start() == ["all", "MLflow"]
+    Store(Options().store.folder).folder("artifact", stages.ARTIFACT.key_of(pair[0])).mkdir(parents=True)
+    assert start() == [child.FOR_MEASURING, "MLflow"]
+    assert start(stage="baseline") == start(search=Budget(minutes=1)) == ["all", "MLflow"]
 
 
 def _unreachable() -> None:

@@ -36,8 +36,13 @@ def run_cell(cell: Cell, options: Options, *, folder: Path, sweep_id: str) -> Ou
 
     machine.check()
     require_planned(cell, options.planned, options.stage)
-    child.warm_up()
     store = Store(options.store.folder)
+    made_before = store.folder(stages.ARTIFACT.name, stages.ARTIFACT.key_of(cell)).exists()
+    only_measures = made_before and options.stage == "cell" and not options.search.limited
+    if only_measures:
+        child.warm_up(child.FOR_MEASURING)
+    else:
+        child.warm_up()
     connect = functools.cache(functools.partial(Connection, of_job=True))
     shared = SharedResults(connect(), store) if options.store.fetch else None
     runner = runner_of(options, folder, shared)

@@ -33,6 +33,8 @@ from bitsweep.runtime.progress import progress_bar
 _PRELOAD = "bitsweep.runtime.preload"
 #: Where children only draw the pictures of a report, they need none of the heavy packages.
 FOR_PICTURES = "bitsweep.report.pictures"
+#: Where they measure what is made already, none that compresses and lowers.
+FOR_MEASURING = "bitsweep.runtime.preload_measuring"
 _TEARDOWN_S = 10
 #: One thread at a time hides the main module.
 _MAIN_MODULE = threading.Lock()
@@ -53,7 +55,7 @@ def warm_up(preload: str = _PRELOAD) -> None:
     """Start the server now, so that its imports overlap with other work.
 
     Args:
-        preload: module that it imports: all packages that a stage may use, or ``FOR_PICTURES``.
+        preload: module that it imports: all packages that a stage may use, ``FOR_MEASURING``, or ``FOR_PICTURES``.
     """
     _context(preload)
 

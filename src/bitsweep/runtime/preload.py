@@ -3,20 +3,17 @@
 import contextlib
 import gc
 
-gc.disable()  # imports make many objects and no garbage: looking for it took a quarter of their time
+import bitsweep.runtime.preload_measuring  # noqa: F401
+
+gc.disable()  # as there
 
 import torch  # noqa: E402
 
 # A process that has asked the driver for GPUs can fork none that uses one; torchao asks when it is imported.
 _is_available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
 
-import matplotlib.backends.backend_agg  # noqa: E402
-import matplotlib.figure  # noqa: E402, F401
 import onnx  # noqa: E402, F401
-import onnxruntime  # noqa: E402, F401
 import onnxscript.function_libs.torch_lib.ops  # noqa: E402, F401
-import psutil  # noqa: E402, F401
-import sklearn.metrics  # noqa: E402, F401
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
 
@@ -27,7 +24,6 @@ with contextlib.suppress(ImportError):
 
 torch.cuda.is_available = _is_available
 
-# What packages have made stays for good: no child looks through it for garbage, nor copies its pages by doing so.
 gc.freeze()
 gc.enable()
 
