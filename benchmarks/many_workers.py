@@ -119,7 +119,7 @@ def simulated_job(config: DictConfig) -> Outcome | None:
     own = Path(os.environ[PLACE]) / "locks" / str(os.getpid())
     own.mkdir(parents=True, exist_ok=True)
     os.environ[machine.VARIABLE] = str(own)
-    child.call, child.warm_up = sleep_instead, lambda: None
+    child.call, child.warm_up = sleep_instead, lambda *preload: None
     try:
         return hydra_app.run_job(config)
     finally:
