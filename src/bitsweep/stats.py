@@ -204,7 +204,7 @@ def paired_speedup(
     Args:
         baseline_blocks, candidate_blocks: times, as many blocks each.
         between: standard deviation of the logarithm of the ratio from process to process.
-        slowdown: how much slower than at their best the cores were meanwhile; 1 or more.
+        slowdown: how much the cores may have slowed one of the two alone; 1 or more.
 
     Raises:
         ValueError: the numbers of blocks differ, or there is none.

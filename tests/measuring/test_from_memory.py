@@ -60,7 +60,7 @@ def test_the_interval_has_it(megabytes: int, verdict: str, tmp_path: Path, monke
     noise["slowdown"] = 1.5
     metrics, flags, details = figures_of(timed, tmp_path, subject)
     assert details["verdict"] == "not distinguishable"
-    assert any("1.5 times slower than at their best" in text for text in cautions(flags, details))
+    assert any("by up to 1.5 times and the other not at all" in text for text in cautions(flags, details))
 
     monkeypatch.setattr(Cpu, "is_emulated", True)
     _, flags, details = figures_of(timed, tmp_path, subject)

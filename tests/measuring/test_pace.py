@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bitsweep.config.protocol import MeasurementProtocol
-from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_slowdown
+from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_effect
 from bitsweep.measuring.timing import until_quiet
 from bitsweep.runtime.machine import VARIABLE, private_folder
 
@@ -86,8 +86,9 @@ def test_turns_and_their_drift() -> None:
     ]
     assert steady(turns, 0.25) == [0, 1, 3]
     assert drift(turns) == pytest.approx(0.75)
-    assert typical_slowdown(turns) == pytest.approx(1.1)
-    assert typical_slowdown([[Moment(arithmetic=1, distance=math.inf, kernel_ms=1)]]) == 10
+    assert typical_effect(turns) == pytest.approx(1.05)
+    assert typical_effect([[Moment(arithmetic=1.2, distance=distance, kernel_ms=1)] for distance in (1, 2, 3)]) == 1.5
+    assert typical_effect([[Moment(arithmetic=1, distance=math.inf, kernel_ms=1)]]) == 10
     assert drift([[Moment(arithmetic=1, distance=1, kernel_ms=5)]]) == 0
 
 

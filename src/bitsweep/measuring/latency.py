@@ -119,9 +119,9 @@ def cautions(flags: list[str], details: dict[str, Any]) -> list[str]:
     found = []
     if (slowdown := max(batch.get("slowdown", 1.0) for batch in details["batches"].values())) > 1:
         found.append(
-            f"the cores were {slowdown:.1f} times slower than at their best in nearly all blocks, which may slow one "
-            "program and not the other: both ends of the speed-up's interval are moved by as much; measure it again on "
-            "a quiet machine (remeasure=noisy)"
+            "the cores were slower than at their best in nearly all blocks, or further apart, which may slow one "
+            f"program by up to {slowdown:.1f} times and the other not at all: both ends of the speed-up's interval are "
+            "moved by as much; measure it again on a quiet machine (remeasure=noisy)"
         )
     if rests := details.get("from_memory"):
         found.append(

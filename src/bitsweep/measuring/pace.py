@@ -35,8 +35,8 @@ _ROUND_TRIPS, _SERIES = 200, 3
 _PARTNERS = 3
 #: How often a core looks for the other's answer before it gives up: about 20 ms.
 _LOOKS = 500_000
-#: A slowdown that counts for any larger one: a core that does not answer at all is infinitely slow.
-_MOST_SLOWDOWN = 10.0
+#: An effect that counts for any larger one: a core that does not answer at all is infinitely far.
+_LARGEST_EFFECT = 10.0
 #: What is known of a machine counts for a day.
 _KNOWN_FOR_S = 86_400.0
 #: Places of the two messages, in cache lines of their own.
@@ -77,6 +77,14 @@ class Moment(NamedTuple):
     def slowdown(self) -> float:
         """The larger of the two."""
         return max(self.arithmetic, self.distance)
+
+    @property
+    def effect(self) -> float:
+        """How much longer a program may take because of it, at most.
+
+        One that passed messages for more than half of its time would be no faster than on one core.
+        """
+        return max(self.arithmetic, (1 + self.distance) / 2)
 
 
 class Pace:
@@ -263,9 +271,9 @@ def steady(turns: Sequence[Sequence[Moment]], limit: float) -> list[int]:
     return [number for number, turn in enumerate(turns) if max(moment.slowdown for moment in turn) <= 1 + limit]
 
 
-def typical_slowdown(turns: Sequence[Sequence[Moment]]) -> float:
-    """How much slower than at their best the cores were, in the median of some turns' slowest moments; 1 or more."""
-    return min(_MOST_SLOWDOWN, statistics.median(max(moment.slowdown for moment in turn) for turn in turns))
+def typical_effect(turns: Sequence[Sequence[Moment]]) -> float:
+    """How much longer a program may have taken than on cores at their best, in the median of all moments; 1 or more."""
+    return min(_LARGEST_EFFECT, statistics.median(moment.effect for turn in turns for moment in turn))
 
 
 def drift(turns: Sequence[Sequence[Moment]]) -> float:

@@ -18,7 +18,7 @@ from bitsweep.config.backend import Backend
 from bitsweep.config.protocol import MeasurementProtocol
 from bitsweep.measuring.from_memory import between_processes, share_of
 from bitsweep.measuring.others import Others
-from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_slowdown
+from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_effect
 from bitsweep.measuring.timing import (
     FEWEST_STEADY,
     LONGEST_BLOCK,
@@ -128,7 +128,7 @@ def _quiet(
     return {
         "noisy": badness > 1, "crowded": others.crowd(protocol, computes=computes), "badness": badness,
         "drift": change, "spread": spread, "steady": rounds,
-        "slowdown": typical_slowdown(moments), **others.figures,
+        "slowdown": typical_effect(moments), **others.figures,
     }  # fmt: skip
 
 

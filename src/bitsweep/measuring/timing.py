@@ -16,7 +16,7 @@ import numpy as np
 from bitsweep import stats
 from bitsweep.errors import first_line, ran_out_of_memory
 from bitsweep.measuring.others import Others
-from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_slowdown
+from bitsweep.measuring.pace import Moment, Pace, drift, steady, typical_effect
 from bitsweep.results import LATENCY_SAMPLES, Array
 from bitsweep.runtime.environment import last_cache_bytes, usable_cpus
 
@@ -132,7 +132,7 @@ def until_quiet(
         slowdown = 1.0
         if too_few(steady_turns, protocol.blocks):
             counted = list(range(len(turns)))
-            slowdown = typical_slowdown(turns)
+            slowdown = typical_effect(turns)
         blocks = [[own[turn] for turn in counted] for own in blocks]
         change = drift([turns[turn] for turn in counted])
         spread = stats.relative_iqr(np.concatenate(blocks[0]))
